@@ -1,0 +1,232 @@
+//! Where each parameter lies in the flat buffers. Parameters, gradients and both moments share one layout, so the
+//! optimizer, the norm, the hash, the wire and the checkpoint each walk memory once, in the same order.
+//!
+//! The order is the one in which backward completes the gradients: the head first, the embedding last. Within a
+//! block the query, key and value projections are adjacent, and so are gate and up, so that each group is one matrix
+//! for one product. Names and shapes are Hugging Face's.
+
+use std::ops::Range;
+
+use crate::spec::{Architecture, ModelConfig};
+
+/// Elements in one chunk: the unit of the wire, of the gradient norm and of the state hash (256 KiB of f32).
+pub const CHUNK_LEN: usize = 64 * 1024;
+
+/// One parameter tensor in the flat buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+    /// First element in the flat buffer.
+    pub offset: usize,
+}
+
+impl TensorSpec {
+    /// Number of elements.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Elements of the flat buffer that belong to this tensor.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len()
+    }
+
+    /// Whether weight decay applies: matrices (embeddings included) decay, vectors do not.
+    pub fn decays(&self) -> bool {
+        self.shape.len() >= 2
+    }
+}
+
+/// The layout of one model's flat buffers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    tensors: Vec<TensorSpec>,
+    len: usize,
+}
+
+impl Layout {
+    /// The layout of a model. Depends on its shape alone.
+    pub fn of(model: &ModelConfig) -> Self {
+        let mut layout = Self {
+            tensors: Vec::new(),
+            len: 0,
+        };
+        match model.architecture {
+            Architecture::Llama => layout.push_llama(model),
+            Architecture::Gpt2 => layout.push_gpt2(model),
+        }
+        layout
+    }
+
+    /// All tensors, in the order of the flat buffer.
+    pub fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    /// Elements of the flat buffer: the number of parameters.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<&TensorSpec> {
+        self.tensors.iter().find(|t| t.name == name)
+    }
+
+    /// Number of chunks of [`CHUNK_LEN`] elements; the last one may be shorter.
+    pub fn chunks(&self) -> usize {
+        chunk_count(self.len)
+    }
+
+    /// Elements of chunk `index`.
+    pub fn chunk(&self, index: usize) -> Range<usize> {
+        chunk_range(index, self.len)
+    }
+
+    fn push(&mut self, name: String, shape: &[usize]) {
+        let spec = TensorSpec {
+            name,
+            shape: shape.to_vec(),
+            offset: self.len,
+        };
+        self.len += spec.len();
+        self.tensors.push(spec);
+    }
+
+    fn push_llama(&mut self, m: &ModelConfig) {
+        let (hidden, inner) = (m.hidden_size, m.intermediate_size);
+        let kv = m.num_key_value_heads * m.head_dim();
+        if !m.tie_word_embeddings {
+            self.push("lm_head.weight".into(), &[m.vocab_size, hidden]);
+        }
+        self.push("model.norm.weight".into(), &[hidden]);
+        for layer in (0..m.num_hidden_layers).rev() {
+            let p = format!("model.layers.{layer}");
+            self.push(format!("{p}.mlp.down_proj.weight"), &[hidden, inner]);
+            self.push(format!("{p}.mlp.gate_proj.weight"), &[inner, hidden]);
+            self.push(format!("{p}.mlp.up_proj.weight"), &[inner, hidden]);
+            self.push(format!("{p}.post_attention_layernorm.weight"), &[hidden]);
+            self.push(format!("{p}.self_attn.o_proj.weight"), &[hidden, hidden]);
+            self.push(format!("{p}.self_attn.q_proj.weight"), &[hidden, hidden]);
+            self.push(format!("{p}.self_attn.k_proj.weight"), &[kv, hidden]);
+            self.push(format!("{p}.self_attn.v_proj.weight"), &[kv, hidden]);
+            self.push(format!("{p}.input_layernorm.weight"), &[hidden]);
+        }
+        self.push("model.embed_tokens.weight".into(), &[m.vocab_size, hidden]);
+    }
+
+    fn push_gpt2(&mut self, m: &ModelConfig) {
+        let (hidden, inner) = (m.hidden_size, m.intermediate_size);
+        self.push_affine("transformer.ln_f", &[hidden], hidden, m.bias);
+        for layer in (0..m.num_hidden_layers).rev() {
+            let p = format!("transformer.h.{layer}");
+            self.push_affine(&format!("{p}.mlp.c_proj"), &[inner, hidden], hidden, m.bias);
+            self.push_affine(&format!("{p}.mlp.c_fc"), &[hidden, inner], inner, m.bias);
+            self.push_affine(&format!("{p}.ln_2"), &[hidden], hidden, m.bias);
+            self.push_affine(
+                &format!("{p}.attn.c_proj"),
+                &[hidden, hidden],
+                hidden,
+                m.bias,
+            );
+            self.push_affine(
+                &format!("{p}.attn.c_attn"),
+                &[hidden, 3 * hidden],
+                3 * hidden,
+                m.bias,
+            );
+            self.push_affine(&format!("{p}.ln_1"), &[hidden], hidden, m.bias);
+        }
+        self.push("transformer.wpe.weight".into(), &[m.context, hidden]);
+        self.push("transformer.wte.weight".into(), &[m.vocab_size, hidden]);
+    }
+
+    fn push_affine(&mut self, name: &str, weight: &[usize], out: usize, bias: bool) {
+        if bias {
+            self.push(format!("{name}.bias"), &[out]);
+        }
+        self.push(format!("{name}.weight"), weight);
+    }
+}
+
+/// Number of chunks that cover `len` elements.
+pub fn chunk_count(len: usize) -> usize {
+    len.div_ceil(CHUNK_LEN)
+}
+
+/// Elements of chunk `index` of a buffer of `len` elements.
+pub fn chunk_range(index: usize, len: usize) -> Range<usize> {
+    let start = index * CHUNK_LEN;
+    assert!(start < len, "chunk {index} lies outside {len} elements");
+    start..(start + CHUNK_LEN).min(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama() -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Llama,
+            vocab_size: 512,
+            context: 64,
+            hidden_size: 64,
+            num_hidden_layers: 5,
+            num_attention_heads: 8,
+            num_key_value_heads: 4,
+            intermediate_size: 172,
+            tie_word_embeddings: true,
+            bias: false,
+            dropout: 0.0,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            initializer_range: 0.02,
+        }
+    }
+
+    #[test]
+    fn tensors_tile_the_buffer_without_a_gap() {
+        for architecture in [Architecture::Llama, Architecture::Gpt2] {
+            for bias in [false, true] {
+                let layout = Layout::of(&ModelConfig {
+                    architecture,
+                    bias,
+                    ..llama()
+                });
+                let mut end = 0;
+                for t in layout.tensors() {
+                    assert_eq!(t.offset, end, "{}", t.name);
+                    end = t.range().end;
+                }
+                assert_eq!(end, layout.len());
+            }
+        }
+    }
+
+    #[test]
+    fn stories260k_has_its_published_size() {
+        assert_eq!(Layout::of(&llama()).len(), 260_032);
+    }
+
+    #[test]
+    fn gpt2_has_its_published_size() {
+        let gpt2 = ModelConfig {
+            architecture: Architecture::Gpt2,
+            vocab_size: 50_257,
+            context: 1024,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            num_key_value_heads: 12,
+            intermediate_size: 3072,
+            bias: true,
+            ..llama()
+        };
+        assert_eq!(Layout::of(&gpt2).len(), 124_439_808);
+    }
+}

@@ -1,0 +1,77 @@
+//! The shape of a model: everything that decides the names and sizes of its tensors, and nothing about training.
+
+use serde::{Deserialize, Serialize};
+
+/// A family of models that the engine can build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// RMSNorm, rotary positions, grouped-query attention, SwiGLU (Touvron et al., arXiv 2302.13971).
+    Llama,
+    /// LayerNorm before each sub-layer, learned positions, GELU (Radford et al., 2019).
+    Gpt2,
+}
+
+impl std::fmt::Display for Architecture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Llama => "llama",
+            Self::Gpt2 => "gpt2",
+        })
+    }
+}
+
+/// A complete, validated model shape. Field names follow Hugging Face's `LlamaConfig` where they have one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// The family.
+    pub architecture: Architecture,
+    /// Rows of the embedding; every token id is below it.
+    pub vocab_size: usize,
+    /// Tokens in one training sample, and the longest sequence the model attends over.
+    pub context: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Transformer blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads; `hidden_size` is divisible by it.
+    pub num_attention_heads: usize,
+    /// Key/value heads; divides `num_attention_heads`. Equal to it for `gpt2`.
+    pub num_key_value_heads: usize,
+    /// Inner width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Whether the output projection is the embedding. Always true for `gpt2`.
+    pub tie_word_embeddings: bool,
+    /// Biases in linear layers and LayerNorm (`gpt2` only; false for `llama`).
+    pub bias: bool,
+    /// Dropout probability after the embedding, on attention weights and before each residual add (`gpt2` only).
+    pub dropout: f32,
+    /// Epsilon of RMSNorm or LayerNorm.
+    pub norm_eps: f32,
+    /// Base of the rotary frequencies (`llama` only).
+    pub rope_theta: f32,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: f32,
+}
+
+impl ModelConfig {
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// Floating-point operations of forward and backward for one token: `6 N + 12 layers * hidden * context`, with N
+    /// the parameters that take part in matrix products (Chowdhery et al., arXiv 2204.02311, appendix B).
+    pub fn flops_per_token(&self) -> f64 {
+        let layout = crate::layout::Layout::of(self);
+        let matrices: usize = layout
+            .tensors()
+            .iter()
+            .filter(|t| t.shape.len() == 2 && !t.name.ends_with("wpe.weight"))
+            .filter(|t| self.tie_word_embeddings || !t.name.ends_with("embed_tokens.weight"))
+            .map(|t| t.len())
+            .sum();
+        6.0 * matrices as f64
+            + 12.0 * (self.num_hidden_layers * self.hidden_size * self.context) as f64
+    }
+}

@@ -1,0 +1,122 @@
+//! The run spec: a complete, validated description of one pretraining or finetuning run. Two runs with equal specs
+//! and equal corpora have equal results, on any cluster.
+
+use serde::{Deserialize, Serialize};
+
+use super::ModelConfig;
+
+/// Why a run exists. The loop is the same; data, start and defaults differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunKind {
+    /// From random weights.
+    Pretrain,
+    /// From the weights of a checkpoint.
+    Finetune,
+    /// No step at all: scores a text with the weights of a checkpoint.
+    Eval,
+}
+
+/// Shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Half a cosine from the peak to the minimum (Loshchilov and Hutter, arXiv 1608.03983).
+    Cosine,
+    /// A straight line from the peak to the minimum.
+    Linear,
+    /// Warm-up, stable, decay: the peak until the last `decay_steps`, then a straight line (Hu et al., arXiv 2404.06395).
+    Wsd,
+    /// The peak throughout.
+    Constant,
+}
+
+/// Everything that decides an optimizer step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// Optimizer steps of the whole run.
+    pub steps: u64,
+    /// Logical data-parallel shards; fixed for the life of the run.
+    pub lanes: u32,
+    /// Samples in one forward and backward.
+    pub micro_batch: u32,
+    /// Micro-batches that a lane runs per step, in order.
+    pub accumulate: u32,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Learning rate at the end of the schedule.
+    pub min_learning_rate: f64,
+    /// Steps of linear warm-up from zero.
+    pub warmup_steps: u64,
+    /// Shape after warm-up.
+    pub schedule: ScheduleKind,
+    /// Length of the final decay of `wsd`, in steps.
+    pub decay_steps: u64,
+    /// AdamW's decay of the first moment.
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub beta2: f64,
+    /// AdamW's epsilon.
+    pub eps: f64,
+    /// Decoupled weight decay; applied to matrices only.
+    pub weight_decay: f64,
+    /// Bound on the global gradient norm; 0 turns clipping off.
+    pub grad_clip: f64,
+    /// Seed of the initial weights, the sample order and dropout.
+    pub seed: u64,
+    /// Steps between validations; 0 validates only at the start and the end.
+    pub eval_every: u64,
+    /// Bound on the samples of one validation; 0 scores the whole split.
+    pub eval_samples: u64,
+    /// Workers that must be there before the run starts.
+    pub min_workers: u32,
+}
+
+impl TrainConfig {
+    /// Samples that one optimizer step consumes.
+    pub fn samples_per_step(&self) -> u64 {
+        u64::from(self.lanes) * self.samples_per_lane()
+    }
+
+    /// Samples that one lane consumes per step.
+    pub fn samples_per_lane(&self) -> u64 {
+        u64::from(self.accumulate) * u64::from(self.micro_batch)
+    }
+}
+
+/// When checkpoints are written and how many stay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 writes one only at the end.
+    pub every: u64,
+    /// How many of the newest stay; the best by validation loss stays besides.
+    pub keep: u32,
+}
+
+/// A complete run, as the coordinator and the workers trust it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// Pretraining or finetuning.
+    pub kind: RunKind,
+    /// The model's shape, vocabulary included.
+    pub model: ModelConfig,
+    /// The optimizer steps.
+    pub train: TrainConfig,
+    /// The checkpoints.
+    pub checkpoint: CheckpointConfig,
+    /// Fingerprint of the corpus that is trained on.
+    pub corpus: String,
+    /// Where the weights start, if not from the seed.
+    pub start: Option<StartPoint>,
+}
+
+/// The checkpoint that a finetuning run starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartPoint {
+    /// What the user named: `RUN@STEP`, or the directory.
+    pub source: String,
+    /// BLAKE3 of the checkpoint's `model.safetensors`, in hex: the identity of the weights.
+    pub weights: String,
+    /// Fingerprint of the corpus that the checkpoint was trained on, scored again at the end; absent for a foreign checkpoint.
+    pub base_corpus: Option<String>,
+}
