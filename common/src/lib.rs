@@ -3,6 +3,12 @@
 //!
 //! Files marked **pure** in ARCHITECTURE.md do no I/O, read no clock and draw no random number.
 
+pub mod aggregate;
+pub mod cluster;
+pub mod ids;
+pub mod lanes;
 pub mod layout;
 pub mod rng;
+pub mod schedule;
 pub mod spec;
+pub mod tree;

@@ -1,0 +1,173 @@
+//! What coordinator and workers say to each other, as domain types. `wire` turns them into protobuf and back.
+
+use std::sync::Arc;
+
+use crate::aggregate::RootTotals;
+use crate::cluster::EvalSplit;
+use crate::ids::{Lane, RunId, Step};
+use crate::spec::RunSpec;
+
+/// Where the state of a run comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateSource {
+    /// Random weights from the spec's seed.
+    Seed,
+    /// The weights that a finetuning run starts from, with zero moments.
+    Start,
+    /// The run's own checkpoint of this step.
+    Checkpoint(Step),
+}
+
+impl StateSource {
+    /// Updates that this state has seen.
+    pub fn step(self) -> Step {
+        match self {
+            Self::Seed | Self::Start => 0,
+            Self::Checkpoint(step) => step,
+        }
+    }
+}
+
+/// From the coordinator to one worker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToWorker {
+    /// Get a run's state and answer [`FromWorker::Loaded`].
+    Load {
+        /// The run.
+        run: RunId,
+        /// What is trained.
+        spec: Arc<RunSpec>,
+        /// Where the state comes from.
+        source: StateSource,
+        /// What validations score.
+        splits: Arc<[EvalSplit]>,
+    },
+    /// Compute lanes of the step after the state's.
+    Compute {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+        /// Version of the assignment.
+        generation: u64,
+        /// The lanes, ascending.
+        lanes: Vec<Lane>,
+        /// Whether this worker sums the root by itself.
+        sole_owner: bool,
+    },
+    /// Apply a step's root.
+    Commit {
+        /// The run.
+        run: RunId,
+        /// How.
+        commit: Commit,
+    },
+    /// Score units of a split.
+    Evaluate {
+        /// The run.
+        run: RunId,
+        /// The state's step.
+        step: Step,
+        /// Index of the split.
+        split: u32,
+        /// Units, ascending.
+        units: Vec<u32>,
+    },
+    /// Copy the state and upload it.
+    Snapshot {
+        /// The run.
+        run: RunId,
+        /// The state's step.
+        step: Step,
+    },
+    /// Forget the run.
+    Unload {
+        /// The run.
+        run: RunId,
+    },
+}
+
+/// The decision that makes a step count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Commit {
+    /// The step.
+    pub step: Step,
+    /// Factor of the root gradient: clip / Σ weight.
+    pub scale: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+}
+
+/// From a worker to the coordinator. All but `Heartbeat` are about the run in `run`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromWorker {
+    /// The process is alive.
+    Heartbeat,
+    /// The state is in memory.
+    Loaded {
+        /// The run.
+        run: RunId,
+        /// The state's step.
+        step: Step,
+    },
+    /// A lane is computed.
+    LaneDone {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+        /// The lane.
+        lane: Lane,
+        /// What it found.
+        sums: LaneSums,
+        /// Time it took, in microseconds.
+        micros: u64,
+    },
+    /// A sole owner has the root.
+    RootReady {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+        /// Norm and hash.
+        totals: RootTotals,
+    },
+    /// A commit is applied.
+    Applied {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+    },
+    /// A unit is scored.
+    UnitDone {
+        /// The run.
+        run: RunId,
+        /// The state's step.
+        step: Step,
+        /// Index of the split.
+        split: u32,
+        /// The unit.
+        unit: u32,
+        /// What it found.
+        sums: LaneSums,
+    },
+    /// The run cannot go on.
+    Failed {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+        /// For people.
+        message: String,
+    },
+}
+
+/// Sums over scored tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LaneSums {
+    /// Σ weight · negative log-likelihood, in nats.
+    pub loss: f64,
+    /// Σ weight.
+    pub weight: f64,
+}
