@@ -1,1 +1,3 @@
 //! Cohort's worker.
+
+pub mod engine;

@@ -1,0 +1,321 @@
+//! The model in candle's own differentiable operations, with one variable per parameter: what runs on CUDA, and what
+//! the fused path is compared with on the CPU. Slow and plain on purpose; every operation here has a backward.
+
+use candle_core::{D, DType, Device, Tensor, Var};
+use cohort_common::layout::Layout;
+use cohort_common::spec::{Architecture, ModelConfig};
+
+use super::ops::{dropout::Mask, rope};
+use super::{Batch, Site, Sums};
+
+type Result<T> = candle_core::Result<T>;
+
+/// The parameters as variables on a device.
+pub struct Composite {
+    model: ModelConfig,
+    layout: Layout,
+    device: Device,
+    weights: Vec<Var>,
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Composite {
+    /// All-zero parameters on `device`.
+    pub fn new(model: &ModelConfig, layout: &Layout, device: &Device) -> Result<Self> {
+        let zeros = |t: &cohort_common::layout::TensorSpec| {
+            Var::zeros(t.shape.as_slice(), DType::F32, device)
+        };
+        let half = model.head_dim() / 2;
+        let table = rope::Table::new(model.rope_theta, 2 * half, model.context);
+        let rows = |pick: fn((&[f32], &[f32])) -> Vec<f32>| {
+            let rows: Vec<f32> = (0..model.context)
+                .flat_map(|position| pick(table.at(position)))
+                .collect();
+            Tensor::from_vec(rows, (model.context, half), device)
+        };
+        Ok(Self {
+            model: model.clone(),
+            layout: layout.clone(),
+            device: device.clone(),
+            weights: layout.tensors().iter().map(zeros).collect::<Result<_>>()?,
+            cos: rows(|(cos, _)| cos.to_vec())?,
+            sin: rows(|(_, sin)| sin.to_vec())?,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Copies the flat parameters to the device.
+    pub fn upload(&self, params: &[f32]) -> Result<()> {
+        for (spec, var) in self.layout.tensors().iter().zip(&self.weights) {
+            var.set(&Tensor::from_slice(
+                &params[spec.range()],
+                spec.shape.as_slice(),
+                &self.device,
+            )?)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the gradient of `Σ w·nll` to `gradient`.
+    pub fn accumulate(&self, batch: &Batch, site: Site, gradient: &mut [f32]) -> Result<Sums> {
+        let losses = self.losses(batch, Some(site))?;
+        let gradients = losses.sum_all()?.backward()?;
+        let parts = self.weights.iter().map(|var| match gradients.get(var) {
+            Some(gradient) => gradient.flatten_all()?.to_vec1::<f32>(),
+            None => candle_core::bail!("a parameter has no gradient: the graph is cut"),
+        });
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        for (spec, part) in self.layout.tensors().iter().zip(parts) {
+            super::ops::simd::add(&mut gradient[spec.range()], &part);
+        }
+        sums(&losses, batch)
+    }
+
+    /// The sums of a batch, without dropout.
+    pub fn score(&self, batch: &Batch) -> Result<Sums> {
+        sums(&self.losses(batch, None)?, batch)
+    }
+
+    /// Logits of one sequence, `[tokens, vocab]`.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.forward(tokens, 1, tokens.len(), None)?
+            .flatten_all()?
+            .to_vec1()
+    }
+
+    /// `w·nll` of each token.
+    fn losses(&self, batch: &Batch, site: Option<Site>) -> Result<Tensor> {
+        let logits = self.forward(&batch.inputs, batch.samples, batch.length, site)?;
+        let rows = batch.inputs.len();
+        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+        let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+        // The target of an unscored token may be anything; its loss is multiplied by zero.
+        let scored = batch
+            .targets
+            .iter()
+            .zip(&batch.weights)
+            .map(|(&t, &w)| if w == 0.0 { 0 } else { t });
+        let targets = Tensor::from_iter(scored, &self.device)?.reshape((rows, 1))?;
+        let weights = Tensor::from_slice(&batch.weights, (rows, 1), &self.device)?;
+        (log_sums - shifted.gather(&targets, 1)?)?.mul(&weights)
+    }
+
+    /// Logits, `[samples * length, vocab]`.
+    fn forward(
+        &self,
+        tokens: &[u32],
+        samples: usize,
+        length: usize,
+        site: Option<Site>,
+    ) -> Result<Tensor> {
+        let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
+        let m = &self.model;
+        let llama = m.architecture == Architecture::Llama;
+        let table = self.weight(if llama {
+            "model.embed_tokens.weight"
+        } else {
+            "transformer.wte.weight"
+        });
+        let mut x = table
+            .index_select(&ids, 0)?
+            .reshape((samples, length, m.hidden_size))?;
+        if !llama {
+            x = x.broadcast_add(&self.weight("transformer.wpe.weight").narrow(0, 0, length)?)?;
+        }
+        x = self.dropout(x, site, 0)?;
+        for layer in 0..m.num_hidden_layers {
+            x = if llama {
+                self.llama_block(layer, x)?
+            } else {
+                self.gpt2_block(layer, x, site)?
+            };
+        }
+        let x = self.norm(
+            if llama {
+                "model.norm"
+            } else {
+                "transformer.ln_f"
+            },
+            &x,
+        )?;
+        let head = match m.tie_word_embeddings {
+            true => table,
+            false => self.weight("lm_head.weight"),
+        };
+        x.reshape((samples * length, m.hidden_size))?
+            .matmul(&head.t()?)
+    }
+
+    fn llama_block(&self, layer: usize, x: Tensor) -> Result<Tensor> {
+        let p = format!("model.layers.{layer}");
+        let h = self.norm(&format!("{p}.input_layernorm"), &x)?;
+        let project = |name: &str| self.linear(&format!("{p}.self_attn.{name}_proj"), &h);
+        let heads = (
+            self.model.num_attention_heads,
+            self.model.num_key_value_heads,
+        );
+        let (q, k) = (
+            self.heads(project("q")?, heads.0)?,
+            self.heads(project("k")?, heads.1)?,
+        );
+        let v = self.heads(project("v")?, heads.1)?;
+        let attended = self.attention(self.rotate(&q)?, self.rotate(&k)?, v, None, layer)?;
+        let x = (x + self.linear(&format!("{p}.self_attn.o_proj"), &attended)?)?;
+        let h = self.norm(&format!("{p}.post_attention_layernorm"), &x)?;
+        let gate = self.linear(&format!("{p}.mlp.gate_proj"), &h)?;
+        let silu = (&gate / (gate.neg()?.exp()? + 1.0)?)?;
+        let inner = (silu * self.linear(&format!("{p}.mlp.up_proj"), &h)?)?;
+        x + self.linear(&format!("{p}.mlp.down_proj"), &inner)?
+    }
+
+    fn gpt2_block(&self, layer: usize, x: Tensor, site: Option<Site>) -> Result<Tensor> {
+        let p = format!("transformer.h.{layer}");
+        let h = self.norm(&format!("{p}.ln_1"), &x)?;
+        let qkv = self.conv1d(&format!("{p}.attn.c_attn"), &h)?;
+        let part = |i| {
+            let hidden = self.model.hidden_size;
+            self.heads(
+                qkv.narrow(D::Minus1, i * hidden, hidden)?.contiguous()?,
+                self.model.num_attention_heads,
+            )
+        };
+        let attended = self.attention(part(0)?, part(1)?, part(2)?, site, layer)?;
+        let out = self.conv1d(&format!("{p}.attn.c_proj"), &attended)?;
+        let x = (x + self.dropout(out, site, 2 + 3 * layer)?)?;
+        let h = self.norm(&format!("{p}.ln_2"), &x)?;
+        let u = self.conv1d(&format!("{p}.mlp.c_fc"), &h)?;
+        let z = ((&u + (u.powf(3.0)? * 0.044_715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
+        let gelu = ((&u * 0.5)? * (z.tanh()? + 1.0)?)?;
+        let out = self.conv1d(&format!("{p}.mlp.c_proj"), &gelu)?;
+        x + self.dropout(out, site, 3 + 3 * layer)?
+    }
+
+    fn weight(&self, name: &str) -> &Tensor {
+        let index = self.layout.tensors().iter().position(|t| t.name == name);
+        &self.weights[index.unwrap_or_else(|| panic!("the layout has no `{name}`"))]
+    }
+
+    fn bias(&self, name: &str) -> Option<&Tensor> {
+        let name = format!("{name}.bias");
+        self.layout.get(&name).map(|t| self.weight(&t.name))
+    }
+
+    /// `x Wᵀ` with W `[outputs, inputs]`.
+    fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let w = self.weight(&format!("{name}.weight"));
+        x.broadcast_matmul(&w.t()?)
+    }
+
+    /// `x W + b` with W `[inputs, outputs]`.
+    fn conv1d(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let y = x.broadcast_matmul(self.weight(&format!("{name}.weight")))?;
+        match self.bias(name) {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+
+    fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let centred = match self.model.architecture {
+            Architecture::Llama => x.clone(),
+            Architecture::Gpt2 => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        };
+        let square = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let normal = centred.broadcast_div(&(square + f64::from(self.model.norm_eps))?.sqrt()?)?;
+        let y = normal.broadcast_mul(self.weight(&format!("{name}.weight")))?;
+        match self.bias(name) {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+
+    /// `[samples, length, heads * dim]` to `[samples, heads, length, dim]`.
+    fn heads(&self, x: Tensor, heads: usize) -> Result<Tensor> {
+        let (samples, length, _) = x.dims3()?;
+        x.reshape((samples, length, heads, self.model.head_dim()))?
+            .transpose(1, 2)?
+            .contiguous()
+    }
+
+    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        let (length, half) = (x.dim(2)?, self.model.head_dim() / 2);
+        let (cos, sin) = (
+            self.cos.narrow(0, 0, length)?,
+            self.sin.narrow(0, 0, length)?,
+        );
+        let (a, b) = (
+            x.narrow(D::Minus1, 0, half)?,
+            x.narrow(D::Minus1, half, half)?,
+        );
+        let low = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let high = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        Tensor::cat(&[low, high], D::Minus1)?.contiguous()
+    }
+
+    fn attention(
+        &self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        site: Option<Site>,
+        layer: usize,
+    ) -> Result<Tensor> {
+        let (samples, heads, length, dim) = q.dims4()?;
+        let (k, v) = (self.repeat(k)?, self.repeat(v)?);
+        let scores = (q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))?;
+        let hidden = (0..length)
+            .flat_map(|i| (0..length).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 }));
+        let hidden = Tensor::from_iter(hidden, &self.device)?.reshape((length, length))?;
+        let scores = scores.broadcast_add(&hidden)?;
+        let exps = scores
+            .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
+            .exp()?;
+        let mut p = exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?;
+        if let Some(mask) = site.and_then(|site| Mask::new(site, 1 + 3 * layer, self.model.dropout))
+        {
+            let mut factors = vec![0.0; samples * heads * length * length];
+            for (row, factors) in factors.chunks_exact_mut(length).enumerate() {
+                mask.factors((row * length.next_multiple_of(4)) as u64, factors);
+            }
+            p = (p * Tensor::from_vec(factors, (samples, heads, length, length), &self.device)?)?;
+        }
+        p.matmul(&v)?
+            .transpose(1, 2)?
+            .reshape((samples, length, heads * dim))
+    }
+
+    /// Each key/value head once per query head of its group.
+    fn repeat(&self, x: Tensor) -> Result<Tensor> {
+        let (samples, kv_heads, length, dim) = x.dims4()?;
+        let group = self.model.num_attention_heads / kv_heads;
+        if group == 1 {
+            return Ok(x);
+        }
+        x.unsqueeze(2)?
+            .broadcast_as((samples, kv_heads, group, length, dim))?
+            .reshape((samples, kv_heads * group, length, dim))
+    }
+
+    fn dropout(&self, x: Tensor, site: Option<Site>, place: usize) -> Result<Tensor> {
+        let Some(mask) = site.and_then(|site| Mask::new(site, place, self.model.dropout)) else {
+            return Ok(x);
+        };
+        let mut factors = vec![1.0; x.elem_count()];
+        mask.apply(&mut factors);
+        let factors = Tensor::from_vec(factors, x.shape(), &self.device)?;
+        x * factors
+    }
+}
+
+fn sums(losses: &Tensor, batch: &Batch) -> Result<Sums> {
+    let losses = losses.flatten_all()?.to_vec1::<f32>()?;
+    Ok(Sums {
+        loss: losses.iter().map(|&x| f64::from(x)).sum(),
+        weight: batch.weights.iter().map(|&x| f64::from(x)).sum(),
+    })
+}

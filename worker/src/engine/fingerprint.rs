@@ -1,0 +1,56 @@
+//! The numerics fingerprint: equal strings mean equal bits.
+
+use candle_core::Device;
+
+use super::ops::linear::{self, Shape, WeightOrder};
+use super::ops::{cross_entropy, simd};
+
+/// Version, system, device, instruction set, and a digest of probe products: the `gemm` crate chooses its blocks by
+/// the processor's features and caches, which no list of features would show.
+pub fn fingerprint(device: &Device) -> String {
+    let place = match device {
+        Device::Cpu => "cpu".to_string(),
+        device => format!("{:?}", device.location()).to_lowercase(),
+    };
+    format!(
+        "cohort-{} {}-{} {place} {} {}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        simd::instruction_set(),
+        probe()
+    )
+}
+
+/// Eight hex digits over the bits of a few deep products and exponentials.
+fn probe() -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (rows, inputs, outputs) in [(96, 2048, 96), (8, 1024, 130), (256, 300, 17)] {
+        let values = |len: usize| {
+            (0..len)
+                .map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 509.0)
+                .collect::<Vec<f32>>()
+        };
+        for order in [WeightOrder::InputsFirst, WeightOrder::OutputsFirst] {
+            let mut y = vec![0.0; rows * outputs];
+            let shape = Shape {
+                inputs,
+                outputs,
+                order,
+            };
+            linear::forward(
+                shape,
+                &mut y,
+                &values(rows * inputs),
+                &values(inputs * outputs),
+                None,
+                None,
+            );
+            y.chunks_exact_mut(outputs).for_each(cross_entropy::softmax);
+            y.iter().for_each(|y| {
+                hasher.update(&y.to_le_bytes());
+            });
+        }
+    }
+    hasher.finalize().to_hex()[..8].to_string()
+}

@@ -1,0 +1,359 @@
+//! The engine: a model, its flat buffers and everything that happens to them. It knows no network, no clock and no
+//! file; one thread owns it.
+//!
+//! On the CPU the `fused` path computes with the kernels of `ops`; elsewhere the `composite` path computes with
+//! candle's own operations. Parameters, moments and gradients live in flat host buffers in the layout's order, so the
+//! optimizer, the norm, the hash, the wire and the checkpoint each walk memory once.
+//!
+//! **Invariant:** on the CPU no result depends on the number of threads.
+
+mod composite;
+mod device;
+mod error;
+mod fingerprint;
+mod fused;
+mod generate;
+mod hash;
+mod init;
+mod ops;
+mod optim;
+mod parameters;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use cohort_common::layout::Layout;
+use cohort_common::spec::{ModelConfig, TrainConfig};
+
+use self::composite::Composite;
+pub use self::device::DeviceChoice;
+pub use self::error::{EngineError, Result};
+use self::fused::Fused;
+pub use self::generate::{Sampling, generate};
+use self::optim::{AdamW, Moments};
+
+/// Samples of one length, row by row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Token ids, `[samples, length]`.
+    pub inputs: Vec<u32>,
+    /// The token after each input, `[samples, length]`.
+    pub targets: Vec<u32>,
+    /// Weight of each target, `[samples, length]`; 0 is not scored.
+    pub weights: Vec<f32>,
+    /// Number of samples.
+    pub samples: usize,
+    /// Tokens in each sample, at most the model's context.
+    pub length: usize,
+}
+
+/// Where in a run a micro-batch stands: the counter of its random numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The run's seed.
+    pub seed: u64,
+    /// The optimizer step.
+    pub step: u64,
+    /// The lane.
+    pub lane: u32,
+    /// The micro-batch within the lane.
+    pub micro_batch: u32,
+}
+
+/// What scoring a batch gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sums {
+    /// Σ weight · negative log-likelihood, in nats.
+    pub loss: f64,
+    /// Σ weight.
+    pub weight: f64,
+}
+
+/// One optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// The step's number; the first is 1.
+    pub step: u64,
+    /// Factor of the root gradient: the clip factor divided by Σ weight.
+    pub scale: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+}
+
+/// A copy of everything that training changes, in the layout's order. Without an optimizer the moments are empty.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Parameters.
+    pub params: Vec<f32>,
+    /// AdamW's first moment.
+    pub exp_avg: Vec<f32>,
+    /// AdamW's second moment.
+    pub exp_avg_sq: Vec<f32>,
+}
+
+/// The optimizer and what it remembers.
+struct Optimizer {
+    adamw: AdamW,
+    moments: Moments,
+}
+
+/// A model that can be trained, scored and sampled from.
+pub struct Engine {
+    model: ModelConfig,
+    layout: Layout,
+    /// The only threads that compute.
+    pool: rayon::ThreadPool,
+    params: Arc<Vec<f32>>,
+    optimizer: Option<Optimizer>,
+    /// The CPU path; also generates where `composite` trains.
+    fused: Arc<Fused>,
+    /// The path of other devices.
+    composite: Option<Composite>,
+    fingerprint: String,
+}
+
+impl Engine {
+    /// An engine with all-zero parameters. With `train` it has an optimizer with zero moments; without, it only infers.
+    /// `threads` is the number of compute threads; 0 takes one per core.
+    pub fn new(
+        model: &ModelConfig,
+        train: Option<&TrainConfig>,
+        device: DeviceChoice,
+        threads: usize,
+    ) -> Result<Self> {
+        let device = device.open()?;
+        let composite = !matches!(device, Device::Cpu);
+        Self::with_path(model, train, device, threads, composite)
+    }
+
+    fn with_path(
+        model: &ModelConfig,
+        train: Option<&TrainConfig>,
+        device: Device,
+        threads: usize,
+        composite: bool,
+    ) -> Result<Self> {
+        let layout = Layout::of(model);
+        let fused = Arc::new(Fused::new(model, &layout)?);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("engine-{index}"))
+            .build()
+            .map_err(|source| EngineError::Threads { threads, source })?;
+        let composite = match composite {
+            true => Some(Composite::new(model, &layout, &device)?),
+            false => None,
+        };
+        let optimizer = train.map(|train| Optimizer {
+            adamw: AdamW::new(train, &layout),
+            moments: Moments::zeros(layout.len()),
+        });
+        Ok(Self {
+            model: model.clone(),
+            params: Arc::new(vec![0.0; layout.len()]),
+            fingerprint: fingerprint::fingerprint(
+                composite.as_ref().map_or(&Device::Cpu, Composite::device),
+            ),
+            layout,
+            pool,
+            optimizer,
+            fused,
+            composite,
+        })
+    }
+
+    /// Initial weights for `seed`, and zero moments.
+    pub fn init(&mut self, seed: u64) -> Result<()> {
+        let params = Arc::make_mut(&mut self.params);
+        self.pool
+            .install(|| init::init(params, &self.model, &self.layout, seed));
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.moments = Moments::zeros(self.layout.len());
+        }
+        self.upload()
+    }
+
+    /// Takes parameters, and moments or zeros, in the layout's order.
+    pub fn load(&mut self, params: &[f32], moments: Option<(&[f32], &[f32])>) -> Result<()> {
+        self.check_length("the parameters", params.len())?;
+        if let Some((first, second)) = moments {
+            self.check_length("the first moments", first.len())?;
+            self.check_length("the second moments", second.len())?;
+        }
+        Arc::make_mut(&mut self.params).copy_from_slice(params);
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.moments = match moments {
+                Some((first, second)) => Moments {
+                    exp_avg: first.to_vec(),
+                    exp_avg_sq: second.to_vec(),
+                },
+                None => Moments::zeros(params.len()),
+            };
+        }
+        self.upload()
+    }
+
+    /// Where each parameter lies.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The model's shape.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
+    /// All parameters, in the layout's order.
+    pub fn params(&self) -> &[f32] {
+        &self.params
+    }
+
+    /// AdamW's first and second moments; empty without an optimizer.
+    pub fn moments(&self) -> (&[f32], &[f32]) {
+        match &self.optimizer {
+            Some(optimizer) => (&optimizer.moments.exp_avg, &optimizer.moments.exp_avg_sq),
+            None => (&[], &[]),
+        }
+    }
+
+    /// A copy of parameters and moments.
+    pub fn snapshot(&self) -> State {
+        let (exp_avg, exp_avg_sq) = self.moments();
+        State {
+            params: self.params().to_vec(),
+            exp_avg: exp_avg.to_vec(),
+            exp_avg_sq: exp_avg_sq.to_vec(),
+        }
+    }
+
+    /// Adds the gradient of `Σ w·nll` over `batch` to `grad` (an empty one starts at zero), with the dropout of `site`.
+    /// After an error `grad` may hold part of the sum.
+    pub fn accumulate(&mut self, batch: &Batch, site: Site, grad: &mut Vec<f32>) -> Result<Sums> {
+        self.check_batch(batch)?;
+        if grad.is_empty() {
+            grad.resize(self.layout.len(), 0.0);
+        }
+        self.check_length("the gradients", grad.len())?;
+        self.pool.install(|| match &self.composite {
+            Some(composite) => Ok(composite.accumulate(batch, site, grad)?),
+            None => self.fused.accumulate(&self.params, batch, site, grad),
+        })
+    }
+
+    /// One AdamW step by the gradient `root`.
+    pub fn update(&mut self, root: &[f32], update: Update) -> Result<()> {
+        self.check_length("the gradients", root.len())?;
+        if update.step == 0 {
+            return Err(EngineError::Step(0));
+        }
+        let Some(Optimizer { adamw, moments }) = &mut self.optimizer else {
+            return Err(EngineError::InferenceOnly);
+        };
+        let params = Arc::make_mut(&mut self.params);
+        self.pool
+            .install(|| adamw.update(params, moments, root, update));
+        self.upload()
+    }
+
+    /// Scores a batch: no dropout, no gradient.
+    pub fn score(&mut self, batch: &Batch) -> Result<Sums> {
+        self.check_batch(batch)?;
+        self.pool.install(|| match &self.composite {
+            Some(composite) => Ok(composite.score(batch)?),
+            None => self.fused.score(&self.params, batch),
+        })
+    }
+
+    /// Logits of one sequence, `[tokens, vocab]`.
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.check_tokens(tokens)?;
+        if tokens.is_empty() || tokens.len() > self.model.context {
+            let text = format!(
+                "{} tokens for a context of {}",
+                tokens.len(),
+                self.model.context
+            );
+            return Err(EngineError::Batch(text));
+        }
+        self.pool.install(|| match &self.composite {
+            Some(composite) => Ok(composite.logits(tokens)?),
+            None => self.fused.logits(&self.params, tokens),
+        })
+    }
+
+    /// A hash over all parameters and moments.
+    pub fn state_hash(&self) -> [u8; 32] {
+        let (exp_avg, exp_avg_sq) = self.moments();
+        self.pool.install(|| match exp_avg.is_empty() {
+            true => hash::state_hash(&[self.params()]),
+            false => hash::state_hash(&[self.params(), exp_avg, exp_avg_sq]),
+        })
+    }
+
+    /// What decides the bits of a result: version, device, instruction set, and a digest of a few products. Engines of
+    /// equal fingerprints give equal bits.
+    pub fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    fn upload(&self) -> Result<()> {
+        match &self.composite {
+            Some(composite) => Ok(composite.upload(&self.params)?),
+            None => Ok(()),
+        }
+    }
+
+    fn check_length(&self, what: &'static str, got: usize) -> Result<()> {
+        match self.layout.len() {
+            expected if expected == got => Ok(()),
+            expected => Err(EngineError::Length {
+                what,
+                got,
+                expected,
+            }),
+        }
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.model.vocab_size;
+        match tokens.iter().find(|&&token| token as usize >= vocab) {
+            Some(token) => Err(EngineError::Batch(format!(
+                "token {token} is outside the vocabulary of {vocab}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_batch(&self, batch: &Batch) -> Result<()> {
+        let fail = |text: String| Err(EngineError::Batch(text));
+        let Batch {
+            inputs,
+            targets,
+            weights,
+            samples,
+            length,
+        } = batch;
+        let (elements, context) = (samples * length, self.model.context);
+        if elements == 0 || *length > context {
+            return fail(format!(
+                "{samples} samples of {length} tokens for a context of {context}"
+            ));
+        }
+        if [inputs.len(), targets.len(), weights.len()] != [elements; 3] {
+            return fail(format!(
+                "{samples} samples of {length} tokens need {elements} elements, got {} inputs, {} targets and {} weights",
+                inputs.len(),
+                targets.len(),
+                weights.len()
+            ));
+        }
+        self.check_tokens(inputs)?;
+        let scored = targets
+            .iter()
+            .zip(weights)
+            .filter(|(_, weight)| **weight != 0.0);
+        self.check_tokens(&scored.map(|(&target, _)| target).collect::<Vec<_>>())
+    }
+}

@@ -1,0 +1,21 @@
+//! The kernels of the CPU path: one file per operation, each with its forward and its backward over plain slices.
+//! They know nothing of candle, of layers or of the flat buffers; `fused` puts them together.
+//!
+//! **Invariant:** no kernel's result depends on the number of threads. Rows are independent, and a sum over rows is
+//! taken over fixed blocks whose partial sums are added in index order.
+
+pub mod activation;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod linear;
+pub mod matmul;
+pub mod norm;
+pub mod rope;
+pub mod simd;
+#[cfg(test)]
+pub mod testing;
+
+/// Rows in one block of a parallel loop and of a sum over rows. A constant: it decides the order of summation.
+pub const ROW_BLOCK: usize = 64;

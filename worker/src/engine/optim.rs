@@ -1,0 +1,170 @@
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101) in place over the flat buffers, one pass over memory, in the order
+//! of operations of `torch.optim.AdamW`:
+//!
+//! p -= lr·decay·p (matrices only),   m += (1 - β1)(g - m),   v = β2 v + (1 - β2) g²,
+//! p -= lr/(1 - β1^t) · m / (sqrt(v)/sqrt(1 - β2^t) + eps),   with g = scale · root gradient
+
+use cohort_common::layout::Layout;
+use cohort_common::spec::TrainConfig;
+use rayon::prelude::*;
+
+use super::Update;
+use super::ops::simd::{fma, simd_fn};
+
+/// Elements in one task.
+const BLOCK: usize = 64 * 1024;
+
+/// Running means of the gradient and of its square.
+pub struct Moments {
+    /// First moment.
+    pub exp_avg: Vec<f32>,
+    /// Second moment.
+    pub exp_avg_sq: Vec<f32>,
+}
+
+impl Moments {
+    /// Moments of a run that has not begun.
+    pub fn zeros(len: usize) -> Self {
+        Self {
+            exp_avg: vec![0.0; len],
+            exp_avg_sq: vec![0.0; len],
+        }
+    }
+}
+
+/// A stretch of the flat buffer that one task updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    len: usize,
+    decays: bool,
+}
+
+/// The optimizer's constants and its partition of the flat buffer.
+pub struct AdamW {
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    pieces: Vec<Piece>,
+}
+
+/// The factors of one step, in the optimizer's arithmetic.
+#[derive(Clone, Copy)]
+struct Factors {
+    scale: f32,
+    keep: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    step_size: f32,
+    inverse_sqrt_correction: f32,
+    eps: f32,
+}
+
+impl AdamW {
+    /// Partitions `layout`.
+    pub fn new(train: &TrainConfig, layout: &Layout) -> Self {
+        Self {
+            beta1: train.beta1,
+            beta2: train.beta2,
+            eps: train.eps,
+            weight_decay: train.weight_decay,
+            pieces: pieces(layout),
+        }
+    }
+
+    /// A partition of `len` elements that all decay.
+    #[cfg(test)]
+    pub fn whole(train: &TrainConfig, len: usize) -> Self {
+        let pieces = vec![Piece { len, decays: true }];
+        Self {
+            beta1: train.beta1,
+            beta2: train.beta2,
+            eps: train.eps,
+            weight_decay: train.weight_decay,
+            pieces,
+        }
+    }
+
+    /// One update of `params` and `moments` by the gradient `root`.
+    pub fn update(&self, params: &mut [f32], moments: &mut Moments, root: &[f32], update: Update) {
+        let t = update.step as f64;
+        let (correction1, correction2) = (
+            1.0 - libm::pow(self.beta1, t),
+            1.0 - libm::pow(self.beta2, t),
+        );
+        let factors = |decays: bool| Factors {
+            scale: update.scale as f32,
+            keep: if decays {
+                (1.0 - update.learning_rate * self.weight_decay) as f32
+            } else {
+                1.0
+            },
+            one_minus_beta1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            one_minus_beta2: (1.0 - self.beta2) as f32,
+            step_size: (update.learning_rate / correction1) as f32,
+            inverse_sqrt_correction: (1.0 / correction2.sqrt()) as f32,
+            eps: self.eps as f32,
+        };
+        let (mut p, mut m, mut v, mut g) = (
+            params,
+            &mut moments.exp_avg[..],
+            &mut moments.exp_avg_sq[..],
+            root,
+        );
+        let mut tasks = Vec::with_capacity(self.pieces.len());
+        for piece in &self.pieces {
+            let parts = (
+                split(&mut p, piece.len),
+                split(&mut m, piece.len),
+                split(&mut v, piece.len),
+            );
+            let (gradient, rest) = g.split_at(piece.len);
+            g = rest;
+            tasks.push((parts, gradient, factors(piece.decays)));
+        }
+        tasks
+            .into_par_iter()
+            .for_each(|((p, m, v), g, factors)| update_piece(p, m, v, g, factors));
+    }
+}
+
+/// Cuts `len` elements off the front.
+fn split<'a>(buffer: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (front, rest) = std::mem::take(buffer).split_at_mut(len);
+    *buffer = rest;
+    front
+}
+
+fn pieces(layout: &Layout) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for tensor in layout.tensors() {
+        let (mut left, decays) = (tensor.len(), tensor.decays());
+        if let Some(last) = pieces.last_mut().filter(|last| last.decays == decays) {
+            let more = left.min(BLOCK - last.len);
+            last.len += more;
+            left -= more;
+        }
+        while left > 0 {
+            let len = left.min(BLOCK);
+            pieces.push(Piece { len, decays });
+            left -= len;
+        }
+    }
+    pieces
+}
+
+simd_fn! {
+    fn update_piece(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], f: Factors) {
+        for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * f.scale;
+            let first = fma::<FMA>(g - *m, f.one_minus_beta1, *m);
+            let second = fma::<FMA>(f.one_minus_beta2 * g, g, f.beta2 * *v);
+            let denominator = fma::<FMA>(second.sqrt(), f.inverse_sqrt_correction, f.eps);
+            *p = *p * f.keep - f.step_size * (first / denominator);
+            *m = first;
+            *v = second;
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Where each layer finds its weights in the flat buffer: the layout's names, resolved once.
+
+use std::ops::Range;
+
+use cohort_common::layout::Layout;
+use cohort_common::spec::{Architecture, ModelConfig};
+
+use super::error::{EngineError, Result};
+use super::ops::linear::{Shape, WeightOrder};
+
+/// A norm's weights.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// The factors.
+    pub weight: Range<usize>,
+    /// The summands, where there are any.
+    pub bias: Option<Range<usize>>,
+}
+
+/// A linear layer's weights. Adjacent layers with one input (query, key, value; gate, up) are one layer here.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Sizes and order.
+    pub shape: Shape,
+    /// The matrix.
+    pub weight: Range<usize>,
+    /// The summands, where there are any.
+    pub bias: Option<Range<usize>>,
+}
+
+/// One transformer block.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Before attention.
+    pub norm1: Norm,
+    /// To packed rows `[Q, K, V]`.
+    pub qkv: Linear,
+    /// From the heads back to the residual stream.
+    pub out: Linear,
+    /// Before the feed-forward layer.
+    pub norm2: Norm,
+    /// To the inner width; for llama to packed rows `[gate, up]`.
+    pub up: Linear,
+    /// Back to the residual stream.
+    pub down: Linear,
+}
+
+/// All weights of a model.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    /// Token embedding, `[vocab, hidden]`.
+    pub embedding: Range<usize>,
+    /// Learned positions, `[context, hidden]`.
+    pub positions: Option<Range<usize>>,
+    /// The blocks, first to last.
+    pub blocks: Vec<Block>,
+    /// Before the head.
+    pub norm: Norm,
+    /// The head, `[vocab, hidden]`: the embedding where they are tied.
+    pub head: Range<usize>,
+}
+
+impl Parameters {
+    /// Resolves the names of `layout`, which must be the model's. Refuses shapes that no model can have.
+    pub fn new(model: &ModelConfig, layout: &Layout) -> Result<Self> {
+        validate(model)?;
+        let names = Names(layout);
+        Ok(match model.architecture {
+            Architecture::Llama => llama(model, names),
+            Architecture::Gpt2 => gpt2(model, names),
+        })
+    }
+}
+
+fn validate(m: &ModelConfig) -> Result<()> {
+    let fail = |text: String| Err(EngineError::Model(text));
+    let sizes = [
+        ("vocab_size", m.vocab_size),
+        ("context", m.context),
+        ("hidden_size", m.hidden_size),
+        ("num_hidden_layers", m.num_hidden_layers),
+        ("num_attention_heads", m.num_attention_heads),
+        ("num_key_value_heads", m.num_key_value_heads),
+        ("intermediate_size", m.intermediate_size),
+    ];
+    if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+        return fail(format!("`{name}` is 0"));
+    }
+    if m.hidden_size % m.num_attention_heads != 0 {
+        return fail(format!(
+            "`hidden_size` {} is not divisible by `num_attention_heads` {}",
+            m.hidden_size, m.num_attention_heads
+        ));
+    }
+    if m.num_attention_heads % m.num_key_value_heads != 0 {
+        return fail(format!(
+            "`num_attention_heads` {} is not divisible by `num_key_value_heads` {}",
+            m.num_attention_heads, m.num_key_value_heads
+        ));
+    }
+    match m.architecture {
+        Architecture::Llama if m.head_dim() % 2 != 0 => fail(format!(
+            "rotary positions need an even head width, got {}",
+            m.head_dim()
+        )),
+        Architecture::Gpt2 if m.num_key_value_heads != m.num_attention_heads => {
+            fail("`gpt2` has as many key/value heads as query heads".into())
+        }
+        Architecture::Gpt2 if !m.tie_word_embeddings => {
+            fail("`gpt2` ties its head to the embedding".into())
+        }
+        _ if !(0.0..1.0).contains(&m.dropout) => {
+            fail(format!("`dropout` {} is not in [0, 1)", m.dropout))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Looks names up in a layout that is known to have them.
+struct Names<'a>(&'a Layout);
+
+impl Names<'_> {
+    fn range(&self, name: &str) -> Range<usize> {
+        self.0
+            .get(name)
+            .unwrap_or_else(|| panic!("the layout has no `{name}`"))
+            .range()
+    }
+
+    /// The range from the first to the last of tensors that must be adjacent.
+    fn adjacent(&self, names: &[String]) -> Range<usize> {
+        let ranges: Vec<_> = names.iter().map(|name| self.range(name)).collect();
+        assert!(
+            ranges.windows(2).all(|w| w[0].end == w[1].start),
+            "{names:?} are not adjacent"
+        );
+        ranges[0].start..ranges[ranges.len() - 1].end
+    }
+
+    fn norm(&self, name: &str) -> Norm {
+        Norm {
+            weight: self.range(&format!("{name}.weight")),
+            bias: self.0.get(&format!("{name}.bias")).map(|t| t.range()),
+        }
+    }
+
+    /// One of `torch.nn.Linear`'s, or several adjacent ones with the same input.
+    fn linear(&self, prefix: &str, names: &[&str], inputs: usize) -> Linear {
+        let names: Vec<String> = names
+            .iter()
+            .map(|name| format!("{prefix}.{name}.weight"))
+            .collect();
+        let weight = self.adjacent(&names);
+        let shape = Shape {
+            inputs,
+            outputs: weight.len() / inputs,
+            order: WeightOrder::OutputsFirst,
+        };
+        Linear {
+            shape,
+            weight,
+            bias: None,
+        }
+    }
+
+    /// One of GPT-2's `Conv1D`.
+    fn conv1d(&self, name: String, inputs: usize) -> Linear {
+        let Norm { weight, bias } = self.norm(&name);
+        let shape = Shape {
+            inputs,
+            outputs: weight.len() / inputs,
+            order: WeightOrder::InputsFirst,
+        };
+        Linear {
+            shape,
+            weight,
+            bias,
+        }
+    }
+}
+
+fn llama(m: &ModelConfig, names: Names) -> Parameters {
+    let (hidden, inner) = (m.hidden_size, m.intermediate_size);
+    let block = |layer: usize| {
+        let p = format!("model.layers.{layer}");
+        Block {
+            norm1: names.norm(&format!("{p}.input_layernorm")),
+            qkv: names.linear(
+                &format!("{p}.self_attn"),
+                &["q_proj", "k_proj", "v_proj"],
+                hidden,
+            ),
+            out: names.linear(&format!("{p}.self_attn"), &["o_proj"], hidden),
+            norm2: names.norm(&format!("{p}.post_attention_layernorm")),
+            up: names.linear(&format!("{p}.mlp"), &["gate_proj", "up_proj"], hidden),
+            down: names.linear(&format!("{p}.mlp"), &["down_proj"], inner),
+        }
+    };
+    let embedding = names.range("model.embed_tokens.weight");
+    let head = if m.tie_word_embeddings {
+        embedding.clone()
+    } else {
+        names.range("lm_head.weight")
+    };
+    Parameters {
+        embedding,
+        positions: None,
+        blocks: (0..m.num_hidden_layers).map(block).collect(),
+        norm: names.norm("model.norm"),
+        head,
+    }
+}
+
+fn gpt2(m: &ModelConfig, names: Names) -> Parameters {
+    let (hidden, inner) = (m.hidden_size, m.intermediate_size);
+    let block = |layer: usize| {
+        let p = format!("transformer.h.{layer}");
+        Block {
+            norm1: names.norm(&format!("{p}.ln_1")),
+            qkv: names.conv1d(format!("{p}.attn.c_attn"), hidden),
+            out: names.conv1d(format!("{p}.attn.c_proj"), hidden),
+            norm2: names.norm(&format!("{p}.ln_2")),
+            up: names.conv1d(format!("{p}.mlp.c_fc"), hidden),
+            down: names.conv1d(format!("{p}.mlp.c_proj"), inner),
+        }
+    };
+    let embedding = names.range("transformer.wte.weight");
+    Parameters {
+        embedding: embedding.clone(),
+        positions: Some(names.range("transformer.wpe.weight")),
+        blocks: (0..m.num_hidden_layers).map(block).collect(),
+        norm: names.norm("transformer.ln_f"),
+        head: embedding,
+    }
+}

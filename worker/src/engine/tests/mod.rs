@@ -1,0 +1,124 @@
+//! Tests of the whole engine: against PyTorch, against the composite path, against itself with other threads.
+
+mod golden;
+mod stories;
+mod training;
+mod whole;
+
+use cohort_common::rng::philox;
+use cohort_common::spec::{Architecture, ModelConfig, ScheduleKind, TrainConfig};
+
+use super::{Batch, DeviceChoice, Engine, Site};
+
+const SITE: Site = Site {
+    seed: 7,
+    step: 3,
+    lane: 1,
+    micro_batch: 2,
+};
+
+fn model(architecture: Architecture) -> ModelConfig {
+    let llama = architecture == Architecture::Llama;
+    ModelConfig {
+        architecture,
+        vocab_size: 83,
+        context: 48,
+        hidden_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: if llama { 2 } else { 4 },
+        intermediate_size: 72,
+        tie_word_embeddings: !llama,
+        bias: !llama,
+        dropout: 0.0,
+        norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        initializer_range: 0.2,
+    }
+}
+
+/// One model of each kind: both architectures, tied and untied, with and without bias, with and without dropout.
+fn models() -> Vec<ModelConfig> {
+    let (llama, gpt2) = (model(Architecture::Llama), model(Architecture::Gpt2));
+    vec![
+        ModelConfig {
+            tie_word_embeddings: true,
+            num_key_value_heads: 1,
+            ..llama.clone()
+        },
+        llama,
+        ModelConfig {
+            bias: false,
+            ..gpt2.clone()
+        },
+        ModelConfig {
+            dropout: 0.3,
+            ..gpt2.clone()
+        },
+        gpt2,
+    ]
+}
+
+fn train() -> TrainConfig {
+    TrainConfig {
+        steps: 10,
+        lanes: 1,
+        micro_batch: 3,
+        accumulate: 1,
+        learning_rate: 1e-3,
+        min_learning_rate: 1e-4,
+        warmup_steps: 0,
+        schedule: ScheduleKind::Constant,
+        decay_steps: 0,
+        beta1: 0.9,
+        beta2: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        grad_clip: 1.0,
+        seed: 7,
+        eval_every: 0,
+        eval_samples: 0,
+        min_workers: 1,
+    }
+}
+
+fn engine(model: &ModelConfig, threads: usize) -> Engine {
+    let mut engine =
+        Engine::new(model, Some(&train()), DeviceChoice::Cpu, threads).expect("an engine");
+    engine.init(7).expect("initial weights");
+    engine
+}
+
+/// The same model on the composite path.
+fn composite(model: &ModelConfig) -> Engine {
+    let device = candle_core::Device::Cpu;
+    let mut engine = Engine::with_path(model, Some(&train()), device, 2, true).expect("an engine");
+    engine.init(7).expect("initial weights");
+    engine
+}
+
+fn batch(model: &ModelConfig, samples: usize, length: usize) -> Batch {
+    let draw = |stream: u32, i: usize| philox(11, [i as u32, stream, 0, 0])[0] as usize;
+    let tokens = |stream| {
+        (0..samples * length)
+            .map(|i| (draw(stream, i) % model.vocab_size) as u32)
+            .collect()
+    };
+    Batch {
+        inputs: tokens(0),
+        targets: tokens(1),
+        weights: (0..samples * length)
+            .map(|i| (draw(2, i) % 3) as f32 * 0.5)
+            .collect(),
+        samples,
+        length,
+    }
+}
+
+fn gradient(engine: &mut Engine, batch: &Batch) -> (f64, Vec<f32>) {
+    let mut gradient = Vec::new();
+    let sums = engine
+        .accumulate(batch, SITE, &mut gradient)
+        .expect("a gradient");
+    (sums.loss, gradient)
+}

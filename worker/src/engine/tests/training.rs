@@ -1,0 +1,104 @@
+//! Initial weights, and that training learns.
+
+use super::*;
+use crate::engine::Update;
+
+#[test]
+fn initial_weights_depend_on_seed_and_name_alone() {
+    for model in models() {
+        let (mut a, b) = (engine(&model, 1), engine(&model, 3));
+        assert_eq!(a.state_hash(), b.state_hash());
+        let before = a.state_hash();
+        a.init(8).expect("initial weights");
+        assert_ne!(before, a.state_hash());
+    }
+}
+
+#[test]
+fn initial_weights_have_the_right_spread() {
+    let model = ModelConfig {
+        initializer_range: 0.02,
+        ..model(Architecture::Gpt2)
+    };
+    let engine = engine(&model, 2);
+    for tensor in engine.layout().tensors() {
+        let values = &engine.params()[tensor.range()];
+        let square =
+            values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / values.len() as f64;
+        let expected = match tensor.name.as_str() {
+            name if name.ends_with(".bias") => 0.0,
+            name if name.contains("ln_") => 1.0,
+            name if name.ends_with("c_proj.weight") => 0.02 / (2.0 * 2.0f64).sqrt(),
+            _ => 0.02,
+        };
+        assert!(
+            (square.sqrt() - expected).abs() <= 0.1 * expected,
+            "{}: {}",
+            tensor.name,
+            square.sqrt()
+        );
+    }
+}
+
+#[test]
+fn both_paths_learn_a_batch_by_heart() {
+    for architecture in [Architecture::Llama, Architecture::Gpt2] {
+        let model = ModelConfig {
+            initializer_range: 0.02,
+            ..model(architecture)
+        };
+        let batch = batch(&model, 3, 16);
+        for mut engine in [engine(&model, 2), composite(&model)] {
+            let mut losses = Vec::new();
+            for step in 1..=40 {
+                let mut gradient = Vec::new();
+                let sums = engine
+                    .accumulate(&batch, Site { step, ..SITE }, &mut gradient)
+                    .expect("a gradient");
+                losses.push(sums.loss / sums.weight);
+                let update = Update {
+                    step,
+                    scale: 1.0 / sums.weight,
+                    learning_rate: 1e-2,
+                };
+                engine.update(&gradient, update).expect("an update");
+            }
+            assert!((losses[0] - 83f64.ln()).abs() < 0.2, "{}", losses[0]);
+            assert!(losses[39] < 0.5 * losses[0], "{} {}", losses[0], losses[39]);
+        }
+    }
+}
+
+#[test]
+fn a_loaded_state_goes_on_to_the_bit() {
+    let model = model(Architecture::Llama);
+    let batch = batch(&model, 2, 16);
+    let step = |engine: &mut Engine, step| {
+        let mut gradient = Vec::new();
+        engine
+            .accumulate(&batch, Site { step, ..SITE }, &mut gradient)
+            .expect("a gradient");
+        engine
+            .update(
+                &gradient,
+                Update {
+                    step,
+                    scale: 0.1,
+                    learning_rate: 1e-3,
+                },
+            )
+            .expect("an update");
+    };
+    let mut first = engine(&model, 2);
+    step(&mut first, 1);
+    let state = first.snapshot();
+    let mut second = Engine::new(&model, Some(&train()), DeviceChoice::Cpu, 1).expect("an engine");
+    second
+        .load(&state.params, Some((&state.exp_avg, &state.exp_avg_sq)))
+        .expect("a state");
+    assert_eq!(first.state_hash(), second.state_hash());
+    step(&mut first, 2);
+    step(&mut second, 2);
+    assert_eq!(first.state_hash(), second.state_hash());
+    assert_ne!(first.snapshot(), state);
+}

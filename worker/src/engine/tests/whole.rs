@@ -1,0 +1,305 @@
+//! The two paths against each other, every parameter's gradient, finite differences, threads, generation.
+
+use super::*;
+use crate::engine::{EngineError, Sampling, Sums, generate};
+
+#[test]
+fn the_fused_path_agrees_with_the_composite_path_dropout_included() {
+    for model in models() {
+        let batch = batch(&model, 3, 41);
+        let (mut fused, mut plain) = (engine(&model, 2), composite(&model));
+        let (a, b) = (
+            fused.logits(&batch.inputs[..41]),
+            plain.logits(&batch.inputs[..41]),
+        );
+        for (a, b) in a.expect("logits").iter().zip(&b.expect("logits")) {
+            assert!((a - b).abs() < 1e-4, "{a} {b}");
+        }
+        let ((loss, gradient_a), (plain_loss, gradient_b)) =
+            (gradient(&mut fused, &batch), gradient(&mut plain, &batch));
+        assert!(
+            (loss / plain_loss - 1.0).abs() < 1e-5,
+            "{loss} {plain_loss}"
+        );
+        for tensor in fused.layout().tensors() {
+            let (a, b) = (&gradient_a[tensor.range()], &gradient_b[tensor.range()]);
+            let norm = b.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let apart = a
+                .iter()
+                .zip(b)
+                .map(|(a, b)| (a - b).powi(2))
+                .sum::<f32>()
+                .sqrt();
+            assert!(apart <= 2e-5 * norm, "{}: {apart} of {norm}", tensor.name);
+        }
+    }
+}
+
+#[test]
+fn every_parameter_has_a_gradient() {
+    for model in models() {
+        for mut engine in [engine(&model, 2), composite(&model)] {
+            let (_, gradient) = gradient(&mut engine, &batch(&model, 4, model.context));
+            for tensor in engine.layout().tensors() {
+                let part = &gradient[tensor.range()];
+                let zeros = part.iter().filter(|x| **x == 0.0).count();
+                // Rows of tokens that do not occur have none in an untied embedding.
+                let bound = if tensor.name.contains("embed_tokens") {
+                    part.len() / 2
+                } else {
+                    part.len() / 50
+                };
+                assert!(
+                    zeros <= bound,
+                    "{}: {zeros} of {} are zero",
+                    tensor.name,
+                    part.len()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    for model in models() {
+        let mut engine = engine(&model, 2);
+        let batch = batch(&model, 2, 19);
+        let (_, gradient) = gradient(&mut engine, &batch);
+        let params = engine.params().to_vec();
+        for tensor in engine.layout().clone().tensors() {
+            // The element with the largest gradient: there the difference is best conditioned.
+            let largest = tensor
+                .range()
+                .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()));
+            let index = largest.expect("an element");
+            let mut loss = |delta: f32| {
+                let mut moved = params.clone();
+                moved[index] += delta;
+                engine.load(&moved, None).expect("weights");
+                engine
+                    .accumulate(&batch, SITE, &mut Vec::new())
+                    .expect("a loss")
+                    .loss
+            };
+            let step = 2e-3;
+            let expected = (loss(step) - loss(-step)) / f64::from(2.0 * step);
+            let got = f64::from(gradient[index]);
+            assert!(
+                (got - expected).abs() < 0.02 * (0.1 + expected.abs()),
+                "{}: {got} {expected}",
+                tensor.name
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    for model in models() {
+        let wide = ModelConfig {
+            hidden_size: 96,
+            intermediate_size: 260,
+            vocab_size: 301,
+            ..model
+        };
+        let batch = batch(&wide, 5, 37);
+        let run = |threads| {
+            let mut engine = engine(&wide, threads);
+            let result = gradient(&mut engine, &batch);
+            let scale = 1.0 / 50.0;
+            let update = crate::engine::Update {
+                step: 1,
+                scale,
+                learning_rate: 1e-3,
+            };
+            engine.update(&result.1, update).expect("an update");
+            (
+                result,
+                engine.score(&batch).expect("a score"),
+                engine.state_hash(),
+            )
+        };
+        let one = run(1);
+        for threads in [2, 3, 5] {
+            assert!(one == run(threads), "{threads} threads");
+        }
+    }
+}
+
+#[test]
+fn gradients_add_up_over_micro_batches() {
+    let model = model(Architecture::Llama);
+    let mut engine = engine(&model, 2);
+    let batch = batch(&model, 2, 16);
+    let (_, once) = gradient(&mut engine, &batch);
+    let mut twice = once.clone();
+    engine
+        .accumulate(&batch, SITE, &mut twice)
+        .expect("a gradient");
+    assert!(
+        once.iter()
+            .zip(&twice)
+            .all(|(a, b)| (2.0 * a - b).abs() <= 1e-4 * (1.0 + a.abs()))
+    );
+}
+
+#[test]
+fn dropout_depends_on_the_site_and_scoring_has_none() {
+    let model = ModelConfig {
+        dropout: 0.3,
+        ..model(Architecture::Gpt2)
+    };
+    let mut engine = engine(&model, 2);
+    let batch = batch(&model, 2, 16);
+    let mut loss = |site| {
+        engine
+            .accumulate(&batch, site, &mut Vec::new())
+            .expect("a loss")
+            .loss
+    };
+    assert_eq!(loss(SITE), loss(SITE));
+    assert_ne!(loss(SITE), loss(Site { lane: 2, ..SITE }));
+    let score = engine.score(&batch).expect("a score");
+    assert_eq!(score, engine.score(&batch).expect("a score"));
+}
+
+#[test]
+fn unscored_tokens_have_no_say() {
+    let model = model(Architecture::Llama);
+    let mut engine = engine(&model, 2);
+    let mut batch = batch(&model, 2, 16);
+    let before = gradient(&mut engine, &batch);
+    for (target, weight) in batch.targets.iter_mut().zip(&batch.weights) {
+        if *weight == 0.0 {
+            *target = u32::MAX;
+        }
+    }
+    assert!(before == gradient(&mut engine, &batch));
+    batch.weights.fill(0.0);
+    let (loss, gradient) = gradient(&mut engine, &batch);
+    assert_eq!(loss, 0.0);
+    assert!(gradient.iter().all(|x| *x == 0.0));
+    assert_eq!(engine.score(&batch).expect("a score"), Sums::default());
+}
+
+#[test]
+fn generating_with_the_cache_equals_generating_without() {
+    for model in models() {
+        let mut engine = engine(&model, 2);
+        let prompt = [3, 1, 4, 1, 5];
+        let sampling = Sampling {
+            max_tokens: 40,
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            seed: 0,
+        };
+        let mut seen = Vec::new();
+        let text = generate(&mut engine, &prompt, &sampling, None, &mut |token| {
+            seen.push(token);
+            true
+        });
+        let text = text.expect("a text");
+        assert_eq!(text, seen);
+        let mut whole = prompt.to_vec();
+        for token in text {
+            let logits = engine.logits(&whole).expect("logits");
+            let last = &logits[logits.len() - model.vocab_size..];
+            let best = (0..last.len())
+                .max_by(|&a, &b| last[a].total_cmp(&last[b]))
+                .expect("a token");
+            assert_eq!(best as u32, token);
+            whole.push(token);
+        }
+    }
+}
+
+#[test]
+fn generation_stops_where_it_is_told_and_goes_beyond_the_context() {
+    let model = model(Architecture::Gpt2);
+    let mut engine = engine(&model, 2);
+    let long = Sampling {
+        max_tokens: 130,
+        temperature: 1.0,
+        top_k: Some(50),
+        top_p: Some(0.95),
+        seed: 3,
+    };
+    let text = generate(&mut engine, &[1], &long, None, &mut |_| true).expect("a text");
+    assert_eq!(text.len(), 130);
+    assert_eq!(
+        text,
+        generate(&mut engine, &[1], &long, None, &mut |_| true).expect("a text")
+    );
+    let end = text[20];
+    let first = text
+        .iter()
+        .position(|&token| token == end)
+        .expect("the token");
+    let stopped = generate(&mut engine, &[1], &long, Some(end), &mut |_| true).expect("a text");
+    assert_eq!(stopped, text[..first]);
+    let mut left = 5;
+    let short = generate(&mut engine, &[1], &long, None, &mut |_| {
+        left -= 1;
+        left > 0
+    });
+    assert_eq!(short.expect("a text"), text[..5]);
+}
+
+#[test]
+fn bad_requests_are_refused_before_anything_changes() {
+    let model = model(Architecture::Llama);
+    let mut engine = engine(&model, 1);
+    let good = batch(&model, 2, 8);
+    let state = engine.snapshot();
+    let mut refused = |batch: &Batch| {
+        let mut grad = Vec::new();
+        let error = engine
+            .accumulate(batch, SITE, &mut grad)
+            .expect_err("a refusal")
+            .to_string();
+        assert!(grad.is_empty());
+        error
+    };
+    assert_eq!(
+        refused(&Batch {
+            inputs: vec![83; 16],
+            ..good.clone()
+        }),
+        "bad batch: token 83 is outside the vocabulary of 83"
+    );
+    assert_eq!(
+        refused(&Batch {
+            samples: 3,
+            ..good.clone()
+        }),
+        "bad batch: 3 samples of 8 tokens need 24 elements, got 16 inputs, 16 targets and 16 weights"
+    );
+    assert_eq!(
+        refused(&Batch { length: 49, ..good }),
+        "bad batch: 2 samples of 49 tokens for a context of 48"
+    );
+    let update = crate::engine::Update {
+        step: 1,
+        scale: 1.0,
+        learning_rate: 1.0,
+    };
+    assert!(matches!(
+        engine.update(&[0.0; 3], update),
+        Err(EngineError::Length { got: 3, .. })
+    ));
+    assert_eq!(engine.snapshot(), state);
+    let mut inference = Engine::new(&model, None, DeviceChoice::Cpu, 1).expect("an engine");
+    let root = vec![0.0; inference.layout().len()];
+    assert!(matches!(
+        inference.update(&root, update),
+        Err(EngineError::InferenceOnly)
+    ));
+}
+
+#[test]
+fn an_engine_may_move_to_another_thread() {
+    fn is_send<T: Send>() {}
+    is_send::<Engine>();
+}
