@@ -3,6 +3,10 @@
 //!
 //! Files marked **pure** in ARCHITECTURE.md do no I/O, read no clock and draw no random number.
 
+pub mod checkpoint;
+pub mod hf;
+pub mod home;
 pub mod layout;
+pub mod ledger;
 pub mod rng;
 pub mod spec;
