@@ -4,10 +4,14 @@
 //! Files marked **pure** in ARCHITECTURE.md do no I/O, read no clock and draw no random number.
 
 pub mod aggregate;
+pub mod checkpoint;
 pub mod cluster;
+pub mod hf;
+pub mod home;
 pub mod ids;
 pub mod lanes;
 pub mod layout;
+pub mod ledger;
 pub mod rng;
 pub mod schedule;
 pub mod spec;

@@ -1,0 +1,379 @@
+//! Opens a checkpoint or any directory in Hugging Face layout, and reads its state into flat buffers.
+//!
+//! Every file that a manifest names is checked against it before it is believed. Nothing is allocated because a file
+//! claims it: sizes follow from `config.json`, and are compared with the file before.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::manifest::{Manifest, RunState, is_plain_name};
+use super::names::{Names, Role};
+use super::tensor_file::TensorFile;
+use super::{CONFIG, GENERATION, MANIFEST, OPTIMIZER, RUN, TOKENIZER, WEIGHTS, WEIGHTS_INDEX};
+use super::{CheckpointError, EXP_AVG, EXP_AVG_SQ, files, hex, state_hash};
+use crate::hf::{self, SpecialTokens};
+use crate::layout::Layout;
+use crate::spec::ModelConfig;
+
+/// Largest `config.json`, `run.json`, index or `tokenizer.json` that is read, in bytes.
+const MAX_SMALL_FILE: u64 = 256 << 20;
+
+/// The parameters of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    /// The model's shape.
+    pub config: ModelConfig,
+    /// All parameters, in the order of `Layout::of(&config)`.
+    pub params: Vec<f32>,
+}
+
+/// AdamW's moments, in the order of the layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    /// First moments.
+    pub exp_avg: Vec<f32>,
+    /// Second moments.
+    pub exp_avg_sq: Vec<f32>,
+}
+
+/// An open checkpoint. The small files are read and checked, the large ones only when asked for.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    manifest: Option<Manifest>,
+    model: ModelConfig,
+    tokens: SpecialTokens,
+    run: Option<RunState>,
+}
+
+impl Checkpoint {
+    /// Opens a directory. With a manifest, all its files must be there in their sizes.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        if !dir.is_dir() {
+            return Err(CheckpointError::NoDirectory(dir.to_owned()));
+        }
+        let manifest = read_manifest(dir)?;
+        if let Some(manifest) = &manifest {
+            check_sizes(dir, manifest)?;
+        }
+        let path = dir.join(CONFIG);
+        let text = read_text(dir, CONFIG, manifest.as_ref())?;
+        let (model, mut tokens) =
+            hf::parse_config(&text).map_err(|source| CheckpointError::Config { path, source })?;
+        if dir.join(GENERATION).exists() {
+            let path = dir.join(GENERATION);
+            let text = read_text(dir, GENERATION, manifest.as_ref())?;
+            let generation = hf::parse_special_tokens(&text)
+                .map_err(|source| CheckpointError::Config { path, source })?;
+            tokens.bos = generation.bos.or(tokens.bos);
+            if !generation.eos.is_empty() {
+                tokens.eos = generation.eos;
+            }
+        }
+        let run = read_run(dir, manifest.as_ref())?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            manifest,
+            model,
+            tokens,
+            run,
+        })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The manifest; a foreign directory has none.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The model's shape.
+    pub fn model(&self) -> &ModelConfig {
+        &self.model
+    }
+
+    /// Ids for generation; `generation_config.json` wins over `config.json`.
+    pub fn tokens(&self) -> &SpecialTokens {
+        &self.tokens
+    }
+
+    /// Where the run stood that wrote this; a foreign directory has none.
+    pub fn run(&self) -> Option<&RunState> {
+        self.run.as_ref()
+    }
+
+    /// Content of `tokenizer.json`.
+    pub fn tokenizer(&self) -> Result<Vec<u8>, CheckpointError> {
+        read_small(&self.dir, TOKENIZER, self.manifest.as_ref())
+    }
+
+    /// BLAKE3 of the weights: of `model.safetensors`, or of the index of a sharded model and all its files.
+    pub fn weights_hash(&self) -> Result<[u8; 32], CheckpointError> {
+        if let Some(entry) = self.manifest.as_ref().and_then(|m| m.file(WEIGHTS)) {
+            return Ok(entry.blake3);
+        }
+        let files = self.weight_files()?;
+        if let [one] = files.as_slice() {
+            return Ok(files::hash_file(one)?.1);
+        }
+        let mut hasher = blake3::Hasher::new();
+        for file in &files {
+            hasher.update(&files::hash_file(file)?.1);
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    /// Reads the parameters. F32, F16 and BF16 become f32.
+    pub fn weights(&self) -> Result<Weights, CheckpointError> {
+        let names = Names::of(&self.model);
+        let mut files = Vec::new();
+        for path in self.weight_files()? {
+            self.check_hash(&path)?;
+            files.push(TensorFile::open(path)?);
+        }
+        self.check_weights(&names, &files)?;
+        let mut params = vec![0.0; names.layout().len()];
+        for file in &mut files {
+            file.read_each(|tensor, read| match names.role(&tensor.name) {
+                Role::Parameter(spec) => read.into_slice(&mut params[spec.range()]),
+                Role::ZeroBias(_) => read.must_be_zero(),
+                Role::Ignored | Role::Unexpected => Ok(()),
+            })?;
+        }
+        Ok(Weights {
+            config: self.model.clone(),
+            params,
+        })
+    }
+
+    /// Reads the optimizer's moments; `None` if the directory holds none.
+    pub fn moments(&self) -> Result<Option<Moments>, CheckpointError> {
+        let path = self.dir.join(OPTIMIZER);
+        if !path.exists() {
+            return Ok(None);
+        }
+        self.check_hash(&path)?;
+        let layout = Layout::of(&self.model);
+        let mut file = TensorFile::open(path)?;
+        let mut moments = Moments {
+            exp_avg: Vec::new(),
+            exp_avg_sq: Vec::new(),
+        };
+        for (prefix, buffer) in [
+            (EXP_AVG, &mut moments.exp_avg),
+            (EXP_AVG_SQ, &mut moments.exp_avg_sq),
+        ] {
+            for spec in layout.tensors() {
+                file.check_present(&format!("{prefix}{}", spec.name), &spec.shape)?;
+            }
+            *buffer = vec![0.0; layout.len()];
+        }
+        file.read_each(|tensor, read| {
+            let second = tensor
+                .name
+                .strip_prefix(EXP_AVG_SQ)
+                .and_then(|n| layout.get(n));
+            let first = tensor
+                .name
+                .strip_prefix(EXP_AVG)
+                .and_then(|n| layout.get(n));
+            match (first, second) {
+                (Some(spec), _) => read.into_slice(&mut moments.exp_avg[spec.range()]),
+                (_, Some(spec)) => read.into_slice(&mut moments.exp_avg_sq[spec.range()]),
+                _ => Err(read.unexpected()),
+            }
+        })?;
+        Ok(Some(moments))
+    }
+
+    /// Checks everything there is to check: every file's size and hash, and the state hash over the whole state.
+    /// Needs a manifest. Returns the bytes that were checked.
+    pub fn verify(&self) -> Result<u64, CheckpointError> {
+        let manifest = verify_files(&self.dir)?;
+        let params = self.weights()?.params;
+        let moments = self.moments()?;
+        let moments =
+            moments.ok_or_else(|| CheckpointError::MissingFile(self.dir.join(OPTIMIZER)))?;
+        let found = state_hash(&params, &moments.exp_avg, &moments.exp_avg_sq);
+        let in_run = self.run.as_ref().map_or(found, |run| run.state_hash);
+        match found == manifest.state_hash && found == in_run {
+            true => Ok(manifest.bytes()),
+            false => Err(CheckpointError::WrongState {
+                path: self.dir.clone(),
+                expected: hex::encode(&manifest.state_hash),
+                found: hex::encode(&found),
+            }),
+        }
+    }
+
+    /// The files that hold the parameters, sorted by name.
+    fn weight_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let (single, index) = (self.dir.join(WEIGHTS), self.dir.join(WEIGHTS_INDEX));
+        if single.exists() || !index.exists() {
+            return Ok(vec![single]);
+        }
+        let content = read_small(&self.dir, WEIGHTS_INDEX, self.manifest.as_ref())?;
+        let value: serde_json::Value =
+            serde_json::from_slice(&content).map_err(|e| CheckpointError::malformed(&index, e))?;
+        let map = value["weight_map"].as_object();
+        let map =
+            map.ok_or_else(|| CheckpointError::malformed(&index, "it has no `weight_map`"))?;
+        let mut names = Vec::new();
+        for value in map.values() {
+            match value.as_str().filter(|name| is_plain_name(name)) {
+                Some(name) => names.push(name),
+                None => {
+                    let reason = format!("`{value}` is not a plain file name");
+                    return Err(CheckpointError::malformed(&index, reason));
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names.into_iter().map(|name| self.dir.join(name)).collect())
+    }
+
+    fn check_hash(&self, path: &Path) -> Result<(), CheckpointError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        match self.manifest.as_ref().and_then(|m| m.file(&name)) {
+            Some(entry) => check_file(&self.dir, entry),
+            None => Ok(()),
+        }
+    }
+
+    /// Every tensor of the model is there once, in its shape, and no other.
+    fn check_weights(&self, names: &Names, files: &[TensorFile]) -> Result<(), CheckpointError> {
+        let mut seen = std::collections::BTreeSet::new();
+        for file in files {
+            for tensor in file.tensors() {
+                let (spec, parameter) = match names.role(&tensor.name) {
+                    Role::Parameter(spec) => (spec, true),
+                    Role::ZeroBias(spec) => (spec, false),
+                    Role::Ignored => continue,
+                    Role::Unexpected => return Err(file.unexpected(&tensor.name)),
+                };
+                file.check_present(&tensor.name, &spec.shape)?;
+                if parameter && !seen.insert(spec.name.as_str()) {
+                    let reason = format!("tensor `{}` is there twice", spec.name);
+                    return Err(CheckpointError::malformed(file.path(), reason));
+                }
+            }
+        }
+        let mut wanted = names.layout().tensors().iter();
+        match wanted.find(|t| !seen.contains(t.name.as_str())) {
+            None => Ok(()),
+            Some(missing) => Err(CheckpointError::MissingTensor {
+                path: match files {
+                    [one] => one.path().to_owned(),
+                    _ => self.dir.join(WEIGHTS_INDEX),
+                },
+                name: missing.name.clone(),
+            }),
+        }
+    }
+}
+
+/// Checks size and hash of every file that the manifest in `dir` names.
+pub fn verify_files(dir: &Path) -> Result<Manifest, CheckpointError> {
+    let manifest = read_manifest(dir)?;
+    let manifest = manifest.ok_or_else(|| CheckpointError::MissingFile(dir.join(MANIFEST)))?;
+    check_sizes(dir, &manifest)?;
+    for entry in &manifest.files {
+        check_file(dir, entry)?;
+    }
+    Ok(manifest)
+}
+
+fn read_manifest(dir: &Path) -> Result<Option<Manifest>, CheckpointError> {
+    let path = dir.join(MANIFEST);
+    if !path.exists() {
+        // Our own weights without their manifest are half a checkpoint, not a foreign directory.
+        return match dir.join(RUN).exists() {
+            true => Err(CheckpointError::MissingFile(path)),
+            false => Ok(None),
+        };
+    }
+    let text = read_text(dir, MANIFEST, None)?;
+    let manifest = Manifest::parse(&text).map_err(|e| CheckpointError::malformed(&path, e))?;
+    Ok(Some(manifest))
+}
+
+fn check_sizes(dir: &Path, manifest: &Manifest) -> Result<(), CheckpointError> {
+    for entry in &manifest.files {
+        let path = dir.join(&entry.name);
+        let found = fs::metadata(&path)
+            .map_err(CheckpointError::io("read", &path))?
+            .len();
+        if found != entry.bytes {
+            return Err(CheckpointError::WrongSize {
+                path,
+                expected: entry.bytes,
+                found,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_file(dir: &Path, entry: &super::FileEntry) -> Result<(), CheckpointError> {
+    let path = dir.join(&entry.name);
+    let (_, found) = files::hash_file(&path)?;
+    match found == entry.blake3 {
+        true => Ok(()),
+        false => Err(CheckpointError::WrongHash {
+            path,
+            expected: hex::encode(&entry.blake3),
+            found: hex::encode(&found),
+        }),
+    }
+}
+
+fn read_run(dir: &Path, manifest: Option<&Manifest>) -> Result<Option<RunState>, CheckpointError> {
+    if manifest.is_none_or(|m| m.file(RUN).is_none()) {
+        return Ok(None);
+    }
+    let content = read_small(dir, RUN, manifest)?;
+    let run = serde_json::from_slice(&content);
+    run.map(Some)
+        .map_err(|e| CheckpointError::malformed(&dir.join(RUN), e))
+}
+
+fn read_text(
+    dir: &Path,
+    name: &str,
+    manifest: Option<&Manifest>,
+) -> Result<String, CheckpointError> {
+    let content = read_small(dir, name, manifest)?;
+    String::from_utf8(content).map_err(|e| CheckpointError::malformed(&dir.join(name), e))
+}
+
+/// Reads a file that fits into memory, and checks it against the manifest.
+fn read_small(
+    dir: &Path,
+    name: &str,
+    manifest: Option<&Manifest>,
+) -> Result<Vec<u8>, CheckpointError> {
+    let path = dir.join(name);
+    let bytes = fs::metadata(&path)
+        .map_err(CheckpointError::io("read", &path))?
+        .len();
+    if bytes > MAX_SMALL_FILE {
+        let reason = format!("it has {bytes} bytes; at most {MAX_SMALL_FILE} are read");
+        return Err(CheckpointError::malformed(&path, reason));
+    }
+    let content = fs::read(&path).map_err(CheckpointError::io("read", &path))?;
+    if let Some(entry) = manifest.and_then(|m| m.file(name)) {
+        let found = blake3::hash(&content);
+        if *found.as_bytes() != entry.blake3 {
+            return Err(CheckpointError::WrongHash {
+                path,
+                expected: hex::encode(&entry.blake3),
+                found: found.to_hex().to_string(),
+            });
+        }
+    }
+    Ok(content)
+}

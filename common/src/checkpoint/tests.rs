@@ -1,0 +1,590 @@
+//! Checkpoints written, damaged in every way we can think of, and read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+use super::*;
+use crate::hf::{self, SpecialTokens};
+use crate::layout::{CHUNK_LEN, Layout};
+use crate::spec::{
+    Architecture, CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, TrainConfig,
+};
+
+fn model(architecture: Architecture, bias: bool) -> ModelConfig {
+    ModelConfig {
+        architecture,
+        vocab_size: 1000,
+        context: 16,
+        hidden_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
+        intermediate_size: 96,
+        tie_word_embeddings: true,
+        bias,
+        dropout: 0.0,
+        norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        initializer_range: 0.02,
+    }
+}
+
+fn llama() -> ModelConfig {
+    ModelConfig {
+        num_key_value_heads: 2,
+        tie_word_embeddings: false,
+        ..model(Architecture::Llama, false)
+    }
+}
+
+fn spec(model: ModelConfig) -> RunSpec {
+    RunSpec {
+        kind: RunKind::Pretrain,
+        model,
+        train: TrainConfig {
+            steps: 200,
+            lanes: 8,
+            micro_batch: 2,
+            accumulate: 1,
+            learning_rate: 0.1 + 0.2,
+            min_learning_rate: 1e-4,
+            warmup_steps: 10,
+            schedule: ScheduleKind::Cosine,
+            decay_steps: 0,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            grad_clip: 1.0,
+            seed: u64::MAX,
+            eval_every: 50,
+            eval_samples: 0,
+            min_workers: 1,
+        },
+        checkpoint: CheckpointConfig {
+            every: 100,
+            keep: 2,
+        },
+        corpus: "c0ffee".into(),
+        start: None,
+    }
+}
+
+fn meta(model: ModelConfig) -> CheckpointMeta {
+    CheckpointMeta {
+        tokens: SpecialTokens {
+            bos: None,
+            eos: vec![0],
+        },
+        tokenizer: br#"{"added_tokens": [{"id": 0, "content": "<|end|>"}]}"#.to_vec(),
+        run: RunState {
+            run: "tiny-1".into(),
+            spec: spec(model),
+            step: 100,
+            samples: 1600,
+            tokens: 25_600,
+            val_loss: Some(1.0 / 3.0),
+            ledger_head: [3; 32],
+            state_hash: [0; 32],
+        },
+    }
+}
+
+struct State {
+    params: Vec<f32>,
+    exp_avg: Vec<f32>,
+    exp_avg_sq: Vec<f32>,
+}
+
+impl State {
+    fn of(model: &ModelConfig) -> Self {
+        let len = Layout::of(model).len();
+        let buffer = |k: u64| -> Vec<f32> {
+            let value = |i: u64| ((i * k) % 10_007) as f32 / 5_000.0 - 1.0;
+            (0..len as u64).map(value).collect()
+        };
+        Self {
+            params: buffer(7919),
+            exp_avg: buffer(104_729),
+            exp_avg_sq: buffer(31),
+        }
+    }
+
+    fn hash(&self) -> [u8; 32] {
+        state_hash(&self.params, &self.exp_avg, &self.exp_avg_sq)
+    }
+
+    fn write(&self, target: &Path, model: &ModelConfig) -> PathBuf {
+        write_checkpoint(
+            target,
+            meta(model.clone()),
+            &self.params,
+            &self.exp_avg,
+            &self.exp_avg_sq,
+        )
+        .unwrap()
+    }
+}
+
+fn written(model: &ModelConfig) -> (TempDir, PathBuf, State) {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::of(model);
+    let path = state.write(&dir.path().join("runs").join(directory_name(100)), model);
+    (dir, path, state)
+}
+
+/// Everything that a reader does.
+fn read_all(path: &Path) -> Result<(), CheckpointError> {
+    let checkpoint = Checkpoint::open(path)?;
+    checkpoint.tokenizer()?;
+    checkpoint.verify()?;
+    Ok(())
+}
+
+#[test]
+fn the_models_span_several_chunks() {
+    assert!(Layout::of(&llama()).len() > 2 * CHUNK_LEN);
+}
+
+#[test]
+fn a_checkpoint_is_read_back() {
+    for model in [
+        llama(),
+        model(Architecture::Gpt2, true),
+        model(Architecture::Gpt2, false),
+    ] {
+        let (_dir, path, state) = written(&model);
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.model(), &model);
+        assert_eq!(checkpoint.tokens().eos, [0]);
+        let mut run = meta(model.clone()).run;
+        run.state_hash = state.hash();
+        assert_eq!(checkpoint.run(), Some(&run));
+        assert_eq!(checkpoint.tokenizer().unwrap(), meta(model).tokenizer);
+        assert_eq!(checkpoint.weights().unwrap().params, state.params);
+        let moments = checkpoint.moments().unwrap().unwrap();
+        assert_eq!(
+            (moments.exp_avg, moments.exp_avg_sq),
+            (state.exp_avg, state.exp_avg_sq)
+        );
+        let manifest = checkpoint.manifest().unwrap();
+        assert_eq!(checkpoint.verify().unwrap(), manifest.bytes());
+        assert_eq!(
+            checkpoint.weights_hash().unwrap(),
+            manifest.file(WEIGHTS).unwrap().blake3
+        );
+    }
+}
+
+#[test]
+fn the_safetensors_crate_opens_ours() {
+    let model = model(Architecture::Gpt2, false);
+    let (_dir, path, state) = written(&model);
+    let bytes = fs::read(path.join(WEIGHTS)).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for spec in Layout::of(&model).tensors() {
+        let tensor = file.tensor(&spec.name).unwrap();
+        assert_eq!(tensor.shape(), spec.shape);
+        assert_eq!(tensor.data(), bytes_of(&state.params[spec.range()]));
+    }
+    for bias in ["transformer.ln_f.bias", "transformer.h.1.attn.c_attn.bias"] {
+        assert!(
+            file.tensor(bias).unwrap().data().iter().all(|b| *b == 0),
+            "{bias}"
+        );
+    }
+    let bytes = fs::read(path.join(OPTIMIZER)).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let spec = Layout::of(&model)
+        .get("transformer.wpe.weight")
+        .unwrap()
+        .clone();
+    let name = "exp_avg_sq.transformer.wpe.weight";
+    assert_eq!(
+        file.tensor(name).unwrap().data(),
+        bytes_of(&state.exp_avg_sq[spec.range()])
+    );
+}
+
+#[test]
+fn a_stream_cut_anywhere_writes_the_same_files() {
+    let model = model(Architecture::Gpt2, false);
+    let (dir, path, state) = written(&model);
+    let whole = fs::read_to_string(path.join(MANIFEST)).unwrap();
+    let stream: Vec<u8> = [&state.params, &state.exp_avg, &state.exp_avg_sq]
+        .iter()
+        .flat_map(|b| bytes_of(b).to_vec())
+        .collect();
+    for cut in [4093, 300_001] {
+        let target = dir.path().join(format!("cut-{cut}"));
+        let mut writer = CheckpointWriter::create(&target, meta(model.clone())).unwrap();
+        assert_eq!(writer.state_bytes(), stream.len() as u64);
+        for piece in stream.chunks(cut) {
+            writer.write(piece).unwrap();
+        }
+        writer.finish(Some(state.hash())).unwrap();
+        assert_eq!(fs::read_to_string(target.join(MANIFEST)).unwrap(), whole);
+    }
+}
+
+#[test]
+fn a_flipped_byte_in_any_file_is_detected_and_named() {
+    let (_dir, path, _) = written(&llama());
+    for entry in fs::read_dir(&path).unwrap() {
+        let file = entry.unwrap().path();
+        let original = fs::read(&file).unwrap();
+        for at in [0, 9, original.len() / 2, original.len() - 1] {
+            let mut damaged = original.clone();
+            damaged[at] ^= 1;
+            fs::write(&file, damaged).unwrap();
+            let error = read_all(&path).unwrap_err().to_string();
+            let name = file.display().to_string();
+            assert!(error.contains(&name), "byte {at} of {name}: {error}");
+        }
+        fs::write(&file, original).unwrap();
+    }
+    read_all(&path).unwrap();
+}
+
+#[test]
+fn a_truncated_or_missing_file_is_named() {
+    let (_dir, path, _) = written(&llama());
+    for entry in fs::read_dir(&path).unwrap() {
+        let file = entry.unwrap().path();
+        let name = file.display().to_string();
+        let original = fs::read(&file).unwrap();
+        for len in [0, 7, original.len() - 1] {
+            fs::write(&file, &original[..len]).unwrap();
+            let error = read_all(&path).unwrap_err().to_string();
+            assert!(error.contains(&name), "{name} cut to {len}: {error}");
+        }
+        fs::remove_file(&file).unwrap();
+        let error = read_all(&path).unwrap_err();
+        assert!(
+            matches!(&error, CheckpointError::MissingFile(f) if *f == file),
+            "{error}"
+        );
+        fs::write(&file, original).unwrap();
+    }
+}
+
+#[test]
+fn an_unfinished_checkpoint_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join(directory_name(100));
+    let mut writer = CheckpointWriter::create(&target, meta(llama())).unwrap();
+    writer.write(&[0; 1000]).unwrap();
+    drop(writer);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_crash_before_the_rename_leaves_no_visible_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join(directory_name(100));
+    let writer = CheckpointWriter::create(&target, meta(llama())).unwrap();
+    // A process that is killed runs no destructors.
+    std::mem::forget(writer);
+    assert_eq!(list_checkpoints(dir.path()).unwrap(), []);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert_eq!(remove_unfinished(dir.path()).unwrap(), 1);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_state_of_another_length_or_hash_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join(directory_name(100));
+    let model = llama();
+    let state = State::of(&model);
+    let writer = || {
+        let mut writer = CheckpointWriter::create(&target, meta(model.clone())).unwrap();
+        for buffer in [&state.params, &state.exp_avg, &state.exp_avg_sq] {
+            writer.write(bytes_of(buffer)).unwrap();
+        }
+        writer
+    };
+    let short = CheckpointWriter::create(&target, meta(model.clone())).unwrap();
+    assert!(matches!(
+        short.finish(None),
+        Err(CheckpointError::WrongLength { found: 0, .. })
+    ));
+    assert!(matches!(
+        writer().write(&[0]),
+        Err(CheckpointError::WrongLength { .. })
+    ));
+    let error = writer().finish(Some([1; 32])).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::WrongState { .. }),
+        "{error}"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_same_state_may_be_written_again_and_another_may_not() {
+    let model = llama();
+    let (_dir, path, mut state) = written(&model);
+    assert_eq!(state.write(&path, &model), path);
+    fs::write(path.join(OPTIMIZER), "torn").unwrap();
+    state.write(&path, &model);
+    read_all(&path).unwrap();
+    state.params[0] += 1.0;
+    let again = write_checkpoint(
+        &path,
+        meta(model),
+        &state.params,
+        &state.exp_avg,
+        &state.exp_avg_sq,
+    );
+    assert!(matches!(again, Err(CheckpointError::Exists(p)) if p == path));
+    read_all(&path).unwrap();
+}
+
+#[test]
+fn checkpoints_are_listed_by_step() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "step-00000200",
+        "step-00000100",
+        ".unfinished-step-00000300-1-0",
+        "notes",
+    ] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    let steps: Vec<u64> = list_checkpoints(dir.path())
+        .unwrap()
+        .iter()
+        .map(|c| c.0)
+        .collect();
+    assert_eq!(steps, [100, 200]);
+    assert_eq!(list_checkpoints(&dir.path().join("nothing")).unwrap(), []);
+}
+
+#[test]
+fn an_export_is_a_hugging_face_directory() {
+    let (dir, path, state) = written(&llama());
+    let target = dir.path().join("exported");
+    fs::create_dir(&target).unwrap();
+    assert_eq!(export(&path, &target).unwrap().len(), 5);
+    let exported = Checkpoint::open(&target).unwrap();
+    assert!(exported.manifest().is_none() && exported.run().is_none());
+    assert_eq!(exported.weights().unwrap().params, state.params);
+    assert_eq!(exported.moments().unwrap(), None);
+    assert!(matches!(
+        export(&path, &target),
+        Err(CheckpointError::Exists(_))
+    ));
+    let mut damaged = fs::read(path.join(WEIGHTS)).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(path.join(WEIGHTS), damaged).unwrap();
+    let other = dir.path().join("other");
+    assert!(matches!(
+        export(&path, &other),
+        Err(CheckpointError::WrongHash { .. })
+    ));
+    assert!(!other.exists());
+}
+
+/// A foreign directory: config and tensors, nothing else.
+struct Foreign {
+    dir: TempDir,
+    model: ModelConfig,
+    tensors: Vec<(String, Vec<usize>, safetensors::Dtype, Vec<u8>)>,
+}
+
+impl Foreign {
+    fn of(model: ModelConfig, state: &State) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = hf::config_json(&model, &SpecialTokens::default());
+        fs::write(dir.path().join(CONFIG), config).unwrap();
+        let tensor = |t: &crate::layout::TensorSpec| {
+            let bytes = bytes_of(&state.params[t.range()]).to_vec();
+            (
+                t.name.clone(),
+                t.shape.clone(),
+                safetensors::Dtype::F32,
+                bytes,
+            )
+        };
+        let tensors = Layout::of(&model).tensors().iter().map(tensor).collect();
+        Self {
+            dir,
+            model,
+            tensors,
+        }
+    }
+
+    fn push(&mut self, name: &str, shape: &[usize], value: f32) {
+        let bytes = bytes_of(&vec![value; shape.iter().product()]).to_vec();
+        self.tensors
+            .push((name.into(), shape.to_vec(), safetensors::Dtype::F32, bytes));
+    }
+
+    fn write(&self, file: &str, take: impl Fn(&str) -> bool) {
+        let chosen = self.tensors.iter().filter(|t| take(&t.0));
+        let views = chosen.map(|(name, shape, dtype, bytes)| {
+            let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap();
+            (name.clone(), view)
+        });
+        let bytes = safetensors::serialize(views, None).unwrap();
+        fs::write(self.dir.path().join(file), bytes).unwrap();
+    }
+
+    fn read(&self) -> Result<Vec<f32>, CheckpointError> {
+        self.write(WEIGHTS, |_| true);
+        self.reopen()
+    }
+
+    fn reopen(&self) -> Result<Vec<f32>, CheckpointError> {
+        let checkpoint = Checkpoint::open(self.dir.path())?;
+        assert_eq!(checkpoint.model(), &self.model);
+        checkpoint.weights().map(|w| w.params)
+    }
+}
+
+#[test]
+fn the_spellings_of_the_wild_are_read() {
+    let gpt2 = model(Architecture::Gpt2, false);
+    let state = State::of(&gpt2);
+    let mut foreign = Foreign::of(gpt2, &state);
+    for tensor in &mut foreign.tensors {
+        tensor.0 = tensor.0.trim_start_matches("transformer.").to_owned();
+    }
+    foreign.push("h.0.attn.bias", &[1, 1, 16, 16], 1.0);
+    foreign.push("h.0.attn.masked_bias", &[], -1e4);
+    foreign.push("lm_head.weight", &[1000, 64], 1.0);
+    foreign.push("h.1.attn.c_attn.bias", &[192], 0.0);
+    assert_eq!(foreign.read().unwrap(), state.params);
+    foreign.push("h.1.ln_1.bias", &[64], 0.5);
+    let error = foreign.read().unwrap_err();
+    assert!(matches!(error, CheckpointError::BiasNotZero { name, .. } if name == "h.1.ln_1.bias"));
+
+    let state = State::of(&llama());
+    let mut foreign = Foreign::of(llama(), &state);
+    foreign.push("model.layers.0.self_attn.rotary_emb.inv_freq", &[8], 1.0);
+    assert_eq!(foreign.read().unwrap(), state.params);
+}
+
+#[test]
+fn half_precision_weights_become_f32() {
+    let state = State::of(&llama());
+    let mut foreign = Foreign::of(llama(), &state);
+    let mut expected = state.params.clone();
+    for (i, (name, _, dtype, bytes)) in foreign.tensors.iter_mut().enumerate() {
+        let range = Layout::of(&llama()).get(name).unwrap().range();
+        let values = &mut expected[range];
+        let halves: Vec<u16> = if i % 2 == 0 {
+            *dtype = safetensors::Dtype::F16;
+            values
+                .iter()
+                .map(|v| half::f16::from_f32(*v).to_bits())
+                .collect()
+        } else {
+            *dtype = safetensors::Dtype::BF16;
+            values
+                .iter()
+                .map(|v| half::bf16::from_f32(*v).to_bits())
+                .collect()
+        };
+        for (value, bits) in values.iter_mut().zip(&halves) {
+            *value = if i % 2 == 0 {
+                half::f16::from_bits(*bits).to_f32()
+            } else {
+                half::bf16::from_bits(*bits).to_f32()
+            };
+        }
+        *bytes = halves.iter().flat_map(|b| b.to_le_bytes()).collect();
+    }
+    assert_eq!(foreign.read().unwrap(), expected);
+    foreign.tensors[0].2 = safetensors::Dtype::I16;
+    assert!(matches!(
+        foreign.read(),
+        Err(CheckpointError::WrongType { .. })
+    ));
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    let state = State::of(&llama());
+    let mut foreign = Foreign::of(llama(), &state);
+    foreign.push("model.extra.weight", &[3], 1.0);
+    let error = foreign.read().unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::UnexpectedTensor { name, .. } if name == "model.extra.weight")
+    );
+    foreign.tensors.pop();
+    let (name, mut shape, dtype, bytes) = foreign.tensors.remove(1);
+    let error = foreign.read().unwrap_err();
+    assert!(matches!(error, CheckpointError::MissingTensor { name: n, .. } if n == name));
+    shape.insert(0, 1);
+    foreign.tensors.push((name, shape, dtype, bytes));
+    let error = foreign.read().unwrap_err().to_string();
+    assert!(
+        error.contains("has the shape [1, 64], its config.json calls for [64]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_sharded_model_is_read() {
+    let state = State::of(&llama());
+    let foreign = Foreign::of(llama(), &state);
+    let first = |name: &str| name.contains("layers.0");
+    foreign.write("model-00001-of-00002.safetensors", first);
+    foreign.write("model-00002-of-00002.safetensors", |name| !first(name));
+    let index = |one: &str| {
+        let map = [
+            ("a", one),
+            ("b", "model-00002-of-00002.safetensors"),
+            ("c", one),
+        ];
+        let map: std::collections::BTreeMap<_, _> = map.into_iter().collect();
+        let text = serde_json::json!({ "weight_map": map }).to_string();
+        fs::write(foreign.dir.path().join(WEIGHTS_INDEX), text).unwrap();
+    };
+    index("model-00001-of-00002.safetensors");
+    assert_eq!(foreign.reopen().unwrap(), state.params);
+    index("model-00002-of-00002.safetensors");
+    assert!(matches!(
+        foreign.reopen(),
+        Err(CheckpointError::MissingTensor { .. })
+    ));
+    index("../x.safetensors");
+    assert!(matches!(
+        foreign.reopen(),
+        Err(CheckpointError::Malformed { .. })
+    ));
+}
+
+#[test]
+fn what_is_no_checkpoint_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let nothing = dir.path().join("nothing");
+    assert!(
+        matches!(Checkpoint::open(&nothing), Err(CheckpointError::NoDirectory(p)) if p == nothing)
+    );
+    let error = Checkpoint::open(dir.path()).unwrap_err();
+    assert!(matches!(error, CheckpointError::MissingFile(p) if p == dir.path().join(CONFIG)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes_as_weights_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), len: Option<u8>) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = hf::config_json(&llama(), &SpecialTokens::default());
+        fs::write(dir.path().join(CONFIG), config).unwrap();
+        let mut content = bytes;
+        if let Some(len) = len {
+            content.splice(0..0, u64::from(len).to_le_bytes());
+        }
+        fs::write(dir.path().join(WEIGHTS), content).unwrap();
+        prop_assert!(Checkpoint::open(dir.path()).unwrap().weights().is_err());
+    }
+}

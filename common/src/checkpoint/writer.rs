@@ -1,0 +1,209 @@
+//! Writes a checkpoint from a stream of the state, in bounded memory, so that it appears whole or not at all.
+//!
+//! The state arrives as it lies in the flat buffers: all parameters, then all first moments, then all second moments,
+//! f32 little-endian, cut anywhere. The files' headers depend on the model alone, so every byte is written, and hashed
+//! for the manifest and for the state hash, when it comes.
+
+use std::path::{Path, PathBuf};
+
+use super::files::{HashedFile, UnfinishedDir};
+use super::manifest::{FORMAT, Manifest, RunState};
+use super::names::zero_biases;
+use super::state_hash::{F32, StateHasher};
+use super::{CONFIG, GENERATION, MANIFEST, OPTIMIZER, RUN, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS};
+use super::{CheckpointError, EXP_AVG, EXP_AVG_SQ, Manifested, hex, tensors};
+use crate::hf::{self, SpecialTokens};
+use crate::layout::{Layout, TensorSpec};
+use crate::spec::ModelConfig;
+
+/// What a checkpoint holds besides the state.
+#[derive(Clone, Debug)]
+pub struct CheckpointMeta {
+    /// Ids for generation.
+    pub tokens: SpecialTokens,
+    /// Content of `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+    /// Where the run stands; `state_hash` is filled in by the writer. The model is `run.spec.model`.
+    pub run: RunState,
+}
+
+/// A checkpoint that is being written. Dropped before [`CheckpointWriter::finish`], it leaves nothing behind.
+pub struct CheckpointWriter {
+    meta: CheckpointMeta,
+    dir: UnfinishedDir,
+    weights: HashedFile,
+    optimizer: HashedFile,
+    hasher: StateHasher,
+    /// Bytes of the parameters alone.
+    params_bytes: u64,
+    /// Bytes received of parameters and both moments.
+    position: u64,
+    /// Bytes of zero biases that follow the parameters in the file.
+    zero_bytes: u64,
+}
+
+impl CheckpointWriter {
+    /// Begins a checkpoint that will appear as `target`, which must not exist when it is finished.
+    pub fn create(target: &Path, meta: CheckpointMeta) -> Result<Self, CheckpointError> {
+        let layout = Layout::of(&meta.run.spec.model);
+        let zeros = zero_biases(&meta.run.spec.model);
+        let dir = UnfinishedDir::create(target)?;
+        let mut weights = HashedFile::create(dir.file(WEIGHTS))?;
+        weights.write(&weights_header(&layout, &zeros))?;
+        let mut optimizer = HashedFile::create(dir.file(OPTIMIZER))?;
+        optimizer.write(&optimizer_header(&layout))?;
+        Ok(Self {
+            meta,
+            dir,
+            weights,
+            optimizer,
+            hasher: StateHasher::new(layout.len()),
+            params_bytes: layout.len() as u64 * F32,
+            position: 0,
+            zero_bytes: zeros.iter().map(|t| t.len() as u64 * F32).sum(),
+        })
+    }
+
+    /// Bytes that [`CheckpointWriter::write`] takes in all.
+    pub fn state_bytes(&self) -> u64 {
+        3 * self.params_bytes
+    }
+
+    /// Takes the next bytes of the state, cut anywhere.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let found = self.position + bytes.len() as u64;
+        if found > self.state_bytes() {
+            return Err(self.wrong_length(found));
+        }
+        self.hasher.update(bytes);
+        let split = bytes
+            .len()
+            .min(self.params_bytes.saturating_sub(self.position) as usize);
+        let (params, moments) = bytes.split_at(split);
+        self.weights.write(params)?;
+        self.optimizer.write(moments)?;
+        self.position = found;
+        Ok(())
+    }
+
+    /// Completes the checkpoint: verifies the state against `expected`, where it is known, writes the small files and
+    /// the manifest, flushes everything and gives the directory its name.
+    ///
+    /// A whole checkpoint of the same state that is already there stays and is returned, so that steps replayed after
+    /// a resume write the same again; a damaged one is replaced; any other is an error.
+    pub fn finish(mut self, expected: Option<[u8; 32]>) -> Result<Manifested, CheckpointError> {
+        if self.position != self.state_bytes() {
+            return Err(self.wrong_length(self.position));
+        }
+        let state_hash = self.hasher.finish();
+        let path = self.dir.target().to_owned();
+        if let Some(expected) = expected.filter(|e| *e != state_hash) {
+            return Err(CheckpointError::WrongState {
+                path,
+                expected: hex::encode(&expected),
+                found: hex::encode(&state_hash),
+            });
+        }
+        if let Some(existing) = existing_checkpoint(&path, state_hash)? {
+            return Ok(existing);
+        }
+        self.weights.write_zeros(self.zero_bytes)?;
+        self.meta.run.state_hash = state_hash;
+        let mut files = vec![
+            self.weights.finish(WEIGHTS)?,
+            self.optimizer.finish(OPTIMIZER)?,
+        ];
+        for (name, content) in small_files(&self.meta) {
+            files.push(self.dir.write_file(name, &content)?);
+        }
+        let manifest = Manifest {
+            format: FORMAT,
+            step: self.meta.run.step,
+            state_hash,
+            files,
+        };
+        self.dir
+            .write_file(MANIFEST, manifest.to_json().as_bytes())?;
+        let path = self.dir.publish()?;
+        Ok(Manifested { path, manifest })
+    }
+
+    fn wrong_length(&self, found: u64) -> CheckpointError {
+        CheckpointError::WrongLength {
+            path: self.dir.target().to_owned(),
+            expected: self.state_bytes(),
+            found,
+        }
+    }
+}
+
+/// The checkpoint at `path`, if it is whole and of this state. A damaged one is removed.
+fn existing_checkpoint(
+    path: &Path,
+    state_hash: [u8; 32],
+) -> Result<Option<Manifested>, CheckpointError> {
+    if !path.join(MANIFEST).exists() {
+        return Ok(None);
+    }
+    match super::verify_files(path) {
+        Ok(manifest) if manifest.state_hash == state_hash => Ok(Some(Manifested {
+            path: path.to_owned(),
+            manifest,
+        })),
+        Ok(_) => Err(CheckpointError::Exists(path.to_owned())),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "replacing a damaged checkpoint");
+            let removed = std::fs::remove_dir_all(path);
+            removed.map_err(CheckpointError::io("replace", path))?;
+            Ok(None)
+        }
+    }
+}
+
+/// The files of a checkpoint that fit into memory.
+fn small_files(meta: &CheckpointMeta) -> Vec<(&'static str, Vec<u8>)> {
+    let model: &ModelConfig = &meta.run.spec.model;
+    let run = serde_json::to_string_pretty(&meta.run).expect("a run state is plain data") + "\n";
+    let tokenizer_config = hf::tokenizer_config_json(model, &meta.tokens, &meta.tokenizer);
+    vec![
+        (CONFIG, hf::config_json(model, &meta.tokens).into_bytes()),
+        (
+            GENERATION,
+            hf::generation_config_json(&meta.tokens).into_bytes(),
+        ),
+        (TOKENIZER, meta.tokenizer.clone()),
+        (TOKENIZER_CONFIG, tokenizer_config.into_bytes()),
+        (RUN, run.into_bytes()),
+    ]
+}
+
+fn weights_header(layout: &Layout, zeros: &[TensorSpec]) -> Vec<u8> {
+    let tensors = layout.tensors().iter().chain(zeros);
+    tensors::header(tensors.map(|t| (t.name.clone(), t.shape.as_slice())))
+}
+
+fn optimizer_header(layout: &Layout) -> Vec<u8> {
+    let moments = [EXP_AVG, EXP_AVG_SQ].into_iter();
+    tensors::header(moments.flat_map(|moment| {
+        let named = move |t: &TensorSpec| format!("{moment}{}", t.name);
+        layout
+            .tensors()
+            .iter()
+            .map(move |t| (named(t), t.shape.as_slice()))
+    }))
+}
+
+/// Writes a whole state that is in memory. The three slices are flat buffers of the model in `meta`.
+pub fn write_checkpoint(
+    target: &Path,
+    meta: CheckpointMeta,
+    params: &[f32],
+    exp_avg: &[f32],
+    exp_avg_sq: &[f32],
+) -> Result<PathBuf, CheckpointError> {
+    let mut writer = CheckpointWriter::create(target, meta)?;
+    for buffer in [params, exp_avg, exp_avg_sq] {
+        writer.write(super::bytes_of(buffer))?;
+    }
+    Ok(writer.finish(None)?.path)
+}

@@ -1,0 +1,431 @@
+//! The ledger of a run: one entry per committed step, chained by hash. **Pure**: the coordinator's store keeps it.
+//!
+//! An entry says which samples went into a step and what came out of it, and nothing about who computed it or when:
+//! two clusters' ledgers of the same run are equal entry by entry.
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::hex;
+
+/// One committed step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The step that this entry commits.
+    pub step: u64,
+    /// Position in the run's order of samples of the step's first sample.
+    pub first_position: u64,
+    /// Samples that the step consumed: positions `first_position..first_position + samples`.
+    pub samples: u64,
+    /// Sum of the loss over the supervised tokens, in nats.
+    #[serde(with = "exact")]
+    pub loss_sum: f64,
+    /// Supervised tokens (samples in classification).
+    #[serde(with = "exact")]
+    pub weight: f64,
+    /// Global gradient norm before clipping.
+    #[serde(with = "exact")]
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    #[serde(with = "exact")]
+    pub learning_rate: f64,
+    /// Hash of the root of the reduction tree: the step's summed gradient.
+    #[serde(with = "hex")]
+    pub root_hash: [u8; 32],
+    /// State hash before the step's update, at the steps where one is due.
+    #[serde(with = "hex::option")]
+    pub state_hash_before: Option<[u8; 32]>,
+    /// Hash of the entry before; the run's genesis for the first.
+    #[serde(with = "hex")]
+    pub previous: [u8; 32],
+}
+
+/// Bytes of an encoded entry.
+pub const ENCODED_LEN: usize = 8 * 7 + 32 + 33 + 32;
+
+/// The first field in which two entries differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Name of the field.
+    pub field: &'static str,
+    /// Value in the first entry, printed.
+    pub ours: String,
+    /// Value in the second entry, printed.
+    pub theirs: String,
+}
+
+impl Entry {
+    /// Canonical bytes: the fields in order, little-endian, floats by their bits.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(ENCODED_LEN);
+        for number in [
+            self.step,
+            self.first_position,
+            self.samples,
+            self.loss_sum.to_bits(),
+            self.weight.to_bits(),
+            self.grad_norm.to_bits(),
+            self.learning_rate.to_bits(),
+        ] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.root_hash);
+        bytes.push(u8::from(self.state_hash_before.is_some()));
+        bytes.extend_from_slice(&self.state_hash_before.unwrap_or_default());
+        bytes.extend_from_slice(&self.previous);
+        debug_assert_eq!(bytes.len(), ENCODED_LEN);
+        bytes
+    }
+
+    /// Reads what [`Entry::encode`] wrote; `None` if it is anything else.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != ENCODED_LEN {
+            return None;
+        }
+        let number =
+            |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().expect("8 bytes"));
+        let hash = |at: usize| -> [u8; 32] { bytes[at..at + 32].try_into().expect("32 bytes") };
+        let entry = Self {
+            step: number(0),
+            first_position: number(1),
+            samples: number(2),
+            loss_sum: f64::from_bits(number(3)),
+            weight: f64::from_bits(number(4)),
+            grad_norm: f64::from_bits(number(5)),
+            learning_rate: f64::from_bits(number(6)),
+            root_hash: hash(56),
+            state_hash_before: (bytes[88] == 1).then(|| hash(89)),
+            previous: hash(121),
+        };
+        // Only one encoding of an entry is valid.
+        (entry.encode() == bytes).then_some(entry)
+    }
+
+    /// The entry's hash, which the next entry names as `previous`.
+    pub fn hash(&self) -> [u8; 32] {
+        blake3::hash(&self.encode()).into()
+    }
+
+    /// Mean loss of the step, in nats per supervised token.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.weight
+    }
+
+    /// The first field in which `other` differs; `None` if the two are the same to the bit.
+    pub fn difference(&self, other: &Self) -> Option<Difference> {
+        let float = |x: f64| format!("{x:?} (bits {:016x})", x.to_bits());
+        let optional = |h: &Option<[u8; 32]>| h.as_ref().map_or("none".into(), hex::encode);
+        let fields = |e: &Self| {
+            [
+                ("step", e.step.to_string()),
+                ("first_position", e.first_position.to_string()),
+                ("samples", e.samples.to_string()),
+                ("loss_sum", float(e.loss_sum)),
+                ("weight", float(e.weight)),
+                ("grad_norm", float(e.grad_norm)),
+                ("learning_rate", float(e.learning_rate)),
+                ("root_hash", hex::encode(&e.root_hash)),
+                ("state_hash_before", optional(&e.state_hash_before)),
+                ("previous", hex::encode(&e.previous)),
+            ]
+        };
+        if self.encode() == other.encode() {
+            return None;
+        }
+        let mut pairs = fields(self).into_iter().zip(fields(other));
+        let ((field, ours), (_, theirs)) = pairs.find(|(a, b)| a.1 != b.1)?;
+        Some(Difference {
+            field,
+            ours,
+            theirs,
+        })
+    }
+
+    /// One line of JSON, hashes in hex, without a line break.
+    pub fn to_json_line(&self) -> String {
+        serde_json::to_string(self).expect("an entry is plain data")
+    }
+
+    /// Reads what [`Entry::to_json_line`] wrote, to the bit.
+    pub fn from_json_line(line: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(line)
+    }
+}
+
+/// What the first entry of a run names as `previous`. `identity` is whatever tells runs of different results apart:
+/// the spec and the corpus.
+pub fn genesis(identity: &[u8]) -> [u8; 32] {
+    blake3::derive_key("cohort ledger genesis v1", identity)
+}
+
+/// A contradiction in a ledger.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// An entry that is already there.
+    #[error("step {step} is in the ledger twice")]
+    Duplicate {
+        /// The step.
+        step: u64,
+    },
+    /// One or more entries are missing.
+    #[error("the ledger has no entry for step {expected}; the next one is for step {found}")]
+    Gap {
+        /// The first missing step.
+        expected: u64,
+        /// The step that was found.
+        found: u64,
+    },
+    /// An entry that does not follow from the one before it.
+    #[error(
+        "step {step} follows an entry with hash `{}`, but the entry before it has `{}`: the ledger was changed",
+        hex::encode(found),
+        hex::encode(expected)
+    )]
+    BrokenLink {
+        /// The step.
+        step: u64,
+        /// Hash of the entry before.
+        expected: [u8; 32],
+        /// What the entry names.
+        found: [u8; 32],
+    },
+    /// Samples skipped or counted twice.
+    #[error("step {step} begins at sample position {found}, the step before it ends at {expected}")]
+    Position {
+        /// The step.
+        step: u64,
+        /// First position not yet consumed.
+        expected: u64,
+        /// The entry's first position.
+        found: u64,
+    },
+}
+
+/// Checks entries one by one: steps without gap or repetition, samples likewise, links unbroken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    next_step: u64,
+    next_position: u64,
+    head: [u8; 32],
+}
+
+impl Chain {
+    /// A chain whose next entry must be for `next_step`, begin at `next_position` and name `head` as previous.
+    pub fn new(next_step: u64, next_position: u64, head: [u8; 32]) -> Self {
+        Self {
+            next_step,
+            next_position,
+            head,
+        }
+    }
+
+    /// The chain after `entry`, which is trusted.
+    pub fn after(entry: &Entry) -> Self {
+        Self {
+            next_step: entry.step.saturating_add(1),
+            next_position: entry.first_position.saturating_add(entry.samples),
+            head: entry.hash(),
+        }
+    }
+
+    /// The step that the next entry must commit.
+    pub fn next_step(&self) -> u64 {
+        self.next_step
+    }
+
+    /// The position at which the next entry must begin.
+    pub fn next_position(&self) -> u64 {
+        self.next_position
+    }
+
+    /// Hash of the last entry; the genesis if there is none.
+    pub fn head(&self) -> [u8; 32] {
+        self.head
+    }
+
+    /// Adds an entry. After an error the chain is what it was.
+    pub fn push(&mut self, entry: &Entry) -> Result<(), ChainError> {
+        let (step, expected) = (entry.step, self.next_step);
+        if step < expected {
+            return Err(ChainError::Duplicate { step });
+        }
+        if step > expected {
+            return Err(ChainError::Gap {
+                expected,
+                found: step,
+            });
+        }
+        if entry.previous != self.head {
+            return Err(ChainError::BrokenLink {
+                step,
+                expected: self.head,
+                found: entry.previous,
+            });
+        }
+        if entry.first_position != self.next_position {
+            return Err(ChainError::Position {
+                step,
+                expected: self.next_position,
+                found: entry.first_position,
+            });
+        }
+        *self = Self::after(entry);
+        Ok(())
+    }
+}
+
+/// Floats as JSON numbers that read back to the bit; infinities and NaN, which JSON lacks, as their bits in hex.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Float {
+        Number(f64),
+        Bits(String),
+    }
+
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        match value.is_finite() {
+            true => serializer.serialize_f64(*value),
+            false => serializer.serialize_str(&format!("{:016x}", value.to_bits())),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match Float::deserialize(deserializer)? {
+            Float::Number(value) => Ok(value),
+            Float::Bits(text) => u64::from_str_radix(&text, 16)
+                .map(f64::from_bits)
+                .map_err(|_| D::Error::custom(format!("`{text}` is not a number"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn any_entry()(
+            step: u64, first_position: u64, samples: u64,
+            bits in prop::array::uniform4(any::<u64>()),
+            root_hash: [u8; 32], state_hash_before: Option<[u8; 32]>, previous: [u8; 32],
+        ) -> Entry {
+            let [loss_sum, weight, grad_norm, learning_rate] = bits.map(f64::from_bits);
+            Entry {
+                step, first_position, samples, loss_sum, weight, grad_norm, learning_rate,
+                root_hash, state_hash_before, previous,
+            }
+        }
+    }
+
+    fn entry(step: u64, previous: [u8; 32]) -> Entry {
+        Entry {
+            step,
+            first_position: (step - 1) * 16,
+            samples: 16,
+            loss_sum: 123.456,
+            weight: 1024.0,
+            grad_norm: 0.1 + 0.2,
+            learning_rate: 1e-3,
+            root_hash: [step as u8; 32],
+            state_hash_before: None,
+            previous,
+        }
+    }
+
+    fn chain(entries: &[Entry]) -> Result<Chain, ChainError> {
+        let mut chain = Chain::new(1, 0, genesis(b"run"));
+        for entry in entries {
+            chain.push(entry)?;
+        }
+        Ok(chain)
+    }
+
+    fn three() -> Vec<Entry> {
+        let one = entry(1, genesis(b"run"));
+        let two = entry(2, one.hash());
+        let three = entry(3, two.hash());
+        vec![one, two, three]
+    }
+
+    proptest! {
+        #[test]
+        fn encoding_and_json_keep_every_bit(entry in any_entry()) {
+            let bytes = entry.encode();
+            prop_assert_eq!(Entry::decode(&bytes).unwrap().encode(), bytes.clone());
+            prop_assert_eq!(Entry::from_json_line(&entry.to_json_line()).unwrap().encode(), bytes);
+        }
+
+        #[test]
+        fn any_other_bytes_are_another_entry_or_none(entry in any_entry(), at in 0..ENCODED_LEN, to: u8) {
+            let mut bytes = entry.encode();
+            prop_assume!(bytes[at] != to);
+            bytes[at] = to;
+            if let Some(other) = Entry::decode(&bytes) {
+                prop_assert_ne!(other.hash(), entry.hash());
+                prop_assert!(entry.difference(&other).is_some());
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Entry::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn an_unbroken_chain_is_accepted() {
+        let chain = chain(&three()).unwrap();
+        assert_eq!((chain.next_step(), chain.next_position()), (4, 48));
+        assert_eq!(chain.head(), three()[2].hash());
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let [one, two, three]: [Entry; 3] = three().try_into().unwrap();
+        assert_eq!(
+            chain(&[one.clone(), three.clone()]),
+            Err(ChainError::Gap {
+                expected: 2,
+                found: 3
+            })
+        );
+        assert_eq!(
+            chain(&[one.clone(), one.clone()]),
+            Err(ChainError::Duplicate { step: 1 })
+        );
+        let mut forged = two.clone();
+        forged.loss_sum += 1.0;
+        assert!(matches!(
+            chain(&[one.clone(), forged, three]),
+            Err(ChainError::BrokenLink { step: 3, .. })
+        ));
+        let mut skipping = two;
+        skipping.first_position += 1;
+        assert!(matches!(
+            chain(&[one, skipping]),
+            Err(ChainError::Position {
+                step: 2,
+                expected: 16,
+                found: 17
+            })
+        ));
+    }
+
+    #[test]
+    fn a_difference_names_the_field_and_both_values() {
+        let ours = entry(1, [0; 32]);
+        let mut theirs = ours.clone();
+        theirs.grad_norm = 0.3;
+        let difference = ours.difference(&theirs).unwrap();
+        assert_eq!(difference.field, "grad_norm");
+        assert_eq!(
+            difference.ours,
+            "0.30000000000000004 (bits 3fd3333333333334)"
+        );
+        assert_eq!(difference.theirs, "0.3 (bits 3fd3333333333333)");
+        assert_eq!(ours.difference(&ours), None);
+    }
+}
