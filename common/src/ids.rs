@@ -28,14 +28,15 @@ impl fmt::Display for RunId {
     }
 }
 
-/// One registration of a worker process with one coordinator process. Never reused, so an ended session stays fenced.
+/// One registration of a worker process. The high half is the coordinator's start, the low half counts, so that no
+/// session is ever used again and an ended one stays fenced; people see the low half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(pub u64);
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "w{}", self.0)
+        write!(f, "w{}", self.0 as u32)
     }
 }
 

@@ -4,15 +4,20 @@
 //! Files marked **pure** in ARCHITECTURE.md do no I/O, read no clock and draw no random number.
 
 pub mod aggregate;
+pub mod api;
 pub mod checkpoint;
 pub mod cluster;
+pub mod corpus;
 pub mod hf;
 pub mod home;
 pub mod ids;
 pub mod lanes;
 pub mod layout;
 pub mod ledger;
+pub mod net;
+pub mod order;
 pub mod rng;
 pub mod schedule;
 pub mod spec;
 pub mod tree;
+pub mod wire;

@@ -142,6 +142,13 @@ pub enum Event {
         /// For people.
         error: String,
     },
+    /// A checkpoint's upload broke off; another can be asked for.
+    CheckpointLost {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+    },
     /// The driver cannot carry a run on.
     RunBroken {
         /// The run.
@@ -356,6 +363,9 @@ impl Machine {
             }
             Event::CheckpointFailed { run, step, error } => {
                 self.checkpoint_failed(now_ms, &run, step, error, &mut out);
+            }
+            Event::CheckpointLost { run, step } => {
+                self.checkpoint_lost(now_ms, &run, step, &mut out);
             }
             Event::RunBroken { run, error } => {
                 self.end_run(now_ms, &run, Change::Failed { error }, &mut out);

@@ -198,6 +198,25 @@ impl Machine {
         }
     }
 
+    pub(super) fn checkpoint_lost(
+        &mut self,
+        now: u64,
+        run: &RunId,
+        step: Step,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(active) = self.active_as(run) else {
+            return;
+        };
+        if active.writing.is_some_and(|(s, _)| s == step) {
+            active.writing = None;
+            active.boundary.checkpoint = true;
+            if matches!(active.phase, Phase::Snapshotting(_)) {
+                self.at_boundary(now, out);
+            }
+        }
+    }
+
     fn start_step(&mut self, now: u64, out: &mut Vec<Action>) {
         let active = self.active.as_mut().expect("a run is at a boundary");
         let lanes = active.plan.spec.train.lanes;

@@ -1,0 +1,437 @@
+//! What clients and the coordinator say to each other, as JSON inside the gRPC messages of `client.proto`, and the
+//! events that `--json` prints. Scripts rely on these names: fields are added, never renamed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::RunSpec;
+
+/// Something that happened to a run. `--json` prints one a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum RunEvent {
+    /// It waits for its turn.
+    Queued {
+        /// The run.
+        run: String,
+        /// 1 is next.
+        place: usize,
+    },
+    /// It is first in line and waits for workers.
+    Waiting {
+        /// The run.
+        run: String,
+        /// Workers that are there.
+        have: usize,
+        /// Workers that it asks for.
+        need: u32,
+    },
+    /// Workers are getting its state.
+    Loading {
+        /// The run.
+        run: String,
+        /// How many.
+        workers: usize,
+        /// Updates that the state has seen.
+        step: u64,
+    },
+    /// It trains.
+    Training {
+        /// The run.
+        run: String,
+        /// On how many workers.
+        workers: usize,
+    },
+    /// A step is committed.
+    Step(StepEvent),
+    /// A validation is complete.
+    Eval(EvalEvent),
+    /// A checkpoint is on disk.
+    Checkpoint {
+        /// The run.
+        run: String,
+        #[serde(flatten)]
+        /// The checkpoint.
+        checkpoint: CheckpointInfo,
+    },
+    /// In plain words.
+    Note {
+        /// The run.
+        run: String,
+        /// The words.
+        text: String,
+    },
+    /// All steps are done.
+    Finished(Box<FinishedEvent>),
+    /// It was stopped and can be resumed.
+    Stopped {
+        /// The run.
+        run: String,
+        /// Where it stands.
+        step: u64,
+    },
+    /// It was cancelled.
+    Cancelled {
+        /// The run.
+        run: String,
+    },
+    /// It cannot go on.
+    Failed {
+        /// The run.
+        run: String,
+        /// Why, and what to do.
+        error: String,
+    },
+}
+
+impl RunEvent {
+    /// Whether the run rests after this event.
+    pub fn is_last(&self) -> bool {
+        matches!(
+            self,
+            Self::Finished(_) | Self::Stopped { .. } | Self::Cancelled { .. } | Self::Failed { .. }
+        )
+    }
+
+    /// The event's word, as in its JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Queued { .. } => "queued",
+            Self::Waiting { .. } => "waiting",
+            Self::Loading { .. } => "loading",
+            Self::Training { .. } => "training",
+            Self::Step(_) => "step",
+            Self::Eval(_) => "eval",
+            Self::Checkpoint { .. } => "checkpoint",
+            Self::Note { .. } => "note",
+            Self::Finished(_) => "finished",
+            Self::Stopped { .. } => "stopped",
+            Self::Cancelled { .. } => "cancelled",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// A committed step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepEvent {
+    /// The run.
+    pub run: String,
+    /// The step, from 1.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Mean loss over the step's scored tokens, in nats.
+    pub loss: f64,
+    /// Norm of the mean gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Tokens of the whole run so far.
+    pub tokens: u64,
+    /// Speed of this step.
+    pub tokens_per_second: f64,
+    /// Passes over the training split so far.
+    pub epoch: f64,
+}
+
+/// A validation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalEvent {
+    /// The run.
+    pub run: String,
+    /// Updates that the state has seen.
+    pub step: u64,
+    /// Which text: `validation`, or `base_validation` for that of the run a finetuning started from.
+    pub split: String,
+    /// Mean loss over the scored tokens, in nats.
+    pub loss: f64,
+    /// The same per byte of text, in bits: comparable between tokenizers.
+    pub bits_per_byte: f64,
+    /// Tokens that were scored.
+    pub tokens: u64,
+}
+
+/// The end of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FinishedEvent {
+    /// The run.
+    pub run: String,
+    /// The last step.
+    pub step: u64,
+    /// Mean loss of the last step; absent for a run without steps.
+    pub train_loss: Option<f64>,
+    /// Last validation loss, in nats per token.
+    pub val_loss: Option<f64>,
+    /// The same in bits per byte.
+    pub val_bits_per_byte: Option<f64>,
+    /// Tokens trained on in the whole run.
+    pub tokens: u64,
+    /// Time since the run was taken up.
+    pub seconds: f64,
+    /// Hash over all parameters and moments, in hex; absent for a run without steps.
+    pub state_hash: Option<String>,
+    /// The last checkpoint's directory; absent for a run without steps.
+    pub checkpoint: Option<String>,
+}
+
+/// An event with its place in the coordinator's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NumberedEvent {
+    /// Grows with every event.
+    pub id: u64,
+    /// The event.
+    pub event: RunEvent,
+}
+
+/// A checkpoint on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    /// Updates that the state has seen.
+    pub step: u64,
+    /// Its directory, on the coordinator's machine.
+    pub path: String,
+    /// Size of all its files.
+    pub bytes: u64,
+    /// Validation loss at this step, in nats per token.
+    pub val_loss: Option<f64>,
+    /// Hash over all parameters and moments, in hex.
+    pub state_hash: String,
+}
+
+/// The coordinator and who is with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    /// Version of its binary.
+    pub version: String,
+    /// Its home directory, on its machine.
+    pub home: String,
+    /// The workers.
+    pub workers: Vec<WorkerInfo>,
+    /// The run that trains or waits for workers.
+    pub active: Option<String>,
+    /// The runs behind it, in order.
+    pub queued: Vec<String>,
+}
+
+/// A worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Its name in messages, such as `w3`.
+    pub name: String,
+    /// Its host.
+    pub host: String,
+    /// Its process id there.
+    pub pid: u32,
+    /// What computes.
+    pub device: String,
+    /// Threads that compute.
+    pub threads: u32,
+    /// Lanes that it holds in the step in flight.
+    pub lanes: usize,
+}
+
+/// A run and its figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Its name.
+    pub name: String,
+    /// A word: `queued`, `running`, `paused`, `interrupted`, `finished`, `failed`, `cancelled`.
+    pub status: String,
+    /// Committed steps.
+    pub step: u64,
+    /// What it does.
+    pub spec: RunSpec,
+    /// What it started from, as the user named it.
+    pub parent: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// When it was submitted, in milliseconds since the epoch.
+    pub created_ms: u64,
+    /// When it ended.
+    pub finished_ms: Option<u64>,
+    /// Its place in the queue; 1 is next.
+    pub queue_place: Option<usize>,
+    /// The last committed step.
+    pub last_step: Option<StepEvent>,
+    /// Its validations.
+    pub evals: Vec<EvalEvent>,
+    /// Its checkpoints, oldest first.
+    pub checkpoints: Vec<CheckpointInfo>,
+}
+
+/// Asks for a corpus.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrepareCorpus {
+    /// For people.
+    pub name: String,
+    /// Where the text is.
+    pub sources: Vec<SourceRef>,
+    /// Key of the text in JSON lines.
+    pub text_field: String,
+    /// Part of the text that is kept for validation.
+    pub validation: f64,
+    /// `auto`, `document` or `tail`.
+    pub split: String,
+    /// Leave out what cannot be read instead of stopping.
+    pub skip_bad: bool,
+    /// How text becomes tokens.
+    pub tokenizer: TokenizerRef,
+}
+
+/// Text for a corpus.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceRef {
+    /// Files, directories and globs on the coordinator's machine.
+    Paths(Vec<String>),
+    /// A file in the coordinator's content store.
+    Uploaded {
+        /// The file's name where it came from.
+        name: String,
+        /// BLAKE3 of its content, in hex.
+        hash: String,
+        /// Files of one group stay on one side of the split.
+        group: Option<String>,
+    },
+    /// A file on the coordinator's machine, with a group.
+    Grouped {
+        /// The file's name in messages.
+        name: String,
+        /// Where it lies.
+        path: String,
+        /// Files of one group stay on one side of the split.
+        group: String,
+    },
+}
+
+/// A tokenizer to train or to take.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerRef {
+    /// Byte-level BPE, trained on the training split.
+    Bpe {
+        /// Size of the vocabulary.
+        vocab_size: u32,
+    },
+    /// One token for each character.
+    Char,
+    /// A given `tokenizer.json`.
+    Json(String),
+}
+
+/// Progress of a preparation, or its result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrepareEvent {
+    /// It goes on.
+    Progress {
+        /// What is being done.
+        stage: String,
+        /// Bytes of text done in this stage.
+        done: u64,
+        /// Bytes of text in this stage; 0 if not known.
+        total: u64,
+    },
+    /// It is done.
+    Done(CorpusInfo),
+}
+
+/// A corpus.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CorpusInfo {
+    /// Hash over all that decides its tokens.
+    pub fingerprint: String,
+    /// For people.
+    pub name: String,
+    /// Rows that a model's embedding needs.
+    pub vocab_size: usize,
+    /// Hash of the tokenizer.
+    pub tokenizer: String,
+    /// The training part.
+    pub train: SplitInfo,
+    /// The validation part.
+    pub validation: SplitInfo,
+    /// Bytes of its shards.
+    pub bytes_on_disk: u64,
+    /// What was left out, and why.
+    pub skipped: Vec<String>,
+    /// Whether it had been prepared before.
+    pub reused: bool,
+    /// The beginning of its training text, decoded; only when one corpus is shown.
+    pub sample: Option<String>,
+}
+
+/// One part of a corpus.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SplitInfo {
+    /// Documents.
+    pub documents: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Bytes of text.
+    pub bytes: u64,
+    /// Shards.
+    pub shards: usize,
+}
+
+/// Queues a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Submit {
+    /// What it does.
+    pub spec: RunSpec,
+    /// The name the user gave it.
+    pub name: Option<String>,
+    /// What its name begins with otherwise.
+    pub stem: String,
+    /// Go on with this run.
+    pub resume: Option<String>,
+    /// Make another even if an equal one is unfinished.
+    pub fresh: bool,
+    /// The checkpoint that it starts from, as the user named it.
+    pub parent: Option<String>,
+    /// Where the start weights are.
+    pub start: Option<StartFiles>,
+}
+
+/// Where the coordinator finds the weights that a run starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartFiles {
+    /// A checkpoint in its home: `RUN@STEP`.
+    Checkpoint(String),
+    /// Files that were uploaded: name and BLAKE3 in hex.
+    Uploaded(Vec<(String, String)>),
+}
+
+/// The answer to a submission.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// The run's name.
+    pub run: String,
+    /// The step it goes on from, if it was there before.
+    pub resumed_at: Option<u64>,
+    /// The last event before this submission: follow from here.
+    pub after: u64,
+}
+
+/// A checkpoint, found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The run.
+    pub run: String,
+    /// The checkpoint.
+    pub checkpoint: CheckpointInfo,
+    /// What the run does.
+    pub spec: RunSpec,
+}
+
+/// What was, or would be, deleted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The thing's name.
+    pub name: String,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Files on disk.
+    pub files: u64,
+}

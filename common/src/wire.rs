@@ -1,0 +1,378 @@
+//! The only place where protobuf meets domain types. Everything that comes from the network is checked here; what
+//! passes is well-formed.
+
+use std::sync::Arc;
+
+use cohort_proto::v1;
+use thiserror::Error;
+
+use crate::aggregate::RootTotals;
+use crate::cluster::coordinator::MemberInfo;
+use crate::cluster::messages::{Commit, LaneSums};
+use crate::cluster::{EvalSplit, FromWorker, StateSource, ToWorker};
+use crate::home::RunName;
+use crate::ids::RunId;
+use crate::spec::RunSpec;
+
+/// Version of the protocol. Both ends must agree: mixing builds could mix results.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
+pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// Largest piece of a file or byte stream.
+pub const MAX_PIECE: usize = 512 << 10;
+
+/// Metadata key of a worker's session.
+pub const SESSION_KEY: &str = "cohort-session";
+
+/// Metadata key of the run that an exchange stream is about.
+pub const RUN_KEY: &str = "cohort-run";
+
+/// A message that cannot be understood.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("malformed {message}: {problem}")]
+pub struct WireError {
+    message: &'static str,
+    problem: String,
+}
+
+fn bad(message: &'static str, problem: impl Into<String>) -> WireError {
+    let problem = problem.into();
+    WireError { message, problem }
+}
+
+/// Checks a run's name.
+pub fn run_id(name: &str) -> Result<RunId, WireError> {
+    let name = RunName::new(name).map_err(|error| bad("run name", error.to_string()))?;
+    Ok(RunId::new(name.as_str()))
+}
+
+/// A state's source on the wire.
+pub fn source_to(run: &RunId, source: StateSource) -> v1::StateSource {
+    use v1::state_source::From;
+    v1::StateSource {
+        run: run.as_str().into(),
+        from: Some(match source {
+            StateSource::Seed => From::Seed(v1::Empty {}),
+            StateSource::Start => From::Start(v1::Empty {}),
+            StateSource::Checkpoint(step) => From::Checkpoint(step),
+        }),
+    }
+}
+
+/// A state's source from the wire.
+pub fn source_from(source: &v1::StateSource) -> Result<(RunId, StateSource), WireError> {
+    use v1::state_source::From;
+    let run = run_id(&source.run)?;
+    let from = match source.from.ok_or_else(|| bad("StateSource", "it names no source"))? {
+        From::Seed(_) => StateSource::Seed,
+        From::Start(_) => StateSource::Start,
+        From::Checkpoint(step) => StateSource::Checkpoint(step),
+    };
+    Ok((run, from))
+}
+
+/// A message to a worker, on the wire.
+pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
+    use v1::to_worker::Kind;
+    let kind = match message {
+        ToWorker::Load {
+            run,
+            spec,
+            source,
+            splits,
+        } => Kind::Load(v1::Load {
+            spec: serde_json::to_vec(&**spec).expect("a spec is JSON").into(),
+            source: Some(source_to(run, *source)),
+            step: source.step(),
+            splits: splits.iter().map(split_to).collect(),
+        }),
+        ToWorker::Compute {
+            run,
+            step,
+            generation,
+            lanes,
+            sole_owner,
+        } => Kind::Compute(v1::Compute {
+            run: run.as_str().into(),
+            step: *step,
+            generation: *generation,
+            lanes: lanes.clone(),
+            sole_owner: *sole_owner,
+        }),
+        ToWorker::Commit { run, commit } => Kind::Commit(v1::Commit {
+            run: run.as_str().into(),
+            step: commit.step,
+            scale: commit.scale,
+            learning_rate: commit.learning_rate,
+        }),
+        ToWorker::Evaluate {
+            run,
+            step,
+            split,
+            units,
+        } => Kind::Evaluate(v1::Evaluate {
+            run: run.as_str().into(),
+            step: *step,
+            split: *split,
+            units: units.clone(),
+        }),
+        ToWorker::Snapshot { run, step } => Kind::Snapshot(v1::Snapshot {
+            run: run.as_str().into(),
+            step: *step,
+        }),
+        ToWorker::Unload { run } => Kind::Unload(v1::Unload {
+            run: run.as_str().into(),
+        }),
+    };
+    v1::ToWorker { kind: Some(kind) }
+}
+
+/// A message to a worker, from the wire. `Welcome` is not one of them: it opens the session.
+pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
+    use v1::to_worker::Kind;
+    Ok(match message.kind.ok_or_else(|| bad("ToWorker", "it is empty"))? {
+        Kind::Welcome(_) => return Err(bad("ToWorker", "a second Welcome")),
+        Kind::Load(load) => load_from(load)?,
+        Kind::Compute(c) => ToWorker::Compute {
+            run: run_id(&c.run)?,
+            step: c.step,
+            generation: c.generation,
+            lanes: c.lanes,
+            sole_owner: c.sole_owner,
+        },
+        Kind::Commit(c) => ToWorker::Commit {
+            run: run_id(&c.run)?,
+            commit: Commit {
+                step: c.step,
+                scale: c.scale,
+                learning_rate: c.learning_rate,
+            },
+        },
+        Kind::Evaluate(e) => ToWorker::Evaluate {
+            run: run_id(&e.run)?,
+            step: e.step,
+            split: e.split,
+            units: e.units,
+        },
+        Kind::Snapshot(s) => ToWorker::Snapshot {
+            run: run_id(&s.run)?,
+            step: s.step,
+        },
+        Kind::Unload(u) => ToWorker::Unload {
+            run: run_id(&u.run)?,
+        },
+    })
+}
+
+fn load_from(load: v1::Load) -> Result<ToWorker, WireError> {
+    let source = load.source.ok_or_else(|| bad("Load", "it names no source"))?;
+    let (run, source) = source_from(&source)?;
+    let spec: RunSpec =
+        serde_json::from_slice(&load.spec).map_err(|error| bad("Load.spec", error.to_string()))?;
+    Ok(ToWorker::Load {
+        run,
+        spec: Arc::new(spec),
+        source,
+        splits: load.splits.into_iter().map(split_from).collect(),
+    })
+}
+
+fn split_to(split: &EvalSplit) -> v1::EvalSplit {
+    v1::EvalSplit {
+        corpus: split.corpus.clone(),
+        split: split.split.clone(),
+        label: split.label.clone(),
+        units: split.units,
+        windows: split.windows,
+    }
+}
+
+fn split_from(split: v1::EvalSplit) -> EvalSplit {
+    EvalSplit {
+        corpus: split.corpus,
+        split: split.split,
+        label: split.label,
+        units: split.units,
+        windows: split.windows,
+        ends_only: false,
+    }
+}
+
+/// A worker's message, on the wire.
+pub fn from_worker(message: FromWorker) -> v1::FromWorker {
+    use v1::from_worker::Kind;
+    let name = |run: RunId| run.as_str().to_owned();
+    let kind = match message {
+        FromWorker::Heartbeat => Kind::Heartbeat(v1::Heartbeat {}),
+        FromWorker::Loaded { run, step } => Kind::Loaded(v1::Loaded {
+            run: name(run),
+            step,
+        }),
+        FromWorker::LaneDone {
+            run,
+            step,
+            lane,
+            sums,
+            micros,
+        } => Kind::LaneDone(v1::LaneDone {
+            run: name(run),
+            step,
+            lane,
+            loss: sums.loss,
+            weight: sums.weight,
+            micros,
+        }),
+        FromWorker::RootReady { run, step, totals } => Kind::RootReady(v1::RootReady {
+            run: name(run),
+            step,
+            sum_of_squares: totals.sum_of_squares,
+            hash: totals.hash.to_vec().into(),
+        }),
+        FromWorker::Applied { run, step } => Kind::Applied(v1::Applied {
+            run: name(run),
+            step,
+        }),
+        FromWorker::UnitDone {
+            run,
+            step,
+            split,
+            unit,
+            sums,
+        } => Kind::UnitDone(v1::UnitDone {
+            run: name(run),
+            step,
+            split,
+            unit,
+            loss: sums.loss,
+            weight: sums.weight,
+        }),
+        FromWorker::Failed { run, step, message } => Kind::Failed(v1::RunFailed {
+            run: name(run),
+            step,
+            message,
+        }),
+    };
+    v1::FromWorker { kind: Some(kind) }
+}
+
+/// A worker's message, from the wire. `Register` is not one of them: it opens the session.
+pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError> {
+    use v1::from_worker::Kind;
+    let sums = |loss, weight| LaneSums { loss, weight };
+    Ok(match message.kind.ok_or_else(|| bad("FromWorker", "it is empty"))? {
+        Kind::Register(_) => return Err(bad("FromWorker", "a second Register")),
+        Kind::Heartbeat(_) => FromWorker::Heartbeat,
+        Kind::Loaded(m) => FromWorker::Loaded {
+            run: run_id(&m.run)?,
+            step: m.step,
+        },
+        Kind::LaneDone(m) => FromWorker::LaneDone {
+            run: run_id(&m.run)?,
+            step: m.step,
+            lane: m.lane,
+            sums: sums(m.loss, m.weight),
+            micros: m.micros,
+        },
+        Kind::RootReady(m) => FromWorker::RootReady {
+            run: run_id(&m.run)?,
+            step: m.step,
+            totals: RootTotals {
+                sum_of_squares: m.sum_of_squares,
+                hash: m.hash.as_ref().try_into().map_err(|_| {
+                    bad("RootReady", format!("its hash has {} bytes, not 32", m.hash.len()))
+                })?,
+            },
+        },
+        Kind::Applied(m) => FromWorker::Applied {
+            run: run_id(&m.run)?,
+            step: m.step,
+        },
+        Kind::UnitDone(m) => FromWorker::UnitDone {
+            run: run_id(&m.run)?,
+            step: m.step,
+            split: m.split,
+            unit: m.unit,
+            sums: sums(m.loss, m.weight),
+        },
+        Kind::Failed(m) => FromWorker::Failed {
+            run: run_id(&m.run)?,
+            step: m.step,
+            message: m.message,
+        },
+    })
+}
+
+/// What a worker says of itself, from the wire.
+pub fn member_from(register: v1::Register) -> MemberInfo {
+    let short = |text: String| text.chars().take(200).collect();
+    MemberInfo {
+        host: short(register.host),
+        pid: register.pid,
+        device: short(register.device),
+        threads: register.threads,
+        fingerprint: short(register.fingerprint),
+    }
+}
+
+/// A value of `api` as a message.
+pub fn json(value: &impl serde::Serialize) -> v1::Json {
+    v1::Json {
+        json: serde_json::to_vec(value).expect("api types are JSON").into(),
+    }
+}
+
+/// A value of `api` from a message.
+pub fn from_json<T: serde::de::DeserializeOwned>(message: &v1::Json) -> Result<T, WireError> {
+    serde_json::from_slice(&message.json).map_err(|error| bad("JSON", error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use prost::Message;
+
+    fn sums() -> impl Strategy<Value = LaneSums> {
+        (any::<f64>(), any::<f64>()).prop_map(|(loss, weight)| LaneSums { loss, weight })
+    }
+
+    fn run() -> RunId {
+        RunId::new("tiny-1")
+    }
+
+    proptest! {
+        #[test]
+        fn worker_messages_come_back_to_the_bit(step: u64, lane: u32, sums in sums(), micros: u64) {
+            let message = FromWorker::LaneDone { run: run(), step, lane, sums, micros };
+            let bytes = from_worker(message).encode_to_vec();
+            let back = from_worker_from(v1::FromWorker::decode(bytes.as_slice()).unwrap()).unwrap();
+            let FromWorker::LaneDone { sums: found, .. } = back else { panic!("{back:?}") };
+            prop_assert_eq!(found.loss.to_bits(), sums.loss.to_bits());
+            prop_assert_eq!(found.weight.to_bits(), sums.weight.to_bits());
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes: Vec<u8>) {
+            if let Ok(message) = v1::FromWorker::decode(bytes.as_slice()) {
+                let _ = from_worker_from(message);
+            }
+            if let Ok(message) = v1::ToWorker::decode(bytes.as_slice()) {
+                let _ = to_worker_from(message);
+            }
+            let _ = v1::Chunk::decode(bytes.as_slice());
+        }
+    }
+
+    #[test]
+    fn a_run_name_cannot_leave_its_directory() {
+        let message = v1::ToWorker {
+            kind: Some(v1::to_worker::Kind::Unload(v1::Unload {
+                run: "../../etc".into(),
+            })),
+        };
+        assert!(to_worker_from(message).is_err());
+    }
+}

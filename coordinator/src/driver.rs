@@ -1,0 +1,349 @@
+//! The driver: one task owns the cluster's machine, feeds it events and carries out its actions. Whatever waits (disk,
+//! network) happens elsewhere and comes back as an event.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cohort_common::api::{ClusterInfo, WorkerInfo};
+use cohort_common::checkpoint::CheckpointMeta;
+use cohort_common::cluster::coordinator::MemberInfo;
+use cohort_common::cluster::{Action, Event, Limits, Machine, ToWorker};
+use cohort_common::home::Home;
+use cohort_common::ids::{RunId, SessionId, Step};
+use cohort_common::layout::Layout;
+use cohort_common::wire;
+use cohort_proto::v1;
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::Status;
+use tracing::{error, info, warn};
+
+use crate::exchange::Exchange;
+use crate::record::{CheckpointDone, RunRecord};
+use crate::store::StoreHandle;
+
+/// Events that may wait for the driver; more make their senders wait.
+const QUEUE: usize = 1024;
+
+/// Messages that may wait for one worker. A worker that lets more pile up is lost.
+const OUTBOX: usize = 256;
+
+const TICK: Duration = Duration::from_millis(500);
+
+/// The way to a worker: messages, and at last the reason why there will be no more.
+pub type Outbox = mpsc::Receiver<Result<v1::ToWorker, Status>>;
+
+/// What the driver is asked.
+pub enum Command {
+    /// Something happened.
+    Event(Event),
+    /// A worker asks to join; the answer is its session and its messages.
+    Join {
+        /// What it says of itself.
+        info: MemberInfo,
+        /// Where the answer goes.
+        reply: oneshot::Sender<(SessionId, Outbox)>,
+    },
+    /// A run is queued, with what is needed to record it.
+    Submit(Box<RunRecord>),
+    /// What a checkpoint of this run at this step holds besides the state.
+    CheckpointMeta {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+        /// Where the answer goes; `None` if no such checkpoint is expected.
+        reply: oneshot::Sender<Option<CheckpointMeta>>,
+    },
+    /// A checkpoint is durable.
+    CheckpointDone(Box<CheckpointDone>),
+    /// How the cluster is.
+    Describe(oneshot::Sender<ClusterInfo>),
+}
+
+/// The way to the driver and to what all services share. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster(Arc<Shared>);
+
+struct Shared {
+    commands: mpsc::Sender<Command>,
+    exchange: Exchange,
+    home: Home,
+    store: StoreHandle,
+    sessions: std::sync::Mutex<HashMap<SessionId, Arc<AtomicBool>>>,
+    /// Bumped whenever a run has a new event, so that followers look.
+    pub events: watch::Sender<u64>,
+}
+
+impl Cluster {
+    /// Starts the driver.
+    pub fn start(home: Home, store: StoreHandle, limits: Limits) -> Self {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let cluster = Self(Arc::new(Shared {
+            commands,
+            exchange: Exchange::default(),
+            home,
+            store,
+            sessions: std::sync::Mutex::default(),
+            events: watch::Sender::new(0),
+        }));
+        let boot = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |t| t.as_secs());
+        let driver = Driver {
+            cluster: cluster.clone(),
+            machine: Machine::new(limits),
+            outboxes: HashMap::new(),
+            runs: HashMap::new(),
+            started: Instant::now(),
+            next_session: (boot << 32) + 1,
+        };
+        tokio::spawn(driver.run(queue));
+        cluster
+    }
+
+    /// The sums of the steps in flight.
+    pub fn exchange(&self) -> &Exchange {
+        &self.0.exchange
+    }
+
+    /// The home directory.
+    pub fn home(&self) -> &Home {
+        &self.0.home
+    }
+
+    /// The store.
+    pub fn store(&self) -> &StoreHandle {
+        &self.0.store
+    }
+
+    /// Wakes up whenever a run has a new event.
+    pub fn events(&self) -> watch::Receiver<u64> {
+        self.0.events.subscribe()
+    }
+
+    pub(crate) fn announce(&self) {
+        self.0.events.send_modify(|n| *n += 1);
+    }
+
+    /// Hands an event to the driver. After the driver has ended nobody needs it.
+    pub async fn send(&self, event: Event) {
+        self.command(Command::Event(event)).await;
+    }
+
+    /// Hands a command to the driver.
+    pub async fn command(&self, command: Command) {
+        let _ = self.0.commands.send(command).await;
+    }
+
+    /// Asks the driver.
+    pub async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.command(command(reply)).await;
+        answer
+            .await
+            .map_err(|_| Status::unavailable("the coordinator is shutting down"))
+    }
+
+    /// Whether a session is open.
+    pub fn alive(&self, session: SessionId) -> Option<Arc<AtomicBool>> {
+        self.sessions().get(&session).cloned()
+    }
+
+    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<SessionId, Arc<AtomicBool>>> {
+        let sessions = self.0.sessions.lock();
+        sessions.expect("no thread panics while it holds this lock")
+    }
+}
+
+/// Milliseconds since the epoch, for records that people read.
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |t| t.as_millis() as u64)
+}
+
+struct Driver {
+    cluster: Cluster,
+    machine: Machine,
+    outboxes: HashMap<SessionId, mpsc::Sender<Result<v1::ToWorker, Status>>>,
+    runs: HashMap<RunId, RunRecord>,
+    started: Instant,
+    next_session: u64,
+}
+
+impl Driver {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let command = tokio::select! {
+                command = queue.recv() => match command {
+                    Some(command) => command,
+                    None => return,
+                },
+                _ = tick.tick() => Command::Event(Event::Tick),
+            };
+            self.obey(command).await;
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Event(event) => self.handle(event).await,
+            Command::Join { info, reply } => self.join(info, reply).await,
+            Command::Submit(record) => {
+                let plan = record.plan.clone();
+                self.runs.insert(plan.run.clone(), *record);
+                self.handle(Event::Submitted(plan)).await;
+            }
+            Command::CheckpointMeta { run, step, reply } => {
+                let meta = self.runs.get(&run).and_then(|r| r.checkpoint_meta(step));
+                let _ = reply.send(meta);
+            }
+            Command::CheckpointDone(done) => {
+                let (run, step) = (done.run.clone(), done.info.step);
+                if let Some(record) = self.runs.get_mut(&run) {
+                    record.checkpoint_done(&self.cluster, *done).await;
+                }
+                self.handle(Event::CheckpointWritten { run, step }).await;
+            }
+            Command::Describe(reply) => {
+                let _ = reply.send(self.describe());
+            }
+        }
+    }
+
+    async fn join(&mut self, info: MemberInfo, reply: oneshot::Sender<(SessionId, Outbox)>) {
+        let session = SessionId(self.next_session);
+        self.next_session += 1;
+        let (sender, outbox) = mpsc::channel(OUTBOX);
+        info!(worker = %session, host = info.host, device = info.device, threads = info.threads, "joined");
+        self.outboxes.insert(session, sender);
+        let alive = Arc::new(AtomicBool::new(true));
+        self.cluster.sessions().insert(session, alive);
+        if reply.send((session, outbox)).is_ok() {
+            self.handle(Event::Joined { session, info }).await;
+        } else {
+            self.forget(session);
+        }
+    }
+
+    fn forget(&mut self, session: SessionId) {
+        self.outboxes.remove(&session);
+        if let Some(alive) = self.cluster.sessions().remove(&session) {
+            alive.store(false, Ordering::Release);
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            if let Event::Left { session, .. } = &event {
+                self.forget(*session);
+            }
+            let now = self.started.elapsed().as_millis() as u64;
+            for action in self.machine.handle(now, event) {
+                if let Some(consequence) = self.act(action).await {
+                    events.push(consequence);
+                }
+            }
+        }
+    }
+
+    /// Carries out one action; may answer with an event that follows from it.
+    async fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Send { session, message } => self.send(session, message).await,
+            Action::Close { session, reason } => {
+                warn!(worker = %session, %reason, "session closed");
+                if let Some(outbox) = self.outboxes.get(&session) {
+                    let text = format!("the coordinator ended this session: {reason}");
+                    let _ = outbox.try_send(Err(Status::failed_precondition(text)));
+                }
+                self.forget(session);
+                None
+            }
+            Action::OpenStep { run, step } => {
+                let spec = &self.runs.get(&run)?.plan.spec;
+                let len = Layout::of(&spec.model).len();
+                let lanes = spec.train.lanes;
+                self.cluster.exchange().open(&run, step, lanes, len);
+                None
+            }
+            Action::ReleaseRoots { run, through } => {
+                self.cluster.exchange().release(&run, through);
+                None
+            }
+            Action::Committed(step) => {
+                let record = self.runs.get_mut(&step.run)?;
+                record.committed(&self.cluster, &step).await
+            }
+            Action::Evaluated {
+                run,
+                step,
+                split,
+                sums,
+            } => {
+                let record = self.runs.get_mut(&run)?;
+                record.evaluated(&self.cluster, step, split, sums).await
+            }
+            Action::Changed { run, change } => {
+                info!(%run, ?change, "run changed");
+                let record = self.runs.get_mut(&run)?;
+                if record.changed(&self.cluster, change).await {
+                    self.runs.remove(&run);
+                }
+                None
+            }
+            Action::Note { run, text } => {
+                info!(run = run.as_ref().map(RunId::as_str), "{text}");
+                let record = run.and_then(|run| self.runs.get_mut(&run))?;
+                record.note(&self.cluster, text).await;
+                None
+            }
+        }
+    }
+
+    async fn send(&mut self, session: SessionId, message: ToWorker) -> Option<Event> {
+        if let ToWorker::Commit { run, .. } = &message
+            && let Some(record) = self.runs.get_mut(run)
+            && let Err(error) = record.durable().await
+        {
+            error!(%run, %error, "the ledger cannot be written");
+            let run = run.clone();
+            return Some(Event::RunBroken { run, error });
+        }
+        let outbox = self.outboxes.get(&session)?;
+        if outbox.try_send(Ok(wire::to_worker(&message))).is_ok() {
+            return None;
+        }
+        let what = format!("{OUTBOX} messages wait for it, or its connection is gone");
+        let reason = cohort_common::cluster::coordinator::LeftReason::Protocol(what);
+        Some(Event::Left { session, reason })
+    }
+
+    fn describe(&self) -> ClusterInfo {
+        let worker = |(&session, member): (&SessionId, &cohort_common::cluster::coordinator::Member)| {
+            WorkerInfo {
+                name: session.to_string(),
+                host: member.info.host.clone(),
+                pid: member.info.pid,
+                device: member.info.device.clone(),
+                threads: member.info.threads,
+                lanes: self.machine.lanes_of(session),
+            }
+        };
+        ClusterInfo {
+            version: env!("CARGO_PKG_VERSION").into(),
+            home: self.cluster.home().root().display().to_string(),
+            workers: self.machine.members().iter().map(worker).collect(),
+            active: self.machine.active_run().map(|r| r.to_string()),
+            queued: self.machine.queued().map(ToString::to_string).collect(),
+        }
+    }
+}

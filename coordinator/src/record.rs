@@ -1,0 +1,413 @@
+//! What the coordinator writes down of a run while it trains: ledger, metrics, events, checkpoints. The machine decides,
+//! this records; every line goes to the store, from which all who watch read.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use cohort_common::api::{
+    CheckpointInfo, EvalEvent, FinishedEvent, RunEvent, StepEvent,
+};
+use cohort_common::checkpoint::{CheckpointMeta, RunState};
+use cohort_common::cluster::coordinator::{Change, StepRecord};
+use cohort_common::cluster::messages::LaneSums;
+use cohort_common::cluster::{Event, RunPlan};
+use cohort_common::hf::SpecialTokens;
+use cohort_common::home::RunName;
+use cohort_common::ids::{RunId, Step};
+use cohort_common::ledger::{Chain, Entry};
+use tracing::error;
+
+use crate::driver::{Cluster, now_ms};
+use crate::store::{Appended, CheckpointRow, EvalRow, Receipt, RunStatus, Store, StepRow};
+
+/// Tokens and bytes of a split, for bits per byte.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitFacts {
+    /// Tokens.
+    pub tokens: u64,
+    /// Bytes of text.
+    pub bytes: u64,
+}
+
+/// A run that trains or waits, and what is needed to record it.
+pub struct RunRecord {
+    /// The run's name.
+    pub name: RunName,
+    /// What the machine carries out.
+    pub plan: RunPlan,
+    /// Facts of the splits in the plan, by index.
+    pub splits: Vec<SplitFacts>,
+    /// Samples in one epoch.
+    pub epoch_samples: u64,
+    /// Content of `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+    /// Ids for generation.
+    pub tokens: SpecialTokens,
+    /// The end of the ledger.
+    pub chain: Chain,
+    /// The checkpoints on disk, oldest first.
+    pub checkpoints: Vec<CheckpointInfo>,
+    /// The last validation of each split, by label.
+    pub evals: BTreeMap<String, EvalEvent>,
+    /// When the run was taken up.
+    pub started: Instant,
+    /// The ledger entry that is on its way to the disk.
+    pub pending: Option<Receipt<Appended>>,
+}
+
+/// A checkpoint that has reached the disk.
+pub struct CheckpointDone {
+    /// The run.
+    pub run: RunId,
+    /// The checkpoint.
+    pub info: CheckpointInfo,
+}
+
+impl RunRecord {
+    fn tokens_at(&self, step: Step) -> u64 {
+        let spec = &self.plan.spec;
+        step * spec.train.samples_per_step() * spec.model.context as u64
+    }
+
+    fn run(&self) -> String {
+        self.name.to_string()
+    }
+
+    /// Writes to the store without waiting for the disk.
+    async fn write(
+        &self,
+        cluster: &Cluster,
+        request: impl FnOnce(&Store) -> Result<(), crate::store::StoreError> + Send + 'static,
+    ) {
+        match cluster.store().submit(request).await {
+            // An error of the disk shows up again, and stops the run, when the ledger is written.
+            Ok(receipt) => drop(receipt),
+            Err(error) => error!(run = %self.name, %error, "cannot write to the store"),
+        }
+    }
+
+    async fn event(&self, cluster: &Cluster, event: RunEvent) {
+        let name = self.name.clone();
+        self.write(cluster, move |store| record_event(store, &name, &event))
+            .await;
+        cluster.announce();
+    }
+
+    /// A sentence for people.
+    pub async fn note(&self, cluster: &Cluster, text: String) {
+        let run = self.run();
+        self.event(cluster, RunEvent::Note { run, text }).await;
+    }
+
+    /// Waits until the newest ledger entry is on disk.
+    pub async fn durable(&mut self) -> Result<(), String> {
+        match self.pending.take() {
+            None => Ok(()),
+            Some(receipt) => receipt.await.map(|_| ()).map_err(|e| e.to_string()),
+        }
+    }
+
+    /// Records a committed step: its ledger entry, its metrics, its event. Does not wait for the disk; the next
+    /// commit does.
+    pub async fn committed(&mut self, cluster: &Cluster, step: &StepRecord) -> Option<Event> {
+        let train = &self.plan.spec.train;
+        let samples = train.samples_per_step();
+        let entry = Entry {
+            step: step.step,
+            first_position: (step.step - 1) * samples,
+            samples,
+            loss_sum: step.sums.loss,
+            weight: step.sums.weight,
+            grad_norm: step.grad_norm,
+            learning_rate: step.learning_rate,
+            root_hash: step.root_hash,
+            state_hash_before: None,
+            previous: self.chain.head(),
+        };
+        if let Err(error) = self.chain.push(&entry) {
+            return Some(self.broken(error.to_string()));
+        }
+        let tokens = self.tokens_at(step.step);
+        let event = StepEvent {
+            run: self.run(),
+            step: step.step,
+            steps: train.steps,
+            loss: step.sums.loss / step.sums.weight,
+            grad_norm: step.grad_norm,
+            learning_rate: step.learning_rate,
+            tokens,
+            tokens_per_second: (tokens - self.tokens_at(step.step - 1)) as f64 * 1000.0
+                / step.millis.max(1) as f64,
+            epoch: (entry.first_position + samples) as f64 / self.epoch_samples as f64,
+        };
+        let name = self.name.clone();
+        let time = now_ms();
+        let receipt = cluster
+            .store()
+            .submit(move |store| {
+                let appended = store.append_entry(&name, &entry)?;
+                store.record_step(&name, &step_row(&event, time))?;
+                store.set_progress(&name, event.step)?;
+                record_event(store, &name, &RunEvent::Step(event))?;
+                Ok(appended)
+            })
+            .await;
+        match receipt {
+            Ok(receipt) => self.pending = Some(receipt),
+            Err(error) => return Some(self.broken(error.to_string())),
+        }
+        cluster.announce();
+        None
+    }
+
+    fn broken(&self, error: String) -> Event {
+        let run = self.plan.run.clone();
+        Event::RunBroken { run, error }
+    }
+
+    /// Records a validation.
+    pub async fn evaluated(
+        &mut self,
+        cluster: &Cluster,
+        step: Step,
+        split: u32,
+        sums: LaneSums,
+    ) -> Option<Event> {
+        let label = self.plan.splits[split as usize].label.clone();
+        if sums.weight <= 0.0 || !sums.loss.is_finite() {
+            let (loss, weight) = (sums.loss, sums.weight);
+            return Some(self.broken(format!(
+                "the {label} split at step {step} has a loss sum of {loss} over {weight} tokens; look at that text"
+            )));
+        }
+        let facts = self.splits[split as usize];
+        let loss = sums.loss / sums.weight;
+        // Bits per token times tokens per byte of the whole split: also right where only part of it was scored.
+        let bits_per_byte =
+            loss / std::f64::consts::LN_2 * facts.tokens as f64 / facts.bytes.max(1) as f64;
+        let event = EvalEvent {
+            run: self.run(),
+            step,
+            split: label.clone(),
+            loss,
+            bits_per_byte,
+            tokens: sums.weight as u64,
+        };
+        let row = EvalRow {
+            step,
+            split: label.clone(),
+            loss,
+            bits_per_byte,
+            weight: sums.weight,
+            bytes: facts.bytes,
+        };
+        self.evals.insert(label, event.clone());
+        let name = self.name.clone();
+        self.write(cluster, move |store| {
+            store.record_eval(&name, &row)?;
+            record_event(store, &name, &RunEvent::Eval(event))
+        })
+        .await;
+        cluster.announce();
+        None
+    }
+
+    /// What a checkpoint of this step holds besides the state. The ledger's head is filled in by whoever writes it.
+    pub fn checkpoint_meta(&self, step: Step) -> Option<CheckpointMeta> {
+        let spec = (*self.plan.spec).clone();
+        let run = RunState {
+            run: self.run(),
+            step,
+            samples: step * spec.train.samples_per_step(),
+            tokens: self.tokens_at(step),
+            val_loss: self.val_loss(step),
+            ledger_head: [0; 32],
+            state_hash: [0; 32],
+            spec,
+        };
+        Some(CheckpointMeta {
+            tokens: self.tokens.clone(),
+            tokenizer: self.tokenizer.clone(),
+            run,
+        })
+    }
+
+    fn val_loss(&self, step: Step) -> Option<f64> {
+        let eval = self.evals.get("validation").filter(|e| e.step == step)?;
+        Some(eval.loss)
+    }
+
+    /// Records a checkpoint and deletes those that the spec does not keep.
+    pub async fn checkpoint_done(&mut self, cluster: &Cluster, done: CheckpointDone) {
+        let row = checkpoint_row(&done.info, now_ms());
+        self.checkpoints.retain(|c| c.step != done.info.step);
+        self.checkpoints.push(done.info.clone());
+        let surplus = surplus(&self.checkpoints, self.plan.spec.checkpoint.keep as usize);
+        self.checkpoints.retain(|c| !surplus.contains(&c.step));
+        let event = RunEvent::Checkpoint {
+            run: self.run(),
+            checkpoint: done.info,
+        };
+        let name = self.name.clone();
+        let steps = surplus.clone();
+        self.write(cluster, move |store| {
+            store.record_checkpoint(&name, &row)?;
+            for step in steps {
+                store.delete_checkpoint(&name, step)?;
+            }
+            record_event(store, &name, &event)
+        })
+        .await;
+        for step in surplus {
+            let path = cluster.home().checkpoint(&self.name, step);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = std::fs::remove_dir_all(&path) {
+                    error!(path = %path.display(), %error, "cannot delete an old checkpoint");
+                }
+            });
+        }
+        cluster.announce();
+    }
+
+    /// Records what became of the run. Says whether the run rests now.
+    pub async fn changed(&mut self, cluster: &Cluster, change: Change) -> bool {
+        let (status, event) = self.describe(change).await;
+        let rests = event.is_last();
+        let name = self.name.clone();
+        let time = now_ms();
+        let error = match &event {
+            RunEvent::Failed { error, .. } => Some(error.clone()),
+            _ => None,
+        };
+        self.write(cluster, move |store| {
+            store.set_status(&name, status, error.as_deref(), time)?;
+            record_event(store, &name, &event)
+        })
+        .await;
+        cluster.announce();
+        rests
+    }
+
+    async fn describe(&mut self, change: Change) -> (RunStatus, RunEvent) {
+        let run = self.run();
+        match change {
+            Change::Queued { place } => (RunStatus::Queued, RunEvent::Queued { run, place }),
+            Change::Waiting { have, need } => {
+                (RunStatus::Running, RunEvent::Waiting { run, have, need })
+            }
+            Change::Loading { workers, step } => {
+                (RunStatus::Running, RunEvent::Loading { run, workers, step })
+            }
+            Change::Training { workers } => {
+                (RunStatus::Running, RunEvent::Training { run, workers })
+            }
+            Change::Stopped { step } => (RunStatus::Interrupted, RunEvent::Stopped { run, step }),
+            Change::Cancelled => (RunStatus::Cancelled, RunEvent::Cancelled { run }),
+            Change::Failed { error } => (RunStatus::Failed, RunEvent::Failed { run, error }),
+            Change::Finished {
+                step, train_loss, ..
+            } => match self.durable().await {
+                Ok(()) => {
+                    let event = self.finished(step, train_loss);
+                    (RunStatus::Finished, RunEvent::Finished(Box::new(event)))
+                }
+                Err(error) => (RunStatus::Failed, RunEvent::Failed { run, error }),
+            },
+        }
+    }
+
+    fn finished(&self, step: Step, train_loss: f64) -> FinishedEvent {
+        let last = self.checkpoints.last();
+        let eval = self.evals.get("validation");
+        FinishedEvent {
+            run: self.run(),
+            step,
+            train_loss: train_loss.is_finite().then_some(train_loss),
+            val_loss: eval.map(|e| e.loss),
+            val_bits_per_byte: eval.map(|e| e.bits_per_byte),
+            tokens: self.tokens_at(step),
+            seconds: self.started.elapsed().as_secs_f64(),
+            state_hash: last.map(|c| c.state_hash.clone()),
+            checkpoint: last.map(|c| c.path.clone()),
+        }
+    }
+}
+
+/// The steps of the checkpoints that go: all but the newest `keep` and the best by validation loss.
+fn surplus(checkpoints: &[CheckpointInfo], keep: usize) -> Vec<Step> {
+    let best = checkpoints
+        .iter()
+        .filter_map(|c| Some((c.val_loss?, c.step)))
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, step)| step);
+    let old = checkpoints.len().saturating_sub(keep.max(1));
+    checkpoints[..old]
+        .iter()
+        .map(|c| c.step)
+        .filter(|step| Some(*step) != best)
+        .collect()
+}
+
+/// Writes an event to the store, where followers read it.
+pub fn record_event(
+    store: &Store,
+    name: &RunName,
+    event: &RunEvent,
+) -> Result<(), crate::store::StoreError> {
+    let json = serde_json::to_string(event).expect("events are JSON");
+    store.record_event(Some(name), now_ms(), event.kind(), &json)?;
+    Ok(())
+}
+
+fn step_row(event: &StepEvent, time_ms: u64) -> StepRow {
+    StepRow {
+        step: event.step,
+        loss: event.loss,
+        grad_norm: event.grad_norm,
+        learning_rate: event.learning_rate,
+        tokens: event.tokens,
+        tokens_per_second: event.tokens_per_second,
+        time_ms,
+    }
+}
+
+fn checkpoint_row(info: &CheckpointInfo, time_ms: u64) -> CheckpointRow {
+    CheckpointRow {
+        step: info.step,
+        path: info.path.clone(),
+        bytes: info.bytes,
+        val_loss: info.val_loss,
+        state_hash: cohort_common::checkpoint::hex::decode(&info.state_hash)
+            .expect("made by hex::encode"),
+        time_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint(step: Step, val_loss: f64) -> CheckpointInfo {
+        CheckpointInfo {
+            step,
+            path: String::new(),
+            bytes: 0,
+            val_loss: Some(val_loss),
+            state_hash: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_newest_and_the_best_stay() {
+        let all = [
+            checkpoint(10, 2.0),
+            checkpoint(20, 1.0),
+            checkpoint(30, 1.5),
+            checkpoint(40, 1.2),
+        ];
+        assert_eq!(surplus(&all, 2), [10]);
+        assert_eq!(surplus(&all, 1), [10, 30]);
+        assert_eq!(surplus(&all, 9), [] as [Step; 0]);
+        assert_eq!(surplus(&all, 0), [10, 30]);
+    }
+}

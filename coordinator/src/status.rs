@@ -1,0 +1,23 @@
+//! gRPC statuses for the errors of this crate.
+
+use tonic::Status;
+
+/// The caller asked for something that cannot be.
+pub fn invalid(error: impl ToString) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// The thing does not exist.
+pub fn missing(error: impl ToString) -> Status {
+    Status::not_found(error.to_string())
+}
+
+/// The thing is not in a state that allows it.
+pub fn refused(error: impl ToString) -> Status {
+    Status::failed_precondition(error.to_string())
+}
+
+/// Something on this side went wrong.
+pub fn failed(error: impl ToString) -> Status {
+    Status::internal(error.to_string())
+}
