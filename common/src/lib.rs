@@ -3,6 +3,7 @@
 //!
 //! Files marked **pure** in ARCHITECTURE.md do no I/O, read no clock and draw no random number.
 
+pub mod corpus;
 pub mod layout;
 pub mod rng;
 pub mod spec;
