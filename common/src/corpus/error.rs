@@ -1,0 +1,202 @@
+//! What can go wrong with a corpus, in one place: bad input files, tokenizers that do not fit, torn directories, disks.
+//!
+//! Messages name the thing, the value, the bound and the next step. The cause, where there is one, is the error's source
+//! and not part of its text, so that a chain of causes prints nothing twice.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::source::TEXT_EXTENSIONS;
+use super::split::SplitError;
+use super::tokenizer::TokenizerError;
+
+/// Any failure of preparing, opening or reading a corpus.
+#[derive(Debug, thiserror::Error)]
+pub enum CorpusError {
+    /// One source file, or one line of it, is not usable text.
+    #[error("{0}; repair it, or leave such input out with `--skip-bad`")]
+    BadInput(BadInput),
+    /// A pattern or path was given that names no file at all.
+    #[error("`{0}` names no file; check the spelling")]
+    NoSuchInput(String),
+    /// A directory holds nothing that is taken from directories.
+    #[error(
+        "directory `{0}` holds no text files (taken are: {known}, each also .gz or .zst); name the files one by one",
+        known = TEXT_EXTENSIONS.join(", ")
+    )]
+    NoTextInDirectory(String),
+    /// A glob cannot be parsed.
+    #[error("`{pattern}` is not a valid pattern: {reason}")]
+    BadPattern {
+        /// The pattern as given.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// After everything that was skipped, nothing is left.
+    #[error("the corpus is empty: all of its {skipped} inputs were skipped; the first: {first}")]
+    Empty {
+        /// How many inputs were skipped.
+        skipped: u64,
+        /// The first of them and why.
+        first: String,
+    },
+    /// A file changed while it was being read.
+    #[error("`{0}` changed while it was being read; prepare the corpus again")]
+    SourceChanged(String),
+    /// An option of the request is out of bounds.
+    #[error("`{option}` is `{value}`, but must be {bound}")]
+    BadOption {
+        /// The option's name in a spec.
+        option: &'static str,
+        /// The value it has.
+        value: String,
+        /// The bound it breaks.
+        bound: &'static str,
+    },
+    /// No split into train and validation exists.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// The tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A document cannot be written in the tokenizer's vocabulary.
+    #[error("cannot tokenize `{document}`")]
+    Tokenize {
+        /// The document's name.
+        document: String,
+        /// What the tokenizer says.
+        source: TokenizerError,
+    },
+    /// A file of the corpus is damaged.
+    #[error("`{path}` is damaged: {reason}; remove the corpus and prepare it again", path = path.display())]
+    Damaged {
+        /// The damaged file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// An index, from disk or from the network, does not hold together.
+    #[error("the corpus index is not valid: {0}")]
+    BadIndex(String),
+    /// No corpus of this fingerprint is here.
+    #[error("no corpus `{0}` is here; `cohort corpus ls` lists those that are")]
+    Unknown(String),
+    /// Several corpora answer to this name.
+    #[error("`{text}` means several corpora; give one of the fingerprints {candidates}")]
+    Ambiguous {
+        /// What was asked for.
+        text: String,
+        /// The beginnings of their fingerprints.
+        candidates: String,
+    },
+    /// Too few tokens for a single sample.
+    #[error(
+        "the {split} split has {tokens} tokens, but one sample of context {context} takes {needed}; \
+         give more text or a shorter context"
+    )]
+    TooShort {
+        /// Which split.
+        split: &'static str,
+        /// Tokens it has.
+        tokens: u64,
+        /// Tokens of context asked for.
+        context: usize,
+        /// Tokens one sample takes.
+        needed: u64,
+    },
+    /// A read beyond the end of a split.
+    #[error("{what} `{index}` does not exist: there are {len}")]
+    OutOfRange {
+        /// What was asked for: sample, window, document, shard.
+        what: &'static str,
+        /// Its number.
+        index: u64,
+        /// How many there are.
+        len: u64,
+    },
+    /// Reading failed.
+    #[error("cannot read `{path}`", path = path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Writing failed: a full disk, a missing permission.
+    #[error("cannot write `{path}`", path = path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+}
+
+impl CorpusError {
+    pub(super) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Read { path, source }
+    }
+
+    pub(super) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Write { path, source }
+    }
+
+    pub(super) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Damaged {
+            path: path.to_path_buf(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// An input that cannot be used: the file, the line where there are lines, and what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{file}`{at} {problem}", at = line.map(|l| format!(" line {l}")).unwrap_or_default())]
+pub struct BadInput {
+    /// The file's display name.
+    pub file: String,
+    /// The line, counted from 1, for files of one document per line.
+    pub line: Option<u64>,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What is wrong with an input; completes a sentence that starts with the file's name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// There is no such file.
+    #[error("does not exist")]
+    Missing,
+    /// No text in it.
+    #[error("is empty")]
+    Empty,
+    /// Not text.
+    #[error("is binary: it has a NUL byte at byte {0}")]
+    Binary(u64),
+    /// Text of another encoding.
+    #[error("is not UTF-8: byte {0} begins no valid character")]
+    NotUtf8(u64),
+    /// A line that is not a JSON object.
+    #[error("is not a JSON object: {0}")]
+    BadJson(String),
+    /// A JSON object without the text.
+    #[error("has no text field `{field}`; its fields are {present}")]
+    NoField {
+        /// The field looked for.
+        field: String,
+        /// Those that are there.
+        present: String,
+    },
+    /// The field is there, but is not a string.
+    #[error("has a field `{0}` that is not a string")]
+    NotAString(String),
+    /// More text than the limit allows.
+    #[error("holds more than {0} bytes of text, the limit")]
+    TooLarge(u64),
+    /// The operating system or the decompressor refuses.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+}

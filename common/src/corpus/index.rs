@@ -1,0 +1,222 @@
+//! The index of a corpus (`corpus.json`): what it is made of and the fingerprint that names it. It carries its own proof:
+//! whoever gets an index, from disk or from the network, recomputes the fingerprint from what it says.
+//!
+//! Directories of corpora are in `store.rs`.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::CorpusError;
+use super::shard::{ShardEntry, file_bytes, shard_file_name, token_width};
+use super::split::{Split, SplitConfig, SplitPlan};
+
+/// The version of the index and of everything that decides tokens besides the request.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// A prepared corpus, all but its tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CorpusIndex {
+    /// [`FORMAT_VERSION`].
+    pub format: u32,
+    /// BLAKE3 over everything that decides the tokens, in hex: the name of the corpus.
+    pub fingerprint: String,
+    /// What people call it. Not part of the fingerprint.
+    pub name: String,
+    /// The tokenizer, whose `tokenizer.json` lies beside the index.
+    pub tokenizer: TokenizerSummary,
+    /// The training side.
+    pub train: SplitIndex,
+    /// The validation side.
+    pub validation: SplitIndex,
+    /// How it was asked for.
+    pub options: OptionsSummary,
+    /// What it was made of.
+    pub sources: SourceSummary,
+    /// What was left out.
+    pub skipped: SkippedSummary,
+}
+
+/// A corpus's tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerSummary {
+    /// BLAKE3 of `tokenizer.json`, in hex.
+    pub fingerprint: String,
+    /// One more than the largest token id.
+    pub vocab_size: u32,
+    /// The token that ends each document.
+    pub eos: u32,
+}
+
+/// One side of the split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitIndex {
+    /// Tokens, one end-of-text per document included.
+    pub tokens: u64,
+    /// Documents.
+    pub documents: u64,
+    /// UTF-8 bytes of the text, for bits per byte.
+    pub bytes: u64,
+    /// Tokens that stand for what the vocabulary cannot express; 0 for tokenizers that can express everything.
+    pub unknown_tokens: u64,
+    /// The shards, in order.
+    pub shards: Vec<ShardEntry>,
+}
+
+/// The options of the request that people may want to see again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OptionsSummary {
+    /// `bpe`, `char` or `file`.
+    pub tokenizer: String,
+    /// The field of `.jsonl` lines.
+    pub text_field: String,
+    /// The split as asked for.
+    pub split: SplitConfig,
+    /// The split as decided.
+    pub plan: SplitPlan,
+    /// Tokens per shard.
+    pub shard_tokens: u64,
+}
+
+/// What a corpus was made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceSummary {
+    /// Files that were read.
+    pub files: u64,
+    /// Their size in bytes, as they were.
+    pub bytes: u64,
+    /// The names of the first few.
+    pub names: Vec<String>,
+}
+
+/// What a corpus leaves out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedSummary {
+    /// Files and lines left out.
+    pub count: u64,
+    /// The first of them, each with its reason.
+    pub first: Vec<String>,
+}
+
+impl SkippedSummary {
+    /// How many are listed with their reasons.
+    pub const LISTED: usize = 100;
+
+    pub(super) fn add(&mut self, bad: &super::error::BadInput) {
+        self.count += 1;
+        if self.first.len() < Self::LISTED {
+            self.first.push(bad.to_string());
+        }
+    }
+}
+
+impl CorpusIndex {
+    /// One side of the split.
+    pub fn split(&self, split: Split) -> &SplitIndex {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+        }
+    }
+
+    /// Size of the shards in bytes.
+    pub fn shard_bytes(&self) -> u64 {
+        Split::ALL
+            .iter()
+            .flat_map(|&split| &self.split(split).shards)
+            .map(|shard| shard.bytes)
+            .sum()
+    }
+
+    /// Reads an index and checks that it holds together. Nothing in it is trusted before.
+    pub fn from_json(json: &[u8]) -> Result<Self, CorpusError> {
+        let index: Self = serde_json::from_slice(json)
+            .map_err(|error| CorpusError::BadIndex(error.to_string()))?;
+        index.validate()?;
+        Ok(index)
+    }
+
+    /// The index as it is stored and sent.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("an index serializes")
+    }
+
+    fn validate(&self) -> Result<(), CorpusError> {
+        let bad = |reason: String| Err(CorpusError::BadIndex(reason));
+        if self.format != FORMAT_VERSION {
+            return bad(format!(
+                "its format is `{}`, but this build reads `{FORMAT_VERSION}`",
+                self.format
+            ));
+        }
+        if self.tokenizer.eos >= self.tokenizer.vocab_size {
+            return bad(format!(
+                "eos `{}` is not below {}",
+                self.tokenizer.eos, self.tokenizer.vocab_size
+            ));
+        }
+        for split in Split::ALL {
+            self.validate_split(split)?;
+        }
+        let fingerprint = self.compute_fingerprint();
+        if fingerprint != self.fingerprint {
+            return bad(format!(
+                "it calls itself `{}`, but its content is `{fingerprint}`",
+                self.fingerprint
+            ));
+        }
+        Ok(())
+    }
+
+    fn validate_split(&self, split: Split) -> Result<(), CorpusError> {
+        let side = self.split(split);
+        let width = token_width(self.tokenizer.vocab_size);
+        let (mut tokens, mut documents) = (0u64, 0u64);
+        for (index, shard) in side.shards.iter().enumerate() {
+            let fits = shard.file == shard_file_name(split, index)
+                && shard.tokens > 0
+                && shard.first_token == tokens
+                && shard.documents <= shard.tokens
+                && file_bytes(shard.tokens, shard.documents, width) == Some(shard.bytes);
+            if !fits {
+                return Err(CorpusError::BadIndex(format!(
+                    "{split} shard `{index}` does not follow from its neighbours"
+                )));
+            }
+            tokens = tokens.saturating_add(shard.tokens);
+            documents = documents.saturating_add(shard.documents);
+        }
+        if (tokens, documents) != (side.tokens, side.documents) || tokens == 0 {
+            return Err(CorpusError::BadIndex(format!(
+                "the {split} split says {} tokens and {} documents, but its shards have {tokens} and {documents}",
+                side.tokens, side.documents
+            )));
+        }
+        Ok(())
+    }
+
+    /// BLAKE3, in hex, over everything that decides the tokens and how they are scored.
+    pub(super) fn compute_fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("cohort corpus fingerprint");
+        let mut text = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        text(&self.format.to_string());
+        text(&self.tokenizer.fingerprint);
+        text(&format!(
+            "{} {}",
+            self.tokenizer.vocab_size, self.tokenizer.eos
+        ));
+        for split in Split::ALL {
+            let side = self.split(split);
+            text(&format!(
+                "{} {} {} {}",
+                side.tokens,
+                side.documents,
+                side.bytes,
+                side.shards.len()
+            ));
+            side.shards.iter().for_each(|shard| text(&shard.hash));
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}

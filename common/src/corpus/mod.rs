@@ -1,0 +1,43 @@
+//! The corpus: from files of text to immutable shards of tokens, and from those to samples.
+//!
+//! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
+//! `tokenizer`, `train` and `pieces` (text to tokens), `encode` and `shard` (tokens to files), `prepare` (all of it in
+//! turn), `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows).
+//!
+//! Everything here is synchronous and may take long: async callers run it where blocking is allowed. Parallel parts use
+//! rayon's current pool, and no result depends on its size.
+
+mod encode;
+mod error;
+mod index;
+mod pieces;
+mod prepare;
+mod reader;
+mod shard;
+mod source;
+mod split;
+mod store;
+mod text;
+mod tokenizer;
+mod train;
+
+pub use error::{BadInput, CorpusError, Problem};
+pub use index::{
+    CorpusIndex, FORMAT_VERSION, OptionsSummary, SkippedSummary, SourceSummary, SplitIndex,
+    TokenizerSummary,
+};
+pub use pieces::Cut;
+pub use prepare::{DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stage, prepare};
+pub use reader::{LocalShards, SampleReader, ShardSource, Window, sample_range, samples, windows};
+pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
+pub use source::{Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand};
+pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, SplitPlan};
+pub use store::{
+    Corpus, INDEX_FILE, Listing, TOKENIZER_FILE, find, list, remove, remove_unfinished,
+};
+pub use text::{Event, ReadOptions, read_documents};
+pub use tokenizer::{END_OF_TEXT, StreamDecoder, Tokenizer, TokenizerConfig, TokenizerError};
+pub use train::{BpeTraining, MIN_BPE_VOCAB, char_tokenizer};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,566 @@
+//! Prepares a corpus: hash the files (and stop if the same request was met before), scan the text, decide the split, make
+//! the tokenizer, encode into shards, publish.
+//!
+//! Each stage streams over the files anew, so memory does not grow with the corpus, but for 16 bytes per document (the
+//! split key, and a copy that is sorted) and the bounded sample for BPE.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::SystemTime;
+
+use rayon::prelude::*;
+
+use super::encode::{Encoder, Routed, Router};
+use super::error::{BadInput, CorpusError, Problem};
+use super::index::{
+    CorpusIndex, FORMAT_VERSION, OptionsSummary, SkippedSummary, SourceSummary, TokenizerSummary,
+};
+use super::shard::DEFAULT_SHARD_TOKENS;
+use super::source::{SourceFile, Sources};
+use super::split::{KeyHasher, SplitConfig, SplitPlan, plan};
+use super::store::{Corpus, Unfinished, by_request};
+use super::text::{Event, ReadOptions, read_documents};
+use super::tokenizer::{Tokenizer, TokenizerConfig};
+use super::train::{BpeTraining, char_tokenizer};
+
+/// Text that BPE is trained on at most, unless asked otherwise.
+pub const DEFAULT_SAMPLE_BYTES: u64 = 32 << 20;
+const MAX_SHARD_TOKENS: u64 = 1 << 30;
+const LISTED_SOURCES: usize = 20;
+
+/// What a corpus is to be made of, and how.
+#[derive(Clone, Debug)]
+pub struct PrepareRequest {
+    /// What people will call it.
+    pub name: String,
+    /// The files, in order.
+    pub sources: Sources,
+    /// The tokenizer.
+    pub tokenizer: TokenizerConfig,
+    /// The split into train and validation.
+    pub split: SplitConfig,
+    /// The field of `.jsonl` lines that holds the text.
+    pub text_field: String,
+    /// Leave out files and lines that cannot be used, and report them, instead of failing.
+    pub skip_bad: bool,
+    /// Bytes of training text that BPE is trained on at most.
+    pub sample_bytes: u64,
+    /// Tokens per shard.
+    pub shard_tokens: u64,
+    /// Bound on the unpacked bytes of one file.
+    pub max_file_bytes: Option<u64>,
+}
+
+impl PrepareRequest {
+    /// A request with the default options.
+    pub fn new(
+        name: impl Into<String>,
+        sources: impl Into<Sources>,
+        tokenizer: TokenizerConfig,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            sources: sources.into(),
+            tokenizer,
+            split: SplitConfig::default(),
+            text_field: "text".to_string(),
+            skip_bad: false,
+            sample_bytes: DEFAULT_SAMPLE_BYTES,
+            shard_tokens: DEFAULT_SHARD_TOKENS,
+            max_file_bytes: None,
+        }
+    }
+}
+
+/// A stage of the preparation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Hashing the files.
+    Hash,
+    /// Reading and checking the text.
+    Scan,
+    /// Making the tokenizer.
+    Tokenizer,
+    /// Encoding and writing shards.
+    Encode,
+}
+
+/// How far the preparation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The stage.
+    pub stage: Stage,
+    /// Bytes of the source files, as they are, that the stage has passed.
+    pub done: u64,
+    /// Bytes of the source files.
+    pub total: u64,
+}
+
+/// The outcome.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The corpus.
+    pub corpus: Corpus,
+    /// Whether it was there before.
+    pub reused: bool,
+}
+
+/// Prepares the corpus that `request` describes in `directory`, or finds the one that the same request has given before.
+/// Runs on the calling thread and on rayon's current pool, and calls `progress` often, from the calling thread.
+///
+/// The same request (contents, order, groups, options, tokenizer; names and places do not matter) always gives the same
+/// fingerprint, for any number of threads. Nothing is left behind in `directory` after an error.
+pub fn prepare(
+    directory: &Path,
+    request: &PrepareRequest,
+    progress: &dyn Fn(Progress),
+) -> Result<Prepared, CorpusError> {
+    check_options(request)?;
+    let job = Job::new(request, progress)?;
+    let key = job.request_key()?;
+    if let Some(corpus) = by_request(directory, &key) {
+        return Ok(Prepared {
+            corpus,
+            reused: true,
+        });
+    }
+    let scan = job.scan()?;
+    let plan = plan(&request.split, &scan.keys, scan.chars)?;
+    let tokenizer = job.make_tokenizer(&scan, plan)?;
+    let unfinished = Unfinished::create(directory)?;
+    let index = job.encode(&scan, plan, &tokenizer, unfinished.path())?;
+    job.check_unchanged()?;
+    let corpus = unfinished.publish(&index, &tokenizer, &key)?;
+    Ok(Prepared {
+        corpus,
+        reused: false,
+    })
+}
+
+fn check_options(request: &PrepareRequest) -> Result<(), CorpusError> {
+    if request.shard_tokens == 0 || request.shard_tokens > MAX_SHARD_TOKENS {
+        return Err(CorpusError::BadOption {
+            option: "corpus.shard_tokens",
+            value: request.shard_tokens.to_string(),
+            bound: "from 1 to 1073741824",
+        });
+    }
+    if request.sample_bytes == 0 {
+        return Err(CorpusError::BadOption {
+            option: "tokenizer.sample_bytes",
+            value: "0".to_string(),
+            bound: "at least 1",
+        });
+    }
+    if let TokenizerConfig::Bpe { vocab_size } = request.tokenizer {
+        BpeTraining::new(vocab_size)?;
+    }
+    if let TokenizerConfig::File { json, eos } = &request.tokenizer {
+        Tokenizer::from_json(json, eos.as_deref())?;
+    }
+    Ok(())
+}
+
+/// Size and time of change: what tells that a file is still the one that was hashed.
+type Stamp = Option<(u64, Option<SystemTime>)>;
+
+fn stamp(file: &SourceFile) -> Stamp {
+    let metadata = file.path.metadata().ok()?;
+    Some((metadata.len(), metadata.modified().ok()))
+}
+
+/// One preparation under way.
+struct Job<'a> {
+    request: &'a PrepareRequest,
+    options: ReadOptions,
+    stamps: Vec<Stamp>,
+    total: u64,
+    progress: &'a dyn Fn(Progress),
+}
+
+/// What the first reading of the text has found.
+#[derive(Default)]
+struct Scan {
+    keys: Vec<u64>,
+    chars: u64,
+    bytes: u64,
+    characters: BTreeSet<char>,
+    usable: Vec<bool>,
+    skipped: SkippedSummary,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        request: &'a PrepareRequest,
+        progress: &'a dyn Fn(Progress),
+    ) -> Result<Self, CorpusError> {
+        let stamps: Vec<Stamp> = request.sources.files.iter().map(stamp).collect();
+        Ok(Self {
+            request,
+            options: ReadOptions {
+                text_field: request.text_field.clone(),
+                max_file_bytes: request.max_file_bytes,
+            },
+            total: stamps.iter().flatten().map(|(bytes, _)| bytes).sum(),
+            stamps,
+            progress,
+        })
+    }
+
+    fn files(&self) -> &'a [SourceFile] {
+        &self.request.sources.files
+    }
+
+    fn report(&self, stage: Stage, done: u64) {
+        (self.progress)(Progress {
+            stage,
+            done,
+            total: self.total,
+        });
+    }
+
+    /// A key that is the same for requests that give the same tokens: a hash of the files' contents and of the options.
+    fn request_key(&self) -> Result<String, CorpusError> {
+        const FILES_AT_A_TIME: usize = 64;
+        let request = self.request;
+        let mut hasher = blake3::Hasher::new_derive_key("cohort corpus request");
+        let mut part = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        part(&FORMAT_VERSION.to_le_bytes());
+        match &request.tokenizer {
+            TokenizerConfig::Bpe { vocab_size } => {
+                part(format!("bpe {vocab_size} {}", request.sample_bytes).as_bytes())
+            }
+            TokenizerConfig::Char => part(b"char"),
+            TokenizerConfig::File { json, eos } => {
+                part(json);
+                part(format!("{eos:?}").as_bytes());
+            }
+        }
+        let split = format!(
+            "{:?} {:016x}",
+            request.split.method,
+            request.split.fraction.to_bits()
+        );
+        part(split.as_bytes());
+        part(request.text_field.as_bytes());
+        part(
+            format!(
+                "{} {} {:?}",
+                request.skip_bad, request.shard_tokens, request.max_file_bytes
+            )
+            .as_bytes(),
+        );
+        let mut done = 0;
+        for (files, stamps) in self
+            .files()
+            .chunks(FILES_AT_A_TIME)
+            .zip(self.stamps.chunks(FILES_AT_A_TIME))
+        {
+            let hashes: Vec<_> = files.par_iter().map(hash_file).collect();
+            for (file, hash) in files.iter().zip(hashes) {
+                part(format!("{:?} {:?} {:?}", file.kind, file.compression, file.group).as_bytes());
+                match hash {
+                    Ok(hash) => part(hash.as_bytes()),
+                    Err(_) if request.skip_bad => part(b"unreadable"),
+                    Err(problem) => return Err(bad_file(file, problem)),
+                }
+            }
+            done += stamps.iter().flatten().map(|(bytes, _)| bytes).sum::<u64>();
+            self.report(Stage::Hash, done);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Reads everything once: keys for the split, lengths, distinct characters, and what cannot be used.
+    fn scan(&self) -> Result<Scan, CorpusError> {
+        let mut scan = Scan::default();
+        self.request
+            .sources
+            .skipped
+            .iter()
+            .for_each(|bad| scan.skipped.add(bad));
+        let read = Cell::new(0);
+        for file in self.files() {
+            let mut found = FileScan::new(self.request, file);
+            let on_read = |bytes| {
+                read.set(read.get() + bytes);
+                self.report(Stage::Scan, read.get().min(self.total));
+            };
+            let result = read_documents(file, &self.options, &on_read, &mut |event| {
+                found.take(event)
+            });
+            match result {
+                Ok(()) => scan.merge(found),
+                Err(CorpusError::BadInput(bad)) if self.request.skip_bad => {
+                    scan.skipped.add(&bad);
+                    scan.usable.push(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if scan.keys.is_empty() {
+            return Err(CorpusError::Empty {
+                skipped: scan.skipped.count,
+                first: scan
+                    .skipped
+                    .first
+                    .first()
+                    .cloned()
+                    .unwrap_or_else(|| "no file was given".to_string()),
+            });
+        }
+        Ok(scan)
+    }
+
+    /// Reads everything again, for `stage`, and sends each stretch of text with its side and file number to `sink`.
+    fn walk(
+        &self,
+        stage: Stage,
+        scan: &Scan,
+        plan: SplitPlan,
+        sink: &mut dyn FnMut(usize, Routed<'_>) -> Result<(), CorpusError>,
+    ) -> Result<(), CorpusError> {
+        let mut router = Router::new(plan, &scan.keys);
+        let read = Cell::new(0);
+        let on_read = |bytes| {
+            read.set(read.get() + bytes);
+            self.report(stage, read.get().min(self.total));
+        };
+        for (number, file) in self.files().iter().enumerate() {
+            if !scan.usable[number] {
+                continue;
+            }
+            let changed = || CorpusError::SourceChanged(file.name.clone());
+            let mut take = |event: Event<'_>| {
+                let routed = router.route(event, &mut |routed| sink(number, routed));
+                routed.unwrap_or_else(|_| Err(changed()))
+            };
+            match read_documents(file, &self.options, &on_read, &mut take) {
+                Err(CorpusError::BadInput(_)) => return Err(changed()),
+                result => result?,
+            }
+        }
+        match self.files().last() {
+            Some(file) if !router.is_complete() => {
+                Err(CorpusError::SourceChanged(file.name.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn make_tokenizer(&self, scan: &Scan, plan: SplitPlan) -> Result<Tokenizer, CorpusError> {
+        match &self.request.tokenizer {
+            TokenizerConfig::File { json, eos } => Ok(Tokenizer::from_json(json, eos.as_deref())?),
+            TokenizerConfig::Char => Ok(char_tokenizer(scan.characters.iter().copied())),
+            TokenizerConfig::Bpe { vocab_size } => {
+                let mut training =
+                    BpeTraining::on_sample(*vocab_size, self.request.sample_bytes, scan.bytes)?;
+                let mut trains = false;
+                self.walk(Stage::Tokenizer, scan, plan, &mut |_, routed| {
+                    match routed {
+                        Routed::Begin(split, _) => trains = split == super::split::Split::Train,
+                        Routed::Text(text) if trains => training.add(text),
+                        Routed::Text(_) => {}
+                        Routed::End => training.end_document(),
+                    }
+                    Ok(())
+                })?;
+                Ok(training.finish()?)
+            }
+        }
+    }
+
+    fn encode(
+        &self,
+        scan: &Scan,
+        plan: SplitPlan,
+        tokenizer: &Tokenizer,
+        directory: &Path,
+    ) -> Result<CorpusIndex, CorpusError> {
+        let file_name = |number: usize| self.files()[number].name.clone();
+        let mut encoder = Encoder::new(tokenizer, directory, self.request.shard_tokens, &file_name);
+        self.walk(Stage::Encode, scan, plan, &mut |number, routed| {
+            encoder.push(number, routed)
+        })?;
+        let [train, validation] = encoder.finish()?;
+        let usable = || {
+            self.files()
+                .iter()
+                .zip(&scan.usable)
+                .filter(|(_, usable)| **usable)
+        };
+        let mut index = CorpusIndex {
+            format: FORMAT_VERSION,
+            fingerprint: String::new(),
+            name: self.request.name.clone(),
+            tokenizer: TokenizerSummary {
+                fingerprint: tokenizer.fingerprint().to_string(),
+                vocab_size: tokenizer.vocab_size(),
+                eos: tokenizer.eos(),
+            },
+            train,
+            validation,
+            options: OptionsSummary {
+                tokenizer: match self.request.tokenizer {
+                    TokenizerConfig::Bpe { .. } => "bpe".to_string(),
+                    TokenizerConfig::Char => "char".to_string(),
+                    TokenizerConfig::File { .. } => "file".to_string(),
+                },
+                text_field: self.request.text_field.clone(),
+                split: self.request.split,
+                plan,
+                shard_tokens: self.request.shard_tokens,
+            },
+            sources: SourceSummary {
+                files: usable().count() as u64,
+                bytes: self.total,
+                names: usable()
+                    .take(LISTED_SOURCES)
+                    .map(|(file, _)| file.name.clone())
+                    .collect(),
+            },
+            skipped: scan.skipped.clone(),
+        };
+        index.fingerprint = index.compute_fingerprint();
+        Ok(index)
+    }
+
+    fn check_unchanged(&self) -> Result<(), CorpusError> {
+        match self
+            .files()
+            .iter()
+            .zip(&self.stamps)
+            .find(|(file, before)| stamp(file) != **before)
+        {
+            Some((file, _)) => Err(CorpusError::SourceChanged(file.name.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn hash_file(file: &SourceFile) -> Result<blake3::Hash, Problem> {
+    let mut hasher = blake3::Hasher::new();
+    let read =
+        std::fs::File::open(&file.path).and_then(|file| hasher.update_reader(file).map(|_| ()));
+    match read {
+        Ok(()) => Ok(hasher.finalize()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Problem::Missing),
+        Err(error) => Err(Problem::Unreadable(error.to_string())),
+    }
+}
+
+fn bad_file(file: &SourceFile, problem: Problem) -> CorpusError {
+    CorpusError::BadInput(BadInput {
+        file: file.name.clone(),
+        line: None,
+        problem,
+    })
+}
+
+/// What the scan of one file has found; counts only if the whole file can be used.
+struct FileScan<'a> {
+    keys: Vec<u64>,
+    chars: u64,
+    bytes: u64,
+    characters: Option<CharacterSet>,
+    skipped: Vec<BadInput>,
+    skip_bad: bool,
+    group_key: Option<u64>,
+    content: Option<KeyHasher>,
+    file: &'a SourceFile,
+}
+
+impl<'a> FileScan<'a> {
+    fn new(request: &PrepareRequest, file: &'a SourceFile) -> Self {
+        Self {
+            keys: Vec::new(),
+            chars: 0,
+            bytes: 0,
+            characters: matches!(request.tokenizer, TokenizerConfig::Char)
+                .then(CharacterSet::default),
+            skipped: Vec::new(),
+            skip_bad: request.skip_bad,
+            group_key: file.group.as_deref().map(KeyHasher::of_group),
+            content: None,
+            file,
+        }
+    }
+
+    fn take(&mut self, event: Event<'_>) -> Result<(), CorpusError> {
+        match event {
+            Event::Start(_) => self.content = Some(KeyHasher::of_content()),
+            Event::Text(text) => {
+                self.bytes += text.len() as u64;
+                self.chars += text.chars().count() as u64;
+                if let Some(content) = &mut self.content {
+                    content.update(text);
+                }
+                if let Some(characters) = &mut self.characters {
+                    characters.add(text);
+                }
+            }
+            Event::End => {
+                let content = self.content.take().map_or(0, |content| content.finish());
+                self.keys.push(self.group_key.unwrap_or(content));
+            }
+            Event::Bad(bad) if self.skip_bad => self.skipped.push(bad),
+            Event::Bad(bad) => return Err(CorpusError::BadInput(bad)),
+        }
+        debug_assert!(self.skipped.iter().all(|bad| bad.file == self.file.name));
+        Ok(())
+    }
+}
+
+impl Scan {
+    fn merge(&mut self, file: FileScan<'_>) {
+        self.keys.extend(file.keys);
+        self.chars += file.chars;
+        self.bytes += file.bytes;
+        self.characters.extend(
+            file.characters
+                .into_iter()
+                .flat_map(CharacterSet::into_chars),
+        );
+        file.skipped.iter().for_each(|bad| self.skipped.add(bad));
+        self.usable.push(true);
+    }
+}
+
+/// The distinct characters of a text, quick for ASCII.
+struct CharacterSet {
+    ascii: [bool; 128],
+    others: BTreeSet<char>,
+}
+
+impl Default for CharacterSet {
+    fn default() -> Self {
+        Self {
+            ascii: [false; 128],
+            others: BTreeSet::new(),
+        }
+    }
+}
+
+impl CharacterSet {
+    fn add(&mut self, text: &str) {
+        for character in text.chars() {
+            match self.ascii.get_mut(character as usize) {
+                Some(seen) => *seen = true,
+                None => {
+                    self.others.insert(character);
+                }
+            }
+        }
+    }
+
+    fn into_chars(self) -> impl Iterator<Item = char> {
+        let ascii = (0u8..128)
+            .filter(move |&byte| self.ascii[byte as usize])
+            .map(char::from);
+        ascii.chain(self.others)
+    }
+}
