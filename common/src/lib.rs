@@ -4,5 +4,7 @@
 //! Files marked **pure** in ARCHITECTURE.md do no I/O, read no clock and draw no random number.
 
 pub mod layout;
+pub mod order;
 pub mod rng;
+pub mod schedule;
 pub mod spec;
