@@ -1,7 +1,34 @@
 //! What a user asks for: the typed TOML of a spec, and the run spec that the rest trusts.
+//!
+//! The way of a spec: text and overrides ([`SpecSource`]) → typed tables ([`SpecFile`]) → what is meant
+//! ([`SpecMeant`], defaults filled, impossible values refused) → [`RunSpec`], once the corpus is known.
 
+mod depth;
+mod error;
+mod file;
+mod finetune;
+mod identity;
+mod memory;
 mod model;
+mod preset;
 mod run;
+mod shape;
+mod suggest;
+#[cfg(test)]
+mod tests;
+mod validate;
 
+pub use error::{Place, SpecError};
+pub use file::{
+    CheckpointTable, CorpusTable, ModelTable, SpecFile, SpecSource, SplitKind, TokenizerKind,
+    TokenizerTable, TrainTable,
+};
+pub use finetune::FinetuneBase;
+pub use memory::{MemoryEstimate, human_bytes, human_count, memory_per_worker};
 pub use model::{Architecture, ModelConfig};
+pub use preset::{PRESETS, Preset};
 pub use run::{CheckpointConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
+pub use validate::{
+    CorpusOptions, MAX_LANES, MAX_MICRO_BATCH_TOKENS, MAX_SAMPLES_PER_STEP, MAX_STEPS, MAX_VOCAB,
+    MAX_WORKER_BYTES, SpecMeant, TokenizerChoice,
+};

@@ -1,0 +1,164 @@
+//! The learning rate of every step: linear warm-up, then the shape of the spec.
+//!
+//! The convention is nanoGPT's (`get_lr` in `train.py`), whose iterations count from 0 while our steps count from 1,
+//! so that step `s` is iteration `s - 1`:
+//!
+//! - warm-up gives `peak * s / (warmup_steps + 1)` in steps `1 ..= warmup_steps`, so no step is wasted on a rate of 0
+//!   and the peak is first reached in step `warmup_steps + 1`;
+//! - decay has come `(s - 1 - warmup_steps) / (steps - warmup_steps)` of its way, so the minimum would be reached in
+//!   step `steps + 1`, which is not run; the last step stays a hair above it.
+//!
+//! Pure: the same numbers on every machine, because the cosine is `libm`'s. This file does not know the optimizer.
+
+use crate::spec::{ScheduleKind, TrainConfig};
+
+/// The learning rate of a step; steps count from 1. Beyond the planned end it is what the schedule ends with.
+///
+/// # Panics
+///
+/// On step 0, which does not exist.
+pub fn learning_rate(train: &TrainConfig, step: u64) -> f64 {
+    assert!(step >= 1, "steps count from 1");
+    let (peak, floor) = (train.learning_rate, train.min_learning_rate);
+    let iteration = step - 1;
+    if iteration < train.warmup_steps {
+        return peak * step as f64 / (train.warmup_steps + 1) as f64;
+    }
+    let share_left = match train.schedule {
+        ScheduleKind::Constant => 1.0,
+        ScheduleKind::Cosine => {
+            let done = progress(iteration, train.warmup_steps, train.steps);
+            0.5 * (1.0 + libm::cos(std::f64::consts::PI * done))
+        }
+        ScheduleKind::Linear => 1.0 - progress(iteration, train.warmup_steps, train.steps),
+        ScheduleKind::Wsd => {
+            let decay_from = train.steps.saturating_sub(train.decay_steps);
+            1.0 - progress(iteration, decay_from.max(train.warmup_steps), train.steps)
+        }
+    };
+    floor + share_left * (peak - floor)
+}
+
+/// How far `iteration` has come from `start` (0) to `end` (1), clamped to both.
+fn progress(iteration: u64, start: u64, end: u64) -> f64 {
+    if iteration >= end {
+        return 1.0;
+    }
+    iteration.saturating_sub(start) as f64 / (end - start) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn train(schedule: ScheduleKind, steps: u64, warmup_steps: u64) -> TrainConfig {
+        TrainConfig {
+            steps,
+            lanes: 1,
+            micro_batch: 1,
+            accumulate: 1,
+            learning_rate: 1e-3,
+            min_learning_rate: 1e-4,
+            warmup_steps,
+            schedule,
+            decay_steps: 20,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            grad_clip: 1.0,
+            seed: 1,
+            eval_every: 0,
+            eval_samples: 0,
+            min_workers: 1,
+        }
+    }
+
+    #[track_caller]
+    fn check(train: &TrainConfig, expected: &[(u64, f64)]) {
+        for &(step, rate) in expected {
+            let found = learning_rate(train, step);
+            assert!(
+                (found - rate).abs() < 1e-12,
+                "step {step}: {found} != {rate}"
+            );
+        }
+    }
+
+    /// From nanoGPT's own function: `learning_rate, min_lr, warmup_iters, lr_decay_iters = 1e-3, 1e-4, 100, 2000` and
+    /// `[get_lr(it) for it in (0, 99, 100, 1050, 1999)]`; 1050 is half way, where the cosine is 0.
+    #[test]
+    fn cosine_is_nanogpts() {
+        check(
+            &train(ScheduleKind::Cosine, 2000, 100),
+            &[
+                (1, 1e-3 / 101.0),
+                (100, 1e-3 * 100.0 / 101.0),
+                (101, 1e-3),
+                (1051, 5.5e-4),
+                // 1e-4 + 0.5 * (1 + cos(pi * 1899 / 1900)) * 9e-4, with cos(pi - x) = -1 + x^2 / 2 - x^4 / 24
+                (2000, 1.000_006_151_5e-4),
+                (2001, 1e-4),
+                (9999, 1e-4),
+            ],
+        );
+    }
+
+    #[test]
+    fn linear_is_a_straight_line() {
+        check(
+            &train(ScheduleKind::Linear, 110, 10),
+            &[
+                (5, 1e-3 * 5.0 / 11.0),
+                (11, 1e-3),
+                (61, 5.5e-4),
+                (110, 1e-4 + 9e-6),
+                (111, 1e-4),
+            ],
+        );
+    }
+
+    #[test]
+    fn wsd_is_stable_until_its_last_steps() {
+        check(
+            &train(ScheduleKind::Wsd, 100, 10),
+            &[
+                (10, 1e-3 * 10.0 / 11.0),
+                (11, 1e-3),
+                (81, 1e-3),
+                (82, 1e-3 - 9e-4 / 20.0),
+                (91, 5.5e-4),
+                (100, 1e-4 + 9e-4 / 20.0),
+                (101, 1e-4),
+            ],
+        );
+    }
+
+    #[test]
+    fn constant_keeps_the_peak() {
+        check(
+            &train(ScheduleKind::Constant, 100, 0),
+            &[(1, 1e-3), (100, 1e-3), (1000, 1e-3)],
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn rates_stay_between_zero_and_the_peak(
+            kind in prop::sample::select(vec![
+                ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Wsd, ScheduleKind::Constant,
+            ]),
+            steps in 1u64..200, warmup in 0u64..200, decay in 0u64..300, step in 1u64..400,
+        ) {
+            let train = TrainConfig { decay_steps: decay, ..train(kind, steps, warmup.min(steps)) };
+            let rate = learning_rate(&train, step);
+            prop_assert!(rate > 0.0 && rate <= 1e-3 * (1.0 + 1e-12), "{rate}");
+            if step > train.warmup_steps {
+                prop_assert!(rate >= 1e-4 * (1.0 - 1e-12), "{rate}");
+                prop_assert!(learning_rate(&train, step + 1) <= rate * (1.0 + 1e-12));
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! When two runs are the same run, and how a run introduces itself.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::memory::{human_bytes, human_count, memory_per_worker};
+use super::validate::number;
+use super::{ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
+
+/// Everything that decides the weights after every step, in a fixed order.
+#[derive(Serialize)]
+struct Identity<'a> {
+    kind: RunKind,
+    model: &'a ModelConfig,
+    steps: u64,
+    lanes: u32,
+    micro_batch: u32,
+    accumulate: u32,
+    learning_rate: f64,
+    min_learning_rate: f64,
+    warmup_steps: u64,
+    schedule: ScheduleKind,
+    decay_steps: u64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    grad_clip: f64,
+    seed: u64,
+    corpus: &'a str,
+    start: Option<&'a str>,
+}
+
+impl RunSpec {
+    /// BLAKE3, in hex, of everything that decides the weights: the same command again finds its unfinished run by it.
+    ///
+    /// Left out, because no weight depends on them:
+    ///
+    /// - `checkpoint`: writing state does not change it;
+    /// - `eval_every`, `eval_samples`: validation only reads the weights;
+    /// - `min_workers`: the result does not depend on the cluster;
+    /// - of `start`, the name that the user gave and the base corpus: the weights are known by their hash.
+    ///
+    /// `steps` is in: it is the horizon of the schedule, so another number means other rates from the warm-up on.
+    pub fn identity(&self) -> String {
+        let bytes = serde_json::to_vec(&self.identity_fields())
+            .expect("plain numbers and strings serialise");
+        blake3::hash(&bytes).to_hex().to_string()
+    }
+
+    // Every field is named, so that a new one does not compile before it is decided whether it belongs.
+    fn identity_fields(&self) -> Identity<'_> {
+        let Self {
+            kind,
+            model,
+            train,
+            checkpoint: _,
+            corpus,
+            start,
+        } = self;
+        let TrainConfig {
+            steps,
+            lanes,
+            micro_batch,
+            accumulate,
+            learning_rate,
+            min_learning_rate,
+            warmup_steps,
+            schedule,
+            decay_steps,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            grad_clip,
+            seed,
+            eval_every: _,
+            eval_samples: _,
+            min_workers: _,
+        } = *train;
+        Identity {
+            kind: *kind,
+            model,
+            steps,
+            lanes,
+            micro_batch,
+            accumulate,
+            learning_rate,
+            min_learning_rate,
+            warmup_steps,
+            schedule,
+            decay_steps,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            grad_clip,
+            seed,
+            corpus,
+            start: start.as_ref().map(
+                |StartPoint {
+                     source: _,
+                     weights,
+                     base_corpus: _,
+                 }| weights.as_str(),
+            ),
+        }
+    }
+
+    /// Number of parameters.
+    pub fn parameters(&self) -> u64 {
+        crate::layout::Layout::of(&self.model).len() as u64
+    }
+
+    /// Tokens that one optimizer step consumes.
+    pub fn tokens_per_step(&self) -> u64 {
+        self.train.samples_per_step() * self.model.context as u64
+    }
+
+    /// The run in a few lines, for a person; ends with a newline.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        self.describe_to(&mut text)
+            .expect("writing to a string succeeds");
+        text
+    }
+
+    fn describe_to(&self, out: &mut String) -> std::fmt::Result {
+        let (m, t) = (&self.model, &self.train);
+        let kind = match self.kind {
+            RunKind::Pretrain => "pretrain",
+            RunKind::Finetune => "finetune",
+            RunKind::Eval => "eval",
+        };
+        writeln!(
+            out,
+            "{kind} {}, {} parameters",
+            m.architecture,
+            human_count(self.parameters())
+        )?;
+        if let Some(start) = &self.start {
+            writeln!(out, "  start       {}", start.source)?;
+        }
+        writeln!(
+            out,
+            "  model       {} layers, {} wide, {} heads ({} key/value), feed-forward {}, context {}, vocabulary {}",
+            m.num_hidden_layers,
+            m.hidden_size,
+            m.num_attention_heads,
+            m.num_key_value_heads,
+            m.intermediate_size,
+            m.context,
+            m.vocab_size
+        )?;
+        writeln!(
+            out,
+            "  step        {} lanes x {} micro-batches x {} samples = {} tokens",
+            t.lanes,
+            t.accumulate,
+            t.micro_batch,
+            self.tokens_per_step()
+        )?;
+        let tokens = self.tokens_per_step().saturating_mul(t.steps);
+        writeln!(
+            out,
+            "  length      {} steps, {} tokens, seed {}",
+            t.steps,
+            human_count(tokens),
+            t.seed
+        )?;
+        writeln!(out, "  rate        {}", self.describe_rate())?;
+        let clip = if t.grad_clip > 0.0 {
+            format!("clip {}", number(t.grad_clip))
+        } else {
+            "no clipping".into()
+        };
+        writeln!(
+            out,
+            "  optimizer   AdamW, betas {} and {}, eps {}, weight decay {}, {clip}",
+            number(t.beta1),
+            number(t.beta2),
+            number(t.eps),
+            number(t.weight_decay)
+        )?;
+        let share = match t.eval_samples {
+            0 => "the whole split".to_string(),
+            n => format!("at most {n} samples"),
+        };
+        writeln!(
+            out,
+            "  validation  {}, {share}",
+            every(t.eval_every, "at the start and the end")
+        )?;
+        let kept = format!("the last {} and the best stay", self.checkpoint.keep);
+        writeln!(
+            out,
+            "  checkpoints {}, {kept}",
+            every(self.checkpoint.every, "at the end")
+        )?;
+        let memory = memory_per_worker(m, t);
+        writeln!(
+            out,
+            "  memory      about {} per worker ({} state, {} activations)",
+            human_bytes(memory.total_bytes()),
+            human_bytes(memory.state_bytes),
+            human_bytes(memory.activation_bytes)
+        )?;
+        writeln!(out, "  corpus      {}", self.corpus)
+    }
+
+    fn describe_rate(&self) -> String {
+        let t = &self.train;
+        let (peak, floor) = (number(t.learning_rate), number(t.min_learning_rate));
+        let shape = match t.schedule {
+            ScheduleKind::Constant => format!("{peak} throughout"),
+            ScheduleKind::Cosine => format!("{peak} to {floor} along a cosine"),
+            ScheduleKind::Linear => format!("{peak} to {floor} along a line"),
+            ScheduleKind::Wsd => {
+                format!("{peak}, and to {floor} in the last {} steps", t.decay_steps)
+            }
+        };
+        format!("{shape}, {} steps of warm-up", t.warmup_steps)
+    }
+}
+
+fn every(steps: u64, otherwise: &str) -> String {
+    match steps {
+        0 => otherwise.into(),
+        1 => "every step".into(),
+        n => format!("every {n} steps"),
+    }
+}

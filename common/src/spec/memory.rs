@@ -1,0 +1,88 @@
+//! What a worker needs, roughly: parameters, optimizer state and activations. An estimate to plan with before a run,
+//! not an account of what the engine allocates.
+
+use super::{Architecture, ModelConfig, TrainConfig};
+use crate::layout::Layout;
+
+/// Bytes for each parameter: itself, its gradient and two moments, in 32 bits each.
+const BYTES_PER_PARAMETER: u64 = 16;
+
+/// Memory of one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Bytes of parameters, gradients and moments.
+    pub state_bytes: u64,
+    /// Bytes of the activations of one micro-batch.
+    pub activation_bytes: u64,
+}
+
+impl MemoryEstimate {
+    /// Bytes in all.
+    pub fn total_bytes(&self) -> u64 {
+        self.state_bytes.saturating_add(self.activation_bytes)
+    }
+}
+
+/// The memory of a worker that computes one micro-batch at a time.
+pub fn memory_per_worker(model: &ModelConfig, train: &TrainConfig) -> MemoryEstimate {
+    let parameters = Layout::of(model).len() as u64;
+    let hidden = model.hidden_size as f64;
+    let inner = model.intermediate_size as f64;
+    let kv = (model.num_key_value_heads * model.head_dim()) as f64;
+    // Values kept per token and layer: norms, projections, attention's output, residuals, and the feed-forward's
+    // inner values; then one row of attention weights per head; and the logits with their gradient.
+    let inner_values = match model.architecture {
+        Architecture::Llama => 4.0,
+        Architecture::Gpt2 => 2.0,
+    };
+    let attention = (model.num_attention_heads * model.context) as f64;
+    let layer = 7.0 * hidden + 2.0 * kv + inner_values * inner + attention;
+    let per_token = model.num_hidden_layers as f64 * layer + 2.0 * model.vocab_size as f64;
+    let tokens = f64::from(train.micro_batch) * model.context as f64;
+    MemoryEstimate {
+        parameters,
+        state_bytes: parameters.saturating_mul(BYTES_PER_PARAMETER),
+        // A cast from float saturates.
+        activation_bytes: (4.0 * tokens * per_token) as u64,
+    }
+}
+
+/// Bytes in the largest unit that leaves at least one, such as `1.5 GB` (powers of 1000).
+pub fn human_bytes(bytes: u64) -> String {
+    scaled(bytes, &["bytes", "kB", "MB", "GB", "TB", "PB", "EB"], " ")
+}
+
+/// A count with a unit, such as `124.4M`.
+pub fn human_count(count: u64) -> String {
+    scaled(count, &["", "k", "M", "B", "T", "P", "E"], "")
+}
+
+fn scaled(value: u64, units: &[&str], space: &str) -> String {
+    let mut scaled = value as f64;
+    let mut unit = 0;
+    while scaled >= 999.95 && unit + 1 < units.len() {
+        scaled /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{value}{space}{}", units[0]),
+        _ => format!("{scaled:.1}{space}{}", units[unit]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(human_bytes(12), "12 bytes");
+        assert_eq!(human_bytes(1_500_000_000), "1.5 GB");
+        assert_eq!(human_bytes(999_999_999), "1.0 GB");
+        assert_eq!(human_bytes(u64::MAX), "18.4 EB");
+        assert_eq!(human_count(124_439_808), "124.4M");
+        assert_eq!(human_count(7), "7");
+    }
+}

@@ -1,0 +1,509 @@
+//! From a spec as typed to a spec as meant: fills every default and refuses what no run can have. What is only known
+//! once the corpus is prepared, the vocabulary's size and the corpus fingerprint, comes last, in [`SpecMeant::run_spec`].
+//!
+//! This file reads no file and knows no corpus; whether the paths exist is found by whoever reads them.
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+use super::depth;
+use super::error::SpecError;
+use super::file::{
+    CheckpointTable, CorpusTable, SpecFile, SplitKind, TokenizerKind, TokenizerTable, TrainTable,
+};
+use super::memory::{human_bytes, memory_per_worker};
+use super::shape::shape_of;
+use super::{
+    CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
+};
+
+/// Most lanes of a run: more would only make the tree deeper than any cluster is wide.
+pub const MAX_LANES: u64 = 4096;
+/// Most tokens in one forward and backward.
+pub const MAX_MICRO_BATCH_TOKENS: u64 = 1 << 26;
+/// Most samples in one optimizer step.
+pub const MAX_SAMPLES_PER_STEP: u64 = 1 << 31;
+/// Most optimizer steps; with [`MAX_SAMPLES_PER_STEP`] every position of a run fits 64 bits.
+pub const MAX_STEPS: u64 = 1 << 31;
+/// Largest vocabulary.
+pub const MAX_VOCAB: u64 = 1 << 20;
+/// Bytes beyond which a worker is taken for a typing error rather than a machine: 4 TiB.
+pub const MAX_WORKER_BYTES: u64 = 4 << 40;
+/// 256 bytes and the end of text.
+const MIN_BPE_VOCAB: u64 = 257;
+
+/// The text of a run and how it is split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CorpusOptions {
+    /// Files, directories and globs; may still be empty, see [`CorpusOptions::require_paths`].
+    pub paths: Vec<String>,
+    /// The field of a JSON line that holds the text.
+    pub text_field: String,
+    /// Share of the text that is held out, in (0, 1).
+    pub validation: f64,
+    /// How the held-out text is chosen.
+    pub split: SplitKind,
+    /// Skip files that cannot be read as text.
+    pub skip_bad: bool,
+}
+
+impl CorpusOptions {
+    /// An error where no text is named at all.
+    pub fn require_paths(&self) -> Result<(), SpecError> {
+        if self.paths.is_empty() {
+            return Err(SpecError::Missing {
+                key: "corpus.paths".into(),
+                why: "there is no text to train on".into(),
+                next: "pass `--corpus PATH` or set it in the spec".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// How text becomes tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum TokenizerChoice {
+    /// Byte-level BPE trained on the corpus.
+    Bpe {
+        /// Tokens of the vocabulary.
+        vocab_size: usize,
+    },
+    /// One token for each character of the corpus.
+    Char,
+    /// A given `tokenizer.json`.
+    File {
+        /// Where it lies.
+        path: String,
+    },
+    /// The tokenizer of the checkpoint that is finetuned.
+    Inherited,
+}
+
+impl TokenizerChoice {
+    /// The size of the vocabulary, as far as it can be told before the corpus is read: an estimate for memory and size.
+    pub fn assumed_vocab(&self) -> usize {
+        match self {
+            Self::Bpe { vocab_size } => *vocab_size,
+            Self::Char => 65,
+            Self::File { .. } | Self::Inherited => 50_257,
+        }
+    }
+}
+
+/// A spec as meant: complete but for the vocabulary and the corpus.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpecMeant {
+    /// Pretraining or finetuning.
+    pub kind: RunKind,
+    /// The shape. Its `vocab_size` is 0 until [`SpecMeant::run_spec`], except where a checkpoint decides it.
+    pub model: ModelConfig,
+    /// The text.
+    pub corpus: CorpusOptions,
+    /// The tokenizer.
+    pub tokenizer: TokenizerChoice,
+    /// The optimizer steps.
+    pub train: TrainConfig,
+    /// The checkpoints.
+    pub checkpoint: CheckpointConfig,
+    /// What was derived, inherited or overridden, one line each, to be shown before the run starts.
+    pub notes: Vec<String>,
+}
+
+impl SpecMeant {
+    /// The complete spec, once the corpus is prepared. A tokenizer with more tokens than the checkpoint that is
+    /// finetuned has embeddings is an error; fewer are fine, as many published models pad.
+    pub fn run_spec(
+        self,
+        vocab_size: usize,
+        corpus_fingerprint: String,
+        start: Option<StartPoint>,
+    ) -> Result<RunSpec, SpecError> {
+        within(
+            "tokenizer.vocab_size",
+            vocab_size as u64,
+            1..=MAX_VOCAB,
+            "take another tokenizer",
+        )?;
+        let mut model = self.model;
+        if model.vocab_size == 0 {
+            model.vocab_size = vocab_size;
+        } else if vocab_size > model.vocab_size {
+            return Err(SpecError::impossible(
+                "tokenizer.vocab_size",
+                vocab_size,
+                format!("the checkpoint embeds {} tokens", model.vocab_size),
+                "finetune with the tokenizer that the checkpoint was trained with",
+            ));
+        }
+        check_memory(&model, &self.train)?;
+        Ok(RunSpec {
+            kind: self.kind,
+            model,
+            train: self.train,
+            checkpoint: self.checkpoint,
+            corpus: corpus_fingerprint,
+            start,
+        })
+    }
+
+    /// The shape with the vocabulary that is to be expected, for estimates.
+    pub fn assumed_model(&self) -> ModelConfig {
+        let mut model = self.model.clone();
+        if model.vocab_size == 0 {
+            model.vocab_size = self.tokenizer.assumed_vocab();
+        }
+        model
+    }
+}
+
+impl SpecFile {
+    /// The pretraining run that is meant. Says nothing about whether the corpus exists.
+    pub fn validate(&self) -> Result<SpecMeant, SpecError> {
+        let mut file = self.clone();
+        let tokenizer = tokenizer_of(&file.tokenizer)?;
+        let notes = depth::derive(&mut file, tokenizer.assumed_vocab())?;
+        let model = shape_of(&file.model)?;
+        file.meant(RunKind::Pretrain, model, tokenizer, notes)
+    }
+
+    /// Fills what is left to default once shape and tokenizer are known.
+    pub(super) fn meant(
+        &self,
+        kind: RunKind,
+        model: ModelConfig,
+        tokenizer: TokenizerChoice,
+        mut notes: Vec<String>,
+    ) -> Result<SpecMeant, SpecError> {
+        let train = train_of(&self.train, &mut notes)?;
+        let meant = SpecMeant {
+            kind,
+            corpus: corpus_of(&self.corpus)?,
+            checkpoint: checkpoint_of(&self.checkpoint, &train)?,
+            model,
+            tokenizer,
+            train,
+            notes,
+        };
+        check_memory(&meant.assumed_model(), &meant.train)?;
+        Ok(meant)
+    }
+}
+
+fn tokenizer_of(table: &TokenizerTable) -> Result<TokenizerChoice, SpecError> {
+    let default = if table.path.is_some() {
+        TokenizerKind::File
+    } else {
+        TokenizerKind::Bpe
+    };
+    let kind = table.kind.unwrap_or(default);
+    if let (Some(path), TokenizerKind::Bpe | TokenizerKind::Char) = (&table.path, kind) {
+        return Err(SpecError::impossible(
+            "tokenizer.path",
+            format!("\"{path}\""),
+            "the kind is not `file`",
+            "remove `tokenizer.kind`, or the path",
+        ));
+    }
+    if let (Some(size), TokenizerKind::Char | TokenizerKind::File) = (table.vocab_size, kind) {
+        return Err(SpecError::impossible(
+            "tokenizer.vocab_size",
+            size,
+            "only `bpe` takes one; the others have the size that they have",
+            "remove it",
+        ));
+    }
+    match kind {
+        TokenizerKind::Char => Ok(TokenizerChoice::Char),
+        TokenizerKind::Bpe => {
+            let size = table.vocab_size.unwrap_or(4096);
+            let next = "256 of them are the bytes; 4096 suits a small model";
+            within(
+                "tokenizer.vocab_size",
+                size,
+                MIN_BPE_VOCAB..=MAX_VOCAB,
+                next,
+            )?;
+            Ok(TokenizerChoice::Bpe {
+                vocab_size: size as usize,
+            })
+        }
+        TokenizerKind::File => match &table.path {
+            Some(path) => Ok(TokenizerChoice::File { path: path.clone() }),
+            None => Err(SpecError::Missing {
+                key: "tokenizer.path".into(),
+                why: "the kind is `file`".into(),
+                next: "name a tokenizer.json".into(),
+            }),
+        },
+    }
+}
+
+fn corpus_of(table: &CorpusTable) -> Result<CorpusOptions, SpecError> {
+    let validation = table.validation.unwrap_or(0.1);
+    if !(validation > 0.0 && validation < 1.0) {
+        return Err(SpecError::impossible(
+            "corpus.validation",
+            number(validation),
+            "it must lie between 0 and 1, both excluded",
+            "0.1 holds out a tenth",
+        ));
+    }
+    Ok(CorpusOptions {
+        paths: table.paths.clone().unwrap_or_default(),
+        text_field: table.text_field.clone().unwrap_or_else(|| "text".into()),
+        validation,
+        split: table.split.unwrap_or(SplitKind::Auto),
+        skip_bad: table.skip_bad.unwrap_or(false),
+    })
+}
+
+fn checkpoint_of(
+    table: &CheckpointTable,
+    train: &TrainConfig,
+) -> Result<CheckpointConfig, SpecError> {
+    let keep = table.keep.unwrap_or(3);
+    within(
+        "checkpoint.keep",
+        keep,
+        1..=1_000_000,
+        "the best one stays besides",
+    )?;
+    Ok(CheckpointConfig {
+        every: table.every.unwrap_or(train.eval_every),
+        keep: keep as u32,
+    })
+}
+
+fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, SpecError> {
+    let steps = table.steps.unwrap_or(1000);
+    let lanes = table.lanes.unwrap_or(8);
+    let learning_rate = table.learning_rate.unwrap_or(1e-3);
+    let schedule = table.schedule.unwrap_or(ScheduleKind::Cosine);
+    let decay_steps = match schedule {
+        ScheduleKind::Wsd => table.decay_steps.unwrap_or(steps / 5),
+        _ => {
+            if let Some(unused) = table.decay_steps {
+                notes.push(format!(
+                    "train.decay_steps = {unused} has no effect: only `wsd` uses it"
+                ));
+            }
+            0
+        }
+    };
+    within("train.steps", steps, 1..=MAX_STEPS, "1000 is the default")?;
+    within(
+        "train.lanes",
+        lanes,
+        1..=MAX_LANES,
+        "8 is the default, and any number of workers shares them",
+    )?;
+    let train = TrainConfig {
+        steps,
+        lanes: lanes as u32,
+        micro_batch: small("train.micro_batch", table.micro_batch, 4)?,
+        accumulate: small("train.accumulate", table.accumulate, 1)?,
+        learning_rate,
+        min_learning_rate: table.min_learning_rate.unwrap_or(learning_rate / 10.0),
+        warmup_steps: table.warmup_steps.unwrap_or((steps / 20).min(2000)),
+        schedule,
+        decay_steps,
+        beta1: table.beta1.unwrap_or(0.9),
+        beta2: table.beta2.unwrap_or(0.95),
+        eps: table.eps.unwrap_or(1e-8),
+        weight_decay: table.weight_decay.unwrap_or(0.1),
+        grad_clip: table.grad_clip.unwrap_or(1.0),
+        seed: table.seed.unwrap_or(1337),
+        eval_every: table.eval_every.unwrap_or((steps / 10).clamp(50, 1000)),
+        eval_samples: table.eval_samples.unwrap_or(1024),
+        min_workers: small("train.min_workers", table.min_workers, 1)?,
+    };
+    check_numbers(&train)?;
+    check_steps(&train)?;
+    Ok(train)
+}
+
+fn check_numbers(train: &TrainConfig) -> Result<(), SpecError> {
+    let rates = "1e-3 suits a small model, 1e-4 a large one";
+    let lr = train.learning_rate;
+    real(
+        "train.learning_rate",
+        lr,
+        lr > 0.0 && lr <= 1.0,
+        "it must be above 0 and at most 1",
+        rates,
+    )?;
+    let min = train.min_learning_rate;
+    let bound = format!(
+        "it must lie between 0 and `train.learning_rate`, which is {}",
+        number(lr)
+    );
+    real(
+        "train.min_learning_rate",
+        min,
+        (0.0..=lr).contains(&min),
+        &bound,
+        "leave it out for a tenth of the peak",
+    )?;
+    for (key, beta, next) in [
+        ("train.beta1", train.beta1, "0.9 is usual"),
+        ("train.beta2", train.beta2, "0.95 is usual"),
+    ] {
+        real(
+            key,
+            beta,
+            (0.0..1.0).contains(&beta),
+            "it must be at least 0 and below 1",
+            next,
+        )?;
+    }
+    let (eps, decay, clip) = (train.eps, train.weight_decay, train.grad_clip);
+    real(
+        "train.eps",
+        eps,
+        eps > 0.0 && eps < 1.0,
+        "it must lie between 0 and 1, both excluded",
+        "1e-8 is usual",
+    )?;
+    real(
+        "train.weight_decay",
+        decay,
+        (0.0..=1.0).contains(&decay),
+        "it must lie between 0 and 1",
+        "0.1 is usual",
+    )?;
+    real(
+        "train.grad_clip",
+        clip,
+        clip >= 0.0 && clip.is_finite(),
+        "it must be 0 or more and finite",
+        "1.0 is usual, 0 turns clipping off",
+    )
+}
+
+fn check_steps(train: &TrainConfig) -> Result<(), SpecError> {
+    let steps = train.steps;
+    if train.warmup_steps > steps {
+        return Err(SpecError::impossible(
+            "train.warmup_steps",
+            train.warmup_steps,
+            format!("the run has only {steps} steps"),
+            "leave it out for a twentieth of the steps, or raise `train.steps`",
+        ));
+    }
+    if train.decay_steps > steps - train.warmup_steps {
+        return Err(SpecError::impossible(
+            "train.decay_steps",
+            train.decay_steps,
+            format!(
+                "after warm-up the run has only {} steps",
+                steps - train.warmup_steps
+            ),
+            "leave it out for a fifth of the steps, or raise `train.steps`",
+        ));
+    }
+    if train.min_workers > train.lanes {
+        return Err(SpecError::impossible(
+            "train.min_workers",
+            train.min_workers,
+            format!("there are only {} lanes to share", train.lanes),
+            "raise `train.lanes`, or wait for fewer workers",
+        ));
+    }
+    if train.samples_per_step() > MAX_SAMPLES_PER_STEP {
+        return Err(SpecError::impossible(
+            "train.accumulate",
+            train.accumulate,
+            format!(
+                "a step would take {} samples, and the most is {MAX_SAMPLES_PER_STEP}",
+                train.samples_per_step()
+            ),
+            "lower `train.lanes`, `train.accumulate` or `train.micro_batch`",
+        ));
+    }
+    Ok(())
+}
+
+fn check_memory(model: &ModelConfig, train: &TrainConfig) -> Result<(), SpecError> {
+    let tokens = u64::from(train.micro_batch) * model.context as u64;
+    if tokens > MAX_MICRO_BATCH_TOKENS {
+        return Err(SpecError::impossible(
+            "train.micro_batch",
+            train.micro_batch,
+            format!(
+                "with a context of {} that is {tokens} tokens at once, and the most is {MAX_MICRO_BATCH_TOKENS}",
+                model.context
+            ),
+            "lower it and raise `train.accumulate`, which costs no memory",
+        ));
+    }
+    let memory = memory_per_worker(model, train);
+    if memory.state_bytes > MAX_WORKER_BYTES {
+        return Err(SpecError::impossible(
+            "model.hidden_size",
+            model.hidden_size,
+            format!(
+                "with {} layers that makes {} parameters, and every worker would need {} for them",
+                model.num_hidden_layers,
+                memory.parameters,
+                human_bytes(memory.state_bytes)
+            ),
+            "make the model smaller",
+        ));
+    }
+    if memory.activation_bytes > MAX_WORKER_BYTES {
+        return Err(SpecError::impossible(
+            "train.micro_batch",
+            train.micro_batch,
+            format!(
+                "with a context of {} every worker would need {} for activations",
+                model.context,
+                human_bytes(memory.activation_bytes)
+            ),
+            "lower it and raise `train.accumulate`, which costs no memory",
+        ));
+    }
+    Ok(())
+}
+
+fn small(key: &str, given: Option<u64>, default: u32) -> Result<u32, SpecError> {
+    let value = given.unwrap_or(u64::from(default));
+    within(key, value, 1..=65_536, &format!("{default} is the default"))?;
+    Ok(value as u32)
+}
+
+/// A whole number inside its bounds, or the error that names both.
+pub(super) fn within(
+    key: &str,
+    value: u64,
+    range: RangeInclusive<u64>,
+    next: &str,
+) -> Result<(), SpecError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let bound = format!("it must lie between {} and {}", range.start(), range.end());
+    Err(SpecError::impossible(key, value, bound, next))
+}
+
+/// A real number that satisfies its condition, or the error that names the bound. NaN satisfies none.
+pub(super) fn real(
+    key: &str,
+    value: f64,
+    holds: bool,
+    bound: &str,
+    next: &str,
+) -> Result<(), SpecError> {
+    if holds {
+        return Ok(());
+    }
+    Err(SpecError::impossible(key, number(value), bound, next))
+}
+
+/// A number as a spec would write it: `0.1`, `1e-8`, `3`.
+pub(super) fn number(value: f64) -> String {
+    let text = format!("{value:?}");
+    text.strip_suffix(".0").map_or(text.clone(), String::from)
+}
