@@ -28,19 +28,18 @@ impl Composite {
         };
         let half = model.head_dim() / 2;
         let table = rope::Table::new(model.rope_theta, 2 * half, model.context);
-        let rows = |pick: fn((&[f32], &[f32])) -> Vec<f32>| {
-            let rows: Vec<f32> = (0..model.context)
-                .flat_map(|position| pick(table.at(position)))
-                .collect();
-            Tensor::from_vec(rows, (model.context, half), device)
-        };
+        let rows: (Vec<_>, Vec<_>) = (0..model.context)
+            .map(|position| table.at(position))
+            .unzip();
+        let upload =
+            |rows: Vec<&[f32]>| Tensor::from_vec(rows.concat(), (model.context, half), device);
         Ok(Self {
             model: model.clone(),
             layout: layout.clone(),
             device: device.clone(),
             weights: layout.tensors().iter().map(zeros).collect::<Result<_>>()?,
-            cos: rows(|(cos, _)| cos.to_vec())?,
-            sin: rows(|(_, sin)| sin.to_vec())?,
+            cos: upload(rows.0)?,
+            sin: upload(rows.1)?,
         })
     }
 

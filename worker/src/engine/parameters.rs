@@ -86,20 +86,20 @@ fn validate(m: &ModelConfig) -> Result<()> {
     if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
         return fail(format!("`{name}` is 0"));
     }
-    if m.hidden_size % m.num_attention_heads != 0 {
+    if !m.hidden_size.is_multiple_of(m.num_attention_heads) {
         return fail(format!(
             "`hidden_size` {} is not divisible by `num_attention_heads` {}",
             m.hidden_size, m.num_attention_heads
         ));
     }
-    if m.num_attention_heads % m.num_key_value_heads != 0 {
+    if !m.num_attention_heads.is_multiple_of(m.num_key_value_heads) {
         return fail(format!(
             "`num_attention_heads` {} is not divisible by `num_key_value_heads` {}",
             m.num_attention_heads, m.num_key_value_heads
         ));
     }
     match m.architecture {
-        Architecture::Llama if m.head_dim() % 2 != 0 => fail(format!(
+        Architecture::Llama if !m.head_dim().is_multiple_of(2) => fail(format!(
             "rotary positions need an even head width, got {}",
             m.head_dim()
         )),

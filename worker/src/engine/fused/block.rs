@@ -137,7 +137,7 @@ impl Pass {
         let mut attended = buffers.take(rows * self.width());
         let log_sums = self.attend(layer, &mut qkv, &mut attended, cache);
         let mut x1 = buffers.take(x.len());
-        self.into_residual(
+        self.add_to_residual(
             &block.out,
             &mut x1,
             &attended,
@@ -152,7 +152,7 @@ impl Pass {
             Architecture::Llama => activation::swiglu(&mut activated, &up, block.down.shape.inputs),
             Architecture::Gpt2 => activation::gelu(&mut activated, &up),
         }
-        self.into_residual(
+        self.add_to_residual(
             &block.down,
             y,
             &activated,
@@ -208,7 +208,7 @@ impl Pass {
     }
 
     /// `y = residual + drop(x W + b)`.
-    fn into_residual(
+    fn add_to_residual(
         &self,
         l: &Linear,
         y: &mut [f32],
@@ -275,7 +275,7 @@ impl Pass {
         let (buffers, block) = (&self.fused.buffers, &self.fused.parameters.blocks[layer]);
         let mut dx = dy.to_vec();
 
-        let dactivated = self.out_of_residual(
+        let dactivated = self.backward_from_residual(
             &block.down,
             dy,
             &saved.activated,
@@ -300,7 +300,7 @@ impl Pass {
         buffers.give(dup);
         buffers.give(dnorm2);
 
-        let dattended = self.out_of_residual(
+        let dattended = self.backward_from_residual(
             &block.out,
             &dx,
             &saved.attended,
@@ -340,8 +340,14 @@ impl Pass {
         dqkv
     }
 
-    /// [`Self::linear_backward`] behind the mask of [`Self::into_residual`].
-    fn out_of_residual(&self, l: &Linear, dy: &[f32], x: &[f32], mask: Option<Mask>) -> Vec<f32> {
+    /// [`Self::linear_backward`] behind the mask of [`Self::add_to_residual`].
+    fn backward_from_residual(
+        &self,
+        l: &Linear,
+        dy: &[f32],
+        x: &[f32],
+        mask: Option<Mask>,
+    ) -> Vec<f32> {
         let Some(mask) = mask else {
             return self.linear_backward(l, dy, x);
         };

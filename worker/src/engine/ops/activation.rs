@@ -11,7 +11,7 @@ use super::ROW_BLOCK;
 use super::simd::{fma, sigmoid, simd_fn};
 
 const CUBIC: f32 = 0.044_715;
-const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
 /// Elements in one task of an elementwise loop.
 const BLOCK: usize = 16 * 1024;
 

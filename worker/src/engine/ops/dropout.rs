@@ -75,6 +75,7 @@ simd_fn! {
 
 /// `philox(key, [counter + i, 0, 0])` for i in `0..WIDE`, word by word.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // one index walks four arrays
 fn philox_wide(key: u64, counter: u64) -> [[u32; WIDE]; 4] {
     const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     let (mut k0, mut k1) = (key as u32, (key >> 32) as u32);
@@ -117,6 +118,7 @@ mod tests {
     };
 
     #[test]
+    #[allow(clippy::needless_range_loop)] // as above
     fn the_wide_generator_is_philox() {
         let key = 0x0123_4567_89ab_cdef;
         let words = philox_wide(key, u64::from(u32::MAX) - 3);
