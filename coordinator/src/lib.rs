@@ -1,1 +1,3 @@
 //! Cohort's coordinator.
+
+pub mod store;
