@@ -77,7 +77,11 @@ fn pick(info: &RunInfo, which: Which) -> Result<CheckpointInfo, Status> {
         Which::Best => all
             .iter()
             .filter(|c| c.val_loss.is_some())
-            .min_by(|a, b| a.val_loss.unwrap_or(f64::MAX).total_cmp(&b.val_loss.unwrap_or(f64::MAX)))
+            .min_by(|a, b| {
+                a.val_loss
+                    .unwrap_or(f64::MAX)
+                    .total_cmp(&b.val_loss.unwrap_or(f64::MAX))
+            })
             .or(all.last()),
         Which::Step(step) => all.iter().find(|c| c.step == step),
     };
@@ -87,14 +91,19 @@ fn pick(info: &RunInfo, which: Which) -> Result<CheckpointInfo, Status> {
             true => "it has none yet".to_owned(),
             false => format!("it has those of the steps {}", steps.join(", ")),
         };
-        missing(format!("run `{}` has no such checkpoint; {have}", info.name))
+        missing(format!(
+            "run `{}` has no such checkpoint; {have}",
+            info.name
+        ))
     })
 }
 
 /// [`find`], in a running coordinator.
 pub async fn resolve(cluster: &Cluster, reference: &str) -> Result<Resolved, Status> {
     let reference = reference.to_owned();
-    let found = cluster.store().call(move |store| Ok(find(store, &reference)));
+    let found = cluster
+        .store()
+        .call(move |store| Ok(find(store, &reference)));
     found.await.map_err(failed)?
 }
 

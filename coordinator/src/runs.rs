@@ -61,16 +61,14 @@ pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Stat
 pub async fn take_up(cluster: &Cluster) {
     let listed = cluster.store().call(|s| s.runs()).await;
     let rows = listed.unwrap_or_default();
-    let was_under_way =
-        |r: &RunRow| matches!(r.status, RunStatus::Queued | RunStatus::Running);
+    let was_under_way = |r: &RunRow| matches!(r.status, RunStatus::Queued | RunStatus::Running);
     for row in rows.into_iter().filter(was_under_way) {
         let name = row.name.clone();
         if let Err(status) = take_up_one(cluster, row).await {
             let error = status.message().to_owned();
             tracing::error!(run = %name, error, "cannot go on with this run");
-            let mark = move |s: &Store| {
-                s.set_status(&name, RunStatus::Failed, Some(&error), now_ms())
-            };
+            let mark =
+                move |s: &Store| s.set_status(&name, RunStatus::Failed, Some(&error), now_ms());
             if let Err(error) = cluster.store().call(mark).await {
                 tracing::error!(%error, "cannot record that");
             }
@@ -143,7 +141,7 @@ async fn find(cluster: &Cluster, submit: &Submit) -> Result<Option<RunRow>, Stat
                 "there is a run `{}` already, of another spec or corpus; choose another --name",
                 row.name
             ))),
-            Err(StoreError::UnknownRun { .. }) => Ok(None),
+            Err(StoreError::UnknownRun(_)) => Ok(None),
             Err(error) => Err(failed(error)),
         };
     }
@@ -337,8 +335,12 @@ async fn enqueue(
         let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref());
         let epoch_samples = match spec.kind {
             RunKind::Eval => 1,
-            _ => corpus::samples(Split::Train, corpus.index().train.tokens, spec.model.context)
-                .map_err(invalid)?,
+            _ => corpus::samples(
+                Split::Train,
+                corpus.index().train.tokens,
+                spec.model.context,
+            )
+            .map_err(invalid)?,
         };
         Ok(RunRecord {
             plan: RunPlan {

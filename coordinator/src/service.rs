@@ -36,8 +36,7 @@ pub fn session_of(
         .and_then(|v| v.to_str().ok()?.parse().ok())
         .ok_or_else(|| Status::unauthenticated("only workers in a session may call this"))?;
     let alive = cluster.alive(SessionId(session));
-    let alive: Arc<_> =
-        alive.ok_or_else(|| refused("this session has ended; register again"))?;
+    let alive: Arc<_> = alive.ok_or_else(|| refused("this session has ended; register again"))?;
     Ok(move || alive.load(Ordering::Acquire))
 }
 
@@ -88,7 +87,7 @@ fn run_name(request: Request<v1::Name>) -> Result<RunName, Status> {
 
 fn store_status(error: StoreError) -> Status {
     match error {
-        StoreError::UnknownRun { .. } => missing(error),
+        StoreError::UnknownRun(_) => missing(error),
         error => failed(error),
     }
 }
@@ -226,7 +225,10 @@ impl Client for ClientService {
         let name = RunName::new(&run).map_err(invalid)?;
         let info = self.describe(name.clone()).await?;
         if query::is_under_way(&info.status) {
-            return Err(refused(format!("run `{name}` is {}; cancel it first", info.status)));
+            return Err(refused(format!(
+                "run `{name}` is {}; cancel it first",
+                info.status
+            )));
         }
         let directory = self.cluster.home().run(&name);
         let removed = blocking(move || {

@@ -103,6 +103,13 @@ impl Store {
         Ok(self.connection.last_insert_rowid() as u64)
     }
 
+    /// Id of the newest event; 0 before the first.
+    pub fn last_event(&self) -> Result<u64, StoreError> {
+        let sql = "SELECT coalesce(max(id), 0) FROM events";
+        let ids = self.query(sql, [], |row| unsigned(row, 0))?;
+        Ok(ids.into_iter().next().unwrap_or_default())
+    }
+
     /// At most `limit` events with an id above `after`, in order: of a run, or all.
     pub fn events(
         &self,

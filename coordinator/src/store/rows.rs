@@ -158,7 +158,7 @@ pub struct EventRow {
     pub time_ms: u64,
     /// A word for scripts, such as `worker_lost`.
     pub kind: String,
-    /// A sentence for people.
+    /// The event as JSON (`cohort_common::api::RunEvent`).
     pub text: String,
 }
 
