@@ -237,7 +237,7 @@ mod tests {
             .unwrap();
         store.set_progress(&run, 7).unwrap();
         store.set_progress(&run, 5).unwrap();
-        assert_eq!(store.interrupt_running().unwrap(), [run.clone()]);
+        assert_eq!(store.interrupt_running().unwrap(), [name("tiny-1")]);
         assert_eq!(store.interrupt_running().unwrap(), []);
         assert_eq!(store.run(&run).unwrap().status, RunStatus::Interrupted);
         store

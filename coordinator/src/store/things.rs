@@ -167,7 +167,7 @@ mod tests {
         };
         store.record_corpus(&row).unwrap();
         store.record_corpus(&row).unwrap();
-        assert_eq!(store.corpora().unwrap(), [row.clone()]);
+        assert_eq!(store.corpora().unwrap().len(), 1);
         assert_eq!(store.corpus("c0ffee").unwrap(), Some(row));
         store.delete_corpus("c0ffee").unwrap();
         assert_eq!(store.corpus("c0ffee").unwrap(), None);
