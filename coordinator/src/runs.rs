@@ -29,7 +29,6 @@ const START_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
-    "run.json",
 ];
 
 /// Takes a submission in: makes a run, or takes up an unfinished one.
