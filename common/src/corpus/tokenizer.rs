@@ -467,7 +467,7 @@ mod tests {
 
         /// Random ids, as an untrained model emits them, never panic and give what decoding at once gives.
         #[test]
-        fn streaming_random_ids_gives_the_same_text(ids in prop::collection::vec(0u32..270, 0..60)) {
+        fn streaming_random_ids_gives_the_same_text(ids in prop::collection::vec(0u32..265, 0..60)) {
             let tokenizer = bpe();
             let mut stream = StreamDecoder::new();
             let mut streamed = String::new();
