@@ -1,7 +1,7 @@
 //! The corpus: from files of text to immutable shards of tokens, and from those to samples.
 //!
 //! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
-//! `tokenizer`, `train` and `pieces` (text to tokens), `encode` and `shard` (tokens to files), `prepare` and
+//! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `encode` and `shard` (tokens to files), `prepare` and
 //! `scan` (all of it in turn), `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows).
 //!
 //! Everything here is synchronous and may take long: async callers run it where blocking is allowed. Parallel parts use
@@ -18,6 +18,7 @@ mod shard;
 mod source;
 mod split;
 mod store;
+mod stretches;
 mod text;
 mod tokenizer;
 mod train;
