@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 use cohort_common::spec::Architecture;
+use rayon::prelude::*;
 
 use super::cache::LayerCache;
 use super::{Pass, elements, slice};
 use crate::engine::ops::dropout::Mask;
 use crate::engine::ops::norm::Stats;
-use crate::engine::ops::{activation, attention, linear, norm, rope};
+use crate::engine::ops::{ROW_BLOCK, activation, attention, linear, norm, rope, simd};
 use crate::engine::parameters::{Linear, Norm};
 
 /// Block `layer` of a pass.
@@ -221,9 +222,12 @@ impl Pass {
         match mask {
             None => linear::forward(l.shape, y, x, weight, bias, Some(residual)),
             Some(mask) => {
+                let width = l.shape.outputs;
                 linear::forward(l.shape, y, x, weight, bias, None);
                 mask.apply(y);
-                crate::engine::ops::simd::add(y, residual);
+                y.par_chunks_mut(ROW_BLOCK * width)
+                    .zip(residual.par_chunks(ROW_BLOCK * width))
+                    .for_each(|(y, residual)| simd::add(y, residual));
             }
         }
     }
