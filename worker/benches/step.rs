@@ -12,6 +12,10 @@ use cohort_common::rng::philox;
 use cohort_common::spec::{Architecture, ModelConfig, ScheduleKind, TrainConfig};
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Site, Update};
 
+/// The allocator of the `cohort` binary, so that the figures are the product's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A model and the size of its batches.
 struct Case {
     name: &'static str,
