@@ -176,9 +176,7 @@ impl Engine {
         Ok(Self {
             model: model.clone(),
             params: Arc::new(vec![0.0; layout.len()]),
-            fingerprint: fingerprint::fingerprint(
-                composite.as_ref().map_or(&Device::Cpu, Composite::device),
-            ),
+            fingerprint: pool.install(|| fingerprint::fingerprint(&device)),
             layout,
             pool,
             optimizer,
