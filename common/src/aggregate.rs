@@ -44,7 +44,9 @@ pub enum OfferError {
         expected: usize,
     },
     /// Two workers computed different bits for the same node.
-    #[error("chunk {index} of {node} arrived twice with different bits: one of the workers computes wrongly")]
+    #[error(
+        "chunk {index} of {node} arrived twice with different bits: one of the workers computes wrongly"
+    )]
     Mismatch {
         /// The chunk.
         index: usize,
@@ -319,5 +321,7 @@ fn same_bits(values: &[f32], data: &[u8]) -> bool {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().expect("no thread panics while it holds this lock")
+    mutex
+        .lock()
+        .expect("no thread panics while it holds this lock")
 }

@@ -25,13 +25,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The address is no address.
-    #[error("`{url}` is not an address of a coordinator; expected something like `http://host:7070`")]
+    #[error(
+        "`{url}` is not an address of a coordinator; expected something like `http://host:7070`"
+    )]
     Url {
         /// What was given.
         url: String,
     },
     /// Nobody answers.
-    #[error("no coordinator answers at {url}: {reason}; start one with `cohort coordinator`, or name another with `--coordinator`")]
+    #[error(
+        "no coordinator answers at {url}: {reason}; start one with `cohort coordinator`, or name another with `--coordinator`"
+    )]
     Unreachable {
         /// Where.
         url: String,
@@ -53,7 +57,7 @@ pub async fn connect(url: &str) -> Result<Channel, ConnectError> {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_max_frame_size(FRAME)
+        .max_frame_size(FRAME)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true);

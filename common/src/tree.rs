@@ -142,7 +142,9 @@ impl Tree {
                 nodes.push(node);
                 continue;
             }
-            let (left, right) = node.children().expect("a leaf is inside or outside a range");
+            let (left, right) = node
+                .children()
+                .expect("a leaf is inside or outside a range");
             open.push(right);
             open.push(left);
         }

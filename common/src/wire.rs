@@ -65,7 +65,10 @@ pub fn source_to(run: &RunId, source: StateSource) -> v1::StateSource {
 pub fn source_from(source: &v1::StateSource) -> Result<(RunId, StateSource), WireError> {
     use v1::state_source::From;
     let run = run_id(&source.run)?;
-    let from = match source.from.ok_or_else(|| bad("StateSource", "it names no source"))? {
+    let from = match source
+        .from
+        .ok_or_else(|| bad("StateSource", "it names no source"))?
+    {
         From::Seed(_) => StateSource::Seed,
         From::Start(_) => StateSource::Start,
         From::Checkpoint(step) => StateSource::Checkpoint(step),
@@ -132,42 +135,46 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
 /// A message to a worker, from the wire. `Welcome` is not one of them: it opens the session.
 pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
     use v1::to_worker::Kind;
-    Ok(match message.kind.ok_or_else(|| bad("ToWorker", "it is empty"))? {
-        Kind::Welcome(_) => return Err(bad("ToWorker", "a second Welcome")),
-        Kind::Load(load) => load_from(load)?,
-        Kind::Compute(c) => ToWorker::Compute {
-            run: run_id(&c.run)?,
-            step: c.step,
-            generation: c.generation,
-            lanes: c.lanes,
-            sole_owner: c.sole_owner,
-        },
-        Kind::Commit(c) => ToWorker::Commit {
-            run: run_id(&c.run)?,
-            commit: Commit {
+    Ok(
+        match message.kind.ok_or_else(|| bad("ToWorker", "it is empty"))? {
+            Kind::Welcome(_) => return Err(bad("ToWorker", "a second Welcome")),
+            Kind::Load(load) => load_from(load)?,
+            Kind::Compute(c) => ToWorker::Compute {
+                run: run_id(&c.run)?,
                 step: c.step,
-                scale: c.scale,
-                learning_rate: c.learning_rate,
+                generation: c.generation,
+                lanes: c.lanes,
+                sole_owner: c.sole_owner,
+            },
+            Kind::Commit(c) => ToWorker::Commit {
+                run: run_id(&c.run)?,
+                commit: Commit {
+                    step: c.step,
+                    scale: c.scale,
+                    learning_rate: c.learning_rate,
+                },
+            },
+            Kind::Evaluate(e) => ToWorker::Evaluate {
+                run: run_id(&e.run)?,
+                step: e.step,
+                split: e.split,
+                units: e.units,
+            },
+            Kind::Snapshot(s) => ToWorker::Snapshot {
+                run: run_id(&s.run)?,
+                step: s.step,
+            },
+            Kind::Unload(u) => ToWorker::Unload {
+                run: run_id(&u.run)?,
             },
         },
-        Kind::Evaluate(e) => ToWorker::Evaluate {
-            run: run_id(&e.run)?,
-            step: e.step,
-            split: e.split,
-            units: e.units,
-        },
-        Kind::Snapshot(s) => ToWorker::Snapshot {
-            run: run_id(&s.run)?,
-            step: s.step,
-        },
-        Kind::Unload(u) => ToWorker::Unload {
-            run: run_id(&u.run)?,
-        },
-    })
+    )
 }
 
 fn load_from(load: v1::Load) -> Result<ToWorker, WireError> {
-    let source = load.source.ok_or_else(|| bad("Load", "it names no source"))?;
+    let source = load
+        .source
+        .ok_or_else(|| bad("Load", "it names no source"))?;
     let (run, source) = source_from(&source)?;
     let spec: RunSpec =
         serde_json::from_slice(&load.spec).map_err(|error| bad("Load.spec", error.to_string()))?;
@@ -261,47 +268,55 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
 pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError> {
     use v1::from_worker::Kind;
     let sums = |loss, weight| LaneSums { loss, weight };
-    Ok(match message.kind.ok_or_else(|| bad("FromWorker", "it is empty"))? {
-        Kind::Register(_) => return Err(bad("FromWorker", "a second Register")),
-        Kind::Heartbeat(_) => FromWorker::Heartbeat,
-        Kind::Loaded(m) => FromWorker::Loaded {
-            run: run_id(&m.run)?,
-            step: m.step,
-        },
-        Kind::LaneDone(m) => FromWorker::LaneDone {
-            run: run_id(&m.run)?,
-            step: m.step,
-            lane: m.lane,
-            sums: sums(m.loss, m.weight),
-            micros: m.micros,
-        },
-        Kind::RootReady(m) => FromWorker::RootReady {
-            run: run_id(&m.run)?,
-            step: m.step,
-            totals: RootTotals {
-                sum_of_squares: m.sum_of_squares,
-                hash: m.hash.as_ref().try_into().map_err(|_| {
-                    bad("RootReady", format!("its hash has {} bytes, not 32", m.hash.len()))
-                })?,
+    Ok(
+        match message
+            .kind
+            .ok_or_else(|| bad("FromWorker", "it is empty"))?
+        {
+            Kind::Register(_) => return Err(bad("FromWorker", "a second Register")),
+            Kind::Heartbeat(_) => FromWorker::Heartbeat,
+            Kind::Loaded(m) => FromWorker::Loaded {
+                run: run_id(&m.run)?,
+                step: m.step,
+            },
+            Kind::LaneDone(m) => FromWorker::LaneDone {
+                run: run_id(&m.run)?,
+                step: m.step,
+                lane: m.lane,
+                sums: sums(m.loss, m.weight),
+                micros: m.micros,
+            },
+            Kind::RootReady(m) => FromWorker::RootReady {
+                run: run_id(&m.run)?,
+                step: m.step,
+                totals: RootTotals {
+                    sum_of_squares: m.sum_of_squares,
+                    hash: m.hash.as_ref().try_into().map_err(|_| {
+                        bad(
+                            "RootReady",
+                            format!("its hash has {} bytes, not 32", m.hash.len()),
+                        )
+                    })?,
+                },
+            },
+            Kind::Applied(m) => FromWorker::Applied {
+                run: run_id(&m.run)?,
+                step: m.step,
+            },
+            Kind::UnitDone(m) => FromWorker::UnitDone {
+                run: run_id(&m.run)?,
+                step: m.step,
+                split: m.split,
+                unit: m.unit,
+                sums: sums(m.loss, m.weight),
+            },
+            Kind::Failed(m) => FromWorker::Failed {
+                run: run_id(&m.run)?,
+                step: m.step,
+                message: m.message,
             },
         },
-        Kind::Applied(m) => FromWorker::Applied {
-            run: run_id(&m.run)?,
-            step: m.step,
-        },
-        Kind::UnitDone(m) => FromWorker::UnitDone {
-            run: run_id(&m.run)?,
-            step: m.step,
-            split: m.split,
-            unit: m.unit,
-            sums: sums(m.loss, m.weight),
-        },
-        Kind::Failed(m) => FromWorker::Failed {
-            run: run_id(&m.run)?,
-            step: m.step,
-            message: m.message,
-        },
-    })
+    )
 }
 
 /// What a worker says of itself, from the wire.
@@ -319,7 +334,9 @@ pub fn member_from(register: v1::Register) -> MemberInfo {
 /// A value of `api` as a message.
 pub fn json(value: &impl serde::Serialize) -> v1::Json {
     v1::Json {
-        json: serde_json::to_vec(value).expect("api types are JSON").into(),
+        json: serde_json::to_vec(value)
+            .expect("api types are JSON")
+            .into(),
     }
 }
 

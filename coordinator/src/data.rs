@@ -96,7 +96,9 @@ impl Data for DataService {
         request: Request<v1::StateFileRequest>,
     ) -> Result<Response<PieceStream>, Status> {
         let request = request.into_inner();
-        let source = request.source.ok_or_else(|| invalid("no source is named"))?;
+        let source = request
+            .source
+            .ok_or_else(|| invalid("no source is named"))?;
         let directory = self.state_directory(&source)?;
         if !cohort_common::checkpoint::is_plain_name(&request.name) {
             return Err(invalid(format!("`{}` is no file name", request.name)));
@@ -108,7 +110,8 @@ impl Data for DataService {
         &self,
         request: Request<Streaming<v1::StatePiece>>,
     ) -> Result<Response<v1::Empty>, Status> {
-        crate::service::session_of(&self.cluster, request.metadata())?;
+        // Only that the session exists matters here: a snapshot of a worker that is lost meanwhile is still good.
+        let _open = crate::service::session_of(&self.cluster, request.metadata())?;
         let mut incoming = request.into_inner();
         let first = incoming.next().await.transpose()?.and_then(|p| p.kind);
         let Some(v1::state_piece::Kind::Header(header)) = first else {
@@ -144,7 +147,9 @@ impl Data for DataService {
         let hashes = request.into_inner().hashes;
         if hashes.len() > MAX_FILES {
             let count = hashes.len();
-            return Err(invalid(format!("{count} files in one question; at most {MAX_FILES}")));
+            return Err(invalid(format!(
+                "{count} files in one question; at most {MAX_FILES}"
+            )));
         }
         let home = self.cluster.home().clone();
         blocking(move || {
@@ -378,12 +383,16 @@ fn store_file(
         )));
     }
     file.set_len(header.offset).map_err(describe)?;
-    file.seek(SeekFrom::Start(header.offset)).map_err(describe)?;
+    file.seek(SeekFrom::Start(header.offset))
+        .map_err(describe)?;
     let mut size = header.offset;
     while let Some(data) = next() {
         size += data.len() as u64;
         if size > header.bytes {
-            return Err(invalid(format!("more than the {} bytes announced", header.bytes)));
+            return Err(invalid(format!(
+                "more than the {} bytes announced",
+                header.bytes
+            )));
         }
         file.write_all(&data).map_err(describe)?;
     }
@@ -393,7 +402,9 @@ fn store_file(
     }
     file.sync_all().map_err(describe)?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(&part).map_err(describe)?).map_err(describe)?;
+    hasher
+        .update_reader(File::open(&part).map_err(describe)?)
+        .map_err(describe)?;
     let found = hasher.finalize().to_hex();
     if found.as_str() != header.hash {
         std::fs::remove_file(&part).map_err(describe)?;

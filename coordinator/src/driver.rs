@@ -328,16 +328,17 @@ impl Driver {
     }
 
     fn describe(&self) -> ClusterInfo {
-        let worker = |(&session, member): (&SessionId, &cohort_common::cluster::coordinator::Member)| {
-            WorkerInfo {
-                name: session.to_string(),
-                host: member.info.host.clone(),
-                pid: member.info.pid,
-                device: member.info.device.clone(),
-                threads: member.info.threads,
-                lanes: self.machine.lanes_of(session),
-            }
-        };
+        let worker =
+            |(&session, member): (&SessionId, &cohort_common::cluster::coordinator::Member)| {
+                WorkerInfo {
+                    name: session.to_string(),
+                    host: member.info.host.clone(),
+                    pid: member.info.pid,
+                    device: member.info.device.clone(),
+                    threads: member.info.threads,
+                    lanes: self.machine.lanes_of(session),
+                }
+            };
         ClusterInfo {
             version: env!("CARGO_PKG_VERSION").into(),
             home: self.cluster.home().root().display().to_string(),

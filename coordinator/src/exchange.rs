@@ -80,11 +80,16 @@ impl Exchange {
     /// The newest step that is open for a run; 0 if there is none.
     fn newest(&self, run: &RunId) -> Step {
         let range = (run.clone(), 0)..=(run.clone(), Step::MAX);
-        self.lock().range(range).next_back().map_or(0, |((_, s), _)| *s)
+        self.lock()
+            .range(range)
+            .next_back()
+            .map_or(0, |((_, s), _)| *s)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(RunId, Step), Arc<StepSums>>> {
-        self.steps.lock().expect("no thread panics while it holds this lock")
+        self.steps
+            .lock()
+            .expect("no thread panics while it holds this lock")
     }
 }
 
@@ -117,7 +122,9 @@ async fn receive(
         // An error here is a connection that closed; the session notices by itself.
         let Ok(chunk) = chunk else { return Ok(()) };
         if !alive() {
-            return Err(Status::failed_precondition("this session has ended; register again"));
+            return Err(Status::failed_precondition(
+                "this session has ended; register again",
+            ));
         }
         let Some(Kind::Node(node)) = chunk.kind else {
             return Err(Status::invalid_argument("only node chunks are pushed"));
@@ -163,7 +170,9 @@ async fn push(cluster: &Cluster, run: &RunId, chunk: v1::NodeChunk) -> Result<()
     if offered.all_complete {
         let totals = held.sums.totals().expect("every root is complete");
         let run = run.clone();
-        cluster.send(Event::RootComplete { run, step, totals }).await;
+        cluster
+            .send(Event::RootComplete { run, step, totals })
+            .await;
     }
     Ok(())
 }

@@ -1,1 +1,157 @@
-//! Cohort's coordinator.
+//! Cohort's coordinator: it owns the cluster's decisions (through the pure machine in `cohort_common::cluster`), sums
+//! the gradients of a star, and keeps runs, ledgers, corpora and checkpoints in its home directory. It never computes a
+//! model and knows no candle.
+
+mod corpora;
+mod data;
+mod driver;
+mod exchange;
+pub mod offline;
+mod query;
+mod record;
+mod runs;
+mod service;
+mod session;
+mod status;
+pub mod store;
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use cohort_common::cluster::Limits;
+use cohort_common::home::{Home, HomeError};
+use cohort_common::net::{self, Token};
+use cohort_common::wire::MAX_MESSAGE;
+use cohort_proto::v1::client_server::ClientServer;
+use cohort_proto::v1::data_server::DataServer;
+use cohort_proto::v1::exchange_server::ExchangeServer;
+use cohort_proto::v1::workers_server::WorkersServer;
+use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Status};
+use tracing::info;
+
+use crate::driver::Cluster;
+use crate::store::{Store, StoreError, StoreHandle};
+
+/// How a coordinator is set up.
+#[derive(Debug)]
+pub struct Config {
+    /// The directory for everything it keeps.
+    pub home: PathBuf,
+    /// What every call must carry, if anything.
+    pub token: Option<Token>,
+    /// Deadlines.
+    pub limits: Limits,
+}
+
+/// Why a coordinator cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The home directory.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The network.
+    #[error("cannot serve")]
+    Serve(#[from] tonic::transport::Error),
+    /// The listener.
+    #[error("cannot tell where the coordinator listens")]
+    Listener(#[from] std::io::Error),
+    /// An answer for people.
+    #[error("{0}")]
+    Answer(String),
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        Self::Answer(status.message().to_owned())
+    }
+}
+
+/// Serves until `shutdown` completes. Takes the home's lock, publishes its own address there, and takes up the runs that
+/// were under way.
+pub async fn serve(
+    config: Config,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    let home = Home::open(&config.home)?;
+    let mut lock = home.lock()?;
+    let store = Store::open(&home.database())?;
+    let (store, thread) = StoreHandle::spawn(store);
+    let cluster = Cluster::start(home, store, config.limits);
+    runs::take_up(&cluster).await;
+    let url = format!("http://{}", listener.local_addr()?);
+    lock.publish(&url)?;
+    info!(url, home = %config.home.display(), "listening");
+    let served = route(cluster, config, listener, shutdown).await;
+    // The store closes when its last handle is gone; whatever was recorded is then on disk.
+    drop(thread);
+    served
+}
+
+async fn route(
+    cluster: Cluster,
+    config: Config,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    let token = config.token;
+    let check = move |request: Request<()>| match &token {
+        Some(token) if !token.admits(request.metadata().get("authorization")) => {
+            Err(Status::unauthenticated(
+                "the coordinator wants a token that this call does not carry; give --token-file or COHORT_TOKEN",
+            ))
+        }
+        _ => Ok(request),
+    };
+    macro_rules! guarded {
+        ($server:ident, $service:expr) => {
+            tonic::service::interceptor::InterceptedService::new(
+                $server::new($service)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .max_encoding_message_size(MAX_MESSAGE),
+                check.clone(),
+            )
+        };
+    }
+    let limits = config.limits;
+    let sessions = session::WorkersService {
+        cluster: cluster.clone(),
+        limits,
+    };
+    let exchange = service::ExchangeService {
+        cluster: cluster.clone(),
+    };
+    let data = data::DataService {
+        cluster: cluster.clone(),
+    };
+    let client = service::ClientService { cluster };
+    // `serve_with_incoming` leaves the sockets as they are, so delays are switched off here.
+    let incoming = TcpListenerStream::new(listener).map(|stream| {
+        let stream = stream?;
+        stream.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(stream)
+    });
+    let server = Server::builder()
+        .max_frame_size(net::FRAME)
+        .initial_stream_window_size(net::STREAM_WINDOW)
+        .initial_connection_window_size(net::CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(net::KEEPALIVE))
+        .http2_keepalive_timeout(Some(net::KEEPALIVE))
+        .add_service(guarded!(WorkersServer, sessions))
+        .add_service(guarded!(ExchangeServer, exchange))
+        .add_service(guarded!(DataServer, data))
+        .add_service(guarded!(ClientServer, client))
+        .serve_with_incoming(incoming);
+    // Streams of workers and followers never end by themselves, so there is nothing to wait for: they are cut.
+    tokio::select! {
+        served = server => Ok(served?),
+        () = shutdown => Ok(()),
+    }
+}

@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use cohort_common::api::{
-    CheckpointInfo, EvalEvent, FinishedEvent, RunEvent, StepEvent,
-};
+use cohort_common::api::{CheckpointInfo, EvalEvent, FinishedEvent, RunEvent, StepEvent};
 use cohort_common::checkpoint::{CheckpointMeta, RunState};
 use cohort_common::cluster::coordinator::{Change, StepRecord};
 use cohort_common::cluster::messages::LaneSums;
@@ -18,7 +16,7 @@ use cohort_common::ledger::{Chain, Entry};
 use tracing::error;
 
 use crate::driver::{Cluster, now_ms};
-use crate::store::{Appended, CheckpointRow, EvalRow, Receipt, RunStatus, Store, StepRow};
+use crate::store::{Appended, CheckpointRow, EvalRow, Receipt, RunStatus, StepRow, Store};
 
 /// Tokens and bytes of a split, for bits per byte.
 #[derive(Clone, Copy, Debug)]

@@ -70,7 +70,9 @@ async fn first_message(incoming: &mut Streaming<v1::FromWorker>) -> Result<v1::R
         return Err(Status::deadline_exceeded("no Register came"));
     };
     let Some(v1::from_worker::Kind::Register(register)) = first?.kind else {
-        return Err(Status::invalid_argument("the first message must be Register"));
+        return Err(Status::invalid_argument(
+            "the first message must be Register",
+        ));
     };
     if register.protocol != wire::PROTOCOL {
         return Err(Status::failed_precondition(format!(

@@ -515,7 +515,7 @@ impl Machine {
     }
 
     /// Starts what can be started: the next run, or the gathering one.
-    fn poke(&mut self, now: u64, out: &mut Vec<Action>) {
+    pub(super) fn poke(&mut self, now: u64, out: &mut Vec<Action>) {
         if self.active.is_none()
             && let Some(plan) = self.queue.pop_front()
         {

@@ -487,7 +487,10 @@ impl Machine {
         active.generation += 1;
         for (session, lanes) in lanes::reassign(&missing, &loads) {
             let run = active.plan.run.clone();
-            let text = format!("step {}: lanes {lanes:?} of {lost} go to {session}", flight.step);
+            let text = format!(
+                "step {}: lanes {lanes:?} of {lost} go to {session}",
+                flight.step
+            );
             out.push(Action::Note {
                 run: Some(run.clone()),
                 text,

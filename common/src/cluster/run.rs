@@ -172,9 +172,9 @@ impl Active {
             .plan
             .splits
             .iter()
-            .zip(0u32..)
-            .filter(|(split, _)| !have && (at_start || end || (due && !split.ends_only)))
-            .map(|(_, i)| i)
+            .enumerate()
+            .filter(|(_, split)| !have && (at_start || end || (due && !split.ends_only)))
+            .map(|(i, _)| i as u32)
             .rev()
             .collect();
         let every = self.plan.spec.checkpoint.every;

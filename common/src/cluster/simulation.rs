@@ -61,7 +61,11 @@ fn sums_of(step: Step, lane: Lane) -> LaneSums {
 }
 
 fn apply(state: &[f32], root: &[f32]) -> Vec<f32> {
-    state.iter().zip(root).map(|(s, r)| (s + r) % 1024.0).collect()
+    state
+        .iter()
+        .zip(root)
+        .map(|(s, r)| (s + r) % 1024.0)
+        .collect()
 }
 
 fn plan(lanes: u32, steps: u64) -> RunPlan {
@@ -191,7 +195,8 @@ impl World {
                 }
             }
             Action::OpenStep { step, .. } => {
-                self.aggregators.insert(step, Aggregator::new(self.lanes(), LEN));
+                self.aggregators
+                    .insert(step, Aggregator::new(self.lanes(), LEN));
             }
             Action::ReleaseRoots { through, .. } => {
                 self.aggregators.retain(|step, _| *step > through);
@@ -248,7 +253,9 @@ impl World {
         let Some(aggregator) = self.aggregators.get(&step) else {
             return;
         };
-        let offered: Offered = aggregator.offer(node, 0, &encode(data)).expect("honest peers");
+        let offered: Offered = aggregator
+            .offer(node, 0, &encode(data))
+            .expect("honest peers");
         let totals: Option<RootTotals> = offered
             .all_complete
             .then(|| aggregator.totals().expect("all chunks are there"));
@@ -346,7 +353,11 @@ impl Worker {
 
     fn compute(&mut self, run: RunId, step: Step, lanes: &[Lane], sole: bool, tree: Tree) {
         let (at, state) = self.state.clone().expect("loaded before");
-        assert_eq!(at + 1, step, "lanes are computed with the state before the step");
+        assert_eq!(
+            at + 1,
+            step,
+            "lanes are computed with the state before the step"
+        );
         for &lane in lanes {
             self.say(FromWorker::LaneDone {
                 run: run.clone(),
@@ -455,7 +466,10 @@ fn a_worker_of_other_numerics_is_refused() {
     let actions = machine.handle(1, join(2, "avx512"));
     assert!(matches!(
         actions.as_slice(),
-        [Action::Close { session: SessionId(2), reason: LeftReason::Fingerprint { .. } }]
+        [Action::Close {
+            session: SessionId(2),
+            reason: LeftReason::Fingerprint { .. }
+        }]
     ));
     assert_eq!(machine.members().len(), 1);
 }

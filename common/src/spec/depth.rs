@@ -8,12 +8,12 @@
 //!
 //! A key that the spec gives wins over what the dial would derive, and the note says so.
 
-use std::fmt::Display;
+use std::fmt::Debug;
 
+use super::bounds::{shown, within};
 use super::error::SpecError;
 use super::file::{ModelTable, SpecFile, TrainTable};
 use super::shape::{HEAD_DIM, llama_intermediate, shape_of};
-use super::validate::within;
 use super::{Architecture, ModelConfig};
 use crate::layout::Layout;
 
@@ -82,17 +82,12 @@ fn derive_shape(table: &mut ModelTable, notes: &mut Notes) {
         heads,
         "heads of 64",
     );
-    let grouped = heads >= 8 && heads.is_multiple_of(4);
-    let (kv, why) = if grouped {
-        (heads / 4, "groups of 4")
-    } else {
-        (heads, "one per head")
-    };
+    // Grouping only depths that have fitting divisors would make some deeper models smaller.
     notes.fill(
         "model.num_key_value_heads",
         &mut table.num_key_value_heads,
-        kv,
-        why,
+        heads,
+        "one per head",
     );
     let inner = llama_intermediate(hidden);
     notes.fill(
@@ -166,7 +161,7 @@ struct Notes {
 
 impl Notes {
     /// Fills an empty slot and says so; returns what the slot holds now.
-    fn fill<T: Copy + Display + PartialEq>(
+    fn fill<T: Copy + Debug + PartialEq>(
         &mut self,
         key: &str,
         slot: &mut Option<T>,
@@ -174,6 +169,7 @@ impl Notes {
         why: &str,
     ) -> T {
         let depth = self.depth;
+        let now = shown(derived);
         let reason = if why.is_empty() {
             String::new()
         } else {
@@ -181,10 +177,13 @@ impl Notes {
         };
         let line = match *slot {
             Some(given) if given != derived => {
-                format!("{key} = {given} (given; depth {depth} would derive {derived})")
+                format!(
+                    "{key} = {} (given; depth {depth} would derive {now})",
+                    shown(given)
+                )
             }
-            Some(given) => format!("{key} = {given} (given)"),
-            None => format!("{key} = {derived} (from depth {depth}{reason})"),
+            Some(given) => format!("{key} = {} (given)", shown(given)),
+            None => format!("{key} = {now} (from depth {depth}{reason})"),
         };
         self.lines.push(line);
         *slot.get_or_insert(derived)

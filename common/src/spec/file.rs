@@ -374,8 +374,8 @@ fn describe(value: &Value) -> String {
         Value::Integer(_) | Value::Float(_) => "the number",
         Value::Boolean(_) => "the boolean",
         Value::Datetime(_) => "the date",
-        Value::Array(_) => return "a list".into(),
-        Value::Table(_) => return "a table".into(),
+        Value::Array(_) => "the list",
+        Value::Table(_) => "the table",
     };
     let text = value.to_string();
     match text.char_indices().nth(60) {

@@ -9,11 +9,12 @@
 //!
 //! Every value that is inherited, defaulted or overridden becomes a line for the user.
 
-use std::fmt::Display;
+use std::fmt::Debug;
 
+use super::bounds::{number, real, shown};
 use super::error::SpecError;
 use super::file::{ModelTable, SpecFile, TokenizerTable, TrainTable};
-use super::validate::{SpecMeant, TokenizerChoice, number, real};
+use super::validate::{SpecMeant, TokenizerChoice};
 use super::{Architecture, ModelConfig, RunKind, TrainConfig};
 
 /// The checkpoint that a finetuning run starts from, as far as its spec is concerned.
@@ -240,23 +241,22 @@ struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    fn inherited<T: Copy + Display + PartialEq>(
-        &mut self,
-        key: &str,
-        slot: &mut Option<T>,
-        old: T,
-    ) {
+    fn inherited<T: Copy + Debug + PartialEq>(&mut self, key: &str, slot: &mut Option<T>, old: T) {
         let name = self.name;
         let line = match *slot {
-            Some(given) if given != old => format!("{key} = {given} (given; {name} had {old})"),
-            Some(given) => format!("{key} = {given} (given, as {name})"),
-            None => format!("{key} = {old} (inherited from {name})"),
+            Some(given) if given != old => format!(
+                "{key} = {} (given; {name} had {})",
+                shown(given),
+                shown(old)
+            ),
+            Some(given) => format!("{key} = {} (given, as {name})", shown(given)),
+            None => format!("{key} = {} (inherited from {name})", shown(old)),
         };
         self.notes.push(line);
         slot.get_or_insert(old);
     }
 
-    fn default<T: Copy + Display>(
+    fn default<T: Copy + Debug>(
         &mut self,
         key: &str,
         slot: &mut Option<T>,
@@ -269,8 +269,8 @@ impl Fill<'_> {
             format!(": {why}")
         };
         let line = match *slot {
-            Some(given) => format!("{key} = {given} (given)"),
-            None => format!("{key} = {default} (finetuning default{reason})"),
+            Some(given) => format!("{key} = {} (given)", shown(given)),
+            None => format!("{key} = {} (finetuning default{reason})", shown(default)),
         };
         self.notes.push(line);
         *slot.get_or_insert(default)

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::bounds::number;
 use super::memory::{human_bytes, human_count, memory_per_worker};
-use super::validate::number;
 use super::{ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
 
 /// Everything that decides the weights after every step, in a fixed order.

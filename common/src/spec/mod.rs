@@ -3,6 +3,7 @@
 //! The way of a spec: text and overrides ([`SpecSource`]) → typed tables ([`SpecFile`]) → what is meant
 //! ([`SpecMeant`], defaults filled, impossible values refused) → [`RunSpec`], once the corpus is known.
 
+mod bounds;
 mod depth;
 mod error;
 mod file;
@@ -18,6 +19,9 @@ mod suggest;
 mod tests;
 mod validate;
 
+pub use bounds::{
+    MAX_LANES, MAX_MICRO_BATCH_TOKENS, MAX_SAMPLES_PER_STEP, MAX_STEPS, MAX_VOCAB, MAX_WORKER_BYTES,
+};
 pub use error::{Place, SpecError};
 pub use file::{
     CheckpointTable, CorpusTable, ModelTable, SpecFile, SpecSource, SplitKind, TokenizerKind,
@@ -28,7 +32,4 @@ pub use memory::{MemoryEstimate, human_bytes, human_count, memory_per_worker};
 pub use model::{Architecture, ModelConfig};
 pub use preset::{PRESETS, Preset};
 pub use run::{CheckpointConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
-pub use validate::{
-    CorpusOptions, MAX_LANES, MAX_MICRO_BATCH_TOKENS, MAX_SAMPLES_PER_STEP, MAX_STEPS, MAX_VOCAB,
-    MAX_WORKER_BYTES, SpecMeant, TokenizerChoice,
-};
+pub use validate::{CorpusOptions, SpecMeant, TokenizerChoice};

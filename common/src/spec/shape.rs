@@ -1,8 +1,8 @@
 //! From a `[model]` table to a model shape: the defaults of each family and the shapes that cannot be built.
 
+use super::bounds::{number, real, within};
 use super::error::SpecError;
 use super::file::ModelTable;
-use super::validate::{number, real, within};
 use super::{Architecture, ModelConfig};
 
 /// Width of a head where nobody says otherwise.
@@ -177,7 +177,6 @@ fn check_numbers(table: &ModelTable) -> Result<(), SpecError> {
         bound,
         "0.1 or 0.2 are usual",
     )?;
-    let positive = "it must be positive, and fit a 32-bit float";
     for (key, value, most, next) in [
         ("model.norm_eps", table.norm_eps, 1.0, "1e-5 is usual"),
         ("model.rope_theta", table.rope_theta, 1e30, "10000 is usual"),
@@ -191,7 +190,10 @@ fn check_numbers(table: &ModelTable) -> Result<(), SpecError> {
         let Some(value) = value else { continue };
         let single = value as f32;
         let holds = single.is_normal() && single > 0.0 && value <= most;
-        let bound = format!("{positive}, and be at most {}", number(most));
+        let bound = format!(
+            "it must be above 0, at most {}, and fit 32 bits",
+            number(most)
+        );
         real(key, value, holds, &bound, next)?;
     }
     Ok(())

@@ -1,0 +1,178 @@
+//! Directories that others wrote, in all the spellings we know of.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// A foreign directory: config and tensors, nothing else.
+struct Foreign {
+    dir: TempDir,
+    model: ModelConfig,
+    tensors: Vec<(String, Vec<usize>, safetensors::Dtype, Vec<u8>)>,
+}
+
+impl Foreign {
+    fn of(model: ModelConfig, state: &State) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = hf::config_json(&model, &SpecialTokens::default());
+        fs::write(dir.path().join(CONFIG), config).unwrap();
+        let tensor = |t: &crate::layout::TensorSpec| {
+            let bytes = bytes_of(&state.params[t.range()]).to_vec();
+            (
+                t.name.clone(),
+                t.shape.clone(),
+                safetensors::Dtype::F32,
+                bytes,
+            )
+        };
+        let tensors = Layout::of(&model).tensors().iter().map(tensor).collect();
+        Self {
+            dir,
+            model,
+            tensors,
+        }
+    }
+
+    fn push(&mut self, name: &str, shape: &[usize], value: f32) {
+        let bytes = bytes_of(&vec![value; shape.iter().product()]).to_vec();
+        self.tensors
+            .push((name.into(), shape.to_vec(), safetensors::Dtype::F32, bytes));
+    }
+
+    fn write(&self, file: &str, take: impl Fn(&str) -> bool) {
+        let chosen = self.tensors.iter().filter(|t| take(&t.0));
+        let views = chosen.map(|(name, shape, dtype, bytes)| {
+            let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap();
+            (name.clone(), view)
+        });
+        let bytes = safetensors::serialize(views, None).unwrap();
+        fs::write(self.dir.path().join(file), bytes).unwrap();
+    }
+
+    fn read(&self) -> Result<Vec<f32>, CheckpointError> {
+        self.write(WEIGHTS, |_| true);
+        self.reopen()
+    }
+
+    fn reopen(&self) -> Result<Vec<f32>, CheckpointError> {
+        let checkpoint = Checkpoint::open(self.dir.path())?;
+        assert_eq!(checkpoint.model(), &self.model);
+        checkpoint.weights().map(|w| w.params)
+    }
+}
+
+#[test]
+fn the_spellings_of_the_wild_are_read() {
+    let gpt2 = model(Architecture::Gpt2, false);
+    let state = State::of(&gpt2);
+    let mut foreign = Foreign::of(gpt2, &state);
+    for tensor in &mut foreign.tensors {
+        tensor.0 = tensor.0.trim_start_matches("transformer.").to_owned();
+    }
+    foreign.push("h.0.attn.bias", &[1, 1, 16, 16], 1.0);
+    foreign.push("h.0.attn.masked_bias", &[], -1e4);
+    foreign.push("lm_head.weight", &[1000, 64], 1.0);
+    foreign.push("h.1.attn.c_attn.bias", &[192], 0.0);
+    assert_eq!(foreign.read().unwrap(), state.params);
+    foreign.push("h.1.ln_1.bias", &[64], 0.5);
+    let error = foreign.read().unwrap_err();
+    assert!(matches!(error, CheckpointError::BiasNotZero { name, .. } if name == "h.1.ln_1.bias"));
+
+    let state = State::of(&llama());
+    let mut foreign = Foreign::of(llama(), &state);
+    foreign.push("model.layers.0.self_attn.rotary_emb.inv_freq", &[8], 1.0);
+    assert_eq!(foreign.read().unwrap(), state.params);
+}
+
+#[test]
+fn half_precision_weights_become_f32() {
+    let state = State::of(&llama());
+    let mut foreign = Foreign::of(llama(), &state);
+    let mut expected = state.params.clone();
+    for (i, (name, _, dtype, bytes)) in foreign.tensors.iter_mut().enumerate() {
+        let range = Layout::of(&llama()).get(name).unwrap().range();
+        let values = &mut expected[range];
+        let halves: Vec<u16> = if i % 2 == 0 {
+            *dtype = safetensors::Dtype::F16;
+            values
+                .iter()
+                .map(|v| half::f16::from_f32(*v).to_bits())
+                .collect()
+        } else {
+            *dtype = safetensors::Dtype::BF16;
+            values
+                .iter()
+                .map(|v| half::bf16::from_f32(*v).to_bits())
+                .collect()
+        };
+        for (value, bits) in values.iter_mut().zip(&halves) {
+            *value = if i % 2 == 0 {
+                half::f16::from_bits(*bits).to_f32()
+            } else {
+                half::bf16::from_bits(*bits).to_f32()
+            };
+        }
+        *bytes = halves.iter().flat_map(|b| b.to_le_bytes()).collect();
+    }
+    assert_eq!(foreign.read().unwrap(), expected);
+    foreign.tensors[0].2 = safetensors::Dtype::I16;
+    assert!(matches!(
+        foreign.read(),
+        Err(CheckpointError::WrongType { .. })
+    ));
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    let state = State::of(&llama());
+    let mut foreign = Foreign::of(llama(), &state);
+    foreign.push("model.extra.weight", &[3], 1.0);
+    let error = foreign.read().unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::UnexpectedTensor { name, .. } if name == "model.extra.weight")
+    );
+    foreign.tensors.pop();
+    let (name, mut shape, dtype, bytes) = foreign.tensors.remove(1);
+    let error = foreign.read().unwrap_err();
+    assert!(matches!(error, CheckpointError::MissingTensor { name: n, .. } if n == name));
+    shape.insert(0, 1);
+    foreign.tensors.push((name, shape, dtype, bytes));
+    let error = foreign.read().unwrap_err().to_string();
+    assert!(
+        error.contains("has the shape [1, 64], its config.json calls for [64]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_sharded_model_is_read() {
+    let state = State::of(&llama());
+    let foreign = Foreign::of(llama(), &state);
+    let first = |name: &str| name.contains("layers.0");
+    foreign.write("model-00001-of-00002.safetensors", first);
+    foreign.write("model-00002-of-00002.safetensors", |name| !first(name));
+    let index = |one: &str| {
+        let map = [
+            ("a", one),
+            ("b", "model-00002-of-00002.safetensors"),
+            ("c", one),
+        ];
+        let map: std::collections::BTreeMap<_, _> = map.into_iter().collect();
+        let text = serde_json::json!({ "weight_map": map }).to_string();
+        fs::write(foreign.dir.path().join(WEIGHTS_INDEX), text).unwrap();
+    };
+    index("model-00001-of-00002.safetensors");
+    assert_eq!(foreign.reopen().unwrap(), state.params);
+    index("model-00002-of-00002.safetensors");
+    assert!(matches!(
+        foreign.reopen(),
+        Err(CheckpointError::MissingTensor { .. })
+    ));
+    index("../x.safetensors");
+    assert!(matches!(
+        foreign.reopen(),
+        Err(CheckpointError::Malformed { .. })
+    ));
+}

@@ -1,0 +1,166 @@
+//! Corpora on the coordinator's side: prepared from files that lie here or were uploaded, listed, shown, deleted.
+
+use std::path::{Path, PathBuf};
+
+use cohort_common::api::{CorpusInfo, PrepareCorpus, PrepareEvent, Removed, SourceRef, SplitInfo};
+use cohort_common::corpus::{
+    self, Corpus, PrepareRequest, Progress, SourceFile, Sources, Split, SplitConfig, SplitIndex,
+    SplitMethod, Stage,
+};
+use cohort_common::home::Home;
+use tonic::Status;
+
+use crate::data::stored_file;
+use crate::runs::tokenizer_config;
+use crate::status::{failed, invalid, missing};
+
+/// Tokens of the sample that `corpus show` prints.
+const SAMPLE_TOKENS: usize = 120;
+
+/// Prepares a corpus; blocks. `tell` gets the progress and may be called often.
+pub fn prepare(
+    home: &Home,
+    request: PrepareCorpus,
+    tell: &dyn Fn(PrepareEvent),
+) -> Result<CorpusInfo, Status> {
+    let method = match request.split.as_str() {
+        "auto" => SplitMethod::Auto,
+        "document" => SplitMethod::Document,
+        "tail" => SplitMethod::Tail,
+        other => return Err(invalid(format!("`{other}` is no way to split a corpus"))),
+    };
+    let sources = gather(home, &request)?;
+    let prepare = PrepareRequest {
+        split: SplitConfig {
+            method,
+            fraction: request.validation,
+        },
+        text_field: request.text_field,
+        skip_bad: request.skip_bad,
+        ..PrepareRequest::new(request.name, sources, tokenizer_config(request.tokenizer))
+    };
+    let progress = |p: Progress| {
+        tell(PrepareEvent::Progress {
+            stage: stage_name(p.stage).into(),
+            done: p.done,
+            total: p.total,
+        });
+    };
+    let prepared = corpus::prepare(&home.corpora(), &prepare, &progress).map_err(chain)?;
+    let mut info = describe(&prepared.corpus);
+    info.reused = prepared.reused;
+    Ok(info)
+}
+
+fn chain(error: corpus::CorpusError) -> Status {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    invalid(text)
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Hash => "hashing files",
+        Stage::Scan => "reading text",
+        Stage::Tokenizer => "training the tokenizer",
+        Stage::Encode => "tokenizing",
+    }
+}
+
+fn gather(home: &Home, request: &PrepareCorpus) -> Result<Sources, Status> {
+    let mut all = Sources::default();
+    for source in &request.sources {
+        match source {
+            SourceRef::Paths(paths) => {
+                let found = corpus::expand(paths, request.skip_bad).map_err(chain)?;
+                all.files.extend(found.files);
+                all.skipped.extend(found.skipped);
+            }
+            SourceRef::Uploaded { name, hash, group } => {
+                let path = stored_file(home, hash)?;
+                let mut file = SourceFile::new(name.as_str(), path);
+                file.group.clone_from(group);
+                all.files.push(file);
+            }
+            SourceRef::Grouped { name, path, group } => {
+                let file = SourceFile::new(name.as_str(), PathBuf::from(path));
+                all.files.push(file.in_group(group.as_str()));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// All corpora of a home.
+pub fn list(home: &Path) -> Result<Vec<CorpusInfo>, Status> {
+    let listing = corpus::list(home).map_err(failed)?;
+    Ok(listing.corpora.iter().map(describe).collect())
+}
+
+/// One corpus, by name, fingerprint, or the beginning of the fingerprint.
+pub fn find(directory: &Path, wanted: &str) -> Result<Corpus, Status> {
+    let listing = corpus::list(directory).map_err(failed)?;
+    let mut found: Vec<Corpus> = listing
+        .corpora
+        .into_iter()
+        .filter(|c| c.index().fingerprint.starts_with(wanted) || c.index().name == wanted)
+        .collect();
+    match found.len() {
+        0 => Err(missing(format!(
+            "there is no corpus `{wanted}`; `cohort corpus ls` lists them"
+        ))),
+        1 => Ok(found.remove(0)),
+        n => Err(invalid(format!(
+            "`{wanted}` fits {n} corpora; give more of the fingerprint"
+        ))),
+    }
+}
+
+/// One corpus with the beginning of its text.
+pub fn show(directory: &Path, wanted: &str) -> Result<CorpusInfo, Status> {
+    let corpus = find(directory, wanted)?;
+    let mut info = describe(&corpus);
+    let sample = corpus.preview(Split::Train, 0, SAMPLE_TOKENS);
+    info.sample = Some(sample.map_err(failed)?);
+    Ok(info)
+}
+
+/// Deletes a corpus.
+pub fn remove(directory: &Path, wanted: &str) -> Result<Removed, Status> {
+    let corpus = find(directory, wanted)?;
+    let removed = Removed {
+        name: corpus.index().fingerprint.clone(),
+        bytes: corpus.index().shard_bytes(),
+        files: std::fs::read_dir(corpus.directory())
+            .map_err(failed)?
+            .count() as u64,
+    };
+    corpus::remove(directory, &removed.name).map_err(failed)?;
+    Ok(removed)
+}
+
+fn describe(corpus: &Corpus) -> CorpusInfo {
+    let index = corpus.index();
+    let side = |split: &SplitIndex| SplitInfo {
+        documents: split.documents,
+        tokens: split.tokens,
+        bytes: split.bytes,
+        shards: split.shards.len(),
+    };
+    CorpusInfo {
+        fingerprint: index.fingerprint.clone(),
+        name: index.name.clone(),
+        vocab_size: index.tokenizer.vocab_size as usize,
+        tokenizer: index.tokenizer.fingerprint.clone(),
+        train: side(&index.train),
+        validation: side(&index.validation),
+        bytes_on_disk: index.shard_bytes(),
+        skipped: index.skipped.first.clone(),
+        reused: false,
+        sample: None,
+    }
+}

@@ -1,0 +1,38 @@
+//! Read-only access to a home directory, for clients where no coordinator runs.
+
+use std::path::Path;
+
+use cohort_common::api::{CorpusInfo, Resolved, RunInfo};
+use cohort_common::home::{Home, RunName};
+
+use crate::status::invalid;
+use crate::store::Store;
+use crate::{Error, corpora, query};
+
+fn open(home: &Path) -> Result<(Home, Store), Error> {
+    let home = Home::open_read_only(home)?;
+    let store = Store::open_read_only(&home.database())?;
+    Ok((home, store))
+}
+
+/// All runs, oldest first.
+pub fn runs(home: &Path) -> Result<Vec<RunInfo>, Error> {
+    Ok(query::runs(&open(home)?.1)?)
+}
+
+/// One run.
+pub fn run(home: &Path, name: &str) -> Result<RunInfo, Error> {
+    let name = RunName::new(name).map_err(invalid)?;
+    Ok(query::run(&open(home)?.1, &name)?)
+}
+
+/// The checkpoint that `RUN`, `RUN@STEP`, `RUN@best` or `RUN@last` means.
+pub fn resolve(home: &Path, reference: &str) -> Result<Resolved, Error> {
+    Ok(query::find(&open(home)?.1, reference)?)
+}
+
+/// All corpora.
+pub fn corpora(home: &Path) -> Result<Vec<CorpusInfo>, Error> {
+    let home = Home::open_read_only(home)?;
+    Ok(corpora::list(&home.corpora())?)
+}

@@ -1,0 +1,115 @@
+//! What clients ask about runs and checkpoints. The same answers come from a running coordinator's store and, read-only,
+//! from a home directory without one.
+
+use cohort_common::api::{CheckpointInfo, Resolved, RunInfo, StepEvent};
+use cohort_common::home::{CheckpointRef, RunName, Which};
+use tonic::Status;
+
+use crate::driver::Cluster;
+use crate::runs::{checkpoint_info, eval_event};
+use crate::status::{failed, invalid, missing};
+use crate::store::{RunRow, RunStatus, Store, StoreError};
+
+/// All runs, oldest first.
+pub fn runs(store: &Store) -> Result<Vec<RunInfo>, StoreError> {
+    let rows = store.runs()?;
+    rows.into_iter().map(|row| describe(store, row)).collect()
+}
+
+/// One run.
+pub fn run(store: &Store, name: &RunName) -> Result<RunInfo, StoreError> {
+    describe(store, store.run(name)?)
+}
+
+fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
+    let name = row.name.clone();
+    let last = store.last_step(&name)?;
+    let train = &row.spec.train;
+    let last_step = last.map(|step| StepEvent {
+        run: name.to_string(),
+        step: step.step,
+        steps: train.steps,
+        loss: step.loss,
+        grad_norm: step.grad_norm,
+        learning_rate: step.learning_rate,
+        tokens: step.tokens,
+        tokens_per_second: step.tokens_per_second,
+        epoch: f64::NAN,
+    });
+    let evals = store.evals(&name, None)?;
+    let checkpoints = store.checkpoints(&name)?;
+    Ok(RunInfo {
+        name: name.to_string(),
+        status: row.status.to_string(),
+        step: row.step,
+        spec: row.spec,
+        parent: row.parent,
+        error: row.error,
+        created_ms: row.created_ms,
+        finished_ms: row.finished_ms,
+        queue_place: None,
+        last_step,
+        evals: evals.into_iter().map(|e| eval_event(&name, e)).collect(),
+        checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
+    })
+}
+
+/// Which checkpoint a reference means.
+pub fn find(store: &Store, reference: &str) -> Result<Resolved, Status> {
+    let parsed: CheckpointRef = reference.parse().map_err(invalid)?;
+    let CheckpointRef::Run { run: name, which } = parsed else {
+        let what = format!("`{reference}` is a directory, not a run");
+        return Err(invalid(what));
+    };
+    let info = run(store, &name).map_err(missing)?;
+    let checkpoint = pick(&info, which)?;
+    Ok(Resolved {
+        run: info.name.clone(),
+        checkpoint,
+        spec: info.spec,
+    })
+}
+
+fn pick(info: &RunInfo, which: Which) -> Result<CheckpointInfo, Status> {
+    let all = &info.checkpoints;
+    let found = match which {
+        Which::Last => all.last(),
+        Which::Best => all
+            .iter()
+            .filter(|c| c.val_loss.is_some())
+            .min_by(|a, b| {
+                a.val_loss
+                    .unwrap_or(f64::MAX)
+                    .total_cmp(&b.val_loss.unwrap_or(f64::MAX))
+            })
+            .or(all.last()),
+        Which::Step(step) => all.iter().find(|c| c.step == step),
+    };
+    found.cloned().ok_or_else(|| {
+        let steps: Vec<String> = all.iter().map(|c| c.step.to_string()).collect();
+        let have = match steps.is_empty() {
+            true => "it has none yet".to_owned(),
+            false => format!("it has those of the steps {}", steps.join(", ")),
+        };
+        missing(format!(
+            "run `{}` has no such checkpoint; {have}",
+            info.name
+        ))
+    })
+}
+
+/// [`find`], in a running coordinator.
+pub async fn resolve(cluster: &Cluster, reference: &str) -> Result<Resolved, Status> {
+    let reference = reference.to_owned();
+    let found = cluster
+        .store()
+        .call(move |store| Ok(find(store, &reference)));
+    found.await.map_err(failed)?
+}
+
+/// Whether a run still needs its files.
+pub fn is_under_way(status: &str) -> bool {
+    [RunStatus::Queued, RunStatus::Running]
+        .iter()
+        .any(|s| s.as_str() == status)
+}

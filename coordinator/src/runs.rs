@@ -1,0 +1,494 @@
+//! From a submission to a run that the machine can carry out: checks, names, start weights, where to go on from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cohort_common::api::{CheckpointInfo, EvalEvent, StartFiles, Submit, Submitted};
+use cohort_common::checkpoint::{Checkpoint, hex};
+use cohort_common::cluster::{EvalSplit, RunPlan, StateSource};
+use cohort_common::corpus::{self, Corpus, Split, TokenizerConfig};
+use cohort_common::hf::SpecialTokens;
+use cohort_common::home::RunName;
+use cohort_common::ids::RunId;
+use cohort_common::ledger::{Chain, genesis};
+use cohort_common::spec::{RunKind, RunSpec};
+use tonic::Status;
+
+use crate::data::{blocking, open_corpus, start_directory, stored_file};
+use crate::driver::{Cluster, Command, now_ms};
+use crate::record::{RunRecord, SplitFacts};
+use crate::status::{failed, invalid, missing, refused};
+use crate::store::{CheckpointRow, EvalRow, NewRun, RunRow, RunStatus, Store, StoreError};
+
+/// Files that a start directory may hold.
+const START_FILES: &[&str] = &[
+    "model.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "run.json",
+];
+
+/// Takes a submission in: makes a run, or takes up an unfinished one.
+pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Status> {
+    let after = last_event(cluster).await?;
+    let corpus = check(cluster, &submit.spec).await?;
+    if let Some(row) = find(cluster, &submit).await? {
+        return resume(cluster, row, submit.spec, corpus, after).await;
+    }
+    let name = create(cluster, &submit).await?;
+    if let Some(start) = &submit.start
+        && let Err(status) = place_start(cluster, &name, start, &submit.spec).await
+    {
+        let doomed = name.clone();
+        let deleted = cluster.store().call(move |s| s.delete_run(&doomed)).await;
+        deleted.map_err(failed)?;
+        return Err(status);
+    }
+    let source = first_source(&submit.spec);
+    enqueue(cluster, &name, submit.spec, corpus, source).await?;
+    Ok(Submitted {
+        run: name.to_string(),
+        resumed_at: None,
+        after,
+    })
+}
+
+/// Takes up the runs that were under way when a coordinator ended.
+pub async fn take_up(cluster: &Cluster) {
+    let listed = cluster.store().call(|s| s.runs()).await;
+    let rows = listed.unwrap_or_default();
+    let was_under_way = |r: &RunRow| matches!(r.status, RunStatus::Queued | RunStatus::Running);
+    for row in rows.into_iter().filter(was_under_way) {
+        let name = row.name.clone();
+        if let Err(status) = take_up_one(cluster, row).await {
+            let error = status.message().to_owned();
+            tracing::error!(run = %name, error, "cannot go on with this run");
+            let mark =
+                move |s: &Store| s.set_status(&name, RunStatus::Failed, Some(&error), now_ms());
+            if let Err(error) = cluster.store().call(mark).await {
+                tracing::error!(%error, "cannot record that");
+            }
+        }
+    }
+}
+
+async fn take_up_one(cluster: &Cluster, row: RunRow) -> Result<(), Status> {
+    let spec = row.spec.clone();
+    let corpus = check(cluster, &spec).await?;
+    let source = newest_state(cluster, &row.name, &spec).await?;
+    enqueue(cluster, &row.name, spec, corpus, source).await
+}
+
+fn first_source(spec: &RunSpec) -> StateSource {
+    match spec.start {
+        Some(_) => StateSource::Start,
+        None => StateSource::Seed,
+    }
+}
+
+async fn last_event(cluster: &Cluster) -> Result<u64, Status> {
+    let last = |s: &Store| s.last_event();
+    cluster.store().call(last).await.map_err(failed)
+}
+
+/// Checks that the run's corpus is here and fits.
+async fn check(cluster: &Cluster, spec: &RunSpec) -> Result<Corpus, Status> {
+    let home = cluster.home().clone();
+    let spec = spec.clone();
+    blocking(move || {
+        let corpus = open_corpus(&home, &spec.corpus)?;
+        let index = corpus.index();
+        let vocab = index.tokenizer.vocab_size as usize;
+        if vocab > spec.model.vocab_size {
+            return Err(invalid(format!(
+                "the tokenizer has {vocab} tokens, but the model's vocabulary has {}; a tokenizer must be the one that the checkpoint was trained with",
+                spec.model.vocab_size
+            )));
+        }
+        if spec.kind != RunKind::Eval {
+            corpus::samples(Split::Train, index.train.tokens, spec.model.context)
+                .map_err(invalid)?;
+        }
+        Ok(corpus)
+    })
+    .await
+}
+
+/// The unfinished run that this submission means, if any.
+async fn find(cluster: &Cluster, submit: &Submit) -> Result<Option<RunRow>, Status> {
+    if let Some(resume) = &submit.resume {
+        let name = RunName::new(resume).map_err(invalid)?;
+        let row = cluster.store().call(move |s| s.run(&name)).await;
+        let row = row.map_err(missing)?;
+        check_same(&row, &submit.spec)?;
+        return Ok(Some(row));
+    }
+    if let Some(name) = &submit.name {
+        let name = RunName::new(name).map_err(invalid)?;
+        let row = cluster.store().call(move |s| s.run(&name)).await;
+        return match row {
+            Ok(row) if row.identity == submit.spec.identity() && !submit.fresh => {
+                if row.status == RunStatus::Finished {
+                    return Err(finished(&row));
+                }
+                Ok(Some(row))
+            }
+            Ok(row) => Err(refused(format!(
+                "there is a run `{}` already, of another spec or corpus; choose another --name",
+                row.name
+            ))),
+            Err(StoreError::UnknownRun(_)) => Ok(None),
+            Err(error) => Err(failed(error)),
+        };
+    }
+    if submit.fresh {
+        return Ok(None);
+    }
+    let identity = submit.spec.identity();
+    let found = cluster.store().call(move |s| s.find_unfinished(&identity));
+    found.await.map_err(failed)
+}
+
+fn finished(row: &RunRow) -> Status {
+    refused(format!(
+        "run `{}` has finished its {} steps; raise them with `--resume {} --set train.steps=N`, or make another run with --new",
+        row.name, row.step, row.name
+    ))
+}
+
+fn check_same(row: &RunRow, spec: &RunSpec) -> Result<(), Status> {
+    let mut recorded = row.spec.clone();
+    recorded.train.steps = spec.train.steps;
+    if recorded.identity() != spec.identity() {
+        return Err(refused(format!(
+            "run `{}` has another spec; only train.steps, validation, checkpoint and worker settings can change when it is resumed",
+            row.name
+        )));
+    }
+    let done = row.status == RunStatus::Finished;
+    if done && spec.train.steps <= row.step {
+        return Err(finished(row));
+    }
+    Ok(())
+}
+
+async fn resume(
+    cluster: &Cluster,
+    row: RunRow,
+    spec: RunSpec,
+    corpus: Corpus,
+    after: u64,
+) -> Result<Submitted, Status> {
+    let submitted = |step| Submitted {
+        run: row.name.to_string(),
+        resumed_at: Some(step),
+        after,
+    };
+    if matches!(row.status, RunStatus::Queued | RunStatus::Running) {
+        // It is under way: whoever asks is to follow it from its beginning.
+        return Ok(Submitted {
+            after: 0,
+            ..submitted(row.step)
+        });
+    }
+    let source = newest_state(cluster, &row.name, &spec).await?;
+    let (name, new) = (row.name.clone(), spec.clone());
+    let updated = move |s: &Store| s.set_spec(&name, &new, &new.identity());
+    cluster.store().call(updated).await.map_err(failed)?;
+    enqueue(cluster, &row.name, spec, corpus, source).await?;
+    Ok(submitted(source.step()))
+}
+
+/// The newest state of a run on disk. A damaged checkpoint is an error, not a reason to go further back unasked.
+async fn newest_state(
+    cluster: &Cluster,
+    name: &RunName,
+    spec: &RunSpec,
+) -> Result<StateSource, Status> {
+    let first = first_source(spec);
+    let directory = cluster.home().checkpoints(name);
+    blocking(move || {
+        let found = cohort_common::checkpoint::list_checkpoints(&directory).map_err(failed)?;
+        let Some((step, path)) = found.into_iter().next_back() else {
+            return Ok(first);
+        };
+        let verified = Checkpoint::open(&path).and_then(|c| c.verify());
+        verified.map_err(|error| {
+            refused(format!(
+                "the newest checkpoint is damaged: {error}; delete {} to go on from the one before",
+                path.display()
+            ))
+        })?;
+        Ok(StateSource::Checkpoint(step))
+    })
+    .await
+}
+
+async fn create(cluster: &Cluster, submit: &Submit) -> Result<RunName, Status> {
+    let stem = RunName::new(&submit.stem).map_err(invalid)?;
+    let wanted = submit.name.as_deref().map(RunName::new).transpose();
+    let wanted = wanted.map_err(invalid)?;
+    let spec = submit.spec.clone();
+    let parent = submit.parent.clone();
+    let created = move |store: &Store| {
+        let name = match wanted {
+            Some(name) => name,
+            None => store.next_run_name(&stem)?,
+        };
+        let run = NewRun {
+            name: name.clone(),
+            identity: spec.identity(),
+            spec,
+            parent,
+        };
+        store.create_run(&run, now_ms())?;
+        Ok(name)
+    };
+    cluster.store().call(created).await.map_err(refused)
+}
+
+/// Copies the weights that a run starts from into the run, so that it does not depend on anything else any more.
+async fn place_start(
+    cluster: &Cluster,
+    name: &RunName,
+    start: &StartFiles,
+    spec: &RunSpec,
+) -> Result<(), Status> {
+    let home = cluster.home().clone();
+    let target = start_directory(&home, name);
+    let start = start.clone();
+    let spec = spec.clone();
+    let from = match &start {
+        StartFiles::Checkpoint(reference) => Some(crate::query::resolve(cluster, reference).await?),
+        StartFiles::Uploaded(_) => None,
+    };
+    blocking(move || {
+        std::fs::create_dir_all(&target).map_err(failed)?;
+        let copy = |from: &Path, file: &str| -> Result<(), Status> {
+            std::fs::copy(from, target.join(file))
+                .map(|_| ())
+                .map_err(|error| failed(format!("{}: {error}", from.display())))
+        };
+        match (&start, from) {
+            (StartFiles::Uploaded(files), _) => {
+                for (file, hash) in files {
+                    if !START_FILES.contains(&file.as_str()) {
+                        return Err(invalid(format!("`{file}` is no file of a checkpoint")));
+                    }
+                    copy(&stored_file(&home, hash)?, file)?;
+                }
+            }
+            (StartFiles::Checkpoint(_), from) => {
+                let from = from.expect("resolved above").checkpoint.path;
+                for file in START_FILES {
+                    let path = Path::new(&from).join(file);
+                    if path.exists() {
+                        copy(&path, file)?;
+                    }
+                }
+            }
+        }
+        check_start(&target, &spec)
+    })
+    .await
+}
+
+fn check_start(target: &Path, spec: &RunSpec) -> Result<(), Status> {
+    let checkpoint = Checkpoint::open(target).map_err(invalid)?;
+    if *checkpoint.model() != spec.model {
+        return Err(invalid(format!(
+            "the start weights are of another shape than the spec's model: {:?} against {:?}",
+            checkpoint.model(),
+            spec.model
+        )));
+    }
+    let found = hex::encode(&checkpoint.weights_hash().map_err(failed)?);
+    let expected = spec.start.as_ref().map(|s| s.weights.clone());
+    if expected.as_ref() != Some(&found) {
+        return Err(invalid(format!(
+            "the start weights have the hash {found}, but the spec names {}",
+            expected.unwrap_or_else(|| "none".into())
+        )));
+    }
+    Ok(())
+}
+
+async fn enqueue(
+    cluster: &Cluster,
+    name: &RunName,
+    spec: RunSpec,
+    corpus: Corpus,
+    source: StateSource,
+) -> Result<(), Status> {
+    let history = history(cluster, name, &spec, source).await?;
+    let base = spec.start.as_ref().and_then(|s| s.base_corpus.clone());
+    let base = base.filter(|fingerprint| *fingerprint != spec.corpus);
+    let home = cluster.home().clone();
+    let name = name.clone();
+    let record = blocking(move || {
+        let tokenizer = corpus.tokenizer_json().map_err(failed)?;
+        let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
+        let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref());
+        let epoch_samples = match spec.kind {
+            RunKind::Eval => 1,
+            _ => corpus::samples(
+                Split::Train,
+                corpus.index().train.tokens,
+                spec.model.context,
+            )
+            .map_err(invalid)?,
+        };
+        Ok(RunRecord {
+            plan: RunPlan {
+                run: RunId::new(name.as_str()),
+                spec: Arc::new(spec),
+                splits: splits.into(),
+                source,
+            },
+            name,
+            splits: facts,
+            epoch_samples,
+            tokenizer,
+            tokens: SpecialTokens {
+                bos: None,
+                eos: vec![corpus.index().tokenizer.eos],
+            },
+            chain: history.chain,
+            checkpoints: history.checkpoints,
+            evals: history.evals,
+            started: Instant::now(),
+            pending: None,
+        })
+    })
+    .await?;
+    cluster.command(Command::Submit(Box::new(record))).await;
+    Ok(())
+}
+
+/// The validations of a run: its own corpus, and, at both ends, that of the run it started from.
+fn eval_splits(
+    spec: &RunSpec,
+    corpus: &Corpus,
+    base: Option<&Corpus>,
+) -> (Vec<EvalSplit>, Vec<SplitFacts>) {
+    let mut parts = vec![(corpus, Split::Validation, "validation", false)];
+    if spec.kind == RunKind::Eval {
+        parts.insert(0, (corpus, Split::Train, "train", false));
+    }
+    if let Some(base) = base {
+        parts.push((base, Split::Validation, "base_validation", true));
+    }
+    parts
+        .into_iter()
+        .map(|(corpus, split, label, ends_only)| {
+            let index = corpus.index();
+            let side = index.split(split);
+            let windows = spec.train.micro_batch;
+            let all = corpus::windows(side.tokens, spec.model.context);
+            let bound = match spec.train.eval_samples {
+                0 => all,
+                bound => all.min(bound),
+            };
+            let split = EvalSplit {
+                corpus: index.fingerprint.clone(),
+                split: split.name().into(),
+                label: label.into(),
+                units: bound.div_ceil(u64::from(windows)) as u32,
+                windows,
+                ends_only,
+            };
+            let facts = SplitFacts {
+                tokens: side.tokens,
+                bytes: side.bytes,
+            };
+            (split, facts)
+        })
+        .unzip()
+}
+
+/// What the store knows of a run that goes on.
+struct History {
+    chain: Chain,
+    checkpoints: Vec<CheckpointInfo>,
+    evals: BTreeMap<String, EvalEvent>,
+}
+
+async fn history(
+    cluster: &Cluster,
+    name: &RunName,
+    spec: &RunSpec,
+    source: StateSource,
+) -> Result<History, Status> {
+    let step = source.step();
+    // The chain begins with the run's identity, but for the horizon, which a resumed run may move.
+    let mut first = spec.clone();
+    first.train.steps = 0;
+    let start = genesis(first.identity().as_bytes());
+    let name = name.clone();
+    let read = move |store: &Store| {
+        let entry = store.entry(&name, step)?;
+        let checkpoints = store.checkpoints(&name)?;
+        let evals = store.evals(&name, None)?;
+        Ok((name, entry, checkpoints, evals))
+    };
+    let (name, entry, checkpoints, evals) = cluster.store().call(read).await.map_err(failed)?;
+    let chain = match (step, entry) {
+        (0, _) => Chain::new(1, 0, start),
+        (_, Some(entry)) => Chain::after(&entry),
+        (step, None) => {
+            return Err(failed(format!(
+                "run `{name}` has a checkpoint of step {step}, but its ledger has no such entry; was the database restored from an older copy?"
+            )));
+        }
+    };
+    let recorded = |row: EvalRow| (row.split.clone(), eval_event(&name, row));
+    Ok(History {
+        chain,
+        checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
+        evals: evals
+            .into_iter()
+            .filter(|e| e.step <= step)
+            .map(recorded)
+            .collect(),
+    })
+}
+
+/// A validation, as clients see it.
+pub fn eval_event(run: &RunName, row: EvalRow) -> EvalEvent {
+    EvalEvent {
+        run: run.to_string(),
+        step: row.step,
+        split: row.split,
+        loss: row.loss,
+        bits_per_byte: row.bits_per_byte,
+        tokens: row.weight as u64,
+    }
+}
+
+/// A checkpoint, as clients see it.
+pub fn checkpoint_info(row: CheckpointRow) -> CheckpointInfo {
+    CheckpointInfo {
+        step: row.step,
+        path: row.path,
+        bytes: row.bytes,
+        val_loss: row.val_loss,
+        state_hash: hex::encode(&row.state_hash),
+    }
+}
+
+/// Which tokenizer a preparation asks for.
+pub fn tokenizer_config(tokenizer: cohort_common::api::TokenizerRef) -> TokenizerConfig {
+    use cohort_common::api::TokenizerRef;
+    match tokenizer {
+        TokenizerRef::Bpe { vocab_size } => TokenizerConfig::Bpe { vocab_size },
+        TokenizerRef::Char => TokenizerConfig::Char,
+        TokenizerRef::Json(json) => TokenizerConfig::File {
+            json: json.into_bytes(),
+            eos: None,
+        },
+    }
+}

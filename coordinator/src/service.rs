@@ -1,0 +1,340 @@
+//! The services of clients and of the exchange: rpcs of a few lines that check, ask and answer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cohort_common::api::{NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo, Submit};
+use cohort_common::cluster::Event;
+use cohort_common::home::RunName;
+use cohort_common::ids::{RunId, SessionId};
+use cohort_common::wire::{RUN_KEY, SESSION_KEY, from_json, json, run_id};
+use cohort_proto::v1;
+use cohort_proto::v1::client_server::Client;
+use cohort_proto::v1::exchange_server::Exchange;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::data::blocking;
+use crate::driver::{Cluster, Command, now_ms};
+use crate::record::record_event;
+use crate::status::{failed, invalid, missing, refused};
+use crate::store::{RunStatus, StoreError};
+use crate::{corpora, query, runs};
+
+/// Events in one look at the store.
+const EVENTS: u32 = 512;
+
+/// The session that a worker's call belongs to, and whether it is still open.
+pub fn session_of(
+    cluster: &Cluster,
+    metadata: &MetadataMap,
+) -> Result<impl Fn() -> bool + Send + use<>, Status> {
+    let session = metadata
+        .get(SESSION_KEY)
+        .and_then(|v| v.to_str().ok()?.parse().ok())
+        .ok_or_else(|| Status::unauthenticated("only workers in a session may call this"))?;
+    let alive = cluster.alive(SessionId(session));
+    let alive: Arc<_> = alive.ok_or_else(|| refused("this session has ended; register again"))?;
+    Ok(move || alive.load(Ordering::Acquire))
+}
+
+/// Serves [`Exchange`].
+pub struct ExchangeService {
+    /// The cluster.
+    pub cluster: Cluster,
+}
+
+#[tonic::async_trait]
+impl Exchange for ExchangeService {
+    type PushPullStream = ReceiverStream<Result<v1::Chunk, Status>>;
+
+    async fn push_pull(
+        &self,
+        request: Request<Streaming<v1::Chunk>>,
+    ) -> Result<Response<Self::PushPullStream>, Status> {
+        let alive = session_of(&self.cluster, request.metadata())?;
+        let run = request.metadata().get(RUN_KEY);
+        let run = run.and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let run = run_id(run).map_err(invalid)?;
+        let cluster = self.cluster.clone();
+        let outgoing = crate::exchange::serve(cluster, run, alive, request.into_inner());
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+/// Serves [`Client`].
+pub struct ClientService {
+    /// The cluster.
+    pub cluster: Cluster,
+}
+
+type Reply = Result<Response<v1::Json>, Status>;
+type JsonStream = ReceiverStream<Result<v1::Json, Status>>;
+
+fn reply(value: &impl serde::Serialize) -> Reply {
+    Ok(Response::new(json(value)))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(request: Request<v1::Json>) -> Result<T, Status> {
+    from_json(&request.into_inner()).map_err(invalid)
+}
+
+fn run_name(request: Request<v1::Name>) -> Result<RunName, Status> {
+    RunName::new(&request.into_inner().name).map_err(invalid)
+}
+
+fn store_status(error: StoreError) -> Status {
+    match error {
+        StoreError::UnknownRun(_) => missing(error),
+        error => failed(error),
+    }
+}
+
+#[tonic::async_trait]
+impl Client for ClientService {
+    async fn cluster(&self, _: Request<v1::Empty>) -> Reply {
+        reply(&self.cluster.ask(Command::Describe).await?)
+    }
+
+    type PrepareCorpusStream = JsonStream;
+
+    async fn prepare_corpus(
+        &self,
+        request: Request<v1::Json>,
+    ) -> Result<Response<JsonStream>, Status> {
+        let request: PrepareCorpus = parse(request)?;
+        let home = self.cluster.home().clone();
+        let (out, outgoing) = mpsc::channel(16);
+        tokio::task::spawn_blocking(move || {
+            // Progress that finds the channel full is left out: a newer one follows.
+            let tell = |event: PrepareEvent| drop(out.try_send(Ok(json(&event))));
+            let done = corpora::prepare(&home, request, &tell);
+            let last = done.map(|info| json(&PrepareEvent::Done(info)));
+            let _ = out.blocking_send(last);
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+
+    async fn list_corpora(&self, _: Request<v1::Empty>) -> Reply {
+        let directory = self.cluster.home().corpora();
+        reply(&blocking(move || corpora::list(&directory)).await?)
+    }
+
+    async fn show_corpus(&self, request: Request<v1::Name>) -> Reply {
+        let name = request.into_inner().name;
+        let directory = self.cluster.home().corpora();
+        reply(&blocking(move || corpora::show(&directory, &name)).await?)
+    }
+
+    async fn remove_corpus(&self, request: Request<v1::Name>) -> Reply {
+        let name = request.into_inner().name;
+        let runs = self.cluster.store().call(query::runs).await;
+        let runs = runs.map_err(store_status)?;
+        let directory = self.cluster.home().corpora();
+        let removed = blocking(move || {
+            let corpus = corpora::find(&directory, &name)?;
+            let needs = |r: &&RunInfo| {
+                query::is_under_way(&r.status) && r.spec.corpus == corpus.index().fingerprint
+            };
+            if let Some(run) = runs.iter().find(needs) {
+                return Err(refused(format!(
+                    "run `{}` needs this corpus; cancel it first",
+                    run.name
+                )));
+            }
+            corpora::remove(&directory, &name)
+        });
+        reply(&removed.await?)
+    }
+
+    async fn submit(&self, request: Request<v1::Json>) -> Reply {
+        let submit: Submit = parse(request)?;
+        reply(&runs::submit(&self.cluster, submit).await?)
+    }
+
+    async fn list_runs(&self, _: Request<v1::Empty>) -> Reply {
+        let runs = self.cluster.store().call(query::runs).await;
+        let mut runs = runs.map_err(store_status)?;
+        let cluster = self.cluster.ask(Command::Describe).await?;
+        runs.iter_mut()
+            .for_each(|run| run.queue_place = place(&cluster.queued, &run.name));
+        reply(&runs)
+    }
+
+    async fn get_run(&self, request: Request<v1::Name>) -> Reply {
+        let name = run_name(request)?;
+        reply(&self.describe(name).await?)
+    }
+
+    type FollowStream = JsonStream;
+
+    async fn follow(
+        &self,
+        request: Request<v1::FollowRequest>,
+    ) -> Result<Response<JsonStream>, Status> {
+        let v1::FollowRequest { run, after } = request.into_inner();
+        let name = RunName::new(&run).map_err(invalid)?;
+        self.describe(name.clone()).await?;
+        let (out, outgoing) = mpsc::channel(64);
+        let cluster = self.cluster.clone();
+        tokio::spawn(async move {
+            if let Err(status) = send_events(&cluster, name, after, &out).await {
+                let _ = out.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+
+    async fn cancel(&self, request: Request<v1::Name>) -> Reply {
+        let name = run_name(request)?;
+        let info = self.describe(name.clone()).await?;
+        if query::is_under_way(&info.status) {
+            let run = RunId::new(name.as_str());
+            self.cluster.send(Event::Cancelled(run)).await;
+            return reply(&self.rested(name).await?);
+        }
+        if info.status == RunStatus::Finished.as_str() {
+            return Err(refused(format!("run `{name}` has finished")));
+        }
+        let rested = name.clone();
+        let cancelled = self.cluster.store().call(move |store| {
+            let run = name.to_string();
+            store.set_status(&name, RunStatus::Cancelled, None, now_ms())?;
+            let event = cohort_common::api::RunEvent::Cancelled { run };
+            record_event(store, &name, &event)
+        });
+        cancelled.await.map_err(store_status)?;
+        reply(&self.describe(rested).await?)
+    }
+
+    async fn stop(&self, request: Request<v1::Name>) -> Reply {
+        let name = run_name(request)?;
+        let info = self.describe(name.clone()).await?;
+        if !query::is_under_way(&info.status) {
+            return reply(&info);
+        }
+        let run = RunId::new(name.as_str());
+        self.cluster.send(Event::StopRequested(run)).await;
+        reply(&self.rested(name).await?)
+    }
+
+    async fn remove_run(&self, request: Request<v1::RemoveRequest>) -> Reply {
+        let v1::RemoveRequest { run, dry_run } = request.into_inner();
+        let name = RunName::new(&run).map_err(invalid)?;
+        let info = self.describe(name.clone()).await?;
+        if query::is_under_way(&info.status) {
+            return Err(refused(format!(
+                "run `{name}` is {}; cancel it first",
+                info.status
+            )));
+        }
+        let directory = self.cluster.home().run(&name);
+        let removed = blocking(move || {
+            let (bytes, files) = size(&directory).map_err(failed)?;
+            if !dry_run && directory.exists() {
+                std::fs::remove_dir_all(&directory).map_err(failed)?;
+            }
+            Ok((bytes, files))
+        });
+        let (bytes, files) = removed.await?;
+        if !dry_run {
+            let doomed = name.clone();
+            let deleted = self.cluster.store().call(move |s| s.delete_run(&doomed));
+            deleted.await.map_err(store_status)?;
+        }
+        reply(&Removed {
+            name: name.to_string(),
+            bytes,
+            files,
+        })
+    }
+
+    async fn resolve(&self, request: Request<v1::Name>) -> Reply {
+        let name = request.into_inner().name;
+        reply(&query::resolve(&self.cluster, &name).await?)
+    }
+}
+
+impl ClientService {
+    async fn describe(&self, name: RunName) -> Result<RunInfo, Status> {
+        let wanted = name.clone();
+        let info = self.cluster.store().call(move |s| query::run(s, &wanted));
+        let mut info = info.await.map_err(store_status)?;
+        let cluster = self.cluster.ask(Command::Describe).await?;
+        info.queue_place = place(&cluster.queued, name.as_str());
+        Ok(info)
+    }
+
+    /// Waits until a run rests.
+    async fn rested(&self, name: RunName) -> Result<RunInfo, Status> {
+        let mut news = self.cluster.events();
+        loop {
+            let info = self.describe(name.clone()).await?;
+            if !query::is_under_way(&info.status) {
+                return Ok(info);
+            }
+            news.changed().await.map_err(failed)?;
+        }
+    }
+}
+
+fn place(queue: &[String], run: &str) -> Option<usize> {
+    queue.iter().position(|queued| queued == run).map(|i| i + 1)
+}
+
+/// Sends a run's events, old and new, until the run rests.
+async fn send_events(
+    cluster: &Cluster,
+    name: RunName,
+    mut after: u64,
+    out: &mpsc::Sender<Result<v1::Json, Status>>,
+) -> Result<(), Status> {
+    let mut news = cluster.events();
+    loop {
+        news.mark_unchanged();
+        let wanted = name.clone();
+        let look = move |store: &crate::store::Store| {
+            let rests = !query::is_under_way(store.run(&wanted)?.status.as_str());
+            Ok((rests, store.events(Some(&wanted), after, EVENTS)?))
+        };
+        let (rests, rows) = cluster.store().call(look).await.map_err(store_status)?;
+        let full = rows.len() == EVENTS as usize;
+        for row in rows {
+            after = row.id;
+            let event = serde_json::from_str(&row.text).map_err(failed)?;
+            let event = NumberedEvent { id: row.id, event };
+            if out.send(Ok(json(&event))).await.is_err() {
+                return Ok(());
+            }
+        }
+        if full {
+            continue;
+        }
+        if rests {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = news.changed() => if changed.is_err() { return Ok(()) },
+            () = out.closed() => return Ok(()),
+        }
+    }
+}
+
+/// Bytes and files below a directory.
+fn size(directory: &std::path::Path) -> std::io::Result<(u64, u64)> {
+    if !directory.exists() {
+        return Ok((0, 0));
+    }
+    let mut total = (0, 0);
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let (bytes, files) = match entry.file_type()?.is_dir() {
+            true => size(&entry.path())?,
+            false => (entry.metadata()?.len(), 1),
+        };
+        total = (total.0 + bytes, total.1 + files);
+    }
+    Ok(total)
+}

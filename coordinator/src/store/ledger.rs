@@ -1,0 +1,212 @@
+//! The ledger: one entry per committed step, appended and compared, never changed.
+
+use cohort_common::home::RunName;
+use cohort_common::ledger::{Chain, Entry};
+use rusqlite::params;
+
+use super::{Store, StoreError};
+
+/// What appending an entry did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// The step is new.
+    New,
+    /// The step was replayed after a resume and equals its entry.
+    Same,
+}
+
+impl Store {
+    /// Appends the entry of a step. An entry that is there already must be the same to the bit; a new one must follow
+    /// the last. (What the first of a run follows, its genesis, is the caller's to know.)
+    pub fn append_entry(&self, run: &RunName, entry: &Entry) -> Result<Appended, StoreError> {
+        if let Some(recorded) = self.entry(run, entry.step)? {
+            return match recorded.difference(entry) {
+                None => Ok(Appended::Same),
+                Some(difference) => Err(StoreError::LedgerConflict {
+                    run: run.to_string(),
+                    step: entry.step,
+                    field: difference.field,
+                    recorded: difference.ours,
+                    offered: difference.theirs,
+                }),
+            };
+        }
+        match self.last_entry(run)? {
+            None => {
+                self.run(run)?;
+            }
+            Some(last) => Chain::after(&last)
+                .push(entry)
+                .map_err(|source| StoreError::Chain {
+                    run: run.to_string(),
+                    source,
+                })?,
+        }
+        self.execute(
+            "INSERT INTO ledger (run, step, first_position, samples, loss_sum, weight, grad_norm, learning_rate, hash, entry)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![
+                run.as_str(),
+                entry.step as i64,
+                entry.first_position as i64,
+                entry.samples as i64,
+                entry.loss_sum,
+                entry.weight,
+                entry.grad_norm,
+                entry.learning_rate,
+                entry.hash(),
+                entry.encode()
+            ],
+        )?;
+        Ok(Appended::New)
+    }
+
+    /// The entry of a step.
+    pub fn entry(&self, run: &RunName, step: u64) -> Result<Option<Entry>, StoreError> {
+        let sql = "SELECT step, hash, entry FROM ledger WHERE run = ?1 AND step = ?2";
+        let row = self.query_maybe(sql, params![run.as_str(), step as i64], read)?;
+        row.map(|row| self.parse_entry(run, row)).transpose()
+    }
+
+    /// The entry of the newest committed step.
+    pub fn last_entry(&self, run: &RunName) -> Result<Option<Entry>, StoreError> {
+        let sql = "SELECT step, hash, entry FROM ledger WHERE run = ?1 ORDER BY step DESC LIMIT 1";
+        let row = self.query_maybe(sql, [run.as_str()], read)?;
+        row.map(|row| self.parse_entry(run, row)).transpose()
+    }
+
+    /// At most `limit` entries of steps from `first_step` on, in order.
+    pub fn entries(
+        &self,
+        run: &RunName,
+        first_step: u64,
+        limit: u32,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let sql = "SELECT step, hash, entry FROM ledger WHERE run = ?1 AND step >= ?2 ORDER BY step LIMIT ?3";
+        let rows = self.query(sql, params![run.as_str(), first_step as i64, limit], read)?;
+        rows.into_iter()
+            .map(|row| self.parse_entry(run, row))
+            .collect()
+    }
+
+    fn parse_entry(
+        &self,
+        run: &RunName,
+        row: (i64, Vec<u8>, Vec<u8>),
+    ) -> Result<Entry, StoreError> {
+        let (step, hash, encoded) = row;
+        let what = || format!("a ledger entry of step {step} of run `{run}`");
+        let entry =
+            Entry::decode(&encoded).ok_or_else(|| self.unreadable(what(), "it is no entry"))?;
+        match entry.step == step as u64 && entry.hash()[..] == hash[..] {
+            true => Ok(entry),
+            false => Err(self.unreadable(what(), "its hash is another: it was changed or damaged")),
+        }
+    }
+}
+
+fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, Vec<u8>, Vec<u8>)> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use cohort_common::ledger::{ChainError, genesis};
+
+    use super::super::tests::{name, store_with_run};
+    use super::*;
+
+    fn entry(step: u64, previous: [u8; 32]) -> Entry {
+        Entry {
+            step,
+            first_position: (step - 1) * 16,
+            samples: 16,
+            loss_sum: 0.1 + 0.2,
+            weight: 1024.0,
+            grad_norm: f64::INFINITY,
+            learning_rate: -0.0,
+            root_hash: [step as u8; 32],
+            state_hash_before: Some([9; 32]),
+            previous,
+        }
+    }
+
+    #[test]
+    fn entries_are_kept_to_the_bit_and_compared() {
+        let (_dir, store) = store_with_run("tiny-1");
+        let run = name("tiny-1");
+        assert_eq!(store.last_entry(&run).unwrap(), None);
+        let one = entry(1, genesis(b"identity"));
+        let two = entry(2, one.hash());
+        for entry in [&one, &two] {
+            assert_eq!(store.append_entry(&run, entry).unwrap(), Appended::New);
+            assert_eq!(store.append_entry(&run, entry).unwrap(), Appended::Same);
+        }
+        assert_eq!(
+            store.last_entry(&run).unwrap().unwrap().encode(),
+            two.encode()
+        );
+        assert_eq!(
+            store.entries(&run, 1, 10).unwrap(),
+            [one.clone(), two.clone()]
+        );
+        assert_eq!(store.entries(&run, 2, 10).unwrap(), [two]);
+        let mut other = one;
+        other.loss_sum = 0.3;
+        let error = store.append_entry(&run, &other).unwrap_err().to_string();
+        assert!(
+            error.contains(
+                "step 1 of run `tiny-1` was committed with loss_sum `0.30000000000000004 (bits 3fd3333333333334)` \
+                 and now came out as `0.3 (bits 3fd3333333333333)`"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_does_not_follow_is_refused() {
+        let (_dir, store) = store_with_run("tiny-1");
+        let run = name("tiny-1");
+        let one = entry(1, [0; 32]);
+        store.append_entry(&run, &one).unwrap();
+        let gap = store.append_entry(&run, &entry(3, one.hash()));
+        assert!(matches!(
+            gap,
+            Err(StoreError::Chain {
+                source: ChainError::Gap { expected: 2, .. },
+                ..
+            })
+        ));
+        let broken = store.append_entry(&run, &entry(2, [1; 32]));
+        assert!(matches!(
+            broken,
+            Err(StoreError::Chain {
+                source: ChainError::BrokenLink { .. },
+                ..
+            })
+        ));
+        assert!(matches!(
+            store.append_entry(&name("other"), &one),
+            Err(StoreError::UnknownRun(_))
+        ));
+    }
+
+    #[test]
+    fn a_changed_entry_is_noticed() {
+        let (_dir, store) = store_with_run("tiny-1");
+        let run = name("tiny-1");
+        store.append_entry(&run, &entry(1, [0; 32])).unwrap();
+        let forged = Entry {
+            loss_sum: 0.0,
+            ..entry(1, [0; 32])
+        };
+        store
+            .execute("UPDATE ledger SET entry = ?1", [forged.encode()])
+            .unwrap();
+        let error = store.last_entry(&run).unwrap_err().to_string();
+        assert!(
+            error.contains("ledger entry of step 1 of run `tiny-1`"),
+            "{error}"
+        );
+    }
+}

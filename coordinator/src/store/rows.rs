@@ -1,0 +1,207 @@
+//! What the store holds, row by row. Times are milliseconds since the epoch, losses nats per token.
+
+use cohort_common::home::RunName;
+use cohort_common::spec::{RunKind, RunSpec};
+use serde::{Deserialize, Serialize};
+
+/// Where a run is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunStatus {
+    /// Waits for its turn.
+    Queued,
+    /// Trains, or waits for workers.
+    Running,
+    /// Held by the user.
+    Paused,
+    /// Its coordinator ended before it did.
+    Interrupted,
+    /// Done.
+    Finished,
+    /// Ended by an error.
+    Failed,
+    /// Ended by the user.
+    Cancelled,
+}
+
+impl RunStatus {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Queued,
+        Self::Running,
+        Self::Paused,
+        Self::Interrupted,
+        Self::Finished,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// The word in the database, in messages and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Interrupted => "interrupted",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Reads what [`RunStatus::as_str`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text)
+    }
+
+    /// Whether the run will do no more step by itself.
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Finished | Self::Failed | Self::Cancelled)
+    }
+
+    /// Whether the same command again goes on with this run instead of making another.
+    pub fn is_unfinished(self) -> bool {
+        !matches!(self, Self::Finished | Self::Cancelled)
+    }
+}
+
+impl std::fmt::Display for RunStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What it takes to enter a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewRun {
+    /// Its name.
+    pub name: RunName,
+    /// What it does.
+    pub spec: RunSpec,
+    /// Equal for runs that the same command would make.
+    pub identity: String,
+    /// The checkpoint that it starts from, as the user named it.
+    pub parent: Option<String>,
+}
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunRow {
+    /// Its name.
+    pub name: RunName,
+    /// Pretraining or finetuning.
+    pub kind: RunKind,
+    /// What it does.
+    pub spec: RunSpec,
+    /// Equal for runs that the same command would make.
+    pub identity: String,
+    /// Where it is in its life.
+    pub status: RunStatus,
+    /// When it was submitted.
+    pub created_ms: u64,
+    /// When it first ran.
+    pub started_ms: Option<u64>,
+    /// When it ended.
+    pub finished_ms: Option<u64>,
+    /// Committed optimizer steps.
+    pub step: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The checkpoint that it starts from, as the user named it.
+    pub parent: Option<String>,
+}
+
+/// The metrics of a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepRow {
+    /// The step.
+    pub step: u64,
+    /// Mean training loss.
+    pub loss: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Tokens of the whole run so far.
+    pub tokens: u64,
+    /// Speed of the cluster.
+    pub tokens_per_second: f64,
+    /// When the step was committed.
+    pub time_ms: u64,
+}
+
+/// A validation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalRow {
+    /// After that many steps.
+    pub step: u64,
+    /// Which text: `validation`, …
+    pub split: String,
+    /// Mean loss.
+    pub loss: f64,
+    /// Loss per byte of text, in bits: comparable between tokenizers.
+    pub bits_per_byte: f64,
+    /// Tokens that were scored.
+    pub weight: f64,
+    /// Bytes of text that were scored.
+    pub bytes: u64,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EventRow {
+    /// Grows with every event.
+    pub id: u64,
+    /// The run that it concerns, if it concerns one.
+    pub run: Option<String>,
+    /// When.
+    pub time_ms: u64,
+    /// A word for scripts, such as `worker_lost`.
+    pub kind: String,
+    /// The event as JSON (`cohort_common::api::RunEvent`).
+    pub text: String,
+}
+
+/// Who computed a lane of a step, and what became of it. Not part of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AttemptRow {
+    /// The step.
+    pub step: u64,
+    /// The lane.
+    pub lane: u32,
+    /// The worker.
+    pub worker: String,
+    /// A word: `done`, `lost`, …
+    pub outcome: String,
+}
+
+/// A checkpoint on disk.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CheckpointRow {
+    /// After that many steps.
+    pub step: u64,
+    /// Its directory, as it was given to the store.
+    pub path: String,
+    /// Size of all its files.
+    pub bytes: u64,
+    /// Validation loss at this step, if there was a validation.
+    pub val_loss: Option<f64>,
+    /// Hash over all parameters and moments.
+    #[serde(with = "cohort_common::checkpoint::hex")]
+    pub state_hash: [u8; 32],
+    /// When it was written.
+    pub time_ms: u64,
+}
+
+/// A prepared corpus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CorpusRow {
+    /// Hash of its content.
+    pub fingerprint: String,
+    /// What the user called it.
+    pub name: String,
+    /// Whatever else is known about it.
+    pub json: String,
+    /// When it was prepared.
+    pub time_ms: u64,
+}

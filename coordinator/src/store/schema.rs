@@ -1,0 +1,319 @@
+//! Opening the database: pragmas, the check that it is ours and intact, and its versions.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{Store, StoreError};
+
+/// Marks a SQLite file as Cohort's: "Chrt".
+const APPLICATION_ID: i64 = 0x4368_7274;
+
+/// One script per schema version: script `i` takes a database from version `i` to `i + 1`. Never edit one that was
+/// released; append another.
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE runs (
+        name TEXT PRIMARY KEY NOT NULL,
+        kind TEXT NOT NULL,
+        spec_json TEXT NOT NULL,
+        identity TEXT NOT NULL,
+        status TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        started_ms INTEGER,
+        finished_ms INTEGER,
+        step INTEGER NOT NULL DEFAULT 0,
+        error TEXT,
+        parent TEXT
+    ) STRICT;
+    CREATE INDEX runs_by_identity ON runs (identity);
+
+    -- `entry` is the canonical encoding and what counts; the other columns are for people with sqlite3.
+    CREATE TABLE ledger (
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        first_position INTEGER NOT NULL,
+        samples INTEGER NOT NULL,
+        loss_sum REAL,
+        weight REAL,
+        grad_norm REAL,
+        learning_rate REAL,
+        hash BLOB NOT NULL,
+        entry BLOB NOT NULL,
+        PRIMARY KEY (run, step)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE steps (
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        loss REAL,
+        grad_norm REAL,
+        learning_rate REAL,
+        tokens INTEGER NOT NULL,
+        tokens_per_second REAL,
+        time_ms INTEGER NOT NULL,
+        PRIMARY KEY (run, step)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE evals (
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        split TEXT NOT NULL,
+        loss REAL,
+        bits_per_byte REAL,
+        weight REAL,
+        bytes INTEGER NOT NULL,
+        PRIMARY KEY (run, step, split)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run TEXT REFERENCES runs (name) ON DELETE CASCADE,
+        time_ms INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        text TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_by_run ON events (run, id);
+
+    CREATE TABLE attempts (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        lane INTEGER NOT NULL,
+        worker TEXT NOT NULL,
+        outcome TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX attempts_by_step ON attempts (run, step);
+
+    CREATE TABLE checkpoints (
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        path TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        val_loss REAL,
+        state_hash BLOB NOT NULL,
+        time_ms INTEGER NOT NULL,
+        PRIMARY KEY (run, step)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE corpora (
+        fingerprint TEXT PRIMARY KEY NOT NULL,
+        name TEXT NOT NULL,
+        json TEXT NOT NULL,
+        time_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+"];
+
+/// The schema version of this build.
+pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// How long to wait for another process that holds the database for a moment.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Opens the database for reading and writing; creates or upgrades it as needed. The caller holds the home's lock.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let sql = StoreError::sql(path);
+        let connection = Connection::open(path).map_err(&sql)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(&sql)?;
+        let store = Self {
+            connection,
+            path: path.to_owned(),
+        };
+        let version = store.check_identity()?;
+        // A commit is on the disk when it returns; readers never wait for the writer.
+        store.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
+        )?;
+        store.check_integrity()?;
+        store.migrate(version)?;
+        Ok(store)
+    }
+
+    /// Opens an existing database for reading; needs no lock, and works beside a coordinator.
+    pub fn open_read_only(path: &Path) -> Result<Self, StoreError> {
+        if !path.is_file() {
+            return Err(StoreError::Missing(path.to_owned()));
+        }
+        let mut store = Self::connect_read_only(path, false)?;
+        // Beside its file SQLite wants one for shared memory. Where that cannot be made nobody can be writing either.
+        if let Err(StoreError::Sql { .. }) = store.check_identity()
+            && !path.with_extension("db-wal").exists()
+        {
+            store = Self::connect_read_only(path, true)?;
+        }
+        match store.check_identity()? {
+            version if version < SCHEMA_VERSION => Err(StoreError::Unreadable {
+                path: path.to_owned(),
+                what: format!("schema version {version}"),
+                reason: "start a coordinator on this home once, it upgrades the database"
+                    .to_owned(),
+            }),
+            _ => Ok(store),
+        }
+    }
+
+    fn connect_read_only(path: &Path, immutable: bool) -> Result<Self, StoreError> {
+        let sql = StoreError::sql(path);
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        let connection = match immutable {
+            false => Connection::open_with_flags(path, flags),
+            true => Connection::open_with_flags(immutable_uri(path), flags),
+        };
+        let connection = connection.map_err(&sql)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(&sql)?;
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Refuses what is not ours or newer than this build. Returns the schema version, 0 for an empty database.
+    fn check_identity(&self) -> Result<i64, StoreError> {
+        let version = self.pragma("user_version")?;
+        let application = self.pragma("application_id")?;
+        let tables: i64 =
+            self.query_one("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        if application != APPLICATION_ID && (tables > 0 || application != 0) {
+            return Err(StoreError::Foreign(self.path.clone()));
+        }
+        if version > SCHEMA_VERSION {
+            return Err(StoreError::Newer {
+                path: self.path.clone(),
+                found: version,
+                supported: SCHEMA_VERSION,
+            });
+        }
+        Ok(version)
+    }
+
+    fn check_integrity(&self) -> Result<(), StoreError> {
+        let found: String = self.query_one("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        match found.as_str() {
+            "ok" => Ok(()),
+            _ => Err(StoreError::Corrupt {
+                path: self.path.clone(),
+                reason: found,
+            }),
+        }
+    }
+
+    fn migrate(&self, version: i64) -> Result<(), StoreError> {
+        for (from, script) in MIGRATIONS.iter().enumerate().skip(version as usize) {
+            let to = from + 1;
+            self.execute_batch(&format!(
+                "BEGIN; {script}; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {to}; COMMIT;"
+            ))?;
+        }
+        Ok(())
+    }
+
+    fn pragma(&self, name: &str) -> Result<i64, StoreError> {
+        self.query_one(&format!("PRAGMA {name}"), [], |row| row.get(0))
+    }
+}
+
+/// A name by which SQLite reads a file without touching anything beside it.
+fn immutable_uri(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for byte in path.to_string_lossy().bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(byte.into())
+            }
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri + "?immutable=1"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::tests::{name, store_with_run};
+    use super::*;
+
+    #[test]
+    fn a_database_is_opened_again_and_read_beside_its_writer() {
+        let (dir, store) = store_with_run("tiny-1");
+        let path = dir.path().join("cohort.db");
+        let reader = Store::open_read_only(&path).unwrap();
+        assert_eq!(reader.run(&name("tiny-1")).unwrap().name, name("tiny-1"));
+        assert!(matches!(
+            reader.delete_run(&name("tiny-1")),
+            Err(StoreError::Sql { .. })
+        ));
+        drop((reader, store));
+        assert_eq!(Store::open(&path).unwrap().runs().unwrap().len(), 1);
+        assert_eq!(
+            Store::open_read_only(&path).unwrap().runs().unwrap().len(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_database_is_read_where_nothing_can_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("odd name?%#").join("cohort.db");
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        drop(Store::open(&path).unwrap());
+        let store = Store::connect_read_only(&path, true).unwrap();
+        assert_eq!(store.runs().unwrap(), []);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_newer_database_is_refused() {
+        let (dir, store) = store_with_run("tiny-1");
+        let path = dir.path().join("cohort.db");
+        store.execute_batch("PRAGMA user_version = 99").unwrap();
+        drop(store);
+        for opened in [Store::open(&path), Store::open_read_only(&path)] {
+            let error = opened.err().unwrap().to_string();
+            assert!(
+                error.contains("schema version 99, this build of cohort knows up to 1"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_database_of_ours_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cohort.db");
+        assert!(matches!(Store::open_read_only(&path), Err(StoreError::Missing(p)) if p == path));
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch("CREATE TABLE theirs (a)")
+            .unwrap();
+        assert!(matches!(Store::open(&path), Err(StoreError::Foreign(p)) if p == path));
+        fs::write(
+            &path,
+            "random bytes, long enough to hold what should be a header of a database".repeat(9),
+        )
+        .unwrap();
+        let error = Store::open(&path).err().unwrap();
+        assert!(
+            matches!(&error, StoreError::Corrupt { path: p, .. } if *p == path),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_page_is_noticed_when_the_database_is_opened() {
+        let (dir, store) = store_with_run("tiny-1");
+        let path = dir.path().join("cohort.db");
+        drop(store);
+        let mut bytes = fs::read(&path).unwrap();
+        for page in bytes.chunks_mut(4096).skip(1) {
+            page[..64].fill(0xa5);
+        }
+        fs::write(&path, bytes).unwrap();
+        let error = Store::open(&path).err().unwrap();
+        assert!(
+            matches!(&error, StoreError::Corrupt { path: p, .. } if *p == path),
+            "{error:?}"
+        );
+    }
+}
