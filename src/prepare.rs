@@ -117,32 +117,44 @@ impl Text {
     }
 }
 
-/// A corpus to be prepared.
-pub struct Preparation<'a> {
+/// What a corpus is to be made of.
+pub struct Material {
     /// For people.
     pub name: String,
+    /// How the text is read and split.
+    pub options: CorpusOptions,
     /// The text.
-    pub text: &'a Text,
-    /// How it is read and split.
-    pub options: &'a CorpusOptions,
-    /// How it becomes tokens.
-    pub tokenizer: TokenizerRef,
+    pub text: Text,
 }
 
-impl Preparation<'_> {
+impl Material {
+    /// Understands what a spec says about its text. See [`Text::find`].
+    pub fn find(options: &CorpusOptions) -> Result<Self> {
+        Ok(Self {
+            name: name_of(&options.paths),
+            text: Text::find(options)?,
+            options: options.clone(),
+        })
+    }
+
     /// Has the coordinator prepare it, or find that it is there already.
-    pub async fn run(self, client: &mut Client, out: Output) -> Result<CorpusInfo> {
+    pub async fn prepare(
+        &self,
+        tokenizer: TokenizerRef,
+        client: &mut Client,
+        out: Output,
+    ) -> Result<CorpusInfo> {
         for bad in &self.text.skipped {
             out.say(format!("skipped: {bad}"));
         }
         let request = PrepareCorpus {
-            name: self.name,
+            name: self.name.clone(),
             sources: self.text.sources(client, out).await?,
             text_field: self.options.text_field.clone(),
             validation: self.options.validation,
             split: self.options.split.to_string(),
             skip_bad: self.options.skip_bad,
-            tokenizer: self.tokenizer,
+            tokenizer,
         };
         let mut events = client.prepare_corpus(&request).await?;
         let mut shown: Option<(String, Bar)> = None;

@@ -1,6 +1,7 @@
 //! Sends files to a coordinator on another machine: by content hash, so that nothing is sent twice, and from where an
 //! earlier upload stopped.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -73,12 +74,13 @@ pub async fn send(client: &Client, uploads: &[Upload]) -> Result<u64> {
         let hashes = part.iter().map(|upload| upload.hash.clone()).collect();
         missing.extend(data.missing(hashes).await?);
     }
+    // Equal files are sent once.
+    let by_hash: HashMap<&str, &Upload> = uploads.iter().map(|u| (u.hash.as_str(), u)).collect();
+    let mut asked = HashSet::new();
+    missing.retain(|file| asked.insert(file.hash.clone()));
     let mut todo = Vec::new();
-    for file in missing {
-        let same = |todo: &&(&Upload, u64)| todo.0.hash == file.hash;
-        if let Some(upload) = uploads.iter().find(|upload| upload.hash == file.hash)
-            && todo.iter().find(same).is_none()
-        {
+    for file in &missing {
+        if let Some(&upload) = by_hash.get(file.hash.as_str()) {
             todo.push((upload, file.offset.min(upload.bytes)));
         }
     }

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 
 pub use checkpoints::{EvalArgs, ExportArgs, GenerateArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
-pub use common::{ConnectArgs, HomeArgs, JsonArgs, LocalArgs, TokenArgs};
+pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
 pub use runs::{
     CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
     FollowArgs, PresetsArgs, RemoveArgs, RunArgs, RunsArgs,

@@ -17,8 +17,6 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
     let home = context::home(&args.home)?;
     let secret = context::secret(&args.token)?;
     let listener = listen(&args.listen, secret.as_ref()).await?;
-    let url = format!("http://{}", listener.local_addr()?);
-    tracing::info!(url, home = %home.display(), "coordinator");
     let config = cohort_coordinator::Config {
         home,
         token: secret.map(|secret| secret.token),

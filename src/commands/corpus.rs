@@ -14,7 +14,7 @@ use crate::commands::pretrain::read_spec;
 use crate::context::Context;
 use crate::facts;
 use crate::output::confirmed;
-use crate::prepare::{self, Preparation, Text};
+use crate::prepare::{self, Material};
 use crate::submit::Session;
 
 /// Tokens of a sample that is shown.
@@ -32,17 +32,14 @@ pub async fn run(verb: CorpusVerb) -> Result<()> {
 
 async fn prepare(args: CorpusPrepareArgs) -> Result<()> {
     let meant = spec_of(&args)?.validate()?;
-    let text = Text::find(&meant.corpus)?;
+    let mut material = Material::find(&meant.corpus)?;
+    if let Some(name) = args.name {
+        material.name = name;
+    }
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
     let out = args.json.output();
     let mut session = Session::open(&args.connect, &LocalArgs::default(), out).await?;
-    let preparation = Preparation {
-        name: args.name.unwrap_or_else(|| prepare::name_of(&meant.corpus.paths)),
-        text: &text,
-        options: &meant.corpus,
-        tokenizer,
-    };
-    let corpus = preparation.run(&mut session.client, out).await?;
+    let corpus = material.prepare(tokenizer, &mut session.client, out).await?;
     out.line(&corpus)
 }
 

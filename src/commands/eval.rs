@@ -23,7 +23,9 @@ const BATCH: usize = 8;
 #[derive(serde::Serialize)]
 struct Score {
     event: &'static str,
-    from: String,
+    run: String,
+    step: u64,
+    split: &'static str,
     loss: f64,
     perplexity: f64,
     bits_per_byte: f64,
@@ -40,7 +42,8 @@ pub async fn run(args: EvalArgs) -> Result<()> {
     let context = Context::of(&args.connect)?;
     let found = references::find(&context, &args.from).await?;
     let out = args.json.output();
-    let (name, threads, skip_bad) = (found.name.clone(), args.threads.unwrap_or(0), args.skip_bad);
+    let (threads, skip_bad) = (args.threads.unwrap_or(0), args.skip_bad);
+    let name = found.name.clone();
     let options = ReadOptions {
         text_field: args.text_field,
         max_file_bytes: None,
@@ -59,7 +62,7 @@ pub async fn run(args: EvalArgs) -> Result<()> {
             }
         }
         bar.clear();
-        scorer.finish(name)
+        scorer.finish(found.name)
     })
     .await??;
     skipped.extend(bad);
@@ -68,8 +71,8 @@ pub async fn run(args: EvalArgs) -> Result<()> {
     }
     out.line(&score)?;
     out.say(format!(
-        "{}\n  loss           {:.4}\n  perplexity     {:.3}\n  bits per byte  {:.4}\n  scored         {} tokens of {} documents, {} bytes",
-        score.from, score.loss, score.perplexity, score.bits_per_byte, score.tokens, score.documents, score.bytes
+        "{name}\n  loss           {:.4}\n  perplexity     {:.3}\n  bits per byte  {:.4}\n  scored         {} tokens of {} documents, {} bytes",
+        score.loss, score.perplexity, score.bits_per_byte, score.tokens, score.documents, score.bytes
     ));
     Ok(())
 }
@@ -154,13 +157,12 @@ impl Scorer {
     }
 
     fn window(&mut self, window: std::ops::Range<usize>) -> Result<()> {
-        let tokens = &self.waiting[window];
-        let length = tokens.len() - 1;
+        let length = window.len() - 1;
         if length != self.batch.length {
             self.score()?;
             self.batch = empty(length);
         }
-        for pair in tokens.windows(2) {
+        for pair in self.waiting[window].windows(2) {
             let [(input, _), (target, begins)] = pair else { continue };
             self.batch.inputs.push(*input);
             self.batch.targets.push(*target);
@@ -184,7 +186,7 @@ impl Scorer {
         Ok(())
     }
 
-    fn finish(mut self, from: String) -> Result<(Score, Vec<BadInput>)> {
+    fn finish(mut self, name: String) -> Result<(Score, Vec<BadInput>)> {
         if self.waiting.len() > 1 {
             self.window(0..self.waiting.len())?;
         }
@@ -194,11 +196,17 @@ impl Scorer {
         }
         let loss = self.sums.loss / self.sums.weight;
         if !loss.is_finite() {
-            return Err(anyhow!("the loss is {loss}: the weights of {from} are damaged"));
+            return Err(anyhow!("the loss is {loss}: the weights of {name} are damaged"));
         }
+        let (run, step) = match name.rsplit_once('@').map(|(run, step)| (run, step.parse())) {
+            Some((run, Ok(step))) => (run.to_owned(), step),
+            _ => (name, 0),
+        };
         let score = Score {
             event: "eval",
-            from,
+            run,
+            step,
+            split: "text",
             loss,
             perplexity: loss.exp(),
             bits_per_byte: self.sums.loss / std::f64::consts::LN_2 / self.bytes as f64,

@@ -9,12 +9,12 @@ use cohort_common::checkpoint::{
 };
 use cohort_common::corpus::Tokenizer;
 use cohort_common::home::CheckpointRef;
-use cohort_common::spec::{CorpusOptions, FinetuneBase, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig};
+use cohort_common::spec::{FinetuneBase, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig};
 
 use crate::cli::FinetuneArgs;
 use crate::commands::pretrain::{read_spec, spec_file};
 use crate::commands::resume;
-use crate::prepare::{self, Preparation, Text};
+use crate::prepare::{self, Material};
 use crate::references::{self, expand_home, name_of};
 use crate::submit::{Session, submission};
 use crate::uploads;
@@ -47,16 +47,14 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
         corpus: file.corpus.clone(),
         ..SpecFile::default()
     };
-    let options = options.validate()?.corpus;
-    let text = Text::find(&options)?;
+    let material = Material::find(&options.validate()?.corpus)?;
     let directory = match &reference {
         CheckpointRef::Directory(path) => Some(Checkpoint::open(&expand_home(path))?),
         CheckpointRef::Run { .. } => None,
     };
     let submit = &args.submit;
     let mut session = Session::open(&submit.connect, &submit.local, submit.json.output()).await?;
-    let text = (&text, &options);
-    let result = train(&mut session, &args, &reference, directory, (&file, text)).await;
+    let result = train(&mut session, &args, &reference, directory, (&file, &material)).await;
     session.close().await;
     result
 }
@@ -66,13 +64,13 @@ async fn train(
     args: &FinetuneArgs,
     reference: &CheckpointRef,
     directory: Option<Checkpoint>,
-    (file, text): (&SpecFile, (&Text, &CorpusOptions)),
+    (file, material): (&SpecFile, &Material),
 ) -> Result<ExitCode> {
     let base = match directory {
         Some(checkpoint) => of_directory(session, &checkpoint).await?,
         None => of_run(session, &reference.to_string()).await?,
     };
-    let (spec, files) = plan(session, file, text, &base).await?;
+    let (spec, files) = plan(session, file, material, &base).await?;
     let stem = match &args.spec {
         Some(path) => prepare::name_of(&[path.display().to_string()]),
         None => "finetune".into(),
@@ -87,7 +85,7 @@ async fn train(
 pub async fn plan(
     session: &mut Session,
     file: &SpecFile,
-    (text, options): (&Text, &CorpusOptions),
+    material: &Material,
     base: &Base,
 ) -> Result<(cohort_common::spec::RunSpec, StartFiles)> {
     let meant = file.finetune_from(&FinetuneBase {
@@ -95,13 +93,8 @@ pub async fn plan(
         model: &base.model,
         train: base.train.as_ref(),
     })?;
-    let preparation = Preparation {
-        name: prepare::name_of(&options.paths),
-        text,
-        options,
-        tokenizer: TokenizerRef::Json(base.tokenizer.to_json().into()),
-    };
-    let corpus = preparation.run(&mut session.client, session.out).await?;
+    let tokenizer = TokenizerRef::Json(base.tokenizer.to_json().into());
+    let corpus = material.prepare(tokenizer, &mut session.client, session.out).await?;
     prepare::check_length(&corpus, meant.model.context)?;
     for note in &meant.notes {
         session.out.say(note);

@@ -8,7 +8,7 @@ use cohort_common::spec::{Preset, SpecFile, SpecMeant, SpecSource};
 
 use crate::cli::{PretrainArgs, SpecArgs};
 use crate::commands::resume;
-use crate::prepare::{self, Preparation, Text};
+use crate::prepare::{self, Material};
 use crate::submit::{Session, submission};
 
 /// Runs the verb.
@@ -27,9 +27,9 @@ pub async fn run(args: PretrainArgs) -> Result<ExitCode> {
         (None, None) => "pretrain".into(),
     };
     let meant = spec_file(source, &args.text)?.validate()?;
-    let text = Text::find(&meant.corpus)?;
+    let material = Material::find(&meant.corpus)?;
     let mut session = open(&args).await?;
-    let result = train(&mut session, &args, meant, &text, stem).await;
+    let result = train(&mut session, &args, meant, &material, stem).await;
     session.close().await;
     result
 }
@@ -43,16 +43,11 @@ async fn train(
     session: &mut Session,
     args: &PretrainArgs,
     meant: SpecMeant,
-    text: &Text,
+    material: &Material,
     stem: String,
 ) -> Result<ExitCode> {
-    let preparation = Preparation {
-        name: prepare::name_of(&meant.corpus.paths),
-        text,
-        options: &meant.corpus,
-        tokenizer: prepare::tokenizer(&meant.tokenizer)?,
-    };
-    let corpus = preparation.run(&mut session.client, session.out).await?;
+    let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
+    let corpus = material.prepare(tokenizer, &mut session.client, session.out).await?;
     prepare::check_length(&corpus, meant.model.context)?;
     for note in &meant.notes {
         session.out.say(note);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use cohort_common::api::{CorpusInfo, EvalEvent, FinishedEvent, RunEvent, RunInfo, TokenizerRef};
+use cohort_common::api::{CorpusInfo, EvalEvent, FinishedEvent, RunEvent, RunInfo};
 use cohort_common::spec::{CorpusOptions, RunSpec, SpecFile, SpecMeant, SpecSource, SplitKind};
 use cohort_worker::engine::{DeviceChoice, Sampling};
 
@@ -13,7 +13,7 @@ use crate::commands::finetune;
 use crate::commands::generate::Writer;
 use crate::context::Context;
 use crate::output::{Output, duration, table};
-use crate::prepare::{self, Preparation, Text};
+use crate::prepare::{self, Material, Text};
 use crate::references;
 use crate::registry::{self, Kind};
 use crate::submit::{Rest, Session, submission};
@@ -49,9 +49,7 @@ const SAMPLE_TOKENS: usize = 120;
 
 /// The text of one of the two runs.
 struct Corpus {
-    name: String,
-    text: Text,
-    options: CorpusOptions,
+    material: Material,
     /// A beginning that fits the text.
     prompt: &'static str,
 }
@@ -105,23 +103,23 @@ fn corpus(name: &str, paths: &[String], kind: Kind) -> Result<Corpus> {
         split: SplitKind::Auto,
         skip_bad: false,
     };
-    Ok(match paths.is_empty() {
-        true => Corpus {
+    let material = match paths.is_empty() {
+        true => Material {
             name: name.into(),
             text: Text::grouped(registry::files(kind)?),
             options: CorpusOptions {
                 split: SplitKind::Document,
                 ..options
             },
-            prompt: if kind == Kind::Rust { "pub fn " } else { "# " },
         },
-        false => Corpus {
-            name: prepare::name_of(paths),
-            text: Text::find(&options)?,
-            options,
-            prompt: "The ",
-        },
-    })
+        false => Material::find(&options)?,
+    };
+    let prompt = match kind {
+        _ if !paths.is_empty() => "The ",
+        Kind::Rust => "pub fn ",
+        Kind::Markdown => "# ",
+    };
+    Ok(Corpus { material, prompt })
 }
 
 /// Both runs, or the exit code of one that did not finish.
@@ -149,20 +147,16 @@ async fn train(
     let tuning = (steps / FINETUNE_SHARE).max(1);
     file.train.steps = Some(tuning);
     file.train.eval_every = Some(tuning);
-    let (spec, files) = finetune::plan(session, &file, (&second.text, &second.options), &base).await?;
+    let (spec, files) = finetune::plan(session, &file, &second.material, &base).await?;
     let start = Some((base.name, files));
     Ok(finish(session, spec, start).await?.map(|finetuned| (pretrained, finetuned)))
 }
 
 async fn prepare_corpus(session: &mut Session, corpus: &Corpus) -> Result<CorpusInfo> {
     let meant = SpecSource::parse("quickstart", SPEC)?.into_file()?.validate()?;
-    let preparation = Preparation {
-        name: corpus.name.clone(),
-        text: &corpus.text,
-        options: &corpus.options,
-        tokenizer: prepare::tokenizer(&meant.tokenizer)?,
-    };
-    let prepared = preparation.run(&mut session.client, session.out).await?;
+    let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
+    let material = &corpus.material;
+    let prepared = material.prepare(tokenizer, &mut session.client, session.out).await?;
     prepare::check_length(&prepared, meant.model.context)?;
     Ok(prepared)
 }
@@ -236,8 +230,8 @@ fn report(pretrained: &Trained, finetuned: &Trained, first: &Corpus, second: &Co
     let mut start = start.filter(|eval| eval.split == "validation" && eval.step == 0);
     let rows = [
         heading(&["validation text", "pretrained", "bits per byte", "finetuned", "bits per byte"]),
-        row(&first.name, last(pretrained, "validation"), last(finetuned, "base_validation")),
-        row(&second.name, start.next().cloned(), last(finetuned, "validation")),
+        row(&first.material.name, last(pretrained, "validation"), last(finetuned, "base_validation")),
+        row(&second.material.name, start.next().cloned(), last(finetuned, "validation")),
     ];
     let mut runs = vec![heading(&["run", "steps", "tokens/s", "time", "checkpoint"])];
     for Trained { end, .. } in [pretrained, finetuned] {
