@@ -276,6 +276,15 @@ pub fn add(sum: &mut [f32], other: &[f32]) {
     }
 }
 
+/// [`add`] for whole gradients, on rayon's current pool.
+pub fn add_all(sum: &mut [f32], other: &[f32]) {
+    use rayon::prelude::*;
+    assert_eq!(sum.len(), other.len());
+    let len = crate::layout::CHUNK_LEN;
+    let chunks = sum.par_chunks_mut(len).zip(other.par_chunks(len));
+    chunks.for_each(|(sum, other)| add(sum, other));
+}
+
 /// f32 values as little-endian bytes.
 pub fn encode(values: &[f32]) -> Bytes {
     let mut out = Vec::with_capacity(values.len() * 4);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::api::{ClusterInfo, WorkerInfo};
 use cohort_common::checkpoint::CheckpointMeta;
-use cohort_common::cluster::coordinator::MemberInfo;
+use cohort_common::cluster::coordinator::{LeftReason, Member, MemberInfo};
 use cohort_common::cluster::{Action, Event, Limits, Machine, ToWorker};
 use cohort_common::home::Home;
 use cohort_common::ids::{RunId, SessionId, Step};
@@ -263,7 +263,12 @@ impl Driver {
                 warn!(worker = %session, %reason, "session closed");
                 if let Some(outbox) = self.outboxes.get(&session) {
                     let text = format!("the coordinator ended this session: {reason}");
-                    let _ = outbox.try_send(Err(Status::failed_precondition(text)));
+                    // Only a worker of other numerics need not come back.
+                    let status = match reason {
+                        LeftReason::Fingerprint { .. } => Status::failed_precondition(text),
+                        _ => Status::aborted(text),
+                    };
+                    let _ = outbox.try_send(Err(status));
                 }
                 self.forget(session);
                 None
@@ -323,7 +328,7 @@ impl Driver {
             return None;
         }
         let what = format!("{OUTBOX} messages wait for it, or its connection is gone");
-        let reason = cohort_common::cluster::coordinator::LeftReason::Protocol(what);
+        let reason = LeftReason::Protocol(what);
         Some(Event::Left { session, reason })
     }
 

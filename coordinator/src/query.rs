@@ -1,7 +1,7 @@
 //! What clients ask about runs and checkpoints. The same answers come from a running coordinator's store and, read-only,
 //! from a home directory without one.
 
-use cohort_common::api::{CheckpointInfo, Resolved, RunInfo, StepEvent};
+use cohort_common::api::{CheckpointInfo, Resolved, RunEvent, RunInfo};
 use cohort_common::home::{CheckpointRef, RunName, Which};
 use tonic::Status;
 
@@ -23,18 +23,10 @@ pub fn run(store: &Store, name: &RunName) -> Result<RunInfo, StoreError> {
 
 fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
     let name = row.name.clone();
-    let last = store.last_step(&name)?;
-    let train = &row.spec.train;
-    let last_step = last.map(|step| StepEvent {
-        run: name.to_string(),
-        step: step.step,
-        steps: train.steps,
-        loss: step.loss,
-        grad_norm: step.grad_norm,
-        learning_rate: step.learning_rate,
-        tokens: step.tokens,
-        tokens_per_second: step.tokens_per_second,
-        epoch: f64::NAN,
+    let last = store.last_event_of(&name, "step")?;
+    let last_step = last.and_then(|json| match serde_json::from_str(&json) {
+        Ok(RunEvent::Step(step)) => Some(step),
+        _ => None,
     });
     let evals = store.evals(&name, None)?;
     let checkpoints = store.checkpoints(&name)?;

@@ -43,6 +43,8 @@ pub struct RunRecord {
     pub tokens: SpecialTokens,
     /// The end of the ledger.
     pub chain: Chain,
+    /// The ledger before its first entry.
+    pub first: Chain,
     /// The checkpoints on disk, oldest first.
     pub checkpoints: Vec<CheckpointInfo>,
     /// The last validation of each split, by label.
@@ -267,8 +269,34 @@ impl RunRecord {
         cluster.announce();
     }
 
+    /// Goes back to an earlier end of the ledger, when all workers were lost and a checkpoint is loaded: the steps after
+    /// it are replayed and must equal their entries.
+    async fn rewind(&mut self, cluster: &Cluster, step: Step) -> Result<(), String> {
+        if self.chain.next_step() == step + 1 {
+            return Ok(());
+        }
+        self.durable().await?;
+        let name = self.name.clone();
+        let entry = cluster.store().call(move |store| store.entry(&name, step));
+        let entry = entry.await.map_err(|error| error.to_string())?;
+        self.chain = match entry {
+            Some(entry) => Chain::after(&entry),
+            None => self.first.clone(),
+        };
+        Ok(())
+    }
+
     /// Records what became of the run. Says whether the run rests now.
     pub async fn changed(&mut self, cluster: &Cluster, change: Change) -> bool {
+        if let Change::Loading { step, .. } = change
+            && let Err(error) = self.rewind(cluster, step).await
+        {
+            let run = self.plan.run.clone();
+            error!(%run, error, "cannot go back in the ledger");
+            // The machine does not wait for this: the next event that it handles ends the run.
+            let cluster = cluster.clone();
+            tokio::spawn(async move { cluster.send(Event::RunBroken { run, error }).await });
+        }
         let (status, event) = self.describe(change).await;
         let rests = event.is_last();
         let name = self.name.clone();

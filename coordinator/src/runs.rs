@@ -29,7 +29,6 @@ const START_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
-    "run.json",
 ];
 
 /// Takes a submission in: makes a run, or takes up an unfinished one.
@@ -197,7 +196,15 @@ async fn resume(
     }
     let source = newest_state(cluster, &row.name, &spec).await?;
     let (name, new) = (row.name.clone(), spec.clone());
-    let updated = move |s: &Store| s.set_spec(&name, &new, &new.identity());
+    let from = source.step();
+    let moved = new.train.steps != row.spec.train.steps;
+    let updated = move |s: &Store| {
+        if moved {
+            // Another horizon means other learning rates: what was committed after the checkpoint is another run's.
+            s.truncate(&name, from)?;
+        }
+        s.set_spec(&name, &new, &new.identity())
+    };
     cluster.store().call(updated).await.map_err(failed)?;
     enqueue(cluster, &row.name, spec, corpus, source).await?;
     Ok(submitted(source.step()))
@@ -358,6 +365,7 @@ async fn enqueue(
                 eos: vec![corpus.index().tokenizer.eos],
             },
             chain: history.chain,
+            first: history.first,
             checkpoints: history.checkpoints,
             evals: history.evals,
             started: Instant::now(),
@@ -413,6 +421,7 @@ fn eval_splits(
 /// What the store knows of a run that goes on.
 struct History {
     chain: Chain,
+    first: Chain,
     checkpoints: Vec<CheckpointInfo>,
     evals: BTreeMap<String, EvalEvent>,
 }
@@ -427,7 +436,7 @@ async fn history(
     // The chain begins with the run's identity, but for the horizon, which a resumed run may move.
     let mut first = spec.clone();
     first.train.steps = 0;
-    let start = genesis(first.identity().as_bytes());
+    let first = Chain::new(1, 0, genesis(first.identity().as_bytes()));
     let name = name.clone();
     let read = move |store: &Store| {
         let entry = store.entry(&name, step)?;
@@ -437,7 +446,7 @@ async fn history(
     };
     let (name, entry, checkpoints, evals) = cluster.store().call(read).await.map_err(failed)?;
     let chain = match (step, entry) {
-        (0, _) => Chain::new(1, 0, start),
+        (0, _) => first.clone(),
         (_, Some(entry)) => Chain::after(&entry),
         (step, None) => {
             return Err(failed(format!(
@@ -448,6 +457,7 @@ async fn history(
     let recorded = |row: EvalRow| (row.split.clone(), eval_event(&name, row));
     Ok(History {
         chain,
+        first,
         checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
         evals: evals
             .into_iter()

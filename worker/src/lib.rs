@@ -1,3 +1,110 @@
-//! Cohort's worker.
+//! Cohort's worker: it joins a coordinator, computes the lanes it is given, takes part in the exchange, and applies what
+//! is committed. Tensors belong to one trainer thread; everything that waits for the network runs on tokio beside it.
 
+mod data;
+mod driver;
 pub mod engine;
+mod exchange;
+mod session;
+mod state;
+mod trainer;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cohort_common::net::{ConnectError, Token};
+use engine::{DeviceChoice, EngineError};
+use tracing::{info, warn};
+
+/// How a worker is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the coordinator listens, such as `http://host:7070`.
+    pub coordinator: String,
+    /// What every call carries, if anything.
+    pub token: Option<Token>,
+    /// What computes.
+    pub device: DeviceChoice,
+    /// Threads that compute; 0 takes one per core.
+    pub threads: usize,
+    /// Directory for shards and states.
+    pub cache: PathBuf,
+}
+
+/// Why a worker ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody answers.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The coordinator does not want it.
+    #[error("the coordinator refused this worker: {0}")]
+    Refused(String),
+    /// The device or the model.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The cache directory.
+    #[error("cannot write to the cache `{path}`: {source}; choose another with `--home`", path = path.display())]
+    Cache {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("the session ended: {0}")]
+    Session(String),
+}
+
+/// First and last pause between attempts to reach the coordinator again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Works until `shutdown` completes or the coordinator refuses. Where the coordinator is lost, it is looked for again.
+/// The first connection must succeed, so that a wrong address is noticed at once.
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    std::fs::create_dir_all(&config.cache).map_err(|source| Error::Cache {
+        path: config.cache.clone(),
+        source,
+    })?;
+    let identity = session::Identity::of(&config)?;
+    tokio::select! {
+        ended = keep_working(&config, &identity) => ended,
+        () = shutdown => Ok(()),
+    }
+}
+
+async fn keep_working(config: &Config, identity: &session::Identity) -> Result<(), Error> {
+    let mut pause = BACKOFF.0;
+    let mut joined = false;
+    loop {
+        match session::serve(config, identity).await {
+            Err(Error::Session(reason)) => {
+                warn!(reason, "session ended; joining again");
+                joined = true;
+                pause = BACKOFF.0;
+            }
+            Err(Error::Connect(error)) if joined => {
+                info!(%error, "waiting for the coordinator");
+                pause = (pause * 2).min(BACKOFF.1);
+            }
+            Err(error) => return Err(error),
+            Ok(never) => match never {},
+        }
+        tokio::time::sleep(pause.mul_f64(jitter())).await;
+    }
+}
+
+/// Between 0.5 and 1.5, different for each process and moment: spreads reconnections. No result depends on it.
+fn jitter() -> f64 {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |t| t.subsec_nanos());
+    let counter = [now, std::process::id(), 0, 0];
+    0.5 + f64::from(cohort_common::rng::unit_f32(
+        cohort_common::rng::philox(0, counter)[0],
+    ))
+}

@@ -84,10 +84,10 @@ impl Machine {
             }
             return self.snapshot_and_wait(SnapshotReason::Stop, out);
         }
+        if at_end && !saved {
+            return self.snapshot_and_wait(SnapshotReason::Final, out);
+        }
         if active.boundary.checkpoint && !saved {
-            if at_end {
-                return self.snapshot_and_wait(SnapshotReason::Final, out);
-            }
             if active.writing.is_some() {
                 active.phase = Phase::Snapshotting(SnapshotReason::Backlog);
                 return;

@@ -1,8 +1,8 @@
 //! The corpus: from files of text to immutable shards of tokens, and from those to samples.
 //!
 //! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
-//! `tokenizer`, `train` and `pieces` (text to tokens), `encode` and `shard` (tokens to files), `prepare` (all of it in
-//! turn), `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows).
+//! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `encode` and `shard` (tokens to files), `prepare` and
+//! `scan` (all of it in turn), `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows).
 //!
 //! Everything here is synchronous and may take long: async callers run it where blocking is allowed. Parallel parts use
 //! rayon's current pool, and no result depends on its size.
@@ -13,10 +13,12 @@ mod index;
 mod pieces;
 mod prepare;
 mod reader;
+mod scan;
 mod shard;
 mod source;
 mod split;
 mod store;
+mod stretches;
 mod text;
 mod tokenizer;
 mod train;

@@ -5,7 +5,6 @@
 //! split key, and a copy that is sorted) and the bounded sample for BPE.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -13,12 +12,11 @@ use rayon::prelude::*;
 
 use super::encode::{Encoder, Routed, Router};
 use super::error::{BadInput, CorpusError, Problem};
-use super::index::{
-    CorpusIndex, FORMAT_VERSION, OptionsSummary, SkippedSummary, SourceSummary, TokenizerSummary,
-};
+use super::index::{CorpusIndex, FORMAT_VERSION, OptionsSummary, SourceSummary, TokenizerSummary};
+use super::scan::{FileScan, Scan};
 use super::shard::DEFAULT_SHARD_TOKENS;
 use super::source::{SourceFile, Sources};
-use super::split::{KeyHasher, SplitConfig, SplitPlan, plan};
+use super::split::{Split, SplitConfig, SplitPlan, plan};
 use super::store::{Corpus, Unfinished, by_request};
 use super::text::{Event, ReadOptions, read_documents};
 use super::tokenizer::{Tokenizer, TokenizerConfig};
@@ -177,17 +175,6 @@ struct Job<'a> {
     stamps: Vec<Stamp>,
     total: u64,
     progress: &'a dyn Fn(Progress),
-}
-
-/// What the first reading of the text has found.
-#[derive(Default)]
-struct Scan {
-    keys: Vec<u64>,
-    chars: u64,
-    bytes: u64,
-    characters: BTreeSet<char>,
-    usable: Vec<bool>,
-    skipped: SkippedSummary,
 }
 
 impl<'a> Job<'a> {
@@ -362,7 +349,7 @@ impl<'a> Job<'a> {
                 let mut trains = false;
                 self.walk(Stage::Tokenizer, scan, plan, &mut |_, routed| {
                     match routed {
-                        Routed::Begin(split, _) => trains = split == super::split::Split::Train,
+                        Routed::Begin(split, _) => trains = split == Split::Train,
                         Routed::Text(text) if trains => training.add(text),
                         Routed::Text(_) => {}
                         Routed::End => training.end_document(),
@@ -459,108 +446,4 @@ fn bad_file(file: &SourceFile, problem: Problem) -> CorpusError {
         line: None,
         problem,
     })
-}
-
-/// What the scan of one file has found; counts only if the whole file can be used.
-struct FileScan<'a> {
-    keys: Vec<u64>,
-    chars: u64,
-    bytes: u64,
-    characters: Option<CharacterSet>,
-    skipped: Vec<BadInput>,
-    skip_bad: bool,
-    group_key: Option<u64>,
-    content: Option<KeyHasher>,
-    file: &'a SourceFile,
-}
-
-impl<'a> FileScan<'a> {
-    fn new(request: &PrepareRequest, file: &'a SourceFile) -> Self {
-        Self {
-            keys: Vec::new(),
-            chars: 0,
-            bytes: 0,
-            characters: matches!(request.tokenizer, TokenizerConfig::Char)
-                .then(CharacterSet::default),
-            skipped: Vec::new(),
-            skip_bad: request.skip_bad,
-            group_key: file.group.as_deref().map(KeyHasher::of_group),
-            content: None,
-            file,
-        }
-    }
-
-    fn take(&mut self, event: Event<'_>) -> Result<(), CorpusError> {
-        match event {
-            Event::Start(_) => self.content = Some(KeyHasher::of_content()),
-            Event::Text(text) => {
-                self.bytes += text.len() as u64;
-                self.chars += text.chars().count() as u64;
-                if let Some(content) = &mut self.content {
-                    content.update(text);
-                }
-                if let Some(characters) = &mut self.characters {
-                    characters.add(text);
-                }
-            }
-            Event::End => {
-                let content = self.content.take().map_or(0, |content| content.finish());
-                self.keys.push(self.group_key.unwrap_or(content));
-            }
-            Event::Bad(bad) if self.skip_bad => self.skipped.push(bad),
-            Event::Bad(bad) => return Err(CorpusError::BadInput(bad)),
-        }
-        debug_assert!(self.skipped.iter().all(|bad| bad.file == self.file.name));
-        Ok(())
-    }
-}
-
-impl Scan {
-    fn merge(&mut self, file: FileScan<'_>) {
-        self.keys.extend(file.keys);
-        self.chars += file.chars;
-        self.bytes += file.bytes;
-        self.characters.extend(
-            file.characters
-                .into_iter()
-                .flat_map(CharacterSet::into_chars),
-        );
-        file.skipped.iter().for_each(|bad| self.skipped.add(bad));
-        self.usable.push(true);
-    }
-}
-
-/// The distinct characters of a text, quick for ASCII.
-struct CharacterSet {
-    ascii: [bool; 128],
-    others: BTreeSet<char>,
-}
-
-impl Default for CharacterSet {
-    fn default() -> Self {
-        Self {
-            ascii: [false; 128],
-            others: BTreeSet::new(),
-        }
-    }
-}
-
-impl CharacterSet {
-    fn add(&mut self, text: &str) {
-        for character in text.chars() {
-            match self.ascii.get_mut(character as usize) {
-                Some(seen) => *seen = true,
-                None => {
-                    self.others.insert(character);
-                }
-            }
-        }
-    }
-
-    fn into_chars(self) -> impl Iterator<Item = char> {
-        let ascii = (0u8..128)
-            .filter(move |&byte| self.ascii[byte as usize])
-            .map(char::from);
-        ascii.chain(self.others)
-    }
 }

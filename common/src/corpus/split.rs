@@ -248,7 +248,7 @@ mod tests {
         let tail = |fraction, chars| plan(&config(SplitMethod::Tail, fraction), &[1], chars);
         assert!(matches!(tail(0.1, 1), Err(SplitError::TooFewChars { .. })));
         assert!(matches!(
-            tail(1e-12, 100),
+            tail(0.999, 100),
             Err(SplitError::TooFewChars { .. })
         ));
         assert_eq!(tail(0.1, 2), Ok(SplitPlan::Tail { train_chars: 1 }));

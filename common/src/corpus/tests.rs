@@ -229,7 +229,7 @@ fn the_same_request_is_found_and_the_same_text_has_the_same_name() {
     let mut same = request(&files, bpe());
     same.skip_bad = true;
     assert!(!home.prepare(&same).expect("prepare").reused);
-    assert_eq!(home.names(), [fingerprint.clone()]);
+    assert_eq!(home.names(), std::slice::from_ref(&fingerprint));
     // A changed text does not.
     home.file("07.txt", story(7) + "!");
     let changed = home.prepare(&request(&files, bpe())).expect("prepare");

@@ -1,17 +1,20 @@
 //! Makes tokenizers from text: byte-level BPE (trained by the `tokenizers` crate) and one token per character. The same
 //! text gives the same `tokenizer.json`, byte for byte.
 //!
-//! Which text is looked at is decided by the caller; here it is only bounded by memory: a BPE sample is held whole.
+//! Of a text only the distinct stretches and how often each occurs are kept, so memory grows with the vocabulary of the
+//! sample and not with its length.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 
-use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
+use rayon::prelude::*;
+
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, TokenizerBuilder};
+use tokenizers::{AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
 use super::pieces::{Cut, Cutter};
+use super::stretches::stretches;
 use super::tokenizer::{END_OF_TEXT, Tokenizer, TokenizerError};
 
 /// The pattern that isolates characters, in a form that every regular expression engine behind `tokenizers` reads alike.
@@ -28,8 +31,23 @@ const MIN_FREQUENCY: u64 = 2;
 pub struct BpeTraining {
     vocab_size: u32,
     share: Share,
-    pieces: Vec<String>,
+    counts: Counts,
     cutter: Cutter,
+}
+
+/// How often each distinct stretch of the sample occurs.
+#[derive(Default)]
+struct Counts(HashMap<String, u64>);
+
+impl Counts {
+    fn add(&mut self, piece: &str) {
+        for stretch in stretches(piece) {
+            match self.0.get_mut(stretch) {
+                Some(count) => *count += 1,
+                None => drop(self.0.insert(stretch.to_string(), 1)),
+            }
+        }
+    }
 }
 
 /// Which pieces of a text are looked at: evenly spread ones, about `sample` bytes out of `total`.
@@ -74,55 +92,86 @@ impl BpeTraining {
                 seen: 0,
                 taken: 0,
             },
-            pieces: Vec::new(),
+            counts: Counts::default(),
             cutter: Cutter::new(Cut::BeforeWhitespace),
         })
     }
 
     /// Adds text, which continues the text before it unless [`end_document`](Self::end_document) was called.
     pub fn add(&mut self, text: &str) {
-        let (pieces, share) = (&mut self.pieces, &mut self.share);
+        let (counts, share) = (&mut self.counts, &mut self.share);
         self.cutter.push(text, &mut |piece| {
             if share.takes(piece.len()) {
-                pieces.push(piece);
+                counts.add(&piece);
             }
         });
     }
 
     /// Nothing that follows continues what came before.
     pub fn end_document(&mut self) {
-        let rest = self.cutter.finish();
-        self.pieces
-            .extend(rest.filter(|piece| self.share.takes(piece.len())));
+        if let Some(piece) = self.cutter.finish()
+            && self.share.takes(piece.len())
+        {
+            self.counts.add(&piece);
+        }
     }
 
     /// Trains. Uses rayon's current pool; the result does not depend on its size.
     pub fn finish(mut self) -> Result<Tokenizer, TokenizerError> {
         self.end_document();
         let library = |error: tokenizers::Error| TokenizerError::Library(error.to_string());
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(self.vocab_size as usize)
-            .min_frequency(MIN_FREQUENCY)
-            .show_progress(false)
-            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .build();
-        let bytes = ByteLevel::new(false, true, true);
-        let mut tokenizer =
-            TokenizerBuilder::<BPE, tokenizers::NormalizerWrapper, _, ByteLevel, _>::new()
-                .with_model(BPE::default())
-                .with_normalizer(None)
-                .with_pre_tokenizer(Some(bytes))
-                .with_post_processor(None)
-                .with_decoder(Some(ByteLevelDecoder::new(false, true, true)))
-                .build()
-                .map_err(library)?;
-        tokenizer
-            .train(&mut trainer, self.pieces.into_iter())
-            .map_err(library)?;
+        let trainer = bpe_trainer(self.vocab_size);
+        let words = count_words(&self.counts.0).map_err(library)?;
+        let words = words
+            .into_iter()
+            .map(|(word, count)| (word.into(), count))
+            .collect();
+        let mut model = BPE::default();
+        let special = trainer.do_train(&words, &mut model).map_err(library)?;
+        let mut tokenizer = tokenizers::Tokenizer::new(model);
+        tokenizer.with_pre_tokenizer(Some(gpt2()));
+        tokenizer.with_decoder(Some(gpt2()));
+        tokenizer.add_special_tokens(special).map_err(library)?;
         let json = tokenizer.to_string(false).map_err(library)?;
         Tokenizer::from_json(json.as_bytes(), Some(END_OF_TEXT))
     }
+}
+
+fn bpe_trainer(vocab_size: u32) -> BpeTrainer {
+    BpeTrainer::builder()
+        .vocab_size(vocab_size as usize)
+        .min_frequency(MIN_FREQUENCY)
+        .show_progress(false)
+        .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build()
+}
+
+/// How often each word, as pre-tokenization cuts them and in its letters for bytes, occurs in the stretches.
+fn count_words(stretches: &HashMap<String, u64>) -> tokenizers::Result<HashMap<String, u64>> {
+    let count = |mut words: HashMap<String, u64>, (stretch, &times): (&String, &u64)| {
+        let mut text = PreTokenizedString::from(stretch.as_str());
+        gpt2().pre_tokenize(&mut text)?;
+        for (word, _, _) in text.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            *words.entry(word.to_string()).or_default() += times;
+        }
+        tokenizers::Result::Ok(words)
+    };
+    let merge = |mut all: HashMap<String, u64>, part: HashMap<String, u64>| {
+        for (word, times) in part {
+            *all.entry(word).or_default() += times;
+        }
+        tokenizers::Result::Ok(all)
+    };
+    stretches
+        .par_iter()
+        .try_fold(HashMap::new, count)
+        .try_reduce(HashMap::new, merge)
+}
+
+/// GPT-2's pre-tokenization and its inverse.
+fn gpt2() -> ByteLevel {
+    ByteLevel::new(false, true, true)
 }
 
 /// A tokenizer with one token for each distinct character of `characters`: ids in order of the code points from 1 on,
@@ -173,6 +222,31 @@ mod tests {
         })
     }
 
+    /// Counting by stretches gives the tokenizer that the library trains on the text itself.
+    #[test]
+    fn the_library_trains_the_same_tokenizer_on_the_whole_text() {
+        let text = text_of_ties() + " it's  a\n\n a\tb 'll  \u{a0} the end.\r\n ünï 12a";
+        let mut theirs = tokenizers::TokenizerBuilder::<
+            BPE,
+            tokenizers::NormalizerWrapper,
+            _,
+            ByteLevel,
+            _,
+        >::new()
+        .with_model(BPE::default())
+        .with_normalizer(None)
+        .with_pre_tokenizer(Some(gpt2()))
+        .with_post_processor(None)
+        .with_decoder(Some(gpt2()))
+        .build()
+        .expect("build");
+        let mut trainer = bpe_trainer(700);
+        theirs
+            .train(&mut trainer, [text.as_str()].into_iter())
+            .expect("train");
+        assert_eq!(train(&text, 700, 2), theirs.to_string(false).expect("json"));
+    }
+
     /// A text with many pairs of equal frequency, where an order taken from a hash map would show.
     fn text_of_ties() -> String {
         let mut text = String::new();
@@ -215,12 +289,16 @@ mod tests {
             "{}",
             training.share.taken
         );
-        assert_eq!(training.pieces.len() as u64 * 10, training.share.taken);
+        let counts = &training.counts.0;
+        let mut taken: Vec<u32> = counts
+            .keys()
+            .filter_map(|key| key.trim().parse().ok())
+            .collect();
+        taken.sort_unstable();
+        assert_eq!(taken.len() as u64 * 10, training.share.taken);
         assert!(
-            training.pieces[50]
-                .trim()
-                .parse::<u32>()
-                .is_ok_and(|i| (480..520).contains(&i))
+            taken.windows(2).all(|pair| pair[1] - pair[0] <= 11),
+            "{taken:?}"
         );
     }
 

@@ -128,6 +128,18 @@ impl Store {
         self.expect_run(name, changed)
     }
 
+    /// Forgets what a run committed after a step: its ledger, metrics and validations from there on. Only for a run that
+    /// goes on from that step with another horizon.
+    pub fn truncate(&self, name: &RunName, step: u64) -> Result<(), StoreError> {
+        for table in ["ledger", "steps", "evals"] {
+            let sql = format!("DELETE FROM {table} WHERE run = ?1 AND step > ?2");
+            self.execute(&sql, params![name.as_str(), step as i64])?;
+        }
+        let sql = "UPDATE runs SET step = ?2 WHERE name = ?1";
+        let changed = self.execute(sql, params![name.as_str(), step as i64])?;
+        self.expect_run(name, changed)
+    }
+
     /// Deletes a run and all that is known about it. Its files are the caller's.
     pub fn delete_run(&self, name: &RunName) -> Result<(), StoreError> {
         let changed = self.execute("DELETE FROM runs WHERE name = ?1", [name.as_str()])?;

@@ -43,11 +43,6 @@ impl Composite {
         })
     }
 
-    /// The device.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
     /// Copies the flat parameters to the device.
     pub fn upload(&self, params: &[f32]) -> Result<()> {
         for (spec, var) in self.layout.tensors().iter().zip(&self.weights) {

@@ -23,7 +23,10 @@ impl DeviceChoice {
     pub(super) fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto if candle_core::utils::cuda_is_available() => Self::Cuda(0).open(),
+            // A build with CUDA may run where there is no GPU.
+            Self::Auto if candle_core::utils::cuda_is_available() => {
+                Ok(Device::new_cuda(0).unwrap_or(Device::Cpu))
+            }
             Self::Auto => Ok(Device::Cpu),
             Self::Cuda(index) if !candle_core::utils::cuda_is_available() => {
                 Err(EngineError::NoCuda(index))

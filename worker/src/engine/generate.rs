@@ -1,5 +1,6 @@
 //! Text, one token at a time, with a cache of keys and values. The random numbers are the engine's own: the same
-//! seed, prompt and weights give the same text.
+//! seed, prompt and weights give the same text. Runs on the CPU, from the host's copy of the parameters, whatever device
+//! trains them.
 
 use cohort_common::rng::{derive_key, philox};
 

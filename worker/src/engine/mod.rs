@@ -114,7 +114,30 @@ pub struct Engine {
     fingerprint: String,
 }
 
+/// The name of a device and the numerics fingerprint of engines on it, without a model.
+pub fn describe_device(choice: DeviceChoice) -> Result<(String, String)> {
+    let device = choice.open()?;
+    let name = match device {
+        Device::Cpu => "cpu".to_owned(),
+        _ => choice.to_string().replace("auto", "cuda:0"),
+    };
+    Ok((name, fingerprint::fingerprint(&device)))
+}
+
+/// Compute threads of an engine that is asked for `threads`; 0 means one per core.
+pub fn thread_count(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
 impl Engine {
+    /// Runs work on the engine's threads.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+
     /// An engine with all-zero parameters. With `train` it has an optimizer with zero moments; without, it only infers.
     /// `threads` is the number of compute threads; 0 takes one per core.
     pub fn new(
@@ -153,9 +176,7 @@ impl Engine {
         Ok(Self {
             model: model.clone(),
             params: Arc::new(vec![0.0; layout.len()]),
-            fingerprint: fingerprint::fingerprint(
-                composite.as_ref().map_or(&Device::Cpu, Composite::device),
-            ),
+            fingerprint: pool.install(|| fingerprint::fingerprint(&device)),
             layout,
             pool,
             optimizer,

@@ -168,3 +168,40 @@ simd_fn! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_common::spec::{Architecture, ModelConfig};
+
+    #[test]
+    fn pieces_tile_the_layout_and_decay_what_decays() {
+        let model = ModelConfig {
+            architecture: Architecture::Gpt2,
+            vocab_size: 3000,
+            context: 64,
+            hidden_size: 96,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
+            num_key_value_heads: 4,
+            intermediate_size: 384,
+            tie_word_embeddings: true,
+            bias: true,
+            dropout: 0.0,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            initializer_range: 0.02,
+        };
+        let layout = Layout::of(&model);
+        let decays: Vec<bool> = pieces(&layout)
+            .iter()
+            .inspect(|piece| assert!(piece.len > 0 && piece.len <= BLOCK))
+            .flat_map(|piece| std::iter::repeat_n(piece.decays, piece.len))
+            .collect();
+        let expected = layout.tensors().iter();
+        let expected: Vec<bool> = expected
+            .flat_map(|t| std::iter::repeat_n(t.decays(), t.len()))
+            .collect();
+        assert!(decays == expected);
+    }
+}

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 use cohort_common::spec::Architecture;
+use rayon::prelude::*;
 
 use super::cache::LayerCache;
 use super::{Pass, elements, slice};
 use crate::engine::ops::dropout::Mask;
 use crate::engine::ops::norm::Stats;
-use crate::engine::ops::{activation, attention, linear, norm, rope};
+use crate::engine::ops::{ROW_BLOCK, activation, attention, linear, norm, rope, simd};
 use crate::engine::parameters::{Linear, Norm};
 
 /// Block `layer` of a pass.
@@ -83,6 +84,7 @@ impl CustomOp1 for Block {
 }
 
 impl Pass {
+    /// Gives the buffers back to the pool.
     pub fn recycle(&self, a: Activations) {
         for buffer in [
             a.norm1,
@@ -98,6 +100,7 @@ impl Pass {
         }
     }
 
+    /// The dropout mask of one place; `None` where nothing is dropped.
     fn mask(&self, layer: usize, place: Place) -> Option<Mask> {
         self.site.and_then(|site| {
             Mask::new(
@@ -173,6 +176,7 @@ impl Pass {
         }
     }
 
+    /// The normalised rows and what backward needs of each.
     pub fn norm_forward(&self, n: &Norm, x: &[f32]) -> (Vec<f32>, Vec<Stats>) {
         let mut y = self.fused.buffers.take(x.len());
         let mut stats = vec![[0.0; 2]; x.len() / self.width()];
@@ -190,6 +194,7 @@ impl Pass {
         (y, stats)
     }
 
+    /// `x W + b` in a pooled buffer.
     fn linear_forward(&self, l: &Linear, x: &[f32]) -> Vec<f32> {
         let mut y = self
             .fused
@@ -221,13 +226,17 @@ impl Pass {
         match mask {
             None => linear::forward(l.shape, y, x, weight, bias, Some(residual)),
             Some(mask) => {
+                let width = l.shape.outputs;
                 linear::forward(l.shape, y, x, weight, bias, None);
                 mask.apply(y);
-                crate::engine::ops::simd::add(y, residual);
+                y.par_chunks_mut(ROW_BLOCK * width)
+                    .zip(residual.par_chunks(ROW_BLOCK * width))
+                    .for_each(|(y, residual)| simd::add(y, residual));
             }
         }
     }
 
+    /// Rotates `qkv` where the model rotates, fills `out`, and returns the log-sums.
     fn attend(
         &self,
         layer: usize,
@@ -315,6 +324,7 @@ impl Pass {
         dx
     }
 
+    /// The gradient of the packed rows before rotation.
     fn attend_backward(&self, layer: usize, dout: &[f32], saved: &Activations) -> Vec<f32> {
         let shape = self.attention_shape(self.length);
         let mut dqkv = self.fused.buffers.take(saved.qkv.len());
@@ -359,6 +369,7 @@ impl Pass {
         dx
     }
 
+    /// Adds the gradients of the weight and the bias, and returns that of x.
     fn linear_backward(&self, l: &Linear, dy: &[f32], x: &[f32]) -> Vec<f32> {
         let mut gradient = self.gradient();
         if let Some(bias) = &l.bias {
@@ -371,6 +382,7 @@ impl Pass {
         dx
     }
 
+    /// Adds the gradients of the norm's weights, and that of x to `dx`.
     pub fn norm_backward(&self, n: &Norm, dx: &mut [f32], dy: &[f32], x: &[f32], stats: &[Stats]) {
         let mut gradient = self.gradient();
         let weight = &self.params[n.weight.clone()];

@@ -1,4 +1,4 @@
-//! The embedding as a candle operation. Its argument is the anchor: a variable that candle's backward walks to.
+//! The embedding as a candle operation. It begins the chain, so its argument is a mere anchor without a gradient.
 
 use std::sync::Arc;
 

@@ -1,23 +1,28 @@
-//! The CPU path. candle sees one custom operation per block, so its graph is short and its own additions touch only
-//! the residual stream; inside a block the kernels of `ops` run one after the other on pooled buffers.
+//! The CPU path. The residual stream is a candle tensor, and each part of the model (embedding, block, head) is one
+//! candle operation with a backward of its own; inside, the kernels of `ops` run one after the other on pooled
+//! buffers.
 //!
-//! Weights are no candle variables here: they are slices of the flat buffer, and a block's backward adds their
+//! Weights are no candle variables here: they are slices of the flat buffer, and an operation's backward adds their
 //! gradients to the flat gradient itself, in the order in which the layout keeps them (a block is one contiguous
-//! bucket that is complete when its backward returns). One tiny variable at the embedding anchors the graph.
+//! bucket that is complete when its backward returns). For the same reason the operations are not recorded in candle's
+//! graph but on a [`tape::Tape`], which calls their backwards one by one: activations are freed on the way, and
+//! candle's `zeros + add` for every gradient, on a thread pool of its own that spins, is left out.
 
 mod block;
 mod buffers;
 mod cache;
 mod embed;
 mod head;
+mod tape;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use candle_core::{CpuStorage, Storage, Tensor, Var};
+use candle_core::{CpuStorage, Storage, Tensor};
 use cohort_common::layout::Layout;
 use cohort_common::spec::{Architecture, ModelConfig};
 
 use self::buffers::Buffers;
+use self::tape::Tape;
 
 use super::error::Result;
 use super::ops::{norm, rope};
@@ -78,14 +83,14 @@ impl Fused {
     /// The sums of a batch, without dropout and without gradient.
     pub fn score(self: &Arc<Self>, params: &Arc<Vec<f32>>, batch: &Batch) -> Result<Sums> {
         let pass = self.inference(params, &batch.inputs, batch.samples, batch.length);
-        let x = pass.blocks()?;
+        let x = pass.blocks(&mut Tape::new(false))?;
         Ok(slice(&x, |x| head::score(&pass, x, batch))?)
     }
 
     /// Logits of one sequence, `[tokens, vocab]`.
     pub fn logits(self: &Arc<Self>, params: &Arc<Vec<f32>>, tokens: &[u32]) -> Result<Vec<f32>> {
         let pass = self.inference(params, tokens, 1, tokens.len());
-        let x = pass.blocks()?;
+        let x = pass.blocks(&mut Tape::new(false))?;
         Ok(slice(&x, |x| head::logits(&pass, x))?)
     }
 
@@ -141,28 +146,21 @@ impl Pass {
     }
 
     fn forward_backward(self: &Arc<Self>, batch: &Batch) -> Result<Sums> {
-        let x = self.blocks()?;
+        let mut tape = Tape::new(true);
+        let x = self.blocks(&mut tape)?;
         let (op, sums) = head::Head::new(self.clone(), batch);
-        x.apply_op1(op)?.backward()?;
+        let loss = tape.apply(x, op)?;
+        tape.backward(loss)?;
         let sums = *sums.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         Ok(sums)
     }
 
     /// The residual stream after the last block.
-    fn blocks(self: &Arc<Self>) -> Result<Tensor> {
-        let training = self.gradient.is_some();
-        let anchor = Var::zeros(1, candle_core::DType::F32, &candle_core::Device::Cpu)?;
-        let embed = embed::Embed::new(self.clone());
-        let mut x = match training {
-            true => anchor.apply_op1(embed)?,
-            false => anchor.apply_op1_no_bwd(&embed)?,
-        };
+    fn blocks(self: &Arc<Self>, tape: &mut Tape) -> Result<Tensor> {
+        let anchor = Tensor::zeros(1, candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        let mut x = tape.apply(anchor, embed::Embed::new(self.clone()))?;
         for layer in 0..self.fused.parameters.blocks.len() {
-            let block = block::Block::new(self.clone(), layer);
-            x = match training {
-                true => x.apply_op1(block)?,
-                false => x.apply_op1_no_bwd(&block)?,
-            };
+            x = tape.apply(x, block::Block::new(self.clone(), layer))?;
         }
         Ok(x)
     }

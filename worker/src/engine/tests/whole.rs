@@ -299,6 +299,17 @@ fn bad_requests_are_refused_before_anything_changes() {
 }
 
 #[test]
+fn the_fingerprint_is_the_same_for_every_number_of_threads() {
+    let model = model(Architecture::Llama);
+    let (a, b) = (
+        engine(&model, 1).fingerprint(),
+        engine(&model, 3).fingerprint(),
+    );
+    assert_eq!(a, b);
+    assert!(a.starts_with("cohort-") && a.contains(" cpu "), "{a}");
+}
+
+#[test]
 fn an_engine_may_move_to_another_thread() {
     fn is_send<T: Send>() {}
     is_send::<Engine>();

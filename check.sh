@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# All checks, cheapest first. Needs a Rust toolchain and a C compiler; no protoc, no GPU.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+step() { printf '\n== %s\n' "$*"; }
+
+# A fresh toolchain of the minimal profile has neither.
+for component in rustfmt clippy; do
+    if ! "cargo-${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
+        step "installing $component"
+        rustup component add "$component"
+    fi
+done
+
+# Nothing is edited and compiled again here, so that incremental data would only cost time and disk.
+if [[ "${CI:-}" == true ]]; then
+    export CARGO_INCREMENTAL=0
+fi
+
+step "shell scripts parse"
+bash -n check.sh .ci/run
+
+step "format"
+cargo fmt --all --check
+
+step "Cargo.lock is up to date"
+cargo metadata --locked --format-version 1 >/dev/null
+
+if cargo deny --version >/dev/null 2>&1; then
+    step "bans, licences, sources"
+    cargo deny check bans licenses sources
+else
+    step "bans, licences, sources: skipped, cargo-deny is not installed (cargo install --locked cargo-deny)"
+fi
+
+step "clippy"
+cargo clippy --workspace --all-targets -- -D warnings
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+
+step "tests"
+cargo test

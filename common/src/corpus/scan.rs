@@ -1,0 +1,137 @@
+//! What the first reading of the text finds: keys for the split, lengths, distinct characters, and what cannot be used.
+//!
+//! A file counts as a whole or not at all: one that turns out to be bad at its end leaves nothing behind.
+
+use std::collections::BTreeSet;
+
+use super::error::{BadInput, CorpusError};
+use super::index::SkippedSummary;
+use super::prepare::PrepareRequest;
+use super::source::SourceFile;
+use super::split::KeyHasher;
+use super::text::Event;
+use super::tokenizer::TokenizerConfig;
+
+/// What the first reading of the text has found.
+#[derive(Default)]
+pub(super) struct Scan {
+    /// One split key per document, in order.
+    pub keys: Vec<u64>,
+    /// Characters of text.
+    pub chars: u64,
+    /// UTF-8 bytes of text.
+    pub bytes: u64,
+    /// The distinct characters, if the tokenizer needs them.
+    pub characters: BTreeSet<char>,
+    /// For each file, whether it can be used.
+    pub usable: Vec<bool>,
+    /// What cannot be used.
+    pub skipped: SkippedSummary,
+}
+
+/// What the scan of one file has found; counts only if the whole file can be used.
+pub(super) struct FileScan<'a> {
+    keys: Vec<u64>,
+    chars: u64,
+    bytes: u64,
+    characters: Option<CharacterSet>,
+    skipped: Vec<BadInput>,
+    skip_bad: bool,
+    group_key: Option<u64>,
+    content: Option<KeyHasher>,
+    file: &'a SourceFile,
+}
+
+impl<'a> FileScan<'a> {
+    /// A scan at the start of `file`.
+    pub fn new(request: &PrepareRequest, file: &'a SourceFile) -> Self {
+        Self {
+            keys: Vec::new(),
+            chars: 0,
+            bytes: 0,
+            characters: matches!(request.tokenizer, TokenizerConfig::Char)
+                .then(CharacterSet::default),
+            skipped: Vec::new(),
+            skip_bad: request.skip_bad,
+            group_key: file.group.as_deref().map(KeyHasher::of_group),
+            content: None,
+            file,
+        }
+    }
+
+    /// Takes the next event of the file.
+    pub fn take(&mut self, event: Event<'_>) -> Result<(), CorpusError> {
+        match event {
+            Event::Start(_) => self.content = Some(KeyHasher::of_content()),
+            Event::Text(text) => {
+                self.bytes += text.len() as u64;
+                self.chars += text.chars().count() as u64;
+                if let Some(content) = &mut self.content {
+                    content.update(text);
+                }
+                if let Some(characters) = &mut self.characters {
+                    characters.add(text);
+                }
+            }
+            Event::End => {
+                let content = self.content.take().map_or(0, |content| content.finish());
+                self.keys.push(self.group_key.unwrap_or(content));
+            }
+            Event::Bad(bad) if self.skip_bad => self.skipped.push(bad),
+            Event::Bad(bad) => return Err(CorpusError::BadInput(bad)),
+        }
+        debug_assert!(self.skipped.iter().all(|bad| bad.file == self.file.name));
+        Ok(())
+    }
+}
+
+impl Scan {
+    /// Adds a file that can be used.
+    pub fn merge(&mut self, file: FileScan<'_>) {
+        self.keys.extend(file.keys);
+        self.chars += file.chars;
+        self.bytes += file.bytes;
+        self.characters.extend(
+            file.characters
+                .into_iter()
+                .flat_map(CharacterSet::into_chars),
+        );
+        file.skipped.iter().for_each(|bad| self.skipped.add(bad));
+        self.usable.push(true);
+    }
+}
+
+/// The distinct characters of a text, quick for ASCII.
+struct CharacterSet {
+    ascii: [bool; 128],
+    others: BTreeSet<char>,
+}
+
+impl Default for CharacterSet {
+    fn default() -> Self {
+        Self {
+            ascii: [false; 128],
+            others: BTreeSet::new(),
+        }
+    }
+}
+
+impl CharacterSet {
+    fn add(&mut self, text: &str) {
+        for character in text.chars() {
+            match self.ascii.get_mut(character as usize) {
+                Some(seen) => *seen = true,
+                None => {
+                    self.others.insert(character);
+                }
+            }
+        }
+    }
+
+    fn into_chars(self) -> impl Iterator<Item = char> {
+        let ascii = (0u8..128)
+            .filter(move |&byte| self.ascii[byte as usize])
+            .map(char::from);
+        ascii.chain(self.others)
+    }
+}

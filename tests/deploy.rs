@@ -1,0 +1,442 @@
+//! The files under `deploy/` and the commands in the documentation: their syntax, and that each verb and flag in them
+//! exists in the real binary. No container, cluster or service is started.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+const TOKEN_FLAG: &str = "--token-file";
+
+/// A path in the repository.
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The files with that extension in a folder, sorted.
+fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(repository(folder)).expect("the folder can be listed");
+    let mut found: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == extension))
+        .collect();
+    found.sort();
+    assert!(!found.is_empty(), "no .{extension} in {folder}");
+    found
+}
+
+/// The documents of a YAML file. Duplicate keys are errors.
+fn yaml(path: &Path) -> Vec<Value> {
+    serde_saphyr::from_multiple(&read(path))
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A list of strings.
+fn strings(value: &Value) -> Vec<String> {
+    let items = value.as_array().map_or(&[][..], Vec::as_slice);
+    let text = |v: &Value| v.as_str().map(String::from);
+    items
+        .iter()
+        .map(|v| text(v).unwrap_or_else(|| panic!("{v} must be a string; quote it")))
+        .collect()
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    let found = value.pointer(pointer).and_then(Value::as_str);
+    found.unwrap_or_else(|| panic!("no text at {pointer} in {value:#}"))
+}
+
+fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
+    let found = value.pointer(pointer).and_then(Value::as_array);
+    found.map_or(&[], Vec::as_slice)
+}
+
+/// The flags that the binary's help for a verb names; `None` if there is no such verb.
+fn flags_of(verb: &str) -> Option<BTreeSet<String>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_cohort"))
+        .args(verb.split(' '))
+        .arg("--help")
+        .env_remove("COHORT_HOME")
+        .env_remove("COHORT_TOKEN")
+        .output()
+        .expect("the binary starts");
+    let help = String::from_utf8(output.stdout).expect("help is UTF-8");
+    // `  -y, --yes  Do not ask`: what stands before the description. Examples name flags of other verbs.
+    let options = help.lines().map(str::trim).filter(|l| l.starts_with('-'));
+    let flags = options
+        .filter_map(|line| line.split("  ").next())
+        .flat_map(|names| names.split([' ', ',', '=']))
+        .filter(|word| word.starts_with("--"))
+        .map(String::from);
+    output.status.success().then(|| flags.collect())
+}
+
+/// Checks the arguments of one `cohort` command: verb and flags exist, and a listener beyond loopback has a token.
+fn check_arguments(place: &str, arguments: &[String]) {
+    let verb = match arguments {
+        // The one verb with verbs of its own.
+        [corpus, inner, ..] if corpus == "corpus" && !inner.starts_with('-') => {
+            format!("corpus {inner}")
+        }
+        [verb, ..] if verb.starts_with('-') => return,
+        [verb, ..] => verb.clone(),
+        [] => panic!("{place}: no verb"),
+    };
+    let known =
+        flags_of(&verb).unwrap_or_else(|| panic!("{place}: `cohort {verb}` does not exist"));
+    for flag in arguments.iter().filter(|a| a.starts_with("--")) {
+        let name = flag.split('=').next().expect("a first part");
+        assert!(
+            known.contains(name),
+            "{place}: `cohort {verb}` has no flag `{name}`"
+        );
+    }
+    let listens = arguments.iter().skip_while(|a| *a != "--listen").nth(1);
+    if listens.is_some_and(|at| !at.starts_with("127.") && !at.starts_with("localhost")) {
+        let token = arguments.iter().any(|a| a == TOKEN_FLAG);
+        assert!(token, "{place}: listens beyond loopback without a token");
+    }
+}
+
+/// Splits a line into words as a shell does: white space separates, quotes join, a comment ends it.
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    for c in line.chars() {
+        match (c, quote) {
+            (c, Some(q)) if c == q => quote = None,
+            ('\'' | '"', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            ('#', None) if word.is_none() => break,
+            (c, None) if c.is_whitespace() => words.extend(word.take()),
+            (c, _) => word.get_or_insert_default().push(c),
+        }
+    }
+    assert!(quote.is_none(), "an open quote in `{line}`");
+    words.extend(word);
+    words
+}
+
+#[test]
+fn words_are_split_as_by_a_shell() {
+    assert_eq!(
+        words("a --prompt 'Once upon' \"\" b # c"),
+        ["a", "--prompt", "Once upon", "", "b"]
+    );
+}
+
+#[test]
+fn compose_file_is_sound() {
+    let path = repository("deploy/compose.yaml");
+    let documents = yaml(&path);
+    let [compose] = &documents[..] else {
+        panic!("one document in {}", path.display());
+    };
+    let services = compose["services"].as_object().expect("services");
+    assert!(services.contains_key("coordinator") && services.contains_key("worker"));
+    for (name, service) in services {
+        let place = format!("compose.yaml, service {name}");
+        check_arguments(&place, &strings(&service["command"]));
+        for secret in strings(&service["secrets"]) {
+            assert!(!compose["secrets"][&secret].is_null(), "{place}: {secret}");
+        }
+        for needed in service["depends_on"].as_object().into_iter().flatten() {
+            assert!(services.contains_key(needed.0), "{place}: {}", needed.0);
+        }
+        for volume in strings(&service["volumes"]) {
+            let source = volume.split(':').next().expect("a first part");
+            let declared = compose["volumes"].get(source).is_some();
+            assert!(
+                declared || source.starts_with(['.', '/']),
+                "{place}: {volume}"
+            );
+        }
+    }
+    let probe = strings(&compose["services"]["coordinator"]["healthcheck"]["test"]);
+    assert_eq!(probe[..2], ["CMD", "/usr/local/bin/cohort"]);
+    check_arguments("compose.yaml, healthcheck", &probe[2..]);
+    let replicas = compose.pointer("/services/worker/deploy/replicas");
+    assert!(replicas.and_then(Value::as_u64) >= Some(2));
+}
+
+/// All objects of the Kubernetes manifests, each with the file it is from.
+fn manifests() -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for path in files("deploy/kubernetes", "yaml") {
+        let name = path.file_name().expect("a name").to_string_lossy();
+        for document in yaml(&path) {
+            found.push((name.clone().into_owned(), document));
+        }
+    }
+    found
+}
+
+#[test]
+fn kustomization_names_every_manifest() {
+    let all = manifests();
+    let (_, kustomization) = all
+        .iter()
+        .find(|(file, _)| file == "kustomization.yaml")
+        .expect("a kustomization");
+    let named: BTreeSet<String> = strings(&kustomization["resources"]).into_iter().collect();
+    let there = all.iter().map(|(file, _)| file.clone());
+    let there: BTreeSet<String> = there.filter(|f| f != "kustomization.yaml").collect();
+    assert_eq!(named, there);
+}
+
+#[test]
+fn kubernetes_manifests_are_sound() {
+    let all = manifests();
+    let secret = text(
+        &all[index_of(&all, "Kustomization")].1,
+        "/secretGenerator/0/name",
+    );
+    let mut workloads = BTreeSet::new();
+    for (file, object) in &all {
+        let kind = text(object, "/kind");
+        text(object, "/apiVersion");
+        if kind != "Kustomization" {
+            text(object, "/metadata/name");
+        }
+        if matches!(kind, "Deployment" | "StatefulSet") {
+            check_workload(file, object, secret);
+            workloads.insert(kind);
+        }
+    }
+    assert_eq!(workloads.len(), 2, "a StatefulSet and a Deployment");
+    let service = &all[index_of(&all, "Service")].1;
+    let set = &all[index_of(&all, "StatefulSet")].1;
+    assert_eq!(
+        text(set, "/spec/serviceName"),
+        text(service, "/metadata/name")
+    );
+    assert_eq!(
+        service["spec"]["selector"],
+        set["spec"]["selector"]["matchLabels"]
+    );
+    assert_eq!(set["spec"]["replicas"], 1, "one coordinator owns the home");
+}
+
+fn index_of(all: &[(String, Value)], kind: &str) -> usize {
+    let found = all.iter().position(|(_, object)| object["kind"] == kind);
+    found.unwrap_or_else(|| panic!("no {kind}"))
+}
+
+fn check_workload(file: &str, object: &Value, secret: &str) {
+    let labels = object.pointer("/spec/template/metadata/labels");
+    assert_eq!(
+        labels,
+        object.pointer("/spec/selector/matchLabels"),
+        "{file}"
+    );
+    let pod = &object["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{file}");
+    let volumes: BTreeSet<&str> = list(pod, "/volumes")
+        .iter()
+        .map(|volume| text(volume, "/name"))
+        .chain(
+            list(object, "/spec/volumeClaimTemplates")
+                .iter()
+                .map(|claim| text(claim, "/metadata/name")),
+        )
+        .collect();
+    for volume in list(pod, "/volumes") {
+        if let Some(name) = volume.pointer("/secret/secretName") {
+            assert_eq!(name, secret, "{file}");
+        }
+    }
+    let containers = list(pod, "/containers");
+    assert!(!containers.is_empty(), "{file}: no container");
+    for container in containers {
+        let place = format!("{file}, container {}", text(container, "/name"));
+        check_arguments(&place, &strings(&container["args"]));
+        for mount in list(container, "/volumeMounts") {
+            let name = text(mount, "/name");
+            assert!(volumes.contains(name), "{place}: no volume `{name}`");
+        }
+    }
+}
+
+/// The sections of a systemd unit: name, then keys and values in order.
+fn ini(path: &Path) -> BTreeMap<String, Vec<(String, String)>> {
+    let mut sections = BTreeMap::new();
+    let mut current: Option<String> = None;
+    for (number, line) in (1..).zip(read(path).lines()) {
+        let line = line.trim();
+        let place = || format!("{}, line {number}: `{line}`", path.display());
+        if line.is_empty() || line.starts_with(['#', ';']) {
+            continue;
+        }
+        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            let fresh = sections.insert(name.to_string(), Vec::new()).is_none();
+            assert!(fresh, "{}: a second section", place());
+            current = Some(name.to_string());
+            continue;
+        }
+        let (key, value) = line
+            .split_once('=')
+            .unwrap_or_else(|| panic!("{}", place()));
+        assert!(
+            key.bytes().all(|b| b.is_ascii_alphanumeric()),
+            "{}",
+            place()
+        );
+        let section = current.as_ref().unwrap_or_else(|| panic!("{}", place()));
+        let entries = sections.get_mut(section).expect("it was opened");
+        entries.push((key.to_string(), value.to_string()));
+    }
+    sections
+}
+
+#[test]
+fn systemd_units_are_sound() {
+    for path in files("deploy/systemd", "service") {
+        let place = path.display().to_string();
+        let unit = ini(&path);
+        let names: Vec<&str> = unit.keys().map(String::as_str).collect();
+        assert_eq!(names, ["Install", "Service", "Unit"], "{place}");
+        let service = &unit["Service"];
+        let value = |key: &str| {
+            let found = service.iter().find(|(k, _)| k == key);
+            &found.unwrap_or_else(|| panic!("{place}: no {key}")).1
+        };
+        assert_eq!(value("DynamicUser"), "yes", "{place}");
+        assert!(value("LoadCredential").starts_with("token:"), "{place}");
+        let command = words(value("ExecStart"));
+        assert_eq!(command[0], "/usr/local/bin/cohort", "{place}");
+        check_arguments(&place, &command[1..]);
+    }
+}
+
+/// The instructions of a Dockerfile with their arguments; continued lines are joined.
+fn dockerfile(path: &Path) -> Vec<(String, String)> {
+    let text = read(path).replace("\\\n", " ");
+    let lines = text.lines().map(str::trim);
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| {
+            let (name, rest) = line
+                .split_once(char::is_whitespace)
+                .unwrap_or_else(|| panic!("`{line}` has no argument"));
+            (name.to_string(), rest.trim().to_string())
+        })
+        .collect()
+}
+
+#[test]
+fn dockerfile_is_sound() {
+    let instructions = dockerfile(&repository("deploy/Dockerfile"));
+    let known = [
+        "ARG",
+        "CMD",
+        "COPY",
+        "ENTRYPOINT",
+        "ENV",
+        "EXPOSE",
+        "FROM",
+        "LABEL",
+        "RUN",
+        "USER",
+        "WORKDIR",
+    ];
+    let mut stages = BTreeSet::new();
+    for (name, rest) in &instructions {
+        assert!(known.contains(&name.as_str()), "unknown instruction {name}");
+        match name.as_str() {
+            "FROM" => stages.extend(rest.split_once(" AS ").map(|(_, stage)| stage)),
+            "COPY" => {
+                let from = rest.split(' ').find_map(|w| w.strip_prefix("--from="));
+                assert!(from.is_none_or(|f| stages.contains(f)), "COPY {rest}");
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(instructions[0].0, "FROM");
+    let last = |wanted: &str| {
+        let found = instructions.iter().rev().find(|(name, _)| name == wanted);
+        found.map(|(_, rest)| rest.as_str())
+    };
+    let user = last("USER").expect("a user");
+    assert!(
+        !user.starts_with("root") && !user.starts_with('0'),
+        "runs as root"
+    );
+    let entry: Vec<String> =
+        serde_json::from_str(last("ENTRYPOINT").expect("an entry point")).expect("the exec form");
+    let copied = last("COPY").and_then(|rest| rest.split(' ').next_back());
+    assert_eq!(entry, [copied.expect("the binary is copied")]);
+    let default: Vec<String> =
+        serde_json::from_str(last("CMD").expect("a default command")).expect("the exec form");
+    check_arguments("Dockerfile, CMD", &default);
+}
+
+/// The `cohort` commands in the fenced shell blocks of a page: line number and arguments.
+fn commands_in(page: &str) -> Vec<(usize, Vec<String>)> {
+    let mut found = Vec::new();
+    let mut in_shell = false;
+    let mut continued = String::new();
+    for (number, line) in (1..).zip(page.lines()) {
+        if let Some(language) = line.trim().strip_prefix("```") {
+            in_shell = language == "sh";
+            continue;
+        }
+        if !in_shell {
+            continue;
+        }
+        if let Some(start) = line.trim_end().strip_suffix('\\') {
+            continued.push_str(start);
+            continue;
+        }
+        let line = std::mem::take(&mut continued) + line;
+        let mut words = words(&line);
+        if let Some(end) = words
+            .iter()
+            .position(|w| ["|", ">", "&", "&&", "<"].contains(&w.as_str()))
+        {
+            words.truncate(end);
+        }
+        let program = words.iter().position(|w| w == "cohort");
+        let through_cargo = words.starts_with(&["cargo".into(), "run".into()]);
+        let start = match through_cargo {
+            true => words.iter().position(|w| w == "--").map(|at| at + 1),
+            false => program.filter(|at| *at == 0).map(|at| at + 1),
+        };
+        found.extend(start.map(|at| (number, words.split_off(at))));
+    }
+    found
+}
+
+#[test]
+fn documented_commands_exist() {
+    let mut pages = files("docs", "md");
+    pages.extend(files("deploy", "md"));
+    pages.push(repository("README.md"));
+    pages.push(repository("ARCHITECTURE.md"));
+    let mut checked = 0;
+    for page in pages {
+        for (line, arguments) in commands_in(&read(&page)) {
+            check_arguments(&format!("{}, line {line}", page.display()), &arguments);
+            checked += 1;
+        }
+    }
+    assert!(checked >= 10, "only {checked} commands were found");
+}
+
+#[test]
+fn commands_are_found_in_shell_blocks_only() {
+    let page = "cohort a\n```sh\ncohort b \\\n  --x 1 # c\ncargo run --release -- d | cat\nls cohort\n```\n```text\ncohort e\n```\n";
+    let found: Vec<_> = commands_in(page)
+        .into_iter()
+        .map(|(_, c)| c.join(" "))
+        .collect();
+    assert_eq!(found, ["b --x 1", "d"]);
+}

@@ -1,0 +1,355 @@
+//! A run's text on the worker: shards come over gRPC when a lane needs them, are verified, and stay on disk by content
+//! hash; the next ones are fetched ahead.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use cohort_common::cluster::EvalSplit;
+use cohort_common::corpus::{
+    CorpusError, CorpusIndex, MappedShard, SampleReader, ShardEntry, ShardSource, Split, samples,
+    verify_file, windows,
+};
+use cohort_common::ids::{Lane, Step};
+use cohort_common::net::Credentials;
+use cohort_common::order::Order;
+use cohort_common::spec::{RunKind, RunSpec, TrainConfig};
+use cohort_common::wire::MAX_MESSAGE;
+use cohort_proto::v1;
+use cohort_proto::v1::data_client::DataClient as GrpcClient;
+use tokio::runtime::Handle;
+use tokio_stream::StreamExt;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::engine::Batch;
+
+/// Steps that shards are fetched ahead of their use.
+const AHEAD: Step = 16;
+
+/// Shards that stay mapped.
+const MAPPED: usize = 16;
+
+/// The connection for bulk data. Cheap to clone.
+#[derive(Clone)]
+pub struct DataClient {
+    inner: GrpcClient<InterceptedService<Channel, Credentials>>,
+    runtime: Handle,
+}
+
+impl DataClient {
+    /// Over this connection, from this runtime.
+    pub fn new(channel: Channel, credentials: Credentials) -> Self {
+        let inner = GrpcClient::with_interceptor(channel, credentials)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Self {
+            inner,
+            runtime: Handle::current(),
+        }
+    }
+
+    /// The runtime that this connection lives on.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    async fn corpus(&self, fingerprint: &str) -> Result<CorpusIndex, String> {
+        let request = v1::CorpusRequest {
+            fingerprint: fingerprint.into(),
+        };
+        let reply = self.inner.clone().corpus(request).await.map_err(text)?;
+        let index = CorpusIndex::from_json(&reply.into_inner().index);
+        index.map_err(|error| error.to_string())
+    }
+
+    /// Downloads all files of a state and checks their hashes.
+    pub async fn state(&self, source: v1::StateSource, directory: &Path) -> Result<(), String> {
+        let mut client = self.inner.clone();
+        let listed = client.state_files(source.clone()).await.map_err(text)?;
+        let describe = |error: std::io::Error| format!("{}: {error}", directory.display());
+        std::fs::create_dir_all(directory).map_err(describe)?;
+        for info in listed.into_inner().files {
+            if !cohort_common::checkpoint::is_plain_name(&info.name) {
+                return Err(format!("`{}` is no file name", info.name));
+            }
+            let path = directory.join(&info.name);
+            let request = v1::StateFileRequest {
+                source: Some(source.clone()),
+                name: info.name.clone(),
+            };
+            let pieces = client.state_file(request).await.map_err(text)?;
+            let hash = save(pieces.into_inner(), &path).await?;
+            if hash != info.hash {
+                return Err(format!(
+                    "`{}` arrived with the hash {hash}, not {}",
+                    info.name, info.hash
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Uploads a snapshot.
+    pub async fn upload(
+        &self,
+        pieces: impl tokio_stream::Stream<Item = v1::StatePiece> + Send + 'static,
+    ) -> Result<(), String> {
+        let sent = self.inner.clone().upload_state(pieces).await;
+        sent.map(|_| ()).map_err(text)
+    }
+}
+
+fn text(status: Status) -> String {
+    status.message().to_owned()
+}
+
+/// Writes a stream of pieces to a file and returns their hash.
+async fn save(mut pieces: Streaming<v1::Piece>, path: &Path) -> Result<String, String> {
+    let describe = |error: std::io::Error| format!("{}: {error}", path.display());
+    let mut file = File::create(path).map_err(describe)?;
+    let mut hasher = blake3::Hasher::new();
+    while let Some(piece) = pieces.next().await {
+        let data = piece.map_err(text)?.data;
+        hasher.update(&data);
+        file.write_all(&data).map_err(describe)?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The shards of one side of a corpus, wherever they are.
+struct CachedShards {
+    client: DataClient,
+    cache: PathBuf,
+    fingerprint: String,
+    split: Split,
+    entries: Vec<ShardEntry>,
+    mapped: Mutex<HashMap<usize, Arc<Mutex<Option<Arc<MappedShard>>>>>>,
+}
+
+impl ShardSource for CachedShards {
+    fn shard(&self, index: usize) -> Result<Arc<MappedShard>, CorpusError> {
+        let slot = {
+            let mut mapped = self.mapped.lock().expect("no panic under this lock");
+            if mapped.len() > MAPPED {
+                // Mapping again is cheap, so there is no need to find out which were used last.
+                mapped.retain(|held, slot| *held == index || Arc::strong_count(slot) > 1);
+            }
+            mapped.entry(index).or_default().clone()
+        };
+        let mut slot = slot.lock().expect("no panic under this lock");
+        if let Some(shard) = &*slot {
+            return Ok(shard.clone());
+        }
+        let entry = &self.entries[index];
+        let path = self.cache.join(format!("{}.shard", entry.hash));
+        if !path.exists() {
+            self.download(index, entry, &path)?;
+        }
+        let shard = Arc::new(MappedShard::open(&path, entry)?);
+        *slot = Some(shard.clone());
+        Ok(shard)
+    }
+}
+
+impl CachedShards {
+    /// Fetches a shard; blocks. It appears under its name only when its hash is right.
+    fn download(&self, index: usize, entry: &ShardEntry, path: &Path) -> Result<(), CorpusError> {
+        let part = path.with_extension(format!("part-{}", std::process::id()));
+        let request = v1::ShardRequest {
+            fingerprint: self.fingerprint.clone(),
+            split: self.split.name().into(),
+            index: index as u32,
+        };
+        let mut client = self.client.inner.clone();
+        let fetched = self.client.runtime.block_on(async {
+            let pieces = client.shard(request).await.map_err(text)?;
+            save(pieces.into_inner(), &part).await
+        });
+        let broken = |reason: String| CorpusError::Damaged {
+            path: path.to_owned(),
+            reason,
+        };
+        fetched.map_err(|error| broken(format!("it cannot be fetched: {error}")))?;
+        verify_file(&part, entry)?;
+        std::fs::rename(&part, path).map_err(|error| broken(error.to_string()))
+    }
+}
+
+/// Everything a run reads.
+pub struct RunData {
+    train: Option<Train>,
+    splits: Vec<EvalReader>,
+    context: usize,
+}
+
+struct Train {
+    reader: SampleReader,
+    shards: Arc<CachedShards>,
+    order: Order,
+}
+
+struct EvalReader {
+    reader: SampleReader,
+    windows: u64,
+    per_unit: u64,
+}
+
+impl RunData {
+    /// Gets the indices of a run's corpora. Shards come later.
+    pub async fn open(
+        client: &DataClient,
+        cache: &Path,
+        spec: &RunSpec,
+        splits: &[EvalSplit],
+    ) -> Result<Self, String> {
+        let cache = cache.join("shards");
+        std::fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
+        let mut indices = HashMap::new();
+        let fingerprints = splits.iter().map(|s| &s.corpus).chain([&spec.corpus]);
+        for fingerprint in fingerprints {
+            if !indices.contains_key(fingerprint) {
+                indices.insert(fingerprint.clone(), client.corpus(fingerprint).await?);
+            }
+        }
+        let open = |fingerprint: &str, split: Split| {
+            let side = indices[fingerprint].split(split);
+            let shards = Arc::new(CachedShards {
+                client: client.clone(),
+                cache: cache.clone(),
+                fingerprint: fingerprint.into(),
+                split,
+                entries: side.shards.clone(),
+                mapped: Mutex::default(),
+            });
+            (SampleReader::new(split, side, shards.clone()), shards)
+        };
+        let context = spec.model.context;
+        let train = match spec.kind {
+            RunKind::Eval => None,
+            _ => {
+                let index = &indices[&spec.corpus];
+                let count = samples(Split::Train, index.train.tokens, context);
+                let count = count.map_err(|error| error.to_string())?;
+                // A block of the order is about one shard, so that lanes walk few shards at a time.
+                let block = (index.options.shard_tokens / context as u64).max(1);
+                let (reader, shards) = open(&spec.corpus, Split::Train);
+                Some(Train {
+                    reader,
+                    shards,
+                    order: Order::new(spec.train.seed, count, block),
+                })
+            }
+        };
+        let splits = splits.iter().map(|s| {
+            let split = Split::ALL.into_iter().find(|x| x.name() == s.split);
+            let split = split.ok_or_else(|| format!("`{}` is no split", s.split))?;
+            let (reader, _) = open(&s.corpus, split);
+            let all = windows(reader.tokens(), context);
+            Ok(EvalReader {
+                windows: match spec.train.eval_samples {
+                    0 => all,
+                    bound => all.min(bound),
+                },
+                per_unit: u64::from(s.windows),
+                reader,
+            })
+        });
+        Ok(Self {
+            train,
+            splits: splits.collect::<Result<_, String>>()?,
+            context,
+        })
+    }
+
+    /// The micro-batches of a lane in a step, in order, each with the samples in it.
+    pub fn lane(
+        &self,
+        train: &TrainConfig,
+        step: Step,
+        lane: Lane,
+    ) -> Result<Vec<(Batch, Vec<u64>)>, String> {
+        let data = self.train.as_ref().ok_or("this run does not train")?;
+        let positions: Vec<u64> = data.order.positions(step - 1, lane, train).collect();
+        positions
+            .chunks(train.micro_batch as usize)
+            .map(|positions| {
+                let samples = positions.iter().map(|&p| data.order.sample(p).index);
+                let samples: Vec<u64> = samples.collect();
+                Ok((self.batch(&data.reader, &samples)?, samples))
+            })
+            .collect()
+    }
+
+    fn batch(&self, reader: &SampleReader, samples: &[u64]) -> Result<Batch, String> {
+        let context = self.context;
+        let mut inputs = Vec::with_capacity(samples.len() * context);
+        let mut targets = Vec::with_capacity(samples.len() * context);
+        let mut tokens = Vec::with_capacity(context + 1);
+        for &sample in samples {
+            tokens.clear();
+            let read = reader.sample(sample, context, &mut tokens);
+            read.map_err(|error| error.to_string())?;
+            inputs.extend_from_slice(&tokens[..context]);
+            targets.extend_from_slice(&tokens[1..]);
+        }
+        Ok(Batch {
+            weights: vec![1.0; inputs.len()],
+            inputs,
+            targets,
+            samples: samples.len(),
+            length: context,
+        })
+    }
+
+    /// Fetches the shards that a lane needs some steps later, in the background.
+    pub fn prefetch(&self, train: &TrainConfig, step: Step, lane: Lane) {
+        let Some(data) = &self.train else { return };
+        let later = data.order.positions(step - 1 + AHEAD, lane, train).start;
+        let sample = data.order.sample(later).index;
+        let tokens = cohort_common::corpus::sample_range(sample, self.context);
+        for index in data.reader.shards_for(tokens) {
+            let entry = &data.shards.entries[index];
+            let here = data.shards.cache.join(format!("{}.shard", entry.hash));
+            if !here.exists() {
+                let shards = data.shards.clone();
+                // An error shows up again when the shard is needed.
+                let fetch = move || drop(shards.shard(index));
+                data.shards.client.runtime.spawn_blocking(fetch);
+            }
+        }
+    }
+
+    /// The windows of a unit of a split, as batches: full windows together, a short last one by itself.
+    pub fn unit(&self, split: u32, unit: u32) -> Result<Vec<Batch>, String> {
+        let data = self.splits.get(split as usize);
+        let data = data.ok_or_else(|| format!("there is no split {split}"))?;
+        let first = u64::from(unit) * data.per_unit;
+        let last = (first + data.per_unit).min(data.windows);
+        let mut batches: Vec<Batch> = Vec::new();
+        for index in first..last {
+            let window = data.reader.window(index, self.context);
+            let window = window.map_err(|error| error.to_string())?;
+            let length = window.inputs.len();
+            match batches.last_mut().filter(|b| b.length == length) {
+                Some(batch) => {
+                    batch.inputs.extend(window.inputs);
+                    batch.targets.extend(window.targets);
+                    batch.weights.extend(window.weights);
+                    batch.samples += 1;
+                }
+                None => batches.push(Batch {
+                    inputs: window.inputs,
+                    targets: window.targets,
+                    weights: window.weights,
+                    samples: 1,
+                    length,
+                }),
+            }
+        }
+        Ok(batches)
+    }
+}

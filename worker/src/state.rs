@@ -1,0 +1,66 @@
+//! Gets the state that a run starts or goes on from: files over gRPC, verified by hash, read once and deleted.
+
+use std::path::{Path, PathBuf};
+
+use cohort_common::checkpoint::Checkpoint;
+use cohort_common::cluster::StateSource;
+use cohort_common::ids::RunId;
+use cohort_common::wire;
+
+use crate::data::DataClient;
+
+/// Where the engine's state comes from.
+pub enum Fetched {
+    /// The spec's seed.
+    Seed,
+    /// A directory that is deleted when this is dropped.
+    Files(TempState),
+}
+
+/// A downloaded state.
+pub struct TempState(PathBuf);
+
+impl Drop for TempState {
+    fn drop(&mut self) {
+        // What stays behind is only a cache: the next download replaces it.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Parameters and moments, flat.
+pub struct Flat {
+    /// Parameters.
+    pub params: Vec<f32>,
+    /// First and second moments, where there are any.
+    pub moments: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+impl TempState {
+    /// Reads the state; blocks.
+    pub fn read(&self) -> Result<Flat, String> {
+        let read = || {
+            let checkpoint = Checkpoint::open(&self.0)?;
+            let params = checkpoint.weights()?.params;
+            let moments = checkpoint.moments()?.map(|m| (m.exp_avg, m.exp_avg_sq));
+            Ok::<_, cohort_common::checkpoint::CheckpointError>(Flat { params, moments })
+        };
+        read().map_err(|error| error.to_string())
+    }
+}
+
+/// Downloads a state.
+pub async fn fetch(
+    client: &DataClient,
+    cache: &Path,
+    run: &RunId,
+    source: StateSource,
+) -> Result<Fetched, String> {
+    if source == StateSource::Seed {
+        return Ok(Fetched::Seed);
+    }
+    let directory = cache.join(format!("state-{run}-{}", std::process::id()));
+    let state = TempState(directory.clone());
+    let source = wire::source_to(run, source);
+    client.state(source, &directory).await?;
+    Ok(Fetched::Files(state))
+}
