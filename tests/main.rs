@@ -1,1 +1,3 @@
-fn main() {}
+//! Drives the real binary.
+
+mod messages;

@@ -1,0 +1,105 @@
+//! The verbs that use a trained model.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::common::{ConnectArgs, JsonArgs, threads};
+
+/// Arguments of `generate`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Prints the prompt and its continuation on stdout, and nothing else there. Without --prompt the prompt is read from
+stdin if that is no terminal; an empty prompt begins a new document. The same seed gives the same text.
+
+Examples:
+  cohort generate --from books-1@best --prompt 'Once upon a time'
+  cohort generate --from ./model-dir --temperature 0 --max-tokens 50 < prompt.txt")]
+pub struct GenerateArgs {
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub from: String,
+    /// What to continue
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// At most this many new tokens
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub max_tokens: usize,
+    /// Above 1 wilder, below 1 tamer; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Draw among this many of the likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Draw among the fewest likeliest tokens that have this probability together
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// What computes: `auto`, `cpu` or `cuda:N`
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Compute threads [default: one per core]
+    #[arg(long, value_name = "T", value_parser = threads)]
+    pub threads: Option<usize>,
+    /// Where runs are looked up.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `eval`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Each token but a document's first is scored once, in windows of the model's context, as in validation. Bits per byte
+can be compared between models of different tokenizers. The model is computed in this process.
+
+Examples:
+  cohort eval --from books-1@best --text chapter.txt
+  cohort eval --from ./model-dir --text 'tests/*.jsonl' --json")]
+pub struct EvalArgs {
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub from: String,
+    /// Files, directories and patterns to score
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub text: Vec<PathBuf>,
+    /// The field of a JSON line that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// Leave out text that cannot be read, and count it, instead of stopping
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// What computes: `auto`, `cpu` or `cuda:N`
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Compute threads [default: one per core]
+    #[arg(long, value_name = "T", value_parser = threads)]
+    pub threads: Option<usize>,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Where runs are looked up.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `export`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The directory must not exist or be empty. `transformers` loads it as it is.
+
+Examples:
+  cohort export books-1@best ./books-hf
+  cohort export books-1@2000 ./books-hf --coordinator http://HOST:7070 --token-file token")]
+pub struct ExportArgs {
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory
+    #[arg(value_name = "CHECKPOINT")]
+    pub from: String,
+    /// Where to
+    #[arg(value_name = "DIR")]
+    pub target: PathBuf,
+    /// Where runs are looked up.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}

@@ -1,0 +1,80 @@
+//! The verbs that are processes of a cluster.
+
+use clap::Args;
+
+use super::common::{HomeArgs, TokenArgs, threads};
+
+/// Arguments of `coordinator`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cohort coordinator                                             for this machine only
+  cohort coordinator --listen 0.0.0.0:7070 --token-file token    for others too; the token is a must then
+  openssl rand -hex 32 > token                                   makes a token")]
+pub struct CoordinatorArgs {
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
+    pub listen: String,
+    /// Its token.
+    #[command(flatten)]
+    pub token: TokenArgs,
+    /// Its home.
+    #[command(flatten)]
+    pub home: HomeArgs,
+    /// End when stdin is closed.
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+/// Arguments of `worker`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cohort worker                                         for the coordinator of this machine
+  cohort worker --coordinator http://HOST:7070 --token-file token --device cuda:0")]
+pub struct WorkerArgs {
+    /// The coordinator [or COHORT_COORDINATOR; default: the one of the home directory, else http://127.0.0.1:7070]
+    #[arg(long, value_name = "URL")]
+    pub coordinator: Option<String>,
+    /// What computes: `auto`, `cpu` or `cuda:N`
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Compute threads [default: one per core]
+    #[arg(long, value_name = "T", value_parser = threads)]
+    pub threads: Option<usize>,
+    /// The coordinator's token.
+    #[command(flatten)]
+    pub token: TokenArgs,
+    /// Where it caches.
+    #[command(flatten)]
+    pub home: HomeArgs,
+    /// End when stdin is closed.
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+/// Arguments of `local`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cohort local --workers 4                      then, in another terminal:
+  cohort pretrain --preset small --corpus books/
+
+Logs and process ids lie under HOME/logs. Ctrl-C ends the cluster; an unfinished run can be resumed later.")]
+pub struct LocalClusterArgs {
+    /// Worker processes
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub workers: u32,
+    /// Compute threads of each worker [default: its share of the cores]
+    #[arg(long, value_name = "T", value_parser = threads)]
+    pub threads: Option<usize>,
+    /// Address and port of the coordinator; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
+    pub listen: String,
+    /// The cluster's token.
+    #[command(flatten)]
+    pub token: TokenArgs,
+    /// Its home.
+    #[command(flatten)]
+    pub home: HomeArgs,
+}

@@ -1,0 +1,77 @@
+//! Arguments that several verbs share.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::output::Output;
+
+/// Where Cohort keeps things.
+#[derive(Args, Clone, Debug, Default)]
+pub struct HomeArgs {
+    /// Directory of everything that Cohort writes [default: the platform's data directory]
+    #[arg(long, value_name = "DIR", env = "COHORT_HOME", hide_env_values = true, help_heading = "Place")]
+    pub home: Option<PathBuf>,
+}
+
+/// The cluster's secret.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TokenArgs {
+    /// File with the cluster's token [or the token itself in COHORT_TOKEN]
+    #[arg(long, value_name = "FILE", help_heading = "Place")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Which coordinator a client talks to.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConnectArgs {
+    /// The coordinator [or COHORT_COORDINATOR; default: the one of the home directory, else http://127.0.0.1:7070]
+    #[arg(long, value_name = "URL", help_heading = "Place")]
+    pub coordinator: Option<String>,
+    /// Its token.
+    #[command(flatten)]
+    pub token: TokenArgs,
+    /// Its home.
+    #[command(flatten)]
+    pub home: HomeArgs,
+}
+
+/// A cluster for one command.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct LocalArgs {
+    /// Start a private coordinator and N worker processes for this command, and end them with it
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with = "coordinator",
+        value_parser = clap::value_parser!(u32).range(1..=1024),
+        help_heading = "Place"
+    )]
+    pub local: Option<u32>,
+    /// Compute threads of each local worker [default: its share of the cores]
+    #[arg(long, value_name = "T", requires = "local", value_parser = threads, help_heading = "Place")]
+    pub threads: Option<usize>,
+}
+
+/// How results are printed.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct JsonArgs {
+    /// Print JSON lines on stdout; text for people goes to stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A number of compute threads.
+pub fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads @ 1..=4096) => Ok(threads),
+        _ => Err("expected a number from 1 to 4096".into()),
+    }
+}
+
+impl JsonArgs {
+    /// Where text goes.
+    pub fn output(self) -> Output {
+        Output { json: self.json }
+    }
+}

@@ -1,0 +1,78 @@
+//! What can be typed: one clap struct per verb, nothing else. What the words mean is decided in `commands`.
+
+mod checkpoints;
+mod cluster;
+mod common;
+mod runs;
+mod train;
+
+use clap::{Parser, Subcommand};
+
+pub use checkpoints::{EvalArgs, ExportArgs, GenerateArgs};
+pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
+pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
+pub use runs::{
+    CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
+    FollowArgs, PresetsArgs, RemoveArgs, RunArgs, RunsArgs,
+};
+pub use train::{FinetuneArgs, PretrainArgs, QuickstartArgs, SpecArgs, SubmitArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  cohort quickstart                                    train and finetune a small model on this machine, offline
+  cohort pretrain --preset tiny --corpus books/ --local 2
+  cohort finetune --from RUN@best --corpus tales/ --local 2
+  cohort generate --from RUN@best --prompt 'Once upon a time'
+
+Several machines:
+  cohort coordinator --listen 0.0.0.0:7070 --token-file token      on one of them
+  cohort worker --coordinator http://HOST:7070 --token-file token  on each
+  cohort pretrain spec.toml --corpus books/ --coordinator http://HOST:7070 --token-file token
+
+`cohort VERB --help` has examples for each verb. Set COHORT_LOG=info (or debug) to see what happens inside.";
+
+/// Trains language models on whatever machines you have, with results that never depend on the cluster.
+#[derive(Debug, Parser)]
+#[command(name = "cohort", version, after_help = EXAMPLES, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// One verb per action.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Pretrain and finetune a small model on this machine, from raw text to generated text, without any download
+    Quickstart(QuickstartArgs),
+    /// Train a model from random weights
+    Pretrain(PretrainArgs),
+    /// Train a model further from a checkpoint, on another corpus
+    Finetune(FinetuneArgs),
+    /// Continue a prompt with the text of a model
+    Generate(GenerateArgs),
+    /// Score a text with a model: loss, perplexity, bits per byte
+    Eval(EvalArgs),
+    /// Write a checkpoint as a Hugging Face directory
+    Export(ExportArgs),
+    /// List the runs
+    Runs(RunsArgs),
+    /// Show a run: its figures, validations and checkpoints
+    Status(RunArgs),
+    /// Come back to a run and watch it until it rests
+    Follow(FollowArgs),
+    /// End a run for good; its checkpoints stay
+    Cancel(RunArgs),
+    /// Delete a run with its files
+    Rm(RemoveArgs),
+    /// Prepare, list, show and remove corpora
+    Corpus(CorpusArgs),
+    /// List the recipes that come with Cohort
+    Presets(PresetsArgs),
+    /// Serve: keep runs, corpora and checkpoints, and lead the workers
+    Coordinator(CoordinatorArgs),
+    /// Join a coordinator and compute for it
+    Worker(WorkerArgs),
+    /// Run a standing cluster on this machine until Ctrl-C
+    Local(LocalClusterArgs),
+}

@@ -1,0 +1,196 @@
+//! The verbs that look at runs, corpora and presets, or remove them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::common::{ConnectArgs, JsonArgs};
+
+/// Arguments of `runs`.
+#[derive(Args, Debug)]
+#[command(after_help = "Without a running coordinator the runs of the home directory are listed.
+
+Examples:
+  cohort runs
+  cohort runs --json | jq .name")]
+pub struct RunsArgs {
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `status` and `cancel`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cohort status tiny-1
+  cohort cancel tiny-1")]
+pub struct RunArgs {
+    /// The run
+    pub run: String,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `follow`.
+#[derive(Args, Debug)]
+#[command(after_help = "Ctrl-C leaves the run training.
+
+Examples:
+  cohort follow tiny-1
+  cohort follow tiny-1 --json > events.jsonl      all its events, from the first")]
+pub struct FollowArgs {
+    /// The run
+    pub run: String,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `rm`.
+#[derive(Args, Debug)]
+#[command(after_help = "Says what would be deleted, and asks.
+
+Examples:
+  cohort rm tiny-1
+  cohort rm tiny-1 --yes")]
+pub struct RemoveArgs {
+    /// The run
+    pub run: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `presets`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cohort presets
+  cohort presets small > spec.toml      save one, to change it")]
+pub struct PresetsArgs {
+    /// Print this one as TOML
+    pub name: Option<String>,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// Arguments of `corpus`.
+#[derive(Args, Debug)]
+pub struct CorpusArgs {
+    /// What to do with corpora.
+    #[command(subcommand)]
+    pub verb: CorpusVerb,
+}
+
+/// The verbs of corpora.
+#[derive(Debug, Subcommand)]
+pub enum CorpusVerb {
+    /// Turn text into a corpus: tokens in shards, split into training and validation
+    Prepare(CorpusPrepareArgs),
+    /// List the corpora
+    Ls(CorpusListArgs),
+    /// Show a corpus: documents, tokens, shards, fingerprint, a decoded sample
+    Show(CorpusShowArgs),
+    /// Delete a corpus that no unfinished run needs
+    Rm(CorpusRemoveArgs),
+}
+
+/// Arguments of `corpus prepare`.
+#[derive(Args, Debug)]
+#[command(after_help = "`pretrain --corpus` prepares what it needs; a corpus of the same text and options is used again.
+
+Examples:
+  cohort corpus prepare books/ --name books
+  cohort corpus prepare data.jsonl.zst --text-field content --vocab-size 8192
+  cohort corpus prepare 'coordinator:/data/*.txt' --spec spec.toml")]
+pub struct CorpusPrepareArgs {
+    /// Files, directories, patterns; `coordinator:PATH` lies on the coordinator's machine
+    #[arg(required = true)]
+    pub paths: Vec<String>,
+    /// Name for people [default: that of the first path]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Take the options from the `corpus` and `tokenizer` tables of this spec
+    #[arg(long, value_name = "SPEC.toml")]
+    pub spec: Option<PathBuf>,
+    /// Train BPE with this many tokens [default: 4096]
+    #[arg(long, value_name = "N")]
+    pub vocab_size: Option<u64>,
+    /// Use this tokenizer.json
+    #[arg(long, value_name = "FILE", conflicts_with = "vocab_size")]
+    pub tokenizer: Option<String>,
+    /// One token for each character
+    #[arg(long = "char", conflicts_with_all = ["vocab_size", "tokenizer"])]
+    pub characters: bool,
+    /// The field of a JSON line that holds the text [default: text]
+    #[arg(long, value_name = "NAME")]
+    pub text_field: Option<String>,
+    /// Share of the text that is held out [default: 0.1]
+    #[arg(long, value_name = "SHARE")]
+    pub validation: Option<f64>,
+    /// Leave out text that cannot be read, and count it, instead of stopping
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `corpus ls`.
+#[derive(Args, Debug)]
+pub struct CorpusListArgs {
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `corpus show`.
+#[derive(Args, Debug)]
+pub struct CorpusShowArgs {
+    /// Its fingerprint, the beginning of it, or its name
+    pub corpus: String,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `corpus rm`.
+#[derive(Args, Debug)]
+pub struct CorpusRemoveArgs {
+    /// Its fingerprint, the beginning of it, or its name
+    pub corpus: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}

@@ -1,0 +1,140 @@
+//! The verbs that train.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::common::{ConnectArgs, JsonArgs, LocalArgs};
+
+/// Where a spec comes from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SpecArgs {
+    /// Text to train on: files, directories, patterns; `coordinator:PATH` lies on the coordinator's machine
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub corpus: Vec<String>,
+    /// Change a value of the spec, such as `train.steps=500`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Leave out text that cannot be read, and count it, instead of stopping
+    #[arg(long)]
+    pub skip_bad: bool,
+}
+
+/// How a run is submitted and watched.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SubmitArgs {
+    /// Name of the run [default: one is made up]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Start another run even where an unfinished one of the same spec and corpus could be resumed
+    #[arg(long)]
+    pub new: bool,
+    /// Submit, print the run's name, and leave; `cohort follow RUN` comes back
+    #[arg(long, conflicts_with = "local")]
+    pub detach: bool,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// A cluster for this command.
+    #[command(flatten)]
+    pub local: LocalArgs,
+    /// Or one that stands.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `pretrain`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cohort pretrain --preset tiny --corpus books/ --local 2
+  cohort pretrain spec.toml --corpus 'books/*.txt.gz' --set train.steps=5000 --detach
+  cohort pretrain --resume tiny-1 --set train.steps=1000 --local 4
+
+The same command again goes on with its unfinished run. `cohort presets` lists the presets; `cohort presets NAME`
+prints one, to be saved and changed. Ctrl-C leaves a run on a standing coordinator training; with --local it
+checkpoints the run and ends, and a second Ctrl-C ends at once.")]
+pub struct PretrainArgs {
+    /// The spec, in TOML
+    #[arg(value_name = "SPEC.toml", conflicts_with = "preset")]
+    pub spec: Option<PathBuf>,
+    /// A spec that comes with Cohort
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Go on with this run; `--set train.steps=N` may give it more steps
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "preset", "corpus", "new", "name", "skip_bad"])]
+    pub resume: Option<String>,
+    /// The spec.
+    #[command(flatten)]
+    pub text: SpecArgs,
+    /// The submission.
+    #[command(flatten)]
+    pub submit: SubmitArgs,
+}
+
+/// Arguments of `finetune`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cohort finetune --from books-1@best --corpus tales/ --local 2
+  cohort finetune spec.toml --from ./llama-hf --corpus tales/ --set train.learning_rate=1e-5
+  cohort finetune --resume finetune-1 --local 2
+
+Model, tokenizer and context come from the checkpoint; each value that is inherited or overridden is printed.")]
+pub struct FinetuneArgs {
+    /// The spec, in TOML; every key may be absent
+    #[arg(value_name = "SPEC.toml")]
+    pub spec: Option<PathBuf>,
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
+    #[arg(long, value_name = "CHECKPOINT", required_unless_present = "resume")]
+    pub from: Option<String>,
+    /// Go on with this run; `--set train.steps=N` may give it more steps
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "new", "name", "skip_bad"])]
+    pub resume: Option<String>,
+    /// The spec.
+    #[command(flatten)]
+    pub text: SpecArgs,
+    /// The submission.
+    #[command(flatten)]
+    pub submit: SubmitArgs,
+}
+
+/// Arguments of `quickstart`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cohort quickstart
+  cohort quickstart --minutes 10 --workers 4
+  cohort quickstart --corpus books/ --finetune-corpus tales/
+
+Without --corpus the text is the Rust source code of the crates that cargo has fetched to build Cohort, and for
+finetuning their Markdown files. Nothing is downloaded.")]
+pub struct QuickstartArgs {
+    /// Text to pretrain on [default: the Rust sources of Cohort's dependencies]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub corpus: Vec<String>,
+    /// Text to finetune on [default: the Markdown files of Cohort's dependencies]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub finetune_corpus: Vec<String>,
+    /// Worker processes [default: 2]
+    #[arg(
+        long,
+        visible_alias = "local",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1024),
+        conflicts_with = "coordinator"
+    )]
+    pub workers: Option<u32>,
+    /// Compute threads of each local worker [default: its share of the cores]
+    #[arg(long, value_name = "T", conflicts_with = "coordinator", value_parser = super::common::threads)]
+    pub threads: Option<usize>,
+    /// Minutes of pretraining; become a number of steps, which is printed
+    #[arg(long, default_value_t = 2.0)]
+    pub minutes: f64,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// A cluster that stands.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}

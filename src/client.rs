@@ -1,0 +1,324 @@
+//! A connection to a coordinator, with a typed method for each call. Bulk data has a connection of its own, so that it
+//! never holds up control.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow};
+use cohort_common::api::{
+    ClusterInfo, CorpusInfo, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, Resolved,
+    RunInfo, Submit, Submitted,
+};
+use cohort_common::net::{self, Credentials, Token};
+use cohort_common::wire::{self, MAX_MESSAGE};
+use cohort_proto::v1;
+use cohort_proto::v1::client_client::ClientClient;
+use cohort_proto::v1::data_client::DataClient;
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use crate::failure::hinted;
+
+type Service = InterceptedService<Channel, Credentials>;
+
+/// A coordinator that answers.
+#[derive(Clone)]
+pub struct Client {
+    url: String,
+    credentials: Credentials,
+    control: ClientClient<Service>,
+    same_home: bool,
+}
+
+/// Files that a checkpoint consists of, on the coordinator's side.
+pub type Files = Vec<v1::FileInfo>;
+
+impl Client {
+    /// Connects. `same_home` says that the coordinator works on this machine, on the client's own home directory.
+    pub async fn connect(url: &str, token: Option<Token>, same_home: bool) -> Result<Self> {
+        let credentials = Credentials {
+            token,
+            ..Credentials::default()
+        };
+        let channel = net::connect(url).await?;
+        let control = ClientClient::with_interceptor(channel, credentials.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Ok(Self {
+            url: url.into(),
+            credentials,
+            control,
+            same_home,
+        })
+    }
+
+    /// Where the coordinator listens.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether the coordinator reads this machine's files.
+    pub fn same_home(&self) -> bool {
+        self.same_home
+    }
+
+    /// The coordinator and its workers.
+    pub async fn cluster(&mut self) -> Result<ClusterInfo> {
+        let reply = self.control.cluster(v1::Empty {}).await;
+        self.take(reply)
+    }
+
+    /// Starts a preparation; its events follow.
+    pub async fn prepare_corpus(&mut self, request: &PrepareCorpus) -> Result<Events> {
+        let reply = self.control.prepare_corpus(wire::json(request)).await;
+        self.stream(reply)
+    }
+
+    /// All corpora.
+    pub async fn corpora(&mut self) -> Result<Vec<CorpusInfo>> {
+        let reply = self.control.list_corpora(v1::Empty {}).await;
+        self.take(reply)
+    }
+
+    /// One corpus.
+    pub async fn corpus(&mut self, name: &str) -> Result<CorpusInfo> {
+        let reply = self.control.show_corpus(named(name)).await;
+        self.take(reply)
+    }
+
+    /// Deletes a corpus.
+    pub async fn remove_corpus(&mut self, name: &str) -> Result<Removed> {
+        let reply = self.control.remove_corpus(named(name)).await;
+        self.take(reply)
+    }
+
+    /// Queues a run.
+    pub async fn submit(&mut self, submit: &Submit) -> Result<Submitted> {
+        let reply = self.control.submit(wire::json(submit)).await;
+        self.take(reply)
+    }
+
+    /// All runs.
+    pub async fn runs(&mut self) -> Result<Vec<RunInfo>> {
+        let reply = self.control.list_runs(v1::Empty {}).await;
+        self.take(reply)
+    }
+
+    /// One run.
+    pub async fn run(&mut self, run: &str) -> Result<RunInfo> {
+        let reply = self.control.get_run(named(run)).await;
+        self.take(reply)
+    }
+
+    /// The events of a run after one of them.
+    pub async fn follow(&mut self, run: &str, after: u64) -> Result<Events> {
+        let run = run.to_owned();
+        let reply = self.control.follow(v1::FollowRequest { run, after }).await;
+        self.stream(reply)
+    }
+
+    /// Ends a run for good.
+    pub async fn cancel(&mut self, run: &str) -> Result<RunInfo> {
+        let reply = self.control.cancel(named(run)).await;
+        self.take(reply)
+    }
+
+    /// Checkpoints a run and stops it.
+    pub async fn stop(&mut self, run: &str) -> Result<RunInfo> {
+        let reply = self.control.stop(named(run)).await;
+        self.take(reply)
+    }
+
+    /// Deletes a run, or says what that would delete.
+    pub async fn remove_run(&mut self, run: &str, dry_run: bool) -> Result<Removed> {
+        let run = run.to_owned();
+        let reply = self.control.remove_run(v1::RemoveRequest { run, dry_run }).await;
+        self.take(reply)
+    }
+
+    /// Finds a checkpoint.
+    pub async fn resolve(&mut self, reference: &str) -> Result<Resolved> {
+        let reply = self.control.resolve(named(reference)).await;
+        self.take(reply)
+    }
+
+    /// A connection for bulk data.
+    pub async fn data(&self) -> Result<Data> {
+        let channel = net::connect(&self.url).await?;
+        let data = DataClient::with_interceptor(channel, self.credentials.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Ok(Data {
+            url: self.url.clone(),
+            data,
+        })
+    }
+
+    fn take<T: DeserializeOwned>(
+        &self,
+        reply: Result<tonic::Response<v1::Json>, Status>,
+    ) -> Result<T> {
+        let reply = reply.map_err(|status| refused(&self.url, &status))?;
+        understood(&reply.into_inner())
+    }
+
+    fn stream(&self, reply: Result<tonic::Response<Streaming<v1::Json>>, Status>) -> Result<Events> {
+        let reply = reply.map_err(|status| refused(&self.url, &status))?;
+        Ok(Events {
+            url: self.url.clone(),
+            stream: reply.into_inner(),
+        })
+    }
+}
+
+/// A stream of events from a coordinator.
+pub struct Events {
+    url: String,
+    stream: Streaming<v1::Json>,
+}
+
+impl Events {
+    /// The next event of a preparation.
+    pub async fn next_of_preparation(&mut self) -> Result<Option<PrepareEvent>> {
+        self.next().await
+    }
+
+    /// The next event of a run.
+    pub async fn next_of_run(&mut self) -> Result<Option<NumberedEvent>> {
+        self.next().await
+    }
+
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        let message = self.stream.message().await;
+        match message.map_err(|status| refused(&self.url, &status))? {
+            Some(message) => understood(&message).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A connection for bulk data.
+pub struct Data {
+    url: String,
+    data: DataClient<Service>,
+}
+
+impl Data {
+    /// Which files the coordinator lacks, and from which byte on.
+    pub async fn missing(&mut self, hashes: Vec<String>) -> Result<Vec<v1::MissingFile>> {
+        let reply = self.data.missing_files(v1::MissingRequest { hashes }).await;
+        let reply = reply.map_err(|status| refused(&self.url, &status))?;
+        Ok(reply.into_inner().files)
+    }
+
+    /// Sends a file, in pieces.
+    pub async fn upload(
+        &mut self,
+        pieces: impl tokio_stream::Stream<Item = v1::FilePiece> + Send + 'static,
+    ) -> Result<()> {
+        let reply = self.data.upload_file(pieces).await;
+        reply.map_err(|status| refused(&self.url, &status))?;
+        Ok(())
+    }
+
+    /// The files of a run's checkpoint.
+    pub async fn checkpoint_files(&mut self, run: &str, step: u64) -> Result<Files> {
+        let reply = self.data.state_files(checkpoint(run, step)).await;
+        let reply = reply.map_err(|status| refused(&self.url, &status))?;
+        Ok(reply.into_inner().files)
+    }
+
+    /// Writes a file of a checkpoint to `target`, and compares it with its hash. `progress` hears of each piece.
+    pub async fn fetch(
+        &mut self,
+        (run, step): (&str, u64),
+        file: &v1::FileInfo,
+        target: &Path,
+        progress: &dyn Fn(u64),
+    ) -> Result<()> {
+        let request = v1::StateFileRequest {
+            source: Some(checkpoint(run, step)),
+            name: file.name.clone(),
+        };
+        let reply = self.data.state_file(request).await;
+        let mut pieces = reply.map_err(|s| refused(&self.url, &s))?.into_inner();
+        let cannot_write = || format!("cannot write `{}`", target.display());
+        let mut out = tokio::fs::File::create(target).await.with_context(cannot_write)?;
+        let mut hasher = blake3::Hasher::new();
+        while let Some(piece) = pieces.message().await.map_err(|s| refused(&self.url, &s))? {
+            hasher.update(&piece.data);
+            out.write_all(&piece.data).await.with_context(cannot_write)?;
+            progress(piece.data.len() as u64);
+        }
+        out.sync_all().await.with_context(cannot_write)?;
+        let found = hasher.finalize().to_hex();
+        if found.as_str() != file.hash {
+            return Err(hinted(
+                format!("`{}` of {run}@{step} arrived damaged", file.name),
+                "try again; if it happens again, the coordinator's disk is damaged",
+            ));
+        }
+        Ok(())
+    }
+
+    /// A small file of a checkpoint.
+    pub async fn small_file(&mut self, run: &str, step: u64, name: &str) -> Result<Vec<u8>> {
+        const LIMIT: usize = 256 << 20;
+        let request = v1::StateFileRequest {
+            source: Some(checkpoint(run, step)),
+            name: name.into(),
+        };
+        let reply = self.data.state_file(request).await;
+        let mut pieces = reply.map_err(|s| refused(&self.url, &s))?.into_inner();
+        let mut bytes = Vec::new();
+        while let Some(piece) = pieces.message().await.map_err(|s| refused(&self.url, &s))? {
+            bytes.extend_from_slice(&piece.data);
+            if bytes.len() > LIMIT {
+                return Err(anyhow!("`{name}` of {run}@{step} is too large"));
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+fn named(name: &str) -> v1::Name {
+    v1::Name { name: name.into() }
+}
+
+fn checkpoint(run: &str, step: u64) -> v1::StateSource {
+    v1::StateSource {
+        run: run.into(),
+        from: Some(v1::state_source::From::Checkpoint(step)),
+    }
+}
+
+fn understood<T: DeserializeOwned>(message: &v1::Json) -> Result<T> {
+    wire::from_json(message).map_err(|error| {
+        anyhow::Error::new(error).context(
+            "the coordinator's answer cannot be understood; it may be of another version of Cohort",
+        )
+    })
+}
+
+/// What a coordinator says is a sentence for people; what the transport says needs a frame.
+fn refused(url: &str, status: &Status) -> anyhow::Error {
+    let message = status.message().trim();
+    match status.code() {
+        Code::Unauthenticated => hinted(
+            message,
+            "give the coordinator's token with `--token-file FILE` or COHORT_TOKEN",
+        ),
+        Code::Unavailable => hinted(
+            format!("the connection to the coordinator at {url} is lost: {message}"),
+            "if it has ended, start it again; `cohort follow RUN` comes back to a run",
+        ),
+        Code::Unimplemented => hinted(
+            format!("the coordinator at {url} does not know this call"),
+            "use the same version of Cohort on both sides",
+        ),
+        _ if message.is_empty() => anyhow!("the coordinator at {url} failed: {}", status.code()),
+        _ => anyhow!("{message}"),
+    }
+}

@@ -1,0 +1,130 @@
+//! `cohort corpus`: prepares, lists, shows and removes corpora.
+
+use anyhow::{Result, bail};
+use cohort_common::api::CorpusInfo;
+use cohort_common::corpus::{Split, find};
+use cohort_common::home::Home;
+use cohort_common::spec::{SpecFile, SpecSource, TokenizerKind, TokenizerTable, human_bytes};
+use cohort_coordinator::offline;
+
+use crate::cli::{
+    CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb, LocalArgs,
+};
+use crate::commands::pretrain::read_spec;
+use crate::context::Context;
+use crate::facts;
+use crate::output::confirmed;
+use crate::prepare::{self, Material};
+use crate::submit::Session;
+
+/// Tokens of a sample that is shown.
+const SAMPLE_TOKENS: usize = 120;
+
+/// Runs the verb.
+pub async fn run(verb: CorpusVerb) -> Result<()> {
+    match verb {
+        CorpusVerb::Prepare(args) => prepare(args).await,
+        CorpusVerb::Ls(args) => list(args).await,
+        CorpusVerb::Show(args) => show(args).await,
+        CorpusVerb::Rm(args) => remove(args).await,
+    }
+}
+
+async fn prepare(args: CorpusPrepareArgs) -> Result<()> {
+    let meant = spec_of(&args)?.validate()?;
+    let mut material = Material::find(&meant.corpus)?;
+    if let Some(name) = args.name {
+        material.name = name;
+    }
+    let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
+    let out = args.json.output();
+    let mut session = Session::open(&args.connect, &LocalArgs::default(), out).await?;
+    let corpus = material.prepare(tokenizer, &mut session.client, out).await?;
+    out.line(&corpus)
+}
+
+fn spec_of(args: &CorpusPrepareArgs) -> Result<SpecFile> {
+    let source = match &args.spec {
+        Some(path) => read_spec(path)?,
+        None => SpecSource::empty(),
+    };
+    let mut file = source.into_file()?;
+    file.corpus.paths = Some(args.paths.clone());
+    if args.text_field.is_some() {
+        file.corpus.text_field = args.text_field.clone();
+    }
+    file.corpus.validation = args.validation.or(file.corpus.validation);
+    if args.skip_bad {
+        file.corpus.skip_bad = Some(true);
+    }
+    if args.characters || args.vocab_size.is_some() || args.tokenizer.is_some() {
+        file.tokenizer = TokenizerTable {
+            kind: args.characters.then_some(TokenizerKind::Char),
+            vocab_size: args.vocab_size,
+            path: args.tokenizer.clone(),
+        };
+    }
+    Ok(file)
+}
+
+async fn list(args: CorpusListArgs) -> Result<()> {
+    let context = Context::of(&args.connect)?;
+    let corpora = match context.connect_if_running().await? {
+        Some(mut client) => client.corpora().await?,
+        None => offline::corpora(&context.home)?,
+    };
+    let out = args.json.output();
+    if out.json {
+        return corpora.iter().try_for_each(|corpus| out.line(corpus));
+    }
+    match corpora.is_empty() {
+        true => out.say("no corpora yet; `cohort corpus prepare PATH` makes one"),
+        false => out.say(facts::corpora(&corpora)),
+    }
+    Ok(())
+}
+
+async fn show(args: CorpusShowArgs) -> Result<()> {
+    let context = Context::of(&args.connect)?;
+    let corpus = match context.connect_if_running().await? {
+        Some(mut client) => client.corpus(&args.corpus).await?,
+        None => show_offline(&context, &args.corpus)?,
+    };
+    let out = args.json.output();
+    if out.json {
+        return out.line(&corpus);
+    }
+    out.say(facts::whole_corpus(&corpus));
+    Ok(())
+}
+
+fn show_offline(context: &Context, name: &str) -> Result<CorpusInfo> {
+    let home = Home::open_read_only(&context.home)?;
+    let corpus = find(&home.corpora(), name)?;
+    let fingerprint = &corpus.index().fingerprint;
+    let all = offline::corpora(&context.home)?;
+    let Some(mut info) = all.into_iter().find(|info| info.fingerprint == *fingerprint) else {
+        bail!("corpus `{name}` has just been removed");
+    };
+    info.sample = Some(corpus.preview(Split::Train, 0, SAMPLE_TOKENS)?);
+    Ok(info)
+}
+
+async fn remove(args: CorpusRemoveArgs) -> Result<()> {
+    let out = args.json.output();
+    let mut client = Context::of(&args.connect)?.connect().await?;
+    let corpus = client.corpus(&args.corpus).await?;
+    let what = format!(
+        "corpus {} ({}, {})",
+        corpus.name,
+        facts::short(&corpus.fingerprint),
+        human_bytes(corpus.bytes_on_disk)
+    );
+    if !args.yes && (out.json || !confirmed(&format!("delete {what}?"))?) {
+        bail!("nothing was deleted: {what}; `--yes` deletes it without asking");
+    }
+    let removed = client.remove_corpus(&corpus.fingerprint).await?;
+    out.line(&removed)?;
+    out.say(format!("deleted {what}"));
+    Ok(())
+}

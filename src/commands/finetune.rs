@@ -1,0 +1,190 @@
+//! `cohort finetune`: a run from the weights of a checkpoint.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use cohort_common::api::{StartFiles, TokenizerRef};
+use cohort_common::checkpoint::{
+    CONFIG, Checkpoint, TOKENIZER, WEIGHTS, WEIGHTS_INDEX, hex,
+};
+use cohort_common::corpus::Tokenizer;
+use cohort_common::home::CheckpointRef;
+use cohort_common::spec::{FinetuneBase, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig};
+
+use crate::cli::FinetuneArgs;
+use crate::commands::pretrain::{read_spec, spec_file};
+use crate::commands::resume;
+use crate::prepare::{self, Material};
+use crate::references::{self, expand_home, name_of};
+use crate::submit::{Session, submission};
+use crate::uploads;
+
+/// What a finetuning run starts from.
+pub struct Base {
+    /// What to call it: `RUN@STEP`, or the directory.
+    pub name: String,
+    model: ModelConfig,
+    train: Option<TrainConfig>,
+    tokenizer: Tokenizer,
+    start: StartPoint,
+    files: StartFiles,
+}
+
+/// Runs the verb.
+pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
+    if let Some(run) = &args.resume {
+        return resume::run(run, &args.text.set, &args.submit).await;
+    }
+    let reference = args.from.as_deref().context("`--from` is missing")?;
+    let reference = references::parse(reference)?;
+    let source = match &args.spec {
+        Some(path) => read_spec(path)?,
+        None => SpecSource::empty(),
+    };
+    let file = spec_file(source, &args.text)?;
+    // The text and a directory are checked before anything is started.
+    let options = SpecFile {
+        corpus: file.corpus.clone(),
+        ..SpecFile::default()
+    };
+    let material = Material::find(&options.validate()?.corpus)?;
+    let directory = match &reference {
+        CheckpointRef::Directory(path) => Some(Checkpoint::open(&expand_home(path))?),
+        CheckpointRef::Run { .. } => None,
+    };
+    let submit = &args.submit;
+    let mut session = Session::open(&submit.connect, &submit.local, submit.json.output()).await?;
+    let result = train(&mut session, &args, &reference, directory, (&file, &material)).await;
+    session.close().await;
+    result
+}
+
+async fn train(
+    session: &mut Session,
+    args: &FinetuneArgs,
+    reference: &CheckpointRef,
+    directory: Option<Checkpoint>,
+    (file, material): (&SpecFile, &Material),
+) -> Result<ExitCode> {
+    let base = match directory {
+        Some(checkpoint) => of_directory(session, &checkpoint).await?,
+        None => of_run(session, &reference.to_string()).await?,
+    };
+    let (spec, files) = plan(session, file, material, &base).await?;
+    let stem = match &args.spec {
+        Some(path) => prepare::name_of(&[path.display().to_string()]),
+        None => "finetune".into(),
+    };
+    let mut submit = submission(spec, &args.submit, stem);
+    submit.parent = Some(base.name);
+    submit.start = Some(files);
+    session.launch(submit, args.submit.detach).await
+}
+
+/// Prepares the corpus with the checkpoint's tokenizer and completes the spec.
+pub async fn plan(
+    session: &mut Session,
+    file: &SpecFile,
+    material: &Material,
+    base: &Base,
+) -> Result<(cohort_common::spec::RunSpec, StartFiles)> {
+    let meant = file.finetune_from(&FinetuneBase {
+        name: &base.name,
+        model: &base.model,
+        train: base.train.as_ref(),
+    })?;
+    let tokenizer = TokenizerRef::Json(base.tokenizer.to_json().into());
+    let corpus = material.prepare(tokenizer, &mut session.client, session.out).await?;
+    prepare::check_length(&corpus, meant.model.context)?;
+    for note in &meant.notes {
+        session.out.say(note);
+    }
+    let start = Some(base.start.clone());
+    let mut spec = meant.run_spec(corpus.vocab_size, corpus.fingerprint, start)?;
+    session.adapt(&mut spec);
+    Ok((spec, base.files.clone()))
+}
+
+/// A checkpoint that the coordinator keeps.
+pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
+    let resolved = session.client.resolve(reference).await?;
+    let (run, step) = (resolved.run.as_str(), resolved.checkpoint.step);
+    let name = name_of(&resolved);
+    let mut data = session.client.data().await?;
+    let files = data.checkpoint_files(run, step).await?;
+    let weights = files.iter().find(|file| file.name == WEIGHTS);
+    let weights = weights.ok_or_else(|| anyhow!("checkpoint {name} has no `{WEIGHTS}`"))?;
+    let tokenizer = data.small_file(run, step, TOKENIZER).await?;
+    Ok(Base {
+        start: StartPoint {
+            source: name.clone(),
+            weights: weights.hash.clone(),
+            base_corpus: Some(resolved.spec.corpus.clone()),
+        },
+        tokenizer: fitting(&name, &tokenizer, &resolved.spec.model)?,
+        files: StartFiles::Checkpoint(name.clone()),
+        model: resolved.spec.model,
+        train: Some(resolved.spec.train),
+        name,
+    })
+}
+
+/// A directory in Hugging Face layout, whose files the coordinator gets.
+async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Result<Base> {
+    let name = checkpoint.dir().display().to_string();
+    let tokenizer = fitting(&name, &checkpoint.tokenizer()?, checkpoint.model())?;
+    let opened = checkpoint.clone();
+    let weights = tokio::task::spawn_blocking(move || opened.weights_hash()).await??;
+    let spec = checkpoint.run().map(|run| &run.spec);
+    // The text of a checkpoint that was trained elsewhere may not be here.
+    let base_corpus = match spec {
+        Some(spec) => session.client.corpus(&spec.corpus).await.ok().map(|corpus| corpus.fingerprint),
+        None => None,
+    };
+    let files = uploads::hash(files_of(checkpoint)?).await?;
+    uploads::send(&session.client, &files).await?;
+    let files = files.into_iter().map(|upload| (upload.name, upload.hash)).collect();
+    Ok(Base {
+        start: StartPoint {
+            source: name.clone(),
+            weights: hex::encode(&weights),
+            base_corpus,
+        },
+        files: StartFiles::Uploaded(files),
+        tokenizer,
+        model: checkpoint.model().clone(),
+        train: spec.map(|spec| spec.train.clone()),
+        name,
+    })
+}
+
+/// The files that a run needs to start from a directory.
+fn files_of(checkpoint: &Checkpoint) -> Result<Vec<(String, std::path::PathBuf)>> {
+    let directory = checkpoint.dir();
+    let cannot_read = || format!("cannot read `{}`", directory.display());
+    let mut files = Vec::new();
+    for entry in directory.read_dir().with_context(cannot_read)? {
+        let entry = entry.with_context(cannot_read)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let weights = name.starts_with("model") && name.ends_with(".safetensors");
+        if weights || [CONFIG, TOKENIZER, WEIGHTS_INDEX].contains(&name.as_str()) {
+            files.push((name, entry.path()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A tokenizer that a model has embeddings for.
+fn fitting(name: &str, json: &[u8], model: &ModelConfig) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_json(json, None)
+        .with_context(|| format!("the tokenizer of {name} cannot be used"))?;
+    let (tokens, rows) = (tokenizer.vocab_size() as usize, model.vocab_size);
+    if tokens > rows {
+        bail!(
+            "the tokenizer of {name} has {tokens} tokens, but its model embeds only {rows}; they do not belong together: \
+             put the `{TOKENIZER}` there that the model was trained with"
+        );
+    }
+    Ok(tokenizer)
+}

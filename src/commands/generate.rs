@@ -1,0 +1,133 @@
+//! `cohort generate`: continues a prompt. Only the text goes to stdout, as it comes.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use cohort_common::checkpoint::Checkpoint;
+use cohort_common::corpus::{StreamDecoder, Tokenizer};
+use cohort_worker::engine::{DeviceChoice, Engine, Sampling, generate};
+
+use crate::cli::GenerateArgs;
+use crate::context::Context;
+use crate::references;
+
+/// Runs the verb.
+pub async fn run(args: GenerateArgs) -> Result<()> {
+    let device: DeviceChoice = args.device.parse()?;
+    let context = Context::of(&args.connect)?;
+    let found = references::find(&context, &args.from).await?;
+    let prompt = match &args.prompt {
+        Some(prompt) => prompt.clone(),
+        None => stdin_prompt()?,
+    };
+    let sampling = Sampling {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+    };
+    let threads = args.threads.unwrap_or(0);
+    tokio::task::spawn_blocking(move || {
+        let mut writer = Writer::open(&found.directory, device, threads)?;
+        let mut stdout = std::io::stdout().lock();
+        writer.write(&prompt, &sampling, &mut |text| {
+            // A reader that has gone away ends the text.
+            write!(stdout, "{text}").and_then(|()| stdout.flush()).is_ok()
+        })?;
+        let _ = writeln!(stdout);
+        Ok(())
+    })
+    .await?
+}
+
+fn stdin_prompt() -> Result<String> {
+    let mut stdin = std::io::stdin();
+    let mut prompt = String::new();
+    if !stdin.is_terminal() {
+        stdin.read_to_string(&mut prompt).context("cannot read the prompt from stdin")?;
+    }
+    // The newline with which a shell's `echo` ends belongs to nobody's prompt.
+    Ok(prompt.strip_suffix('\n').map(str::to_owned).unwrap_or(prompt))
+}
+
+/// A model that writes.
+pub struct Writer {
+    engine: Engine,
+    tokenizer: Tokenizer,
+    ends: Vec<u32>,
+}
+
+impl Writer {
+    /// Loads a checkpoint.
+    pub fn open(directory: &Path, device: DeviceChoice, threads: usize) -> Result<Self> {
+        let checkpoint = Checkpoint::open(directory)?;
+        let ends = checkpoint.tokens().eos.clone();
+        let tokenizer = tokenizer_of(&checkpoint)?;
+        Ok(Self {
+            engine: engine_of(&checkpoint, device, threads)?,
+            ends: if ends.is_empty() { vec![tokenizer.eos()] } else { ends },
+            tokenizer,
+        })
+    }
+
+    /// Writes the prompt and its continuation to `out`, which says whether to go on.
+    pub fn write(
+        &mut self,
+        prompt: &str,
+        sampling: &Sampling,
+        out: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<()> {
+        let mut tokens = self.tokenizer.encode(prompt).context("the prompt cannot be tokenized")?;
+        // Models from elsewhere expect their begin of text; ours have seen documents after the end of another.
+        match self.tokenizer.bos() {
+            Some(begin) => tokens.insert(0, begin),
+            None if tokens.is_empty() => tokens.push(self.tokenizer.eos()),
+            None => {}
+        }
+        if !out(prompt) {
+            return Ok(());
+        }
+        let (tokenizer, ends) = (&self.tokenizer, &self.ends);
+        let mut decoder = StreamDecoder::new();
+        let mut failure = None;
+        generate(&mut self.engine, &tokens, sampling, None, &mut |token| {
+            if ends.contains(&token) {
+                return false;
+            }
+            match decoder.push(tokenizer, token) {
+                Ok(text) => text.is_empty() || out(&text),
+                Err(error) => {
+                    failure = Some(error);
+                    false
+                }
+            }
+        })?;
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
+        out(&decoder.finish(tokenizer)?);
+        Ok(())
+    }
+}
+
+/// The tokenizer of a checkpoint.
+pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    let json = checkpoint.tokenizer()?;
+    let tokenizer = match checkpoint.tokens().eos.first() {
+        Some(&eos) => Tokenizer::from_json_with_eos_id(&json, eos),
+        None => Tokenizer::from_json(&json, None),
+    };
+    tokenizer.with_context(|| {
+        format!("the tokenizer in `{}` cannot be used", checkpoint.dir().display())
+    })
+}
+
+/// An engine with the weights of a checkpoint.
+pub fn engine_of(checkpoint: &Checkpoint, device: DeviceChoice, threads: usize) -> Result<Engine> {
+    let weights = checkpoint.weights()?;
+    let mut engine = Engine::new(&weights.config, None, device, threads)?;
+    engine.load(&weights.params, None)?;
+    Ok(engine)
+}

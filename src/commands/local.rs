@@ -1,0 +1,42 @@
+//! `cohort local`: a standing cluster on this machine, until Ctrl-C.
+
+use anyhow::Result;
+
+use crate::cli::LocalClusterArgs;
+use crate::context;
+use crate::local::{self, LocalCluster, Options};
+
+/// Runs the verb.
+pub async fn run(args: LocalClusterArgs) -> Result<()> {
+    let options = Options {
+        home: context::home(&args.home)?,
+        listen: args.listen,
+        workers: args.workers,
+        threads: args.threads,
+        secret: context::secret(&args.token)?,
+    };
+    let mut cluster = LocalCluster::start(&options).await?;
+    println!("coordinator at {}", cluster.url());
+    for (name, pid) in cluster.processes() {
+        println!("  {name:<12} process {pid}");
+    }
+    println!("logs in {}", cluster.logs().display());
+    println!("Ctrl-C ends the cluster");
+    let result = wait(&mut cluster).await;
+    cluster.end().await;
+    result
+}
+
+async fn wait(cluster: &mut LocalCluster) -> Result<()> {
+    let interrupt = local::interrupt();
+    tokio::pin!(interrupt);
+    loop {
+        tokio::select! {
+            () = &mut interrupt => {
+                println!("ending");
+                return Ok(());
+            }
+            loss = cluster.next_loss() => eprintln!("{}", loss?),
+        }
+    }
+}

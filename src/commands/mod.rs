@@ -1,0 +1,51 @@
+//! One file per verb.
+
+mod cancel;
+mod coordinator;
+mod corpus;
+mod eval;
+mod export;
+mod finetune;
+mod follow;
+mod generate;
+mod local;
+mod presets;
+mod pretrain;
+mod quickstart;
+mod resume;
+mod rm;
+mod runs;
+mod status;
+mod worker;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::Verb;
+
+/// Runs a verb.
+pub async fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Quickstart(args) => quickstart::run(args).await,
+        Verb::Pretrain(args) => pretrain::run(args).await,
+        Verb::Finetune(args) => finetune::run(args).await,
+        Verb::Generate(args) => done(generate::run(args).await),
+        Verb::Eval(args) => done(eval::run(args).await),
+        Verb::Export(args) => done(export::run(args).await),
+        Verb::Runs(args) => done(runs::run(args).await),
+        Verb::Status(args) => done(status::run(args).await),
+        Verb::Follow(args) => follow::run(args).await,
+        Verb::Cancel(args) => done(cancel::run(args).await),
+        Verb::Rm(args) => done(rm::run(args).await),
+        Verb::Corpus(args) => done(corpus::run(args.verb).await),
+        Verb::Presets(args) => done(presets::run(&args)),
+        Verb::Coordinator(args) => done(coordinator::run(args).await),
+        Verb::Worker(args) => done(worker::run(args).await),
+        Verb::Local(args) => done(local::run(args).await),
+    }
+}
+
+fn done(result: Result<()>) -> Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
+}

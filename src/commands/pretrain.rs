@@ -1,0 +1,80 @@
+//! `cohort pretrain`: a run from random weights.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use cohort_common::spec::{Preset, SpecFile, SpecMeant, SpecSource};
+
+use crate::cli::{PretrainArgs, SpecArgs};
+use crate::commands::resume;
+use crate::prepare::{self, Material};
+use crate::submit::{Session, submission};
+
+/// Runs the verb.
+pub async fn run(args: PretrainArgs) -> Result<ExitCode> {
+    if let Some(run) = &args.resume {
+        return resume::run(run, &args.text.set, &args.submit).await;
+    }
+    let source = match (&args.spec, &args.preset) {
+        (Some(path), _) => read_spec(path)?,
+        (None, Some(name)) => Preset::find(name)?.source()?,
+        (None, None) => SpecSource::empty(),
+    };
+    let stem = match (&args.spec, &args.preset) {
+        (Some(path), _) => prepare::name_of(&[path.display().to_string()]),
+        (None, Some(name)) => name.clone(),
+        (None, None) => "pretrain".into(),
+    };
+    let meant = spec_file(source, &args.text)?.validate()?;
+    let material = Material::find(&meant.corpus)?;
+    let mut session = open(&args).await?;
+    let result = train(&mut session, &args, meant, &material, stem).await;
+    session.close().await;
+    result
+}
+
+async fn open(args: &PretrainArgs) -> Result<Session> {
+    let submit = &args.submit;
+    Session::open(&submit.connect, &submit.local, submit.json.output()).await
+}
+
+async fn train(
+    session: &mut Session,
+    args: &PretrainArgs,
+    meant: SpecMeant,
+    material: &Material,
+    stem: String,
+) -> Result<ExitCode> {
+    let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
+    let corpus = material.prepare(tokenizer, &mut session.client, session.out).await?;
+    prepare::check_length(&corpus, meant.model.context)?;
+    for note in &meant.notes {
+        session.out.say(note);
+    }
+    let mut spec = meant.run_spec(corpus.vocab_size, corpus.fingerprint, None)?;
+    session.adapt(&mut spec);
+    session.launch(submission(spec, &args.submit, stem), args.submit.detach).await
+}
+
+/// Reads a spec file.
+pub fn read_spec(path: &Path) -> Result<SpecSource> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the spec `{}`", path.display()))?;
+    Ok(SpecSource::parse(&path.display().to_string(), &text)?)
+}
+
+/// Applies what the command line says about the spec.
+pub fn spec_file(mut source: SpecSource, args: &SpecArgs) -> Result<SpecFile> {
+    for assignment in &args.set {
+        source.set(assignment)?;
+    }
+    let mut file = source.into_file()?;
+    if !args.corpus.is_empty() {
+        file.corpus.paths = Some(args.corpus.clone());
+    }
+    if args.skip_bad {
+        file.corpus.skip_bad = Some(true);
+    }
+    Ok(file)
+}

@@ -1,0 +1,190 @@
+//! Corpora and runs in words and tables.
+
+use cohort_common::api::{CorpusInfo, RunInfo};
+use cohort_common::spec::{RunKind, human_bytes, human_count};
+
+use crate::output::{ago, table};
+
+/// Characters of a fingerprint that tell it apart for people.
+const SHORT: usize = 12;
+/// Skipped inputs that are listed.
+const SKIPPED_SHOWN: usize = 5;
+
+/// A corpus in a few lines.
+pub fn corpus(corpus: &CorpusInfo) -> String {
+    let origin = match corpus.reused {
+        true => "prepared before from the same text, used again",
+        false => "prepared",
+    };
+    let mut lines = vec![
+        format!("corpus      {} ({}), {origin}", corpus.name, short(&corpus.fingerprint)),
+        format!("  training    {}", split(&corpus.train)),
+        format!("  validation  {}", split(&corpus.validation)),
+        format!("  tokenizer   {} tokens", corpus.vocab_size),
+    ];
+    if !corpus.skipped.is_empty() {
+        lines.push(format!("  skipped     {} inputs:", corpus.skipped.len()));
+        let shown = corpus.skipped.iter().take(SKIPPED_SHOWN);
+        lines.extend(shown.map(|bad| format!("    {bad}")));
+        if corpus.skipped.len() > SKIPPED_SHOWN {
+            lines.push("    ...".into());
+        }
+    }
+    lines.join("\n")
+}
+
+/// All that is known of a corpus.
+pub fn whole_corpus(corpus: &CorpusInfo) -> String {
+    let mut lines = vec![
+        format!("name         {}", corpus.name),
+        format!("fingerprint  {}", corpus.fingerprint),
+        format!("tokenizer    {} tokens, {}", corpus.vocab_size, corpus.tokenizer),
+        format!("training     {}", split(&corpus.train)),
+        format!("validation   {}", split(&corpus.validation)),
+        format!("on disk      {}", human_bytes(corpus.bytes_on_disk)),
+    ];
+    for bad in &corpus.skipped {
+        lines.push(format!("skipped      {bad}"));
+    }
+    if let Some(sample) = &corpus.sample {
+        lines.push(format!("sample\n{sample}"));
+    }
+    lines.join("\n")
+}
+
+/// Corpora, one a line.
+pub fn corpora(corpora: &[CorpusInfo]) -> String {
+    let mut rows = vec![words(&["name", "fingerprint", "documents", "tokens", "vocabulary", "on disk"])];
+    for corpus in corpora {
+        rows.push(vec![
+            corpus.name.clone(),
+            short(&corpus.fingerprint).into(),
+            (corpus.train.documents + corpus.validation.documents).to_string(),
+            human_count(corpus.train.tokens + corpus.validation.tokens),
+            corpus.vocab_size.to_string(),
+            human_bytes(corpus.bytes_on_disk),
+        ]);
+    }
+    table(&rows)
+}
+
+/// Runs, one a line.
+pub fn runs(runs: &[RunInfo]) -> String {
+    let mut rows = vec![words(&[
+        "run", "kind", "status", "step", "loss", "validation", "parameters", "submitted",
+    ])];
+    for run in runs {
+        rows.push(vec![
+            run.name.clone(),
+            kind(run.spec.kind).into(),
+            status(run),
+            format!("{}/{}", run.step, run.spec.train.steps),
+            loss(run.last_step.as_ref().map(|step| step.loss)),
+            loss(run.evals.iter().rev().find(|e| e.split == "validation").map(|e| e.loss)),
+            human_count(run.spec.parameters()),
+            ago(run.created_ms),
+        ]);
+    }
+    table(&rows)
+}
+
+/// All that is known of a run.
+pub fn run(run: &RunInfo) -> String {
+    let mut text = format!(
+        "{}: {} at step {} of {}, submitted {}\n",
+        run.name,
+        status(run),
+        run.step,
+        run.spec.train.steps,
+        ago(run.created_ms)
+    );
+    if let Some(error) = &run.error {
+        text += &format!("error: {error}\n");
+    }
+    text += &run.spec.describe();
+    if let Some(step) = &run.last_step {
+        text += &format!(
+            "last step     loss {:.4}, gradient norm {:.3}, {} tokens, {} tokens/s, epoch {:.2}\n",
+            step.loss,
+            step.grad_norm,
+            human_count(step.tokens),
+            human_count(step.tokens_per_second as u64),
+            step.epoch
+        );
+    }
+    text += &evals(run);
+    text += &checkpoints(run);
+    text
+}
+
+fn evals(run: &RunInfo) -> String {
+    if run.evals.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![words(&["step", "split", "loss", "bits per byte"])];
+    for eval in &run.evals {
+        rows.push(vec![
+            eval.step.to_string(),
+            eval.split.clone(),
+            format!("{:.4}", eval.loss),
+            format!("{:.4}", eval.bits_per_byte),
+        ]);
+    }
+    format!("\n{}\n", table(&rows))
+}
+
+fn checkpoints(run: &RunInfo) -> String {
+    if run.checkpoints.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![words(&["checkpoint", "validation", "size", "state", "path"])];
+    for checkpoint in &run.checkpoints {
+        rows.push(vec![
+            format!("{}@{}", run.name, checkpoint.step),
+            loss(checkpoint.val_loss),
+            human_bytes(checkpoint.bytes),
+            short(&checkpoint.state_hash).into(),
+            checkpoint.path.clone(),
+        ]);
+    }
+    format!("\n{}\n", table(&rows))
+}
+
+/// What a kind of run is called.
+pub fn kind(kind: RunKind) -> &'static str {
+    match kind {
+        RunKind::Pretrain => "pretrain",
+        RunKind::Finetune => "finetune",
+        RunKind::Eval => "eval",
+    }
+}
+
+fn status(run: &RunInfo) -> String {
+    match run.queue_place {
+        Some(place) => format!("{} ({place})", run.status),
+        None => run.status.clone(),
+    }
+}
+
+fn split(split: &cohort_common::api::SplitInfo) -> String {
+    format!(
+        "{} documents, {}, {} tokens in {} shards",
+        split.documents,
+        human_bytes(split.bytes),
+        human_count(split.tokens),
+        split.shards
+    )
+}
+
+fn loss(loss: Option<f64>) -> String {
+    loss.map_or("-".into(), |loss| format!("{loss:.4}"))
+}
+
+/// The beginning of a fingerprint.
+pub fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..SHORT).unwrap_or(fingerprint)
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}

@@ -1,0 +1,230 @@
+//! Shows what happens while something takes long: a bar for bytes, and the progress of a run from its events.
+//!
+//! Everything here goes to stderr. Where stderr is no terminal, a run becomes plain lines, now and then.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use cohort_common::api::{FinishedEvent, RunEvent, StepEvent};
+use cohort_common::spec::{human_bytes, human_count};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::output::duration;
+
+/// Least time between plain lines of steps.
+const PLAIN_EVERY: Duration = Duration::from_secs(2);
+/// Weight of the newest step in the smoothed time per step.
+const SMOOTHING: f64 = 0.1;
+
+/// A bar that counts bytes; invisible where stderr is no terminal.
+#[derive(Clone)]
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// A bar of that many bytes; 0 means that nobody knows.
+    pub fn bytes(what: &str, total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let template = "{msg:<11} {bar:24} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(what.to_owned());
+        Self(bar)
+    }
+
+    /// So many more.
+    pub fn advance(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+
+    /// So many of so many.
+    pub fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total.max(done));
+        self.0.set_position(done);
+    }
+
+    /// Takes it away.
+    pub fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Shows the progress of a run.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    /// Steps up to here are old and are not shown one by one.
+    old: u64,
+    last: Option<StepEvent>,
+    seconds_per_step: Option<f64>,
+    last_line: Option<Instant>,
+}
+
+impl Progress {
+    /// Shows a run whose first `old` steps are history.
+    pub fn new(old: u64) -> Self {
+        Self {
+            bar: std::io::stderr().is_terminal().then(new_bar),
+            old,
+            last: None,
+            seconds_per_step: None,
+            last_line: None,
+        }
+    }
+
+    /// Shows an event.
+    pub fn show(&mut self, event: &RunEvent) {
+        match event {
+            RunEvent::Step(step) => self.step(step),
+            RunEvent::Finished(_)
+            | RunEvent::Stopped { .. }
+            | RunEvent::Cancelled { .. }
+            | RunEvent::Failed { .. } => self.clear(),
+            _ => {
+                if let Some(line) = describe(event) {
+                    self.print(&line);
+                }
+            }
+        }
+    }
+
+    /// Prints a line above the bar.
+    pub fn print(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn step(&mut self, step: &StepEvent) {
+        self.measure(step);
+        let fresh = step.step > self.old;
+        if let Some(bar) = &self.bar {
+            bar.set_length(step.steps);
+            bar.set_position(step.step);
+            bar.set_message(self.figures(step));
+        } else if fresh && (step.step == step.steps || self.line_due()) {
+            let percent = 100 * step.step / step.steps.max(1);
+            let (at, of) = (step.step, step.steps);
+            eprintln!("step {at}/{of} {percent:>3} %  {}", self.figures(step));
+            self.last_line = Some(Instant::now());
+        }
+        self.last = Some(step.clone());
+    }
+
+    fn line_due(&self) -> bool {
+        self.last_line.is_none_or(|at| at.elapsed() >= PLAIN_EVERY)
+    }
+
+    fn measure(&mut self, step: &StepEvent) {
+        let before = self.last.as_ref().filter(|last| last.step + 1 == step.step);
+        let tokens = match before {
+            Some(last) => step.tokens.saturating_sub(last.tokens),
+            None => step.tokens / step.step.max(1),
+        };
+        if step.tokens_per_second > 0.0 {
+            let seconds = tokens as f64 / step.tokens_per_second;
+            let smooth = |old: f64| old + SMOOTHING * (seconds - old);
+            self.seconds_per_step = Some(self.seconds_per_step.map_or(seconds, smooth));
+        }
+    }
+
+    fn figures(&self, step: &StepEvent) -> String {
+        let left = step.steps.saturating_sub(step.step) as f64;
+        let eta = self.seconds_per_step.map_or(f64::NAN, |seconds| seconds * left);
+        format!(
+            "loss {:.4}  norm {:.3}  lr {:.2e}  {} tok/s  epoch {:.2}  ETA {}",
+            step.loss,
+            step.grad_norm,
+            step.learning_rate,
+            human_count(step.tokens_per_second as u64),
+            step.epoch,
+            duration(eta)
+        )
+    }
+}
+
+fn new_bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let template = "{bar:20} {percent:>3} %  step {pos}/{len}  {wide_msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+/// An event in words; `None` for those that are shown in another way.
+fn describe(event: &RunEvent) -> Option<String> {
+    Some(match event {
+        RunEvent::Queued { run, place } => match place {
+            1 => format!("{run} waits in the queue; it is next"),
+            _ => format!("{run} waits in the queue, place {place}"),
+        },
+        RunEvent::Waiting { run, have, need } => {
+            format!("{run} waits for workers: {have} of {need} are there")
+        }
+        RunEvent::Loading { workers, step, .. } => {
+            format!("{} load the state of step {step}", count(*workers, "worker"))
+        }
+        RunEvent::Training { run, workers } => {
+            format!("{run} trains on {}", count(*workers, "worker"))
+        }
+        RunEvent::Eval(eval) => format!(
+            "step {}: {} loss {:.4}, {:.4} bits per byte",
+            eval.step,
+            eval.split.replace('_', " "),
+            eval.loss,
+            eval.bits_per_byte
+        ),
+        RunEvent::Checkpoint { checkpoint, .. } => format!(
+            "step {}: checkpoint of {} in {}",
+            checkpoint.step,
+            human_bytes(checkpoint.bytes),
+            checkpoint.path
+        ),
+        RunEvent::Note { text, .. } => text.clone(),
+        RunEvent::Step(_)
+        | RunEvent::Finished(_)
+        | RunEvent::Stopped { .. }
+        | RunEvent::Cancelled { .. }
+        | RunEvent::Failed { .. } => return None,
+    })
+}
+
+/// The end of a run, for people.
+pub fn summary(end: &FinishedEvent) -> String {
+    let mut lines = vec![format!("finished    {} after step {}", end.run, end.step)];
+    if let Some(loss) = end.train_loss {
+        lines.push(format!("training    loss {loss:.4} in the last step"));
+    }
+    if let (Some(loss), Some(bits)) = (end.val_loss, end.val_bits_per_byte) {
+        lines.push(format!("validation  loss {loss:.4}, {bits:.4} bits per byte"));
+    }
+    let speed = end.tokens as f64 / end.seconds;
+    let tokens = human_count(end.tokens);
+    let mut time = format!("time        {}, {tokens} tokens", duration(end.seconds));
+    if speed.is_finite() {
+        time += &format!(", {} tokens/s", human_count(speed as u64));
+    }
+    lines.push(time);
+    if let Some(hash) = &end.state_hash {
+        lines.push(format!("state       {hash}"));
+    }
+    if let Some(path) = &end.checkpoint {
+        lines.push(format!("checkpoint  {path}"));
+    }
+    lines.join("\n")
+}
+
+fn count(number: usize, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        _ => format!("{number} {thing}s"),
+    }
+}

@@ -1,0 +1,26 @@
+//! Logging to stderr: chosen by `COHORT_LOG`, quiet for clients, informative for the processes of a cluster.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::Verb;
+
+/// Name of the variable with the filter, such as `debug` or `cohort_worker=trace`.
+pub const VARIABLE: &str = "COHORT_LOG";
+
+/// Sets logging up for a verb.
+pub fn start(verb: &Verb) {
+    let default = match verb {
+        Verb::Coordinator(_) | Verb::Worker(_) => "info",
+        _ => "off",
+    };
+    let filter = std::env::var(VARIABLE).unwrap_or_else(|_| default.into());
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
+        eprintln!("warning: {VARIABLE} is `{filter}`, which is no filter: {error}");
+        EnvFilter::new(default)
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}

@@ -1,0 +1,306 @@
+//! From paths on the command line to a corpus at the coordinator: checks them early, sends what has to be sent, and shows
+//! how the preparation goes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow};
+use cohort_common::api::{CorpusInfo, PrepareCorpus, PrepareEvent, SourceRef, TokenizerRef};
+use cohort_common::corpus::{
+    BadInput, CorpusError, Event, Problem, ReadOptions, Sources, Split, Tokenizer, expand,
+    read_documents, samples,
+};
+use cohort_common::spec::{CorpusOptions, TokenizerChoice};
+
+use crate::client::Client;
+use crate::facts;
+use crate::follow::Bar;
+use crate::output::Output;
+use crate::uploads;
+
+/// Before a path on the coordinator's machine.
+const REMOTE: &str = "coordinator:";
+/// Bytes of each file that are looked at before anything is started.
+const LOOKED_AT: u64 = 1 << 20;
+
+/// A file of this machine that stays with others on one side of the split.
+#[derive(Clone, Debug)]
+pub struct GroupedFile {
+    /// Its name in messages.
+    pub name: String,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What it stays with.
+    pub group: String,
+}
+
+/// Where text for a corpus is.
+pub struct Text {
+    inputs: Vec<Input>,
+    /// What was left out, as `--skip-bad` allows.
+    skipped: Vec<BadInput>,
+}
+
+enum Input {
+    /// A path as the coordinator sees it.
+    Remote(String),
+    /// A path here, and the files it stands for.
+    Local(PathBuf, Sources),
+    /// Files here, each with a group.
+    Grouped(Vec<GroupedFile>),
+}
+
+impl Text {
+    /// Understands paths. What is missing, empty, binary or of another encoding is an error now, before any process is
+    /// started.
+    pub fn find(options: &CorpusOptions) -> Result<Self> {
+        options.require_paths()?;
+        let mut text = Self {
+            inputs: Vec::new(),
+            skipped: Vec::new(),
+        };
+        for path in &options.paths {
+            if let Some(remote) = path.strip_prefix(REMOTE) {
+                text.inputs.push(Input::Remote(remote.into()));
+                continue;
+            }
+            let absolute = std::path::absolute(path)
+                .with_context(|| format!("`{path}` is no path"))?;
+            let mut sources = expand(&[path], options.skip_bad)?;
+            if !options.skip_bad {
+                look_at(&sources, &options.text_field)?;
+            }
+            text.skipped.append(&mut sources.skipped);
+            text.inputs.push(Input::Local(absolute, sources));
+        }
+        Ok(text)
+    }
+
+    /// Files in groups.
+    pub fn grouped(files: Vec<GroupedFile>) -> Self {
+        Self {
+            inputs: vec![Input::Grouped(files)],
+            skipped: Vec::new(),
+        }
+    }
+
+    /// Makes the text known to the coordinator, and sends it if it lies on another machine.
+    async fn sources(&self, client: &Client, out: Output) -> Result<Vec<SourceRef>> {
+        let mut refs = Vec::new();
+        for input in &self.inputs {
+            match input {
+                Input::Remote(path) => refs.push(SourceRef::Paths(vec![path.clone()])),
+                Input::Local(path, _) if client.same_home() => {
+                    refs.push(SourceRef::Paths(vec![path_text(path)?]));
+                }
+                Input::Local(_, sources) => {
+                    let files = sources.files.iter();
+                    let files = files.map(|file| (file.name.clone(), file.path.clone(), None));
+                    refs.extend(upload(client, files.collect(), out).await?);
+                }
+                Input::Grouped(files) if client.same_home() => {
+                    for file in files {
+                        refs.push(SourceRef::Grouped {
+                            name: file.name.clone(),
+                            path: path_text(&file.path)?,
+                            group: file.group.clone(),
+                        });
+                    }
+                }
+                Input::Grouped(files) => {
+                    let files = files.iter().cloned();
+                    let files = files.map(|file| (file.name, file.path, Some(file.group)));
+                    refs.extend(upload(client, files.collect(), out).await?);
+                }
+            }
+        }
+        Ok(refs)
+    }
+}
+
+/// What a corpus is to be made of.
+pub struct Material {
+    /// For people.
+    pub name: String,
+    /// How the text is read and split.
+    pub options: CorpusOptions,
+    /// The text.
+    pub text: Text,
+}
+
+impl Material {
+    /// Understands what a spec says about its text. See [`Text::find`].
+    pub fn find(options: &CorpusOptions) -> Result<Self> {
+        Ok(Self {
+            name: name_of(&options.paths),
+            text: Text::find(options)?,
+            options: options.clone(),
+        })
+    }
+
+    /// Has the coordinator prepare it, or find that it is there already.
+    pub async fn prepare(
+        &self,
+        tokenizer: TokenizerRef,
+        client: &mut Client,
+        out: Output,
+    ) -> Result<CorpusInfo> {
+        for bad in &self.text.skipped {
+            out.say(format!("skipped: {bad}"));
+        }
+        let request = PrepareCorpus {
+            name: self.name.clone(),
+            sources: self.text.sources(client, out).await?,
+            text_field: self.options.text_field.clone(),
+            validation: self.options.validation,
+            split: self.options.split.to_string(),
+            skip_bad: self.options.skip_bad,
+            tokenizer,
+        };
+        let mut events = client.prepare_corpus(&request).await?;
+        let mut shown: Option<(String, Bar)> = None;
+        while let Some(event) = events.next_of_preparation().await? {
+            match event {
+                PrepareEvent::Progress { stage, done, total } => {
+                    if shown.as_ref().is_none_or(|(name, _)| *name != stage) {
+                        if let Some((_, bar)) = shown.take() {
+                            bar.clear();
+                        }
+                        shown = Some((stage.clone(), Bar::bytes(&stage, total)));
+                    }
+                    if let Some((_, bar)) = &shown {
+                        bar.set(done, total);
+                    }
+                }
+                PrepareEvent::Done(corpus) => {
+                    if let Some((_, bar)) = shown.take() {
+                        bar.clear();
+                    }
+                    out.say(facts::corpus(&corpus));
+                    return Ok(corpus);
+                }
+            }
+        }
+        Err(anyhow!("the coordinator ended the preparation without a result; see its log"))
+    }
+}
+
+/// A name for people: that of the first path.
+pub fn name_of(paths: &[String]) -> String {
+    let first = paths.first().map_or("corpus", String::as_str);
+    let path = Path::new(first.strip_prefix(REMOTE).unwrap_or(first));
+    let stem = path.file_name().or(path.parent().and_then(Path::file_name));
+    let stem = stem.map_or_else(|| "corpus".into(), |name| name.to_string_lossy());
+    let stem = stem.split('.').find(|part| !part.is_empty()).unwrap_or("corpus");
+    let name: String = stem
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
+        .collect();
+    match name.trim_matches('-') {
+        "" => "corpus".into(),
+        name => name.into(),
+    }
+}
+
+/// Reads and checks a tokenizer that is given, so that a bad one is an error early.
+pub fn tokenizer(choice: &TokenizerChoice) -> Result<TokenizerRef> {
+    Ok(match choice {
+        TokenizerChoice::Bpe { vocab_size } => TokenizerRef::Bpe {
+            vocab_size: u32::try_from(*vocab_size)?,
+        },
+        TokenizerChoice::Char => TokenizerRef::Char,
+        TokenizerChoice::File { path } => {
+            let json = std::fs::read(path)
+                .with_context(|| format!("cannot read the tokenizer `{path}`"))?;
+            let tokenizer = Tokenizer::from_json(&json, None)
+                .with_context(|| format!("`{path}` cannot be used"))?;
+            TokenizerRef::Json(tokenizer.to_json().into())
+        }
+        TokenizerChoice::Inherited => {
+            return Err(anyhow!("only a finetuning run inherits its tokenizer"));
+        }
+    })
+}
+
+/// An error where the corpus has not even one sample of that context.
+pub fn check_length(corpus: &CorpusInfo, context: usize) -> Result<()> {
+    samples(Split::Train, corpus.train.tokens, context)?;
+    Ok(())
+}
+
+/// Reads the beginning of each file.
+fn look_at(sources: &Sources, text_field: &str) -> Result<()> {
+    let options = ReadOptions {
+        text_field: text_field.into(),
+        max_file_bytes: None,
+    };
+    for file in &sources.files {
+        let enough = || CorpusError::Unknown(String::new());
+        let mut left = LOOKED_AT;
+        let mut stopped = false;
+        let read = read_documents(file, &options, &|_| {}, &mut |event| match event {
+            Event::Bad(bad) => Err(CorpusError::BadInput(bad)),
+            Event::Text(text) => {
+                left = left.saturating_sub(text.len() as u64);
+                stopped = left == 0;
+                if stopped { Err(enough()) } else { Ok(()) }
+            }
+            Event::Start(_) | Event::End => Ok(()),
+        });
+        if let Err(error) = read
+            && !stopped
+        {
+            return Err(error.into());
+        }
+    }
+    if sources.files.is_empty() {
+        let nothing = BadInput {
+            file: "corpus".into(),
+            line: None,
+            problem: Problem::Empty,
+        };
+        return Err(CorpusError::BadInput(nothing).into());
+    }
+    Ok(())
+}
+
+async fn upload(
+    client: &Client,
+    files: Vec<(String, PathBuf, Option<String>)>,
+    out: Output,
+) -> Result<Vec<SourceRef>> {
+    let groups: Vec<_> = files.iter().map(|(_, _, group)| group.clone()).collect();
+    let files = files.into_iter().map(|(name, path, _)| (name, path)).collect();
+    let uploads = uploads::hash(files).await?;
+    let sent = uploads::send(client, &uploads).await?;
+    let count = uploads.len();
+    out.say(match sent {
+        0 => format!("sent        nothing: the coordinator has all {count} files"),
+        _ => format!("sent        {} of text", cohort_common::spec::human_bytes(sent)),
+    });
+    let as_ref = |(upload, group): (uploads::Upload, Option<String>)| SourceRef::Uploaded {
+        name: upload.name,
+        hash: upload.hash,
+        group,
+    };
+    Ok(uploads.into_iter().zip(groups).map(as_ref).collect())
+}
+
+fn path_text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        anyhow!("`{}` is no Unicode, and cannot be told to the coordinator", path.display())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn corpora_are_named_after_their_first_path() {
+        let name = |path: &str| name_of(&[path.to_owned()]);
+        assert_eq!(name("data/books/"), "books");
+        assert_eq!(name("a/tiny shakespeare.txt"), "tiny-shakespeare");
+        assert_eq!(name("coordinator:/data/x.jsonl.gz"), "x");
+        assert_eq!(name("*.txt"), "corpus");
+    }
+}

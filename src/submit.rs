@@ -1,0 +1,230 @@
+//! What every run goes through: a cluster to run on, a submission, and watching until the run rests.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, anyhow};
+use cohort_common::api::{FinishedEvent, RunEvent, Submit, Submitted};
+use cohort_common::spec::RunSpec;
+use tokio::sync::mpsc;
+
+use crate::cli::{ConnectArgs, LocalArgs, SubmitArgs};
+use crate::client::Client;
+use crate::context::Context;
+use crate::facts;
+use crate::follow::{Progress, summary};
+use crate::local::{self, LocalCluster, Options};
+use crate::output::Output;
+
+/// Exit code of a command that was interrupted, as shells know it.
+const INTERRUPTED: u8 = 130;
+
+/// A coordinator to work with: a private one with its workers, or one that stands.
+pub struct Session {
+    /// The connection.
+    pub client: Client,
+    /// Where text goes.
+    pub out: Output,
+    cluster: Option<LocalCluster>,
+    workers: Option<u32>,
+}
+
+/// How a run came to rest, or was left.
+pub enum Rest {
+    /// All steps are done.
+    Finished(Box<FinishedEvent>),
+    /// It was stopped and can be resumed.
+    Stopped(u64),
+    /// It was cancelled.
+    Cancelled,
+    /// It cannot go on.
+    Failed(String),
+    /// The user has left; the run goes on.
+    Left,
+}
+
+impl Session {
+    /// Connects, after starting a private cluster if one is asked for.
+    pub async fn open(connect: &ConnectArgs, local: &LocalArgs, out: Output) -> Result<Self> {
+        let context = Context::of(connect)?;
+        let Some(workers) = local.local else {
+            return Ok(Self {
+                client: context.connect().await?,
+                out,
+                cluster: None,
+                workers: None,
+            });
+        };
+        let options = Options {
+            home: context.home.clone(),
+            listen: "127.0.0.1:0".into(),
+            workers,
+            threads: local.threads,
+            secret: context.secret.clone(),
+        };
+        let cluster = LocalCluster::start(&options).await?;
+        let threads = options.threads.unwrap_or_else(|| local::share(workers));
+        out.say(format!(
+            "cluster     {workers} workers with {threads} threads each, home {}",
+            context.home.display()
+        ));
+        Ok(Self {
+            client: context.connect_to(cluster.url()).await?,
+            out,
+            cluster: Some(cluster),
+            workers: Some(workers),
+        })
+    }
+
+    /// Ends a private cluster.
+    pub async fn close(self) {
+        if let Some(cluster) = self.cluster {
+            cluster.end().await;
+        }
+    }
+
+    /// A run on a private cluster waits for all its workers; never for more than it has lanes.
+    pub fn adapt(&self, spec: &mut RunSpec) {
+        if let Some(workers) = self.workers {
+            spec.train.min_workers = workers.min(spec.train.lanes);
+        }
+    }
+
+    /// Submits a run, and watches it unless it is to be left alone.
+    pub async fn launch(&mut self, submit: Submit, detach: bool) -> Result<ExitCode> {
+        self.out.say(submit.spec.describe());
+        let submitted = self.submit(&submit).await?;
+        if detach {
+            self.out.line(&submitted)?;
+            self.out.say(come_back(&submitted.run));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let rest = self.watch(&submitted.run, submitted.after, 0).await?;
+        self.conclude(&submitted.run, &submit.spec, rest)
+    }
+
+    /// Submits a run and says what became of it.
+    pub async fn submit(&mut self, submit: &Submit) -> Result<Submitted> {
+        let submitted = self.client.submit(submit).await?;
+        self.out.say(match submitted.resumed_at {
+            Some(step) if submit.resume.is_some() => {
+                format!("run         {}, goes on from step {step}", submitted.run)
+            }
+            Some(step) => format!(
+                "run         {}, unfinished with this spec and corpus, goes on from step {step} (`--new` starts another)",
+                submitted.run
+            ),
+            None => format!("run         {}", submitted.run),
+        });
+        Ok(submitted)
+    }
+
+    /// Shows the events of a run after one of them until it rests. Steps up to `old` are history.
+    ///
+    /// Ctrl-C leaves the run alone on a coordinator that stands. On a private one it stops the run after a checkpoint;
+    /// again, it ends everything at once.
+    pub async fn watch(&mut self, run: &str, after: u64, old: u64) -> Result<Rest> {
+        let mut events = self.client.follow(run, after).await?;
+        let mut progress = Progress::new(old);
+        let mut interrupts = interrupts();
+        let mut stopping = false;
+        let mut rest = None;
+        loop {
+            tokio::select! {
+                event = events.next_of_run() => {
+                    let Some(numbered) = event? else { break };
+                    self.out.line(&numbered.event)?;
+                    progress.show(&numbered.event);
+                    rest = rest_of(numbered.event).or(rest);
+                }
+                loss = next_loss(self.cluster.as_mut()) => progress.print(&loss?),
+                _ = interrupts.recv() => {
+                    if self.cluster.is_none() {
+                        progress.clear();
+                        return Ok(Rest::Left);
+                    }
+                    if stopping {
+                        progress.clear();
+                        eprintln!("ended at once; the last checkpoint is kept");
+                        // The children see the closed pipe.
+                        std::process::exit(INTERRUPTED.into());
+                    }
+                    stopping = true;
+                    progress.print("stopping at the next step, with a checkpoint; Ctrl-C again ends at once");
+                    self.client.stop(run).await?;
+                }
+            }
+        }
+        progress.clear();
+        rest.ok_or_else(|| anyhow!("the coordinator ended the events of {run} before the run did"))
+    }
+
+    /// Says how a run came to rest, and makes an exit code of it.
+    pub fn conclude(&self, run: &str, spec: &RunSpec, rest: Rest) -> Result<ExitCode> {
+        match rest {
+            Rest::Finished(end) => self.out.say(summary(&end)),
+            Rest::Cancelled => self.out.say(format!("{run} was cancelled; its checkpoints stay")),
+            Rest::Left => self.out.say(format!("left {run}; {}", come_back(run))),
+            Rest::Failed(error) => {
+                return Err(anyhow!(error)).with_context(|| format!("run `{run}` failed"));
+            }
+            Rest::Stopped(step) => {
+                let verb = facts::kind(spec.kind);
+                let place = self.workers.map_or(String::new(), |n| format!(" --local {n}"));
+                self.out.say(format!(
+                    "{run} has stopped after step {step}; `cohort {verb} --resume {run}{place}` goes on"
+                ));
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What a submission says besides the spec.
+pub fn submission(spec: RunSpec, args: &SubmitArgs, stem: String) -> Submit {
+    Submit {
+        spec,
+        name: args.name.clone(),
+        stem,
+        resume: None,
+        fresh: args.new,
+        parent: None,
+        start: None,
+    }
+}
+
+/// Each Ctrl-C from now on.
+fn interrupts() -> mpsc::Receiver<()> {
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        loop {
+            local::interrupt().await;
+            if sender.send(()).await.is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+async fn next_loss(cluster: Option<&mut LocalCluster>) -> Result<String> {
+    match cluster {
+        Some(cluster) => cluster.next_loss().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How a run rests after an event.
+fn rest_of(event: RunEvent) -> Option<Rest> {
+    Some(match event {
+        RunEvent::Finished(end) => Rest::Finished(end),
+        RunEvent::Stopped { step, .. } => Rest::Stopped(step),
+        RunEvent::Cancelled { .. } => Rest::Cancelled,
+        RunEvent::Failed { error, .. } => Rest::Failed(error),
+        _ => return None,
+    })
+}
+
+fn come_back(run: &str) -> String {
+    format!("`cohort follow {run}` comes back to it, `cohort cancel {run}` ends it")
+}
