@@ -1,3 +1,8 @@
-//! Drives the real binary.
+//! Drives the real binary in real processes. One crate, so that it is linked once; one module for each theme.
 
+mod cluster;
+mod deploy;
 mod messages;
+mod protocol;
+mod support;
+mod training;

@@ -1,0 +1,287 @@
+//! What the tests share: a scene of its own for each (home, corpus, spec), processes that die with it, and waiting with
+//! deadlines. A failure prints what the processes logged.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up. Far above what a slow machine needs.
+pub const DEADLINE: Duration = Duration::from_secs(240);
+
+/// A model and a run that train in about a second.
+pub const SPEC: &str = r#"
+[model]
+architecture = "llama"
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+intermediate_size = 64
+context = 32
+
+[corpus]
+split = "tail"
+
+[tokenizer]
+kind = "bpe"
+vocab_size = 300
+
+[train]
+steps = 12
+lanes = 6
+micro_batch = 2
+accumulate = 2
+learning_rate = 0.01
+warmup_steps = 2
+eval_every = 6
+eval_samples = 16
+
+[checkpoint]
+every = 4
+keep = 2
+"#;
+
+/// A temporary directory with a home, a corpus and a spec.
+pub struct Scene {
+    dir: TempDir,
+}
+
+impl Scene {
+    pub fn new() -> Self {
+        let scene = Self {
+            dir: tempfile::tempdir().expect("a temporary directory"),
+        };
+        scene.write("text.txt", &words(1, 12_000));
+        scene.write("spec.toml", SPEC);
+        scene
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: &str) {
+        std::fs::write(self.path(name), content).expect("a file is written");
+    }
+
+    /// The binary with this scene's home and nothing of the caller's settings. Words are separated by spaces.
+    pub fn cohort(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cohort"));
+        command
+            .args(line.split_whitespace())
+            .current_dir(self.dir.path())
+            .env_remove("COHORT_COORDINATOR")
+            .env_remove("COHORT_TOKEN")
+            .env_remove("COHORT_LOG")
+            .env("COHORT_HOME", self.path("home"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end; it must succeed.
+    pub fn run(&self, line: &str) -> Output {
+        let output = self.cohort(line).output().expect("the binary runs");
+        if !output.status.success() {
+            panic!(
+                "`cohort {line}` failed: {}\n{}",
+                text(&output.stderr),
+                self.logs()
+            );
+        }
+        output
+    }
+
+    /// Runs a command with `--json`; gives its events.
+    pub fn events(&self, line: &str) -> Vec<Value> {
+        let output = self.run(&format!("{line} --json"));
+        let lines = text(&output.stdout);
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("stdout is JSON lines"))
+            .collect()
+    }
+
+    /// Runs a training command; gives its last event, which must be `finished`.
+    pub fn finished(&self, line: &str) -> Value {
+        let last = self.events(line).pop().expect("there are events");
+        assert_eq!(last["event"], "finished", "{last}");
+        last
+    }
+
+    /// Starts a process that is killed with the scene's test.
+    pub fn start(&self, line: &str) -> Process {
+        let mut command = self.cohort(line);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
+        let (sender, lines) = channel();
+        let out = child.stdout.take().expect("piped");
+        let err = child.stderr.take().expect("piped");
+        let other = sender.clone();
+        std::thread::spawn(move || forward(out, &sender));
+        std::thread::spawn(move || forward(err, &other));
+        Process {
+            child,
+            lines,
+            seen: Vec::new(),
+            line: line.into(),
+        }
+    }
+
+    /// Starts a coordinator on a free port; gives it and its address.
+    pub fn coordinator(&self, flags: &str) -> (Process, String) {
+        let mut process = self.start(&format!("coordinator --listen 127.0.0.1:0 {flags}"));
+        let line = process.wait_for("http://");
+        let at = line.find("http://").expect("just found");
+        let url = line[at..]
+            .split(|c: char| c.is_whitespace() || c == ',' || c == '"')
+            .next()
+            .expect("split gives one");
+        let url = url.trim_end_matches(['/', '.']).to_owned();
+        (process, url)
+    }
+
+    fn logs(&self) -> String {
+        let logs = self.path("home").join("logs");
+        let entries = std::fs::read_dir(&logs).into_iter().flatten().flatten();
+        entries
+            .map(|entry| {
+                let content = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                let lines: Vec<&str> = content.lines().collect();
+                let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+                format!("--- {}\n{tail}\n", entry.path().display())
+            })
+            .collect()
+    }
+}
+
+fn forward(stream: impl std::io::Read, lines: &std::sync::mpsc::Sender<String>) {
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        if lines.send(line).is_err() {
+            return;
+        }
+    }
+}
+
+/// A process that ends with the test.
+pub struct Process {
+    pub child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+    line: String,
+}
+
+impl Process {
+    /// Waits for a line with `text` in it, on stdout or stderr.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        self.wait_until(text, |line| line.contains(text))
+    }
+
+    /// Waits for a line that satisfies `wanted`.
+    pub fn wait_until(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if wanted(&line) {
+                        return line;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.fail(&format!("no `{what}` in time")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.fail(&format!("it ended before `{what}`"));
+                }
+            }
+        }
+    }
+
+    /// Waits for the event of a step at or after `step`.
+    pub fn wait_for_step(&mut self, step: u64) {
+        self.wait_until(&format!("step {step}"), |line| {
+            let event: Value = serde_json::from_str(line).unwrap_or_default();
+            event["event"] == "step" && event["step"].as_u64() >= Some(step)
+        });
+    }
+
+    /// Waits for the end; gives the exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + DEADLINE;
+        while let Ok(line) = self
+            .lines
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            self.seen.push(line);
+        }
+        self.child
+            .wait()
+            .expect("the child can be waited for")
+            .code()
+    }
+
+    /// SIGKILL, and nothing else.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the child can be killed");
+        self.child.wait().expect("the child can be waited for");
+    }
+
+    /// What it printed, all of it.
+    pub fn printed(&self) -> String {
+        self.seen.join("\n")
+    }
+
+    fn fail(&self, what: &str) -> ! {
+        let from = self.seen.len().saturating_sub(30);
+        panic!(
+            "`cohort {}`: {what}; it printed\n{}",
+            self.line,
+            self.seen[from..].join("\n")
+        );
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Text of `count` made-up words that a model can learn something from; the same for the same seed.
+pub fn words(seed: u32, count: usize) -> String {
+    const WORDS: &[&str] = &[
+        "lane", "tree", "step", "root", "the", "a", "sums", "of", "and", "worker", "holds",
+        "sends", "cluster", "gradient", "commit", "never", "always", "waits", "for", "ledger",
+    ];
+    let mut state = seed;
+    let mut out = String::new();
+    for n in 1..=count {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        out.push_str(WORDS[(state >> 16) as usize % WORDS.len()]);
+        out.push(if n % 11 == 0 { '\n' } else { ' ' });
+    }
+    out
+}
+
+/// Bytes as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Real data beside the repository, or in `COHORT_TEST_DATA`; says so where it is absent.
+pub fn real_data(name: &str) -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    let root = std::env::var_os("COHORT_TEST_DATA").map_or(beside, PathBuf::from);
+    let path = root.join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: {} is not there", path.display());
+    None
+}

@@ -1,0 +1,189 @@
+//! Training from raw text to generated text, and the first law: the result does not depend on the cluster.
+
+use serde_json::Value;
+
+use crate::support::{Scene, real_data, text, words};
+
+const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
+
+fn hash(event: &Value) -> String {
+    event["state_hash"]
+        .as_str()
+        .expect("a state hash")
+        .to_owned()
+}
+
+#[test]
+fn any_number_of_workers_and_threads_gives_the_same_bits() {
+    let scene = Scene::new();
+    let one = scene.finished(&format!("{TRAIN} --local 1"));
+    let hash_of = |flags: &str| hash(&scene.finished(&format!("{TRAIN} --new {flags}")));
+    assert_eq!(hash_of("--local 2"), hash(&one));
+    assert_eq!(hash_of("--local 4"), hash(&one));
+    assert_eq!(hash_of("--local 1 --threads 3"), hash(&one));
+    // Other lanes are another run: another order of summation.
+    assert_ne!(
+        hash_of("--local 2 --set train.lanes=12 --set train.accumulate=1"),
+        hash(&one)
+    );
+    assert_eq!(one["step"], 12);
+    assert_eq!(one["tokens"], 12 * 6 * 4 * 32);
+}
+
+#[test]
+fn gpt2_with_dropout_gives_the_same_bits_on_lanes_that_are_no_power_of_two() {
+    let scene = Scene::new();
+    let gpt2 = "--set model.architecture=gpt2 --set model.num_key_value_heads=4 --set model.dropout=0.1 --set train.lanes=5 --set train.steps=6";
+    let one = scene.finished(&format!("{TRAIN} {gpt2} --local 1"));
+    let three = scene.finished(&format!("{TRAIN} {gpt2} --local 3 --new"));
+    assert_eq!(hash(&one), hash(&three));
+}
+
+#[test]
+fn a_killed_run_is_resumed_by_the_same_command_to_the_same_bits() {
+    let scene = Scene::new();
+    let long = format!("{TRAIN} --set train.steps=60 --set checkpoint.every=4");
+    let expected = hash(&scene.finished(&format!("{long} --local 2 --name whole")));
+    let mut killed = scene.start(&format!("{long} --local 1 --new --name cut --json"));
+    killed.wait_for_step(9);
+    killed.kill();
+    // The cluster of a killed command ends by itself; its lock on the home is then free.
+    let resumed = scene.finished(&format!("{long} --local 3 --threads 2 --name cut"));
+    assert_eq!(resumed["run"], "cut");
+    assert_eq!(hash(&resumed), expected);
+}
+
+#[test]
+fn a_finished_run_goes_on_to_more_steps() {
+    let scene = Scene::new();
+    let flat = format!("{TRAIN} --set train.schedule=constant --set train.warmup_steps=2");
+    let whole = scene.finished(&format!(
+        "{flat} --set train.steps=16 --name whole --local 1"
+    ));
+    let first = scene.finished(&format!(
+        "{flat} --set train.steps=10 --name parts --local 2"
+    ));
+    assert_ne!(hash(&first), hash(&whole));
+    let rest = scene.finished("pretrain --resume parts --set train.steps=16 --local 1");
+    assert_eq!(rest["step"], 16);
+    assert_eq!(hash(&rest), hash(&whole));
+}
+
+#[test]
+fn from_text_to_finetuned_text() {
+    let scene = Scene::new();
+    scene.write("tales.txt", &words(9, 6_000));
+    let base = scene.finished(&format!("{TRAIN} --local 2 --name base"));
+    let losses = scene.events(
+        "finetune --from base@best --corpus tales.txt --set train.steps=8 --local 2 --name tuned",
+    );
+    let split = |name: &str| -> Vec<f64> {
+        let evals = losses
+            .iter()
+            .filter(|e| e["event"] == "eval" && e["split"] == name);
+        evals.map(|e| e["loss"].as_f64().expect("a loss")).collect()
+    };
+    assert!(split("validation").len() >= 2, "{losses:?}");
+    assert_eq!(split("base_validation").len(), 2, "{losses:?}");
+    let tuned = losses.last().expect("events");
+    assert_eq!(tuned["event"], "finished");
+    assert_ne!(hash(tuned), hash(&base));
+
+    let generate = "generate --from tuned --prompt the --max-tokens 12 --temperature 0 --threads 1";
+    let once = text(&scene.run(generate).stdout);
+    assert!(!once.trim().is_empty());
+    assert_eq!(
+        once,
+        text(&scene.run(generate).stdout),
+        "greedy text is the same each time"
+    );
+
+    scene.run("export tuned@last out");
+    for file in [
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "generation_config.json",
+    ] {
+        assert!(scene.path("out").join(file).exists(), "{file}");
+    }
+    let exported =
+        format!("generate --from ./out --prompt the --max-tokens 12 --temperature 0 --threads 1");
+    assert_eq!(text(&scene.run(&exported).stdout), once);
+    let scored = scene.events("eval --from tuned --text tales.txt");
+    let loss = scored.last().expect("an event")["loss"]
+        .as_f64()
+        .expect("a loss");
+    assert!(loss.is_finite() && loss > 0.0);
+
+    // From a directory in Hugging Face layout, too.
+    let again = "finetune --from ./out --corpus tales.txt --set train.steps=4 --set train.lanes=2 --set train.micro_batch=2 --local 1";
+    assert_eq!(scene.finished(again)["step"], 4);
+}
+
+#[test]
+fn a_flipped_byte_in_a_checkpoint_is_named() {
+    let scene = Scene::new();
+    let done = scene.finished(&format!("{TRAIN} --local 1 --name base"));
+    let weights = std::path::Path::new(done["checkpoint"].as_str().expect("a path"))
+        .join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("the weights are there");
+    let last = bytes.len() - 9;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).expect("the weights can be written");
+    let output = scene
+        .cohort("generate --from base --prompt the")
+        .output()
+        .expect("the binary runs");
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("model.safetensors"), "{said}");
+    let resume = scene
+        .cohort("pretrain --resume base --set train.steps=20 --local 1")
+        .output()
+        .expect("the binary runs");
+    assert_eq!(resume.status.code(), Some(1));
+    let said = text(&resume.stderr);
+    assert!(
+        said.contains("damaged") && said.contains("model.safetensors"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_run_that_diverges_stops_and_names_the_step() {
+    let scene = Scene::new();
+    let wild = format!(
+        "{TRAIN} --set train.learning_rate=1e30 --set train.min_learning_rate=1e29 --set train.grad_clip=0 --local 1"
+    );
+    let output = scene.cohort(&wild).output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("step ") && said.contains("learning_rate"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_real_model_tells_its_known_story() {
+    let Some(model) = real_data("models/stories260K-hf") else {
+        return;
+    };
+    let scene = Scene::new();
+    let line = format!(
+        "generate --from {} --prompt Once --max-tokens 40 --temperature 0",
+        model.display()
+    );
+    let story = text(&scene.run(&line).stdout);
+    assert!(
+        story.starts_with("Once upon a time, there was a"),
+        "{story}"
+    );
+    scene.write("story.txt", "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.");
+    let scored = scene.events(&format!("eval --from {} --text story.txt", model.display()));
+    let loss = scored.last().expect("an event")["loss"]
+        .as_f64()
+        .expect("a loss");
+    assert!(loss > 0.2 && loss < 2.5, "{loss}");
+}
