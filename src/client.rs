@@ -134,7 +134,10 @@ impl Client {
     /// Deletes a run, or says what that would delete.
     pub async fn remove_run(&mut self, run: &str, dry_run: bool) -> Result<Removed> {
         let run = run.to_owned();
-        let reply = self.control.remove_run(v1::RemoveRequest { run, dry_run }).await;
+        let reply = self
+            .control
+            .remove_run(v1::RemoveRequest { run, dry_run })
+            .await;
         self.take(reply)
     }
 
@@ -164,7 +167,10 @@ impl Client {
         understood(&reply.into_inner())
     }
 
-    fn stream(&self, reply: Result<tonic::Response<Streaming<v1::Json>>, Status>) -> Result<Events> {
+    fn stream(
+        &self,
+        reply: Result<tonic::Response<Streaming<v1::Json>>, Status>,
+    ) -> Result<Events> {
         let reply = reply.map_err(|status| refused(&self.url, &status))?;
         Ok(Events {
             url: self.url.clone(),
@@ -245,11 +251,15 @@ impl Data {
         let reply = self.data.state_file(request).await;
         let mut pieces = reply.map_err(|s| refused(&self.url, &s))?.into_inner();
         let cannot_write = || format!("cannot write `{}`", target.display());
-        let mut out = tokio::fs::File::create(target).await.with_context(cannot_write)?;
+        let mut out = tokio::fs::File::create(target)
+            .await
+            .with_context(cannot_write)?;
         let mut hasher = blake3::Hasher::new();
         while let Some(piece) = pieces.message().await.map_err(|s| refused(&self.url, &s))? {
             hasher.update(&piece.data);
-            out.write_all(&piece.data).await.with_context(cannot_write)?;
+            out.write_all(&piece.data)
+                .await
+                .with_context(cannot_write)?;
             progress(piece.data.len() as u64);
         }
         out.sync_all().await.with_context(cannot_write)?;

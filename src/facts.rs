@@ -17,7 +17,11 @@ pub fn corpus(corpus: &CorpusInfo) -> String {
         false => "prepared",
     };
     let mut lines = vec![
-        format!("corpus      {} ({}), {origin}", corpus.name, short(&corpus.fingerprint)),
+        format!(
+            "corpus      {} ({}), {origin}",
+            corpus.name,
+            short(&corpus.fingerprint)
+        ),
         format!("  training    {}", split(&corpus.train)),
         format!("  validation  {}", split(&corpus.validation)),
         format!("  tokenizer   {} tokens", corpus.vocab_size),
@@ -38,7 +42,10 @@ pub fn whole_corpus(corpus: &CorpusInfo) -> String {
     let mut lines = vec![
         format!("name         {}", corpus.name),
         format!("fingerprint  {}", corpus.fingerprint),
-        format!("tokenizer    {} tokens, {}", corpus.vocab_size, corpus.tokenizer),
+        format!(
+            "tokenizer    {} tokens, {}",
+            corpus.vocab_size, corpus.tokenizer
+        ),
         format!("training     {}", split(&corpus.train)),
         format!("validation   {}", split(&corpus.validation)),
         format!("on disk      {}", human_bytes(corpus.bytes_on_disk)),
@@ -54,7 +61,14 @@ pub fn whole_corpus(corpus: &CorpusInfo) -> String {
 
 /// Corpora, one a line.
 pub fn corpora(corpora: &[CorpusInfo]) -> String {
-    let mut rows = vec![words(&["name", "fingerprint", "documents", "tokens", "vocabulary", "on disk"])];
+    let mut rows = vec![words(&[
+        "name",
+        "fingerprint",
+        "documents",
+        "tokens",
+        "vocabulary",
+        "on disk",
+    ])];
     for corpus in corpora {
         rows.push(vec![
             corpus.name.clone(),
@@ -71,7 +85,14 @@ pub fn corpora(corpora: &[CorpusInfo]) -> String {
 /// Runs, one a line.
 pub fn runs(runs: &[RunInfo]) -> String {
     let mut rows = vec![words(&[
-        "run", "kind", "status", "step", "loss", "validation", "parameters", "submitted",
+        "run",
+        "kind",
+        "status",
+        "step",
+        "loss",
+        "validation",
+        "parameters",
+        "submitted",
     ])];
     for run in runs {
         rows.push(vec![
@@ -80,7 +101,13 @@ pub fn runs(runs: &[RunInfo]) -> String {
             status(run),
             format!("{}/{}", run.step, run.spec.train.steps),
             loss(run.last_step.as_ref().map(|step| step.loss)),
-            loss(run.evals.iter().rev().find(|e| e.split == "validation").map(|e| e.loss)),
+            loss(
+                run.evals
+                    .iter()
+                    .rev()
+                    .find(|e| e.split == "validation")
+                    .map(|e| e.loss),
+            ),
             human_count(run.spec.parameters()),
             ago(run.created_ms),
         ]);
@@ -137,7 +164,13 @@ fn checkpoints(run: &RunInfo) -> String {
     if run.checkpoints.is_empty() {
         return String::new();
     }
-    let mut rows = vec![words(&["checkpoint", "validation", "size", "state", "path"])];
+    let mut rows = vec![words(&[
+        "checkpoint",
+        "validation",
+        "size",
+        "state",
+        "path",
+    ])];
     for checkpoint in &run.checkpoints {
         rows.push(vec![
             format!("{}@{}", run.name, checkpoint.step),

@@ -24,7 +24,8 @@ impl Bar {
     /// A bar of that many bytes; 0 means that nobody knows.
     pub fn bytes(what: &str, total: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let template = "{msg:<11} {bar:24} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}";
+        let template =
+            "{msg:<11} {bar:24} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -137,7 +138,9 @@ impl Progress {
 
     fn figures(&self, step: &StepEvent) -> String {
         let left = step.steps.saturating_sub(step.step) as f64;
-        let eta = self.seconds_per_step.map_or(f64::NAN, |seconds| seconds * left);
+        let eta = self
+            .seconds_per_step
+            .map_or(f64::NAN, |seconds| seconds * left);
         format!(
             "loss {:.4}  norm {:.3}  lr {:.2e}  {} tok/s  epoch {:.2}  ETA {}",
             step.loss,
@@ -170,7 +173,10 @@ fn describe(event: &RunEvent) -> Option<String> {
             format!("{run} waits for workers: {have} of {need} are there")
         }
         RunEvent::Loading { workers, step, .. } => {
-            format!("{} load the state of step {step}", count(*workers, "worker"))
+            format!(
+                "{} load the state of step {step}",
+                count(*workers, "worker")
+            )
         }
         RunEvent::Training { run, workers } => {
             format!("{run} trains on {}", count(*workers, "worker"))
@@ -204,7 +210,9 @@ pub fn summary(end: &FinishedEvent) -> String {
         lines.push(format!("training    loss {loss:.4} in the last step"));
     }
     if let (Some(loss), Some(bits)) = (end.val_loss, end.val_bits_per_byte) {
-        lines.push(format!("validation  loss {loss:.4}, {bits:.4} bits per byte"));
+        lines.push(format!(
+            "validation  loss {loss:.4}, {bits:.4} bits per byte"
+        ));
     }
     let speed = end.tokens as f64 / end.seconds;
     let tokens = human_count(end.tokens);

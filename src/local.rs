@@ -65,7 +65,10 @@ impl LocalCluster {
         let home = Home::open(&options.home)?;
         if let Some(holder) = home.holder() {
             return Err(hinted(
-                format!("the home directory `{}` is in use by {holder}", home.root().display()),
+                format!(
+                    "the home directory `{}` is in use by {holder}",
+                    home.root().display()
+                ),
                 "leave `--local` out to use that cluster, or choose another directory with `--home`",
             ));
         }
@@ -163,7 +166,12 @@ impl LocalCluster {
 }
 
 impl Process {
-    fn spawn(name: String, home: &Home, secret: Option<&Secret>, arguments: &[&str]) -> Result<Self> {
+    fn spawn(
+        name: String,
+        home: &Home,
+        secret: Option<&Secret>,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let log = home.logs().join(format!("{name}.log"));
         let file = std::fs::File::create(&log)
             .with_context(|| format!("cannot write the log `{}`", log.display()))?;
@@ -236,7 +244,12 @@ impl Process {
 
 fn coordinator(options: &Options, home: &Home) -> Result<Process> {
     let arguments = ["coordinator", "--listen", &options.listen];
-    Process::spawn("coordinator".into(), home, options.secret.as_ref(), &arguments)
+    Process::spawn(
+        "coordinator".into(),
+        home,
+        options.secret.as_ref(),
+        &arguments,
+    )
 }
 
 fn worker(options: &Options, home: &Home, url: &str, number: u32) -> Result<Process> {
@@ -281,7 +294,10 @@ fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let first = lines.len().saturating_sub(TAIL_LINES);
-    let tail: Vec<String> = lines[first..].iter().map(|line| format!("  {line}")).collect();
+    let tail: Vec<String> = lines[first..]
+        .iter()
+        .map(|line| format!("  {line}"))
+        .collect();
     match tail.is_empty() {
         true => "  (empty)".into(),
         false => tail.join("\n"),

@@ -72,7 +72,10 @@ pub fn table(rows: &[Vec<String>]) -> String {
 pub fn ago(then_ms: u64) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now_ms = now.map_or(0, |d| d.as_millis() as u64);
-    format!("{} ago", duration(now_ms.saturating_sub(then_ms) as f64 / 1000.0))
+    format!(
+        "{} ago",
+        duration(now_ms.saturating_sub(then_ms) as f64 / 1000.0)
+    )
 }
 
 /// A duration for people.

@@ -63,8 +63,8 @@ impl Text {
                 text.inputs.push(Input::Remote(remote.into()));
                 continue;
             }
-            let absolute = std::path::absolute(path)
-                .with_context(|| format!("`{path}` is no path"))?;
+            let absolute =
+                std::path::absolute(path).with_context(|| format!("`{path}` is no path"))?;
             let mut sources = expand(&[path], options.skip_bad)?;
             if !options.skip_bad {
                 look_at(&sources, &options.text_field)?;
@@ -180,7 +180,9 @@ impl Material {
                 }
             }
         }
-        Err(anyhow!("the coordinator ended the preparation without a result; see its log"))
+        Err(anyhow!(
+            "the coordinator ended the preparation without a result; see its log"
+        ))
     }
 }
 
@@ -190,10 +192,19 @@ pub fn name_of(paths: &[String]) -> String {
     let path = Path::new(first.strip_prefix(REMOTE).unwrap_or(first));
     let stem = path.file_name().or(path.parent().and_then(Path::file_name));
     let stem = stem.map_or_else(|| "corpus".into(), |name| name.to_string_lossy());
-    let stem = stem.split('.').find(|part| !part.is_empty()).unwrap_or("corpus");
+    let stem = stem
+        .split('.')
+        .find(|part| !part.is_empty())
+        .unwrap_or("corpus");
     let name: String = stem
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' {
+                c
+            } else {
+                '-'
+            }
+        })
         .collect();
     match name.trim_matches('-') {
         "" => "corpus".into(),
@@ -269,13 +280,19 @@ async fn upload(
     out: Output,
 ) -> Result<Vec<SourceRef>> {
     let groups: Vec<_> = files.iter().map(|(_, _, group)| group.clone()).collect();
-    let files = files.into_iter().map(|(name, path, _)| (name, path)).collect();
+    let files = files
+        .into_iter()
+        .map(|(name, path, _)| (name, path))
+        .collect();
     let uploads = uploads::hash(files).await?;
     let sent = uploads::send(client, &uploads).await?;
     let count = uploads.len();
     out.say(match sent {
         0 => format!("sent        nothing: the coordinator has all {count} files"),
-        _ => format!("sent        {} of text", cohort_common::spec::human_bytes(sent)),
+        _ => format!(
+            "sent        {} of text",
+            cohort_common::spec::human_bytes(sent)
+        ),
     });
     let as_ref = |(upload, group): (uploads::Upload, Option<String>)| SourceRef::Uploaded {
         name: upload.name,
@@ -287,7 +304,10 @@ async fn upload(
 
 fn path_text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).ok_or_else(|| {
-        anyhow!("`{}` is no Unicode, and cannot be told to the coordinator", path.display())
+        anyhow!(
+            "`{}` is no Unicode, and cannot be told to the coordinator",
+            path.display()
+        )
     })
 }
 

@@ -61,7 +61,10 @@ pub fn parse(reference: &str) -> Result<CheckpointRef> {
     reference.parse().map_err(|error| {
         let error = anyhow::Error::new(error);
         match Path::new(reference).is_dir() {
-            true => hinted(format!("{error}"), format!("write `./{reference}` for the directory")),
+            true => hinted(
+                format!("{error}"),
+                format!("write `./{reference}` for the directory"),
+            ),
             false => error,
         }
     })
@@ -100,9 +103,15 @@ async fn fetched(context: &Context, client: &Client, resolved: &Resolved) -> Res
 
 fn cache_directory(home: &Home, checkpoint: &CheckpointInfo) -> PathBuf {
     let step = format!("step-{}", checkpoint.step);
-    let state = checkpoint.state_hash.chars().filter(char::is_ascii_alphanumeric).take(16);
+    let state = checkpoint
+        .state_hash
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(16);
     let state: String = state.collect();
-    home.root().join("downloads").join(format!("{step}-{state}"))
+    home.root()
+        .join("downloads")
+        .join(format!("{step}-{state}"))
 }
 
 /// Downloads what others read of a checkpoint: no moments, so no manifest either.
@@ -114,13 +123,18 @@ async fn download(client: &Client, resolved: &Resolved, directory: &Path) -> Res
     files.retain(|file| wanted.contains(&file.name.as_str()));
     let part = directory.with_extension("part");
     let cannot_write = || format!("cannot write `{}`", part.display());
-    tokio::fs::create_dir_all(&part).await.with_context(cannot_write)?;
+    tokio::fs::create_dir_all(&part)
+        .await
+        .with_context(cannot_write)?;
     let bar = Bar::bytes("downloading", files.iter().map(|file| file.bytes).sum());
     for file in &files {
         let target = part.join(&file.name);
-        data.fetch((run, step), file, &target, &|bytes| bar.advance(bytes)).await?;
+        data.fetch((run, step), file, &target, &|bytes| bar.advance(bytes))
+            .await?;
     }
     bar.clear();
     let _ = tokio::fs::remove_dir_all(directory).await;
-    tokio::fs::rename(&part, directory).await.with_context(cannot_write)
+    tokio::fs::rename(&part, directory)
+        .await
+        .with_context(cannot_write)
 }

@@ -162,14 +162,18 @@ impl Session {
     pub fn conclude(&self, run: &str, spec: &RunSpec, rest: Rest) -> Result<ExitCode> {
         match rest {
             Rest::Finished(end) => self.out.say(summary(&end)),
-            Rest::Cancelled => self.out.say(format!("{run} was cancelled; its checkpoints stay")),
+            Rest::Cancelled => self
+                .out
+                .say(format!("{run} was cancelled; its checkpoints stay")),
             Rest::Left => self.out.say(format!("left {run}; {}", come_back(run))),
             Rest::Failed(error) => {
                 return Err(anyhow!(error)).with_context(|| format!("run `{run}` failed"));
             }
             Rest::Stopped(step) => {
                 let verb = facts::kind(spec.kind);
-                let place = self.workers.map_or(String::new(), |n| format!(" --local {n}"));
+                let place = self
+                    .workers
+                    .map_or(String::new(), |n| format!(" --local {n}"));
                 self.out.say(format!(
                     "{run} has stopped after step {step}; `cohort {verb} --resume {run}{place}` goes on"
                 ));

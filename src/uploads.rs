@@ -84,7 +84,10 @@ pub async fn send(client: &Client, uploads: &[Upload]) -> Result<u64> {
             todo.push((upload, file.offset.min(upload.bytes)));
         }
     }
-    let total = todo.iter().map(|(upload, offset)| upload.bytes - offset).sum();
+    let total = todo
+        .iter()
+        .map(|(upload, offset)| upload.bytes - offset)
+        .sum();
     let bar = Bar::bytes("sending", total);
     for (upload, offset) in todo {
         send_one(&mut data, upload, offset, &bar).await?;
@@ -103,7 +106,10 @@ async fn send_one(data: &mut Data, upload: &Upload, offset: u64, bar: &Bar) -> R
     let (path, bar) = (upload.path.clone(), bar.clone());
     let reader = tokio::task::spawn_blocking(move || {
         let header = v1::file_piece::Kind::Header(header);
-        if out.blocking_send(v1::FilePiece { kind: Some(header) }).is_err() {
+        if out
+            .blocking_send(v1::FilePiece { kind: Some(header) })
+            .is_err()
+        {
             return Ok(());
         }
         let read = read_pieces(&path, offset, |data| {
@@ -119,12 +125,18 @@ async fn send_one(data: &mut Data, upload: &Upload, offset: u64, bar: &Bar) -> R
     sent.with_context(|| format!("cannot send `{}`", upload.name))
 }
 
-fn read_pieces(path: &Path, offset: u64, mut take: impl FnMut(Vec<u8>) -> bool) -> std::io::Result<()> {
+fn read_pieces(
+    path: &Path,
+    offset: u64,
+    mut take: impl FnMut(Vec<u8>) -> bool,
+) -> std::io::Result<()> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(offset))?;
     loop {
         let mut piece = Vec::with_capacity(MAX_PIECE);
-        file.by_ref().take(MAX_PIECE as u64).read_to_end(&mut piece)?;
+        file.by_ref()
+            .take(MAX_PIECE as u64)
+            .read_to_end(&mut piece)?;
         if piece.is_empty() || !take(piece) {
             return Ok(());
         }

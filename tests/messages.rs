@@ -43,7 +43,10 @@ impl Scene {
             .expect("the binary runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        let code = output.status.code().map_or("none".into(), |code| code.to_string());
+        let code = output
+            .status
+            .code()
+            .map_or("none".into(), |code| code.to_string());
         let mut shown = format!("exit code {code}");
         if !stdout.is_empty() {
             shown += &format!("\n--- stdout\n{stdout}");
@@ -74,7 +77,9 @@ fn free_port() -> u16 {
 #[test]
 fn a_spec_with_an_unknown_key() {
     let scene = Scene::new();
-    scene.write("spec.toml", "[train]\nstpes = 10\n").write("text.txt", "text");
+    scene
+        .write("spec.toml", "[train]\nstpes = 10\n")
+        .write("text.txt", "text");
     says!(scene, "pretrain spec.toml --corpus text.txt --local 1", @"");
     says!(scene, "pretrain --corpus text.txt --local 1 --set train.lanse=3", @"");
 }
@@ -82,7 +87,12 @@ fn a_spec_with_an_unknown_key() {
 #[test]
 fn a_spec_with_an_impossible_value() {
     let scene = Scene::new();
-    scene.write("spec.toml", "[model]\nhidden_size = 100\nnum_attention_heads = 3\n").write("text.txt", "text");
+    scene
+        .write(
+            "spec.toml",
+            "[model]\nhidden_size = 100\nnum_attention_heads = 3\n",
+        )
+        .write("text.txt", "text");
     says!(scene, "pretrain spec.toml --corpus text.txt --local 1", @"");
     says!(scene, "pretrain --preset tiny --corpus text.txt --set train.lanes=0 --local 1", @"");
     says!(scene, "pretrain --preset tiny --local 1", @"");
@@ -106,7 +116,10 @@ fn corpus_files_that_cannot_be_used() {
         .write("empty.txt", "")
         .write("binary.txt", b"some text\0more")
         .write("latin.txt", b"caf\xe9 au lait")
-        .write("broken.jsonl", "{\"text\": \"fine\"}\n{\"content\": \"other\"}\n");
+        .write(
+            "broken.jsonl",
+            "{\"text\": \"fine\"}\n{\"content\": \"other\"}\n",
+        );
     std::fs::create_dir(scene.path().join("pictures")).expect("a directory");
     says!(scene, "pretrain --preset tiny --corpus missing.txt --local 1", @"");
     says!(scene, "pretrain --preset tiny --corpus empty.txt --local 1", @"");
@@ -147,7 +160,9 @@ fn listening_for_others_without_a_token() {
 fn a_home_that_cannot_be_written() {
     let scene = Scene::new();
     // A file in the place of a directory cannot be written by anybody, not even by root.
-    scene.write("home", "a file").write("text.txt", "text ".repeat(1000));
+    scene
+        .write("home", "a file")
+        .write("text.txt", "text ".repeat(1000));
     says!(scene, "coordinator --listen 127.0.0.1:0", @"");
     says!(scene, "pretrain --preset tiny --corpus text.txt --local 1", @"");
 }
@@ -169,7 +184,13 @@ fn a_device_that_this_build_does_not_have() {
 #[test]
 fn usage_errors_have_the_exit_code_2() {
     let shown = Scene::new().run("pretrain --local 0");
-    assert!(shown.starts_with("exit code 2\n--- stderr\nerror: "), "{shown}");
+    assert!(
+        shown.starts_with("exit code 2\n--- stderr\nerror: "),
+        "{shown}"
+    );
     let shown = Scene::new().run("pretrain --local 2 --coordinator http://127.0.0.1:1");
-    assert!(shown.starts_with("exit code 2\n--- stderr\nerror: "), "{shown}");
+    assert!(
+        shown.starts_with("exit code 2\n--- stderr\nerror: "),
+        "{shown}"
+    );
 }

@@ -10,7 +10,13 @@ use crate::output::Output;
 #[derive(Args, Clone, Debug, Default)]
 pub struct HomeArgs {
     /// Directory of everything that Cohort writes [default: the platform's data directory]
-    #[arg(long, value_name = "DIR", env = "COHORT_HOME", hide_env_values = true, help_heading = "Place")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "COHORT_HOME",
+        hide_env_values = true,
+        help_heading = "Place"
+    )]
     pub home: Option<PathBuf>,
 }
 

@@ -8,11 +8,13 @@ use super::common::{ConnectArgs, JsonArgs};
 
 /// Arguments of `runs`.
 #[derive(Args, Debug)]
-#[command(after_help = "Without a running coordinator the runs of the home directory are listed.
+#[command(
+    after_help = "Without a running coordinator the runs of the home directory are listed.
 
 Examples:
   cohort runs
-  cohort runs --json | jq .name")]
+  cohort runs --json | jq .name"
+)]
 pub struct RunsArgs {
     /// How it prints.
     #[command(flatten)]
@@ -113,12 +115,14 @@ pub enum CorpusVerb {
 
 /// Arguments of `corpus prepare`.
 #[derive(Args, Debug)]
-#[command(after_help = "`pretrain --corpus` prepares what it needs; a corpus of the same text and options is used again.
+#[command(
+    after_help = "`pretrain --corpus` prepares what it needs; a corpus of the same text and options is used again.
 
 Examples:
   cohort corpus prepare books/ --name books
   cohort corpus prepare data.jsonl.zst --text-field content --vocab-size 8192
-  cohort corpus prepare 'coordinator:/data/*.txt' --spec spec.toml")]
+  cohort corpus prepare 'coordinator:/data/*.txt' --spec spec.toml"
+)]
 pub struct CorpusPrepareArgs {
     /// Files, directories, patterns; `coordinator:PATH` lies on the coordinator's machine
     #[arg(required = true)]

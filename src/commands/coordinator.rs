@@ -31,7 +31,9 @@ async fn listen(address: &str, secret: Option<&Secret>) -> Result<TcpListener> {
     let addresses: Vec<SocketAddr> = lookup_host(address)
         .await
         .with_context(|| {
-            format!("`{address}` is no address to listen on; expected something like `127.0.0.1:7070`")
+            format!(
+                "`{address}` is no address to listen on; expected something like `127.0.0.1:7070`"
+            )
         })?
         .collect();
     check_open(address, &addresses, secret)?;

@@ -39,7 +39,9 @@ async fn prepare(args: CorpusPrepareArgs) -> Result<()> {
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
     let out = args.json.output();
     let mut session = Session::open(&args.connect, &LocalArgs::default(), out).await?;
-    let corpus = material.prepare(tokenizer, &mut session.client, out).await?;
+    let corpus = material
+        .prepare(tokenizer, &mut session.client, out)
+        .await?;
     out.line(&corpus)
 }
 
@@ -103,7 +105,10 @@ fn show_offline(context: &Context, name: &str) -> Result<CorpusInfo> {
     let corpus = find(&home.corpora(), name)?;
     let fingerprint = &corpus.index().fingerprint;
     let all = offline::corpora(&context.home)?;
-    let Some(mut info) = all.into_iter().find(|info| info.fingerprint == *fingerprint) else {
+    let Some(mut info) = all
+        .into_iter()
+        .find(|info| info.fingerprint == *fingerprint)
+    else {
         bail!("corpus `{name}` has just been removed");
     };
     info.sample = Some(corpus.preview(Split::Train, 0, SAMPLE_TOKENS)?);

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
 use cohort_common::checkpoint::Checkpoint;
-use cohort_common::corpus::{BadInput, CorpusError, Event, ReadOptions, Tokenizer, expand, read_documents};
+use cohort_common::corpus::{
+    BadInput, CorpusError, Event, ReadOptions, Tokenizer, expand, read_documents,
+};
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Sums};
 
 use crate::cli::EvalArgs;
@@ -54,7 +56,9 @@ pub async fn run(args: EvalArgs) -> Result<()> {
         let total = sources.files.iter().map(|f| size(&f.path)).sum();
         let bar = Bar::bytes("scoring", total);
         for file in &sources.files {
-            let read = read_documents(file, &options, &|n| bar.advance(n), &mut |event| scorer.hear(event));
+            let read = read_documents(file, &options, &|n| bar.advance(n), &mut |event| {
+                scorer.hear(event)
+            });
             match (read, scorer.failure.take()) {
                 (_, Some(failure)) => return Err(failure),
                 (Err(CorpusError::BadInput(bad)), None) if skip_bad => scorer.skip(bad),
@@ -101,7 +105,12 @@ struct Scorer {
 }
 
 impl Scorer {
-    fn new(checkpoint: &Checkpoint, device: DeviceChoice, threads: usize, skip_bad: bool) -> Result<Self> {
+    fn new(
+        checkpoint: &Checkpoint,
+        device: DeviceChoice,
+        threads: usize,
+        skip_bad: bool,
+    ) -> Result<Self> {
         let context = checkpoint.model().context;
         Ok(Self {
             engine: engine_of(checkpoint, device, threads)?,
@@ -143,7 +152,8 @@ impl Scorer {
         let text = std::mem::take(&mut self.text);
         let tokens = self.tokenizer.encode(&text)?;
         let ended = tokens.into_iter().chain([self.tokenizer.eos()]);
-        self.waiting.extend(ended.enumerate().map(|(index, token)| (token, index == 0)));
+        self.waiting
+            .extend(ended.enumerate().map(|(index, token)| (token, index == 0)));
         self.bytes += text.len() as u64;
         self.documents += 1;
         let mut used = 0;
@@ -163,7 +173,9 @@ impl Scorer {
             self.batch = empty(length);
         }
         for pair in self.waiting[window].windows(2) {
-            let [(input, _), (target, begins)] = pair else { continue };
+            let [(input, _), (target, begins)] = pair else {
+                continue;
+            };
             self.batch.inputs.push(*input);
             self.batch.targets.push(*target);
             self.batch.weights.push(if *begins { 0.0 } else { 1.0 });
@@ -196,7 +208,9 @@ impl Scorer {
         }
         let loss = self.sums.loss / self.sums.weight;
         if !loss.is_finite() {
-            return Err(anyhow!("the loss is {loss}: the weights of {name} are damaged"));
+            return Err(anyhow!(
+                "the loss is {loss}: the weights of {name} are damaged"
+            ));
         }
         let (run, step) = match name.rsplit_once('@').map(|(run, step)| (run, step.parse())) {
             Some((run, Ok(step))) => (run.to_owned(), step),

@@ -18,7 +18,11 @@ pub async fn run(args: ExportArgs) -> Result<()> {
     println!("{} in {}:", found.name, args.target.display());
     for file in files {
         let bytes = file.metadata()?.len();
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         println!("  {name:<24} {}", human_bytes(bytes));
     }
     Ok(())

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use cohort_common::api::{StartFiles, TokenizerRef};
-use cohort_common::checkpoint::{
-    CONFIG, Checkpoint, TOKENIZER, WEIGHTS, WEIGHTS_INDEX, hex,
-};
+use cohort_common::checkpoint::{CONFIG, Checkpoint, TOKENIZER, WEIGHTS, WEIGHTS_INDEX, hex};
 use cohort_common::corpus::Tokenizer;
 use cohort_common::home::CheckpointRef;
-use cohort_common::spec::{FinetuneBase, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig};
+use cohort_common::spec::{
+    FinetuneBase, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig,
+};
 
 use crate::cli::FinetuneArgs;
 use crate::commands::pretrain::{read_spec, spec_file};
@@ -54,7 +54,14 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
     };
     let submit = &args.submit;
     let mut session = Session::open(&submit.connect, &submit.local, submit.json.output()).await?;
-    let result = train(&mut session, &args, &reference, directory, (&file, &material)).await;
+    let result = train(
+        &mut session,
+        &args,
+        &reference,
+        directory,
+        (&file, &material),
+    )
+    .await;
     session.close().await;
     result
 }
@@ -94,7 +101,9 @@ pub async fn plan(
         train: base.train.as_ref(),
     })?;
     let tokenizer = TokenizerRef::Json(base.tokenizer.to_json().into());
-    let corpus = material.prepare(tokenizer, &mut session.client, session.out).await?;
+    let corpus = material
+        .prepare(tokenizer, &mut session.client, session.out)
+        .await?;
     prepare::check_length(&corpus, meant.model.context)?;
     for note in &meant.notes {
         session.out.say(note);
@@ -138,12 +147,20 @@ async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Result<
     let spec = checkpoint.run().map(|run| &run.spec);
     // The text of a checkpoint that was trained elsewhere may not be here.
     let base_corpus = match spec {
-        Some(spec) => session.client.corpus(&spec.corpus).await.ok().map(|corpus| corpus.fingerprint),
+        Some(spec) => session
+            .client
+            .corpus(&spec.corpus)
+            .await
+            .ok()
+            .map(|corpus| corpus.fingerprint),
         None => None,
     };
     let files = uploads::hash(files_of(checkpoint)?).await?;
     uploads::send(&session.client, &files).await?;
-    let files = files.into_iter().map(|upload| (upload.name, upload.hash)).collect();
+    let files = files
+        .into_iter()
+        .map(|upload| (upload.name, upload.hash))
+        .collect();
     Ok(Base {
         start: StartPoint {
             source: name.clone(),

@@ -34,7 +34,9 @@ pub async fn run(args: GenerateArgs) -> Result<()> {
         let mut stdout = std::io::stdout().lock();
         writer.write(&prompt, &sampling, &mut |text| {
             // A reader that has gone away ends the text.
-            write!(stdout, "{text}").and_then(|()| stdout.flush()).is_ok()
+            write!(stdout, "{text}")
+                .and_then(|()| stdout.flush())
+                .is_ok()
         })?;
         let _ = writeln!(stdout);
         Ok(())
@@ -46,10 +48,15 @@ fn stdin_prompt() -> Result<String> {
     let mut stdin = std::io::stdin();
     let mut prompt = String::new();
     if !stdin.is_terminal() {
-        stdin.read_to_string(&mut prompt).context("cannot read the prompt from stdin")?;
+        stdin
+            .read_to_string(&mut prompt)
+            .context("cannot read the prompt from stdin")?;
     }
     // The newline with which a shell's `echo` ends belongs to nobody's prompt.
-    Ok(prompt.strip_suffix('\n').map(str::to_owned).unwrap_or(prompt))
+    Ok(prompt
+        .strip_suffix('\n')
+        .map(str::to_owned)
+        .unwrap_or(prompt))
 }
 
 /// A model that writes.
@@ -67,7 +74,11 @@ impl Writer {
         let tokenizer = tokenizer_of(&checkpoint)?;
         Ok(Self {
             engine: engine_of(&checkpoint, device, threads)?,
-            ends: if ends.is_empty() { vec![tokenizer.eos()] } else { ends },
+            ends: if ends.is_empty() {
+                vec![tokenizer.eos()]
+            } else {
+                ends
+            },
             tokenizer,
         })
     }
@@ -79,7 +90,10 @@ impl Writer {
         sampling: &Sampling,
         out: &mut dyn FnMut(&str) -> bool,
     ) -> Result<()> {
-        let mut tokens = self.tokenizer.encode(prompt).context("the prompt cannot be tokenized")?;
+        let mut tokens = self
+            .tokenizer
+            .encode(prompt)
+            .context("the prompt cannot be tokenized")?;
         // Models from elsewhere expect their begin of text; ours have seen documents after the end of another.
         match self.tokenizer.bos() {
             Some(begin) => tokens.insert(0, begin),
@@ -120,7 +134,10 @@ pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer> {
         None => Tokenizer::from_json(&json, None),
     };
     tokenizer.with_context(|| {
-        format!("the tokenizer in `{}` cannot be used", checkpoint.dir().display())
+        format!(
+            "the tokenizer in `{}` cannot be used",
+            checkpoint.dir().display()
+        )
     })
 }
 

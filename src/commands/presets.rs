@@ -32,7 +32,14 @@ pub fn run(args: &PresetsArgs) -> Result<()> {
     if out.json {
         return rows.iter().try_for_each(|row| out.line(row));
     }
-    let heading = ["preset", "parameters", "memory per worker", "tokens per step", "steps", "what for"];
+    let heading = [
+        "preset",
+        "parameters",
+        "memory per worker",
+        "tokens per step",
+        "steps",
+        "what for",
+    ];
     let mut lines = vec![heading.map(String::from).to_vec()];
     for row in rows {
         lines.push(vec![

@@ -47,14 +47,18 @@ async fn train(
     stem: String,
 ) -> Result<ExitCode> {
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
-    let corpus = material.prepare(tokenizer, &mut session.client, session.out).await?;
+    let corpus = material
+        .prepare(tokenizer, &mut session.client, session.out)
+        .await?;
     prepare::check_length(&corpus, meant.model.context)?;
     for note in &meant.notes {
         session.out.say(note);
     }
     let mut spec = meant.run_spec(corpus.vocab_size, corpus.fingerprint, None)?;
     session.adapt(&mut spec);
-    session.launch(submission(spec, &args.submit, stem), args.submit.detach).await
+    session
+        .launch(submission(spec, &args.submit, stem), args.submit.detach)
+        .await
 }
 
 /// Reads a spec file.

@@ -149,14 +149,20 @@ async fn train(
     file.train.eval_every = Some(tuning);
     let (spec, files) = finetune::plan(session, &file, &second.material, &base).await?;
     let start = Some((base.name, files));
-    Ok(finish(session, spec, start).await?.map(|finetuned| (pretrained, finetuned)))
+    Ok(finish(session, spec, start)
+        .await?
+        .map(|finetuned| (pretrained, finetuned)))
 }
 
 async fn prepare_corpus(session: &mut Session, corpus: &Corpus) -> Result<CorpusInfo> {
-    let meant = SpecSource::parse("quickstart", SPEC)?.into_file()?.validate()?;
+    let meant = SpecSource::parse("quickstart", SPEC)?
+        .into_file()?
+        .validate()?;
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
     let material = &corpus.material;
-    let prepared = material.prepare(tokenizer, &mut session.client, session.out).await?;
+    let prepared = material
+        .prepare(tokenizer, &mut session.client, session.out)
+        .await?;
     prepare::check_length(&prepared, meant.model.context)?;
     Ok(prepared)
 }
@@ -183,7 +189,10 @@ async fn time_step(session: &mut Session, corpus: &CorpusInfo) -> Result<f64> {
     let mut submit = submission(spec, &SubmitArgs::default(), "quickstart-timing".into());
     submit.fresh = true;
     let submitted = session.client.submit(&submit).await?;
-    let mut events = session.client.follow(&submitted.run, submitted.after).await?;
+    let mut events = session
+        .client
+        .follow(&submitted.run, submitted.after)
+        .await?;
     let mut times = Vec::new();
     while let Some(numbered) = events.next_of_run().await? {
         match numbered.event {
@@ -193,7 +202,10 @@ async fn time_step(session: &mut Session, corpus: &CorpusInfo) -> Result<f64> {
         }
     }
     session.client.remove_run(&submitted.run, false).await?;
-    let mut spans: Vec<f64> = times.windows(2).map(|t| (t[1] - t[0]).as_secs_f64()).collect();
+    let mut spans: Vec<f64> = times
+        .windows(2)
+        .map(|t| (t[1] - t[0]).as_secs_f64())
+        .collect();
     spans.drain(..WARM_UP.min(spans.len().saturating_sub(1)));
     spans.sort_by(f64::total_cmp);
     let median = spans.get(spans.len() / 2).copied();
@@ -207,7 +219,11 @@ async fn finish(
     start: Option<(String, cohort_common::api::StartFiles)>,
 ) -> Result<Result<Trained, ExitCode>> {
     session.out.say(spec.describe());
-    let stem = if start.is_some() { "quickstart-finetune" } else { "quickstart" };
+    let stem = if start.is_some() {
+        "quickstart-finetune"
+    } else {
+        "quickstart"
+    };
     let mut submit = submission(spec, &SubmitArgs::default(), stem.into());
     submit.fresh = true;
     (submit.parent, submit.start) = start.unzip();
@@ -217,7 +233,9 @@ async fn finish(
         let info = session.client.run(&submitted.run).await?;
         return Ok(Ok(Trained { info, end: *end }));
     }
-    session.conclude(&submitted.run, &submit.spec, rest).map(Err)
+    session
+        .conclude(&submitted.run, &submit.spec, rest)
+        .map(Err)
 }
 
 /// What both runs gave.
@@ -229,9 +247,23 @@ fn report(pretrained: &Trained, finetuned: &Trained, first: &Corpus, second: &Co
     let start = finetuned.info.evals.iter();
     let mut start = start.filter(|eval| eval.split == "validation" && eval.step == 0);
     let rows = [
-        heading(&["validation text", "pretrained", "bits per byte", "finetuned", "bits per byte"]),
-        row(&first.material.name, last(pretrained, "validation"), last(finetuned, "base_validation")),
-        row(&second.material.name, start.next().cloned(), last(finetuned, "validation")),
+        heading(&[
+            "validation text",
+            "pretrained",
+            "bits per byte",
+            "finetuned",
+            "bits per byte",
+        ]),
+        row(
+            &first.material.name,
+            last(pretrained, "validation"),
+            last(finetuned, "base_validation"),
+        ),
+        row(
+            &second.material.name,
+            start.next().cloned(),
+            last(finetuned, "validation"),
+        ),
     ];
     let mut runs = vec![heading(&["run", "steps", "tokens/s", "time", "checkpoint"])];
     for Trained { end, .. } in [pretrained, finetuned] {
@@ -249,8 +281,14 @@ fn report(pretrained: &Trained, finetuned: &Trained, first: &Corpus, second: &Co
 fn row(name: &str, before: Option<EvalEvent>, after: Option<EvalEvent>) -> Vec<String> {
     let mut row = vec![name.to_owned()];
     for eval in [before, after] {
-        row.push(eval.as_ref().map_or("-".into(), |eval| format!("{:.4}", eval.loss)));
-        row.push(eval.as_ref().map_or("-".into(), |eval| format!("{:.4}", eval.bits_per_byte)));
+        row.push(
+            eval.as_ref()
+                .map_or("-".into(), |eval| format!("{:.4}", eval.loss)),
+        );
+        row.push(
+            eval.as_ref()
+                .map_or("-".into(), |eval| format!("{:.4}", eval.bits_per_byte)),
+        );
     }
     row
 }
@@ -260,7 +298,12 @@ fn heading(words: &[&str]) -> Vec<String> {
 }
 
 /// Lets a model write a little.
-async fn sample(context: &Context, trained: &Trained, prompt: &'static str, out: Output) -> Result<()> {
+async fn sample(
+    context: &Context,
+    trained: &Trained,
+    prompt: &'static str,
+    out: Output,
+) -> Result<()> {
     let found = references::find(context, &format!("{}@last", trained.info.name)).await?;
     let name = found.name.clone();
     let text = tokio::task::spawn_blocking(move || -> Result<String> {

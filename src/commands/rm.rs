@@ -16,7 +16,10 @@ pub async fn run(args: RemoveArgs) -> Result<()> {
     if !args.yes {
         let question = format!("delete run {}?", describe(&doomed));
         if out.json || !confirmed(&question)? {
-            bail!("nothing was deleted: run {}; `--yes` deletes it without asking", describe(&doomed));
+            bail!(
+                "nothing was deleted: run {}; `--yes` deletes it without asking",
+                describe(&doomed)
+            );
         }
     }
     let removed = client.remove_run(&args.run, false).await?;
