@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::api::{ClusterInfo, WorkerInfo};
 use cohort_common::checkpoint::CheckpointMeta;
-use cohort_common::cluster::coordinator::{LeftReason, Member, MemberInfo};
+use cohort_common::cluster::coordinator::{LeftReason, MemberInfo};
 use cohort_common::cluster::{Action, Event, Limits, Machine, ToWorker};
 use cohort_common::home::Home;
 use cohort_common::ids::{RunId, SessionId, Step};

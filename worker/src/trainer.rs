@@ -13,6 +13,7 @@ use cohort_common::cluster::FromWorker;
 use cohort_common::cluster::messages::{Commit, LaneSums};
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::lanes;
+use cohort_common::layout::CHUNK_LEN;
 use cohort_common::spec::{RunKind, RunSpec};
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::{self, MAX_PIECE};
@@ -322,13 +323,11 @@ impl Loaded {
         use rayon::prelude::*;
         let bad = self.engine.install(|| {
             gradient
-                .par_chunks(cohort_common::layout::CHUNK_LEN)
-                .zip(0usize..)
-                .find_first(|(chunk, _)| !chunk.iter().fold(true, |ok, x| ok & x.is_finite()))
-                .map(|(_, index)| index)
+                .par_chunks(CHUNK_LEN)
+                .position_first(|chunk| !chunk.iter().fold(true, |ok, x| ok & x.is_finite()))
         });
         let Some(chunk) = bad else { return Ok(()) };
-        let at = chunk * cohort_common::layout::CHUNK_LEN;
+        let at = chunk * CHUNK_LEN;
         let tensors = self.engine.layout().tensors();
         let tensor = tensors.iter().find(|t| {
             let range = t.range();
