@@ -54,11 +54,6 @@ impl Client {
         })
     }
 
-    /// Where the coordinator listens.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
     /// Whether the coordinator reads this machine's files.
     pub fn same_home(&self) -> bool {
         self.same_home
