@@ -214,13 +214,11 @@ pub fn summary(end: &FinishedEvent) -> String {
             "validation  loss {loss:.4}, {bits:.4} bits per byte"
         ));
     }
-    let speed = end.tokens as f64 / end.seconds;
-    let tokens = human_count(end.tokens);
-    let mut time = format!("time        {}, {tokens} tokens", duration(end.seconds));
-    if speed.is_finite() {
-        time += &format!(", {} tokens/s", human_count(speed as u64));
-    }
-    lines.push(time);
+    lines.push(format!(
+        "time        {} since it was taken up; {} tokens in all",
+        duration(end.seconds),
+        human_count(end.tokens)
+    ));
     if let Some(hash) = &end.state_hash {
         lines.push(format!("state       {hash}"));
     }
