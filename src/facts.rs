@@ -185,7 +185,13 @@ fn checkpoints(run: &RunInfo) -> String {
 
 /// What finetuning has changed: the loss on the new and on the old validation text, before and after.
 pub fn gained_and_lost(run: &RunInfo) -> String {
-    let heading = ["validation text", "loss before", "after", "bits per byte before", "after"];
+    let heading = [
+        "validation text",
+        "loss before",
+        "after",
+        "bits per byte before",
+        "after",
+    ];
     let mut rows = vec![words(&heading)];
     for (name, split) in [("new", "validation"), ("old", "base_validation")] {
         let (before, after) = first_and_last(run, split);

@@ -18,6 +18,8 @@ use crate::output::Output;
 
 /// How long the end of a process may lag behind the end of its connection.
 const EXPLANATION: Duration = Duration::from_millis(500);
+/// Signals within this time are one.
+const SAME_INTERRUPT: Duration = Duration::from_millis(100);
 /// Exit code of a command that was interrupted, as shells know it.
 const INTERRUPTED: u8 = 130;
 
@@ -191,7 +193,8 @@ impl Session {
             Rest::Finished(end) => {
                 self.out.say(summary(&end));
                 if spec.kind == RunKind::Finetune {
-                    self.out.say(facts::gained_and_lost(&self.client.run(run).await?));
+                    self.out
+                        .say(facts::gained_and_lost(&self.client.run(run).await?));
                 }
             }
             Rest::Cancelled => self
@@ -229,7 +232,7 @@ pub fn submission(spec: RunSpec, args: &SubmitArgs, stem: String) -> Submit {
     }
 }
 
-/// Each Ctrl-C from now on.
+/// Each Ctrl-C from now on. One right after another is the same one, told to a process and to its group.
 fn interrupts() -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
@@ -238,6 +241,7 @@ fn interrupts() -> mpsc::Receiver<()> {
             if sender.send(()).await.is_err() {
                 break;
             }
+            tokio::time::sleep(SAME_INTERRUPT).await;
         }
     });
     receiver

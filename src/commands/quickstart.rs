@@ -34,8 +34,8 @@ vocab_size = 4096
 
 [train]
 lanes = 4
-micro_batch = 4
-learning_rate = 1e-3
+micro_batch = 2
+learning_rate = 2e-3
 eval_samples = 128
 "#;
 
@@ -148,6 +148,7 @@ async fn train(
     let tuning = (steps / FINETUNE_SHARE).max(1);
     file.train.steps = Some(tuning);
     file.train.eval_every = Some(tuning);
+    file.train.eval_samples = Some(meant(steps)?.train.eval_samples);
     let (spec, files) = finetune::plan(session, &file, &second.material, &base).await?;
     let start = Some((base.name, files));
     Ok(finish(session, spec, start)
