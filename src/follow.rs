@@ -173,10 +173,8 @@ fn describe(event: &RunEvent) -> Option<String> {
             format!("{run} waits for workers: {have} of {need} are there")
         }
         RunEvent::Loading { workers, step, .. } => {
-            format!(
-                "{} load the state of step {step}",
-                count(*workers, "worker")
-            )
+            let workers = count(*workers, "worker");
+            format!("loading the state of step {step} on {workers}")
         }
         RunEvent::Training { run, workers } => {
             format!("{run} trains on {}", count(*workers, "worker"))
@@ -214,10 +212,9 @@ pub fn summary(end: &FinishedEvent) -> String {
             "validation  loss {loss:.4}, {bits:.4} bits per byte"
         ));
     }
-    let speed = end.tokens as f64 / end.seconds;
     let tokens = human_count(end.tokens);
     let mut time = format!("time        {}, {tokens} tokens", duration(end.seconds));
-    if speed.is_finite() {
+    if let Some(speed) = end.tokens_per_second {
         time += &format!(", {} tokens/s", human_count(speed as u64));
     }
     lines.push(time);

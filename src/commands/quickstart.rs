@@ -147,6 +147,7 @@ async fn train(
     let tuning = (steps / FINETUNE_SHARE).max(1);
     file.train.steps = Some(tuning);
     file.train.eval_every = Some(tuning);
+    file.train.eval_samples = Some(meant(steps)?.train.eval_samples);
     let (spec, files) = finetune::plan(session, &file, &second.material, &base).await?;
     let start = Some((base.name, files));
     Ok(finish(session, spec, start)
@@ -270,7 +271,7 @@ fn report(pretrained: &Trained, finetuned: &Trained, first: &Corpus, second: &Co
         runs.push(vec![
             end.run.clone(),
             end.step.to_string(),
-            format!("{:.0}", end.tokens as f64 / end.seconds),
+            format!("{:.0}", end.tokens_per_second.unwrap_or_default()),
             duration(end.seconds),
             end.checkpoint.clone().unwrap_or_default(),
         ]);
