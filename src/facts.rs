@@ -1,6 +1,6 @@
 //! Corpora and runs in words and tables.
 
-use cohort_common::api::{CorpusInfo, RunInfo};
+use cohort_common::api::{CorpusInfo, EvalEvent, RunInfo};
 use cohort_common::spec::{RunKind, human_bytes, human_count};
 
 use crate::output::{ago, table};
@@ -181,6 +181,40 @@ fn checkpoints(run: &RunInfo) -> String {
         ]);
     }
     format!("\n{}\n", table(&rows))
+}
+
+/// What finetuning has changed: the loss on the new and on the old validation text, before and after.
+pub fn gained_and_lost(run: &RunInfo) -> String {
+    let heading = [
+        "validation text",
+        "loss before",
+        "after",
+        "bits per byte before",
+        "after",
+    ];
+    let mut rows = vec![words(&heading)];
+    for (name, split) in [("new", "validation"), ("old", "base_validation")] {
+        let (before, after) = first_and_last(run, split);
+        if let (Some(before), Some(after)) = (before, after) {
+            rows.push(vec![
+                name.into(),
+                format!("{:.4}", before.loss),
+                format!("{:.4}", after.loss),
+                format!("{:.4}", before.bits_per_byte),
+                format!("{:.4}", after.bits_per_byte),
+            ]);
+        }
+    }
+    table(&rows)
+}
+
+/// The first and the last validation of a split; none if there is only one.
+pub fn first_and_last<'a>(
+    run: &'a RunInfo,
+    split: &str,
+) -> (Option<&'a EvalEvent>, Option<&'a EvalEvent>) {
+    let mut evals = run.evals.iter().filter(|eval| eval.split == split);
+    (evals.next(), evals.next_back())
 }
 
 /// What a kind of run is called.

@@ -212,11 +212,14 @@ pub fn summary(end: &FinishedEvent) -> String {
             "validation  loss {loss:.4}, {bits:.4} bits per byte"
         ));
     }
-    let tokens = human_count(end.tokens);
-    let mut time = format!("time        {}, {tokens} tokens", duration(end.seconds));
+    let mut time = format!(
+        "time        {} since it was taken up",
+        duration(end.seconds)
+    );
     if let Some(speed) = end.tokens_per_second {
         time += &format!(", {} tokens/s", human_count(speed as u64));
     }
+    time += &format!("; {} tokens in all", human_count(end.tokens));
     lines.push(time);
     if let Some(hash) = &end.state_hash {
         lines.push(format!("state       {hash}"));

@@ -53,9 +53,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
     for column in 0..columns {
         let cells: Vec<String> = rows.iter().map(|row| cell(row, column)).collect();
         let width = cells.iter().map(|c| c.chars().count()).max().unwrap_or(0);
-        let numeric = cells.iter().skip(1).all(|cell| {
-            cell.is_empty() || cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit())
-        });
+        let numeric = cells.iter().skip(1).all(|cell| is_number(cell));
         for (line, cell) in lines.iter_mut().zip(&cells) {
             let space = " ".repeat(width - cell.chars().count());
             match numeric {
@@ -66,6 +64,13 @@ pub fn table(rows: &[Vec<String>]) -> String {
     }
     let lines: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
     lines.join("\n")
+}
+
+/// Whether a cell is a number, perhaps with a unit, or nothing.
+fn is_number(cell: &str) -> bool {
+    let word = cell.split(' ').next().unwrap_or_default();
+    let number = word.trim_end_matches(['k', 'M', 'B', 'T']).replace('/', "");
+    word.is_empty() || word == "-" || number.parse::<f64>().is_ok()
 }
 
 /// How long ago a moment was, in milliseconds since the epoch.

@@ -1,10 +1,11 @@
 //! What every run goes through: a cluster to run on, a submission, and watching until the run rests.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{FinishedEvent, RunEvent, Submit, Submitted};
-use cohort_common::spec::RunSpec;
+use cohort_common::spec::{RunKind, RunSpec};
 use tokio::sync::mpsc;
 
 use crate::cli::{ConnectArgs, LocalArgs, SubmitArgs};
@@ -15,6 +16,8 @@ use crate::follow::{Progress, summary};
 use crate::local::{self, LocalCluster, Options};
 use crate::output::Output;
 
+/// How long the end of a process may lag behind the end of its connection.
+const EXPLANATION: Duration = Duration::from_millis(500);
 /// Exit code of a command that was interrupted, as shells know it.
 const INTERRUPTED: u8 = 130;
 
@@ -26,6 +29,14 @@ pub struct Session {
     pub out: Output,
     cluster: Option<LocalCluster>,
     workers: Option<u32>,
+}
+
+/// The only line of a run that is left alone.
+#[derive(serde::Serialize)]
+struct Detached<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    submitted: &'a Submitted,
 }
 
 /// How a run came to rest, or was left.
@@ -94,12 +105,15 @@ impl Session {
         self.out.say(submit.spec.describe());
         let submitted = self.submit(&submit).await?;
         if detach {
-            self.out.line(&submitted)?;
+            self.out.line(&Detached {
+                event: "submitted",
+                submitted: &submitted,
+            })?;
             self.out.say(come_back(&submitted.run));
             return Ok(ExitCode::SUCCESS);
         }
         let rest = self.watch(&submitted.run, submitted.after, 0).await?;
-        self.conclude(&submitted.run, &submit.spec, rest)
+        self.conclude(&submitted.run, &submit.spec, rest).await
     }
 
     /// Submits a run and says what became of it.
@@ -131,7 +145,11 @@ impl Session {
         loop {
             tokio::select! {
                 event = events.next_of_run() => {
-                    let Some(numbered) = event? else { break };
+                    let event = match event {
+                        Err(error) => return Err(self.explain(error).await),
+                        Ok(event) => event,
+                    };
+                    let Some(numbered) = event else { break };
                     self.out.line(&numbered.event)?;
                     progress.show(&numbered.event);
                     rest = rest_of(numbered.event).or(rest);
@@ -158,10 +176,25 @@ impl Session {
         rest.ok_or_else(|| anyhow!("the coordinator ended the events of {run} before the run did"))
     }
 
+    /// If a private coordinator has died, that is the better explanation of a lost connection.
+    async fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let loss = next_loss(self.cluster.as_mut());
+        match tokio::time::timeout(EXPLANATION, loss).await {
+            Ok(Err(death)) => death,
+            _ => error,
+        }
+    }
+
     /// Says how a run came to rest, and makes an exit code of it.
-    pub fn conclude(&self, run: &str, spec: &RunSpec, rest: Rest) -> Result<ExitCode> {
+    pub async fn conclude(&mut self, run: &str, spec: &RunSpec, rest: Rest) -> Result<ExitCode> {
         match rest {
-            Rest::Finished(end) => self.out.say(summary(&end)),
+            Rest::Finished(end) => {
+                self.out.say(summary(&end));
+                if spec.kind == RunKind::Finetune {
+                    self.out
+                        .say(facts::gained_and_lost(&self.client.run(run).await?));
+                }
+            }
             Rest::Cancelled => self
                 .out
                 .say(format!("{run} was cancelled; its checkpoints stay")),

@@ -13,5 +13,5 @@ pub async fn run(args: FollowArgs) -> Result<ExitCode> {
     let mut session = Session::open(&args.connect, &LocalArgs::default(), out).await?;
     let info = session.client.run(&args.run).await?;
     let rest = session.watch(&info.name, 0, info.step).await?;
-    session.conclude(&info.name, &info.spec, rest)
+    session.conclude(&info.name, &info.spec, rest).await
 }

@@ -12,6 +12,7 @@ use crate::cli::{LocalArgs, QuickstartArgs, SubmitArgs};
 use crate::commands::finetune;
 use crate::commands::generate::Writer;
 use crate::context::Context;
+use crate::facts::first_and_last;
 use crate::output::{Output, duration, table};
 use crate::prepare::{self, Material, Text};
 use crate::references;
@@ -234,38 +235,32 @@ async fn finish(
         let info = session.client.run(&submitted.run).await?;
         return Ok(Ok(Trained { info, end: *end }));
     }
-    session
-        .conclude(&submitted.run, &submit.spec, rest)
-        .map(Err)
+    let code = session.conclude(&submitted.run, &submit.spec, rest).await?;
+    Ok(Err(code))
 }
 
 /// What both runs gave.
 fn report(pretrained: &Trained, finetuned: &Trained, first: &Corpus, second: &Corpus) -> String {
-    let last = |run: &Trained, split: &str| {
-        let evals = run.info.evals.iter().rev();
-        evals.into_iter().find(|eval| eval.split == split).cloned()
-    };
-    let start = finetuned.info.evals.iter();
-    let mut start = start.filter(|eval| eval.split == "validation" && eval.step == 0);
-    let rows = [
-        heading(&[
-            "validation text",
-            "pretrained",
-            "bits per byte",
-            "finetuned",
-            "bits per byte",
-        ]),
-        row(
-            &first.material.name,
-            last(pretrained, "validation"),
-            last(finetuned, "base_validation"),
-        ),
-        row(
-            &second.material.name,
-            start.next().cloned(),
-            last(finetuned, "validation"),
-        ),
-    ];
+    let mut rows = vec![heading(&[
+        "validation text",
+        "loss pretrained",
+        "finetuned",
+        "bits per byte pretrained",
+        "finetuned",
+    ])];
+    for (corpus, split) in [(first, "base_validation"), (second, "validation")] {
+        let (before, after) = first_and_last(&finetuned.info, split);
+        let cell = |eval: Option<&EvalEvent>, value: fn(&EvalEvent) -> f64| {
+            eval.map_or("-".into(), |eval| format!("{:.4}", value(eval)))
+        };
+        rows.push(vec![
+            corpus.material.name.clone(),
+            cell(before, |eval| eval.loss),
+            cell(after, |eval| eval.loss),
+            cell(before, |eval| eval.bits_per_byte),
+            cell(after, |eval| eval.bits_per_byte),
+        ]);
+    }
     let mut runs = vec![heading(&["run", "steps", "tokens/s", "time", "checkpoint"])];
     for Trained { end, .. } in [pretrained, finetuned] {
         runs.push(vec![
@@ -277,21 +272,6 @@ fn report(pretrained: &Trained, finetuned: &Trained, first: &Corpus, second: &Co
         ]);
     }
     format!("\n{}\n\n{}", table(&rows), table(&runs))
-}
-
-fn row(name: &str, before: Option<EvalEvent>, after: Option<EvalEvent>) -> Vec<String> {
-    let mut row = vec![name.to_owned()];
-    for eval in [before, after] {
-        row.push(
-            eval.as_ref()
-                .map_or("-".into(), |eval| format!("{:.4}", eval.loss)),
-        );
-        row.push(
-            eval.as_ref()
-                .map_or("-".into(), |eval| format!("{:.4}", eval.bits_per_byte)),
-        );
-    }
-    row
 }
 
 fn heading(words: &[&str]) -> Vec<String> {
