@@ -173,10 +173,8 @@ fn describe(event: &RunEvent) -> Option<String> {
             format!("{run} waits for workers: {have} of {need} are there")
         }
         RunEvent::Loading { workers, step, .. } => {
-            format!(
-                "{} load the state of step {step}",
-                count(*workers, "worker")
-            )
+            let workers = count(*workers, "worker");
+            format!("loading the state of step {step} on {workers}")
         }
         RunEvent::Training { run, workers } => {
             format!("{run} trains on {}", count(*workers, "worker"))
@@ -214,11 +212,15 @@ pub fn summary(end: &FinishedEvent) -> String {
             "validation  loss {loss:.4}, {bits:.4} bits per byte"
         ));
     }
-    lines.push(format!(
-        "time        {} since it was taken up; {} tokens in all",
-        duration(end.seconds),
-        human_count(end.tokens)
-    ));
+    let mut time = format!(
+        "time        {} since it was taken up",
+        duration(end.seconds)
+    );
+    if let Some(speed) = end.tokens_per_second {
+        time += &format!(", {} tokens/s", human_count(speed as u64));
+    }
+    time += &format!("; {} tokens in all", human_count(end.tokens));
+    lines.push(time);
     if let Some(hash) = &end.state_hash {
         lines.push(format!("state       {hash}"));
     }

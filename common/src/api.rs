@@ -166,8 +166,10 @@ pub struct FinishedEvent {
     pub val_bits_per_byte: Option<f64>,
     /// Tokens trained on in the whole run.
     pub tokens: u64,
-    /// Time since the run was taken up.
+    /// Time since the run was taken up, validations and checkpoints included.
     pub seconds: f64,
+    /// Tokens trained on since then, over that time; absent for a run without steps.
+    pub tokens_per_second: Option<f64>,
     /// Hash over all parameters and moments, in hex; absent for a run without steps.
     pub state_hash: Option<String>,
     /// The last checkpoint's directory; absent for a run without steps.

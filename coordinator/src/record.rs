@@ -345,6 +345,8 @@ impl RunRecord {
     fn finished(&self, step: Step, train_loss: f64) -> FinishedEvent {
         let last = self.checkpoints.last();
         let eval = self.evals.get("validation");
+        let seconds = self.started.elapsed().as_secs_f64();
+        let trained = self.tokens_at(step) - self.tokens_at(self.plan.source.step());
         FinishedEvent {
             run: self.run(),
             step,
@@ -352,7 +354,8 @@ impl RunRecord {
             val_loss: eval.map(|e| e.loss),
             val_bits_per_byte: eval.map(|e| e.bits_per_byte),
             tokens: self.tokens_at(step),
-            seconds: self.started.elapsed().as_secs_f64(),
+            seconds,
+            tokens_per_second: (trained > 0).then(|| trained as f64 / seconds),
             state_hash: last.map(|c| c.state_hash.clone()),
             checkpoint: last.map(|c| c.path.clone()),
         }

@@ -266,7 +266,7 @@ fn report(pretrained: &Trained, finetuned: &Trained, first: &Corpus, second: &Co
         runs.push(vec![
             end.run.clone(),
             end.step.to_string(),
-            format!("{:.0}", end.tokens as f64 / end.seconds),
+            format!("{:.0}", end.tokens_per_second.unwrap_or_default()),
             duration(end.seconds),
             end.checkpoint.clone().unwrap_or_default(),
         ]);

@@ -199,7 +199,9 @@ pub(super) fn real(
 
 /// A number as a spec would write it: `0.1`, `1e-8`, `3`.
 pub(super) fn number(value: f64) -> String {
-    shown(value)
+    // Twelve digits: what a division left behind the fifteenth is of no interest to anybody.
+    let rounded: f64 = format!("{value:.11e}").parse().unwrap_or(value);
+    shown(rounded)
 }
 
 /// [`number`] for numbers of any type.
