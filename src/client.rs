@@ -313,10 +313,6 @@ fn refused(url: &str, status: &Status) -> anyhow::Error {
     // What the coordinator says has no cause on this side; what the connection says has.
     let lost = std::error::Error::source(status).is_some();
     match status.code() {
-        Code::Unauthenticated => hinted(
-            message,
-            "give the coordinator's token with `--token-file FILE` or COHORT_TOKEN",
-        ),
         code if lost || code == Code::Unavailable => hinted(
             format!("the connection to the coordinator at {url} is lost: {message}"),
             "if it has ended, start it again; `cohort follow RUN` comes back to a run",

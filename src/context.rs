@@ -96,10 +96,14 @@ fn coordinator(argument: Option<&str>) -> Result<Option<String>> {
     let variable = std::env::var(COORDINATOR_VARIABLE).ok();
     let named = argument.map(str::to_owned).or(variable);
     Ok(named.filter(|url| !url.is_empty()).map(|url| {
-        let url = url.trim_end_matches('/').to_owned();
-        match url.contains("://") {
+        let url = match url.contains("://") {
             true => url,
             false => format!("http://{url}"),
+        };
+        // `http://host:7070/` is the same place.
+        match url.strip_suffix('/') {
+            Some(bare) if !bare.ends_with('/') => bare.to_owned(),
+            _ => url,
         }
     }))
 }
