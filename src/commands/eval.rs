@@ -3,7 +3,7 @@
 //! The tokens of all documents follow each other, each document with its end-of-text token, and are cut into windows of
 //! the model's context, as in validation: each token but a document's first is scored once.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use cohort_common::checkpoint::Checkpoint;
@@ -81,7 +81,7 @@ pub async fn run(args: EvalArgs) -> Result<()> {
     Ok(())
 }
 
-fn size(path: &PathBuf) -> u64 {
+fn size(path: &Path) -> u64 {
     path.metadata().map_or(0, |m| m.len())
 }
 
