@@ -115,6 +115,13 @@ fn from_text_to_finetuned_text() {
         .as_f64()
         .expect("a loss");
     assert!(loss.is_finite() && loss > 0.0);
+    let spread = scene.events("eval --from tuned --text tales.txt --local 3");
+    let score = spread.last().expect("an event");
+    assert!(
+        (score["loss"].as_f64().expect("a loss") - loss).abs() < 0.02,
+        "{score}"
+    );
+    assert_eq!(score["bytes"], scored.last().expect("an event")["bytes"]);
 
     // From a directory in Hugging Face layout, too.
     let again = "finetune --from ./out --corpus tales.txt --set train.steps=4 --set train.lanes=2 --set train.micro_batch=2 --local 1";
