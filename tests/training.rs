@@ -107,9 +107,8 @@ fn from_text_to_finetuned_text() {
     ] {
         assert!(scene.path("out").join(file).exists(), "{file}");
     }
-    let exported =
-        format!("generate --from ./out --prompt the --max-tokens 12 --temperature 0 --threads 1");
-    assert_eq!(text(&scene.run(&exported).stdout), once);
+    let exported = "generate --from ./out --prompt the --max-tokens 12 --temperature 0 --threads 1";
+    assert_eq!(text(&scene.run(exported).stdout), once);
     let scored = scene.events("eval --from tuned --text tales.txt");
     let loss = scored.last().expect("an event")["loss"]
         .as_f64()
