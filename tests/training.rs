@@ -151,18 +151,20 @@ fn a_flipped_byte_in_a_checkpoint_is_named() {
 }
 
 #[test]
-fn a_run_that_diverges_stops_and_names_the_step() {
+fn weights_that_are_not_finite_stop_the_run_and_name_the_step() {
     let scene = Scene::new();
-    let wild = format!(
-        "{TRAIN} --set train.learning_rate=1e30 --set train.min_learning_rate=1e29 --set train.grad_clip=0 --local 1"
-    );
-    let output = scene.cohort(&wild).output().expect("the binary runs");
+    scene.finished(&format!("{TRAIN} --local 1 --name base"));
+    scene.run("export base out");
+    let weights = scene.path("out").join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("the weights are there");
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&weights, bytes).expect("the weights can be written");
+    let line = "finetune --from ./out --corpus text.txt --set train.steps=4 --local 1";
+    let output = scene.cohort(line).output().expect("the binary runs");
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
-    assert!(
-        said.contains("step ") && said.contains("learning_rate"),
-        "{said}"
-    );
+    assert!(said.contains("step 0") && said.contains("NaN"), "{said}");
 }
 
 #[test]
@@ -177,7 +179,7 @@ fn a_real_model_tells_its_known_story() {
     );
     let story = text(&scene.run(&line).stdout);
     assert!(
-        story.starts_with("Once upon a time, there was a"),
+        story.starts_with("Once upon a time, there was a little girl named Lily."),
         "{story}"
     );
     scene.write("story.txt", "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.");

@@ -177,7 +177,7 @@ impl RunRecord {
         if sums.weight <= 0.0 || !sums.loss.is_finite() {
             let (loss, weight) = (sums.loss, sums.weight);
             return Some(self.broken(format!(
-                "the {label} split at step {step} has a loss sum of {loss} over {weight} tokens; look at that text"
+                "the {label} split at step {step} has a loss sum of {loss} over {weight} tokens; the weights have lost their meaning (a lower train.learning_rate from an earlier checkpoint helps), or that text is empty"
             )));
         }
         let facts = self.splits[split as usize];

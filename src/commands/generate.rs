@@ -104,7 +104,11 @@ impl Writer {
             return Ok(());
         }
         let (tokenizer, ends) = (&self.tokenizer, &self.ends);
+        // What follows is decoded after the prompt: some tokenizers drop the space of a text's first token.
         let mut decoder = StreamDecoder::new();
+        for &token in &tokens {
+            decoder.push(tokenizer, token)?;
+        }
         let mut failure = None;
         generate(&mut self.engine, &tokens, sampling, None, &mut |token| {
             if ends.contains(&token) {
