@@ -11,8 +11,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::duration;
 
-/// Least time between plain lines of steps.
-const PLAIN_EVERY: Duration = Duration::from_secs(2);
+/// Least and most time between plain lines of steps; in between it is [`PLAIN_SHARE`] of the time so far.
+const PLAIN_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// See [`PLAIN_EVERY`].
+const PLAIN_SHARE: u32 = 20;
 /// Weight of the newest step in the smoothed time per step.
 const SMOOTHING: f64 = 0.1;
 
@@ -57,6 +59,7 @@ pub struct Progress {
     old: u64,
     last: Option<StepEvent>,
     seconds_per_step: Option<f64>,
+    begun: Instant,
     last_line: Option<Instant>,
 }
 
@@ -68,6 +71,7 @@ impl Progress {
             old,
             last: None,
             seconds_per_step: None,
+            begun: Instant::now(),
             last_line: None,
         }
     }
@@ -120,7 +124,9 @@ impl Progress {
     }
 
     fn line_due(&self) -> bool {
-        self.last_line.is_none_or(|at| at.elapsed() >= PLAIN_EVERY)
+        let due = self.begun.elapsed() / PLAIN_SHARE;
+        let due = due.clamp(PLAIN_EVERY.0, PLAIN_EVERY.1);
+        self.last_line.is_none_or(|at| at.elapsed() >= due)
     }
 
     fn measure(&mut self, step: &StepEvent) {

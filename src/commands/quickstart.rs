@@ -23,19 +23,19 @@ use crate::submit::{Rest, Session, submission};
 const SPEC: &str = r#"
 [model]
 architecture = "llama"
-context = 256
-hidden_size = 256
+context = 128
+hidden_size = 192
 num_hidden_layers = 4
 num_attention_heads = 4
 
 [tokenizer]
 kind = "bpe"
-vocab_size = 4096
+vocab_size = 2048
 
 [train]
 lanes = 4
-micro_batch = 2
-learning_rate = 2e-3
+micro_batch = 4
+learning_rate = 3e-3
 eval_samples = 128
 "#;
 
