@@ -140,6 +140,13 @@ async fn push(cluster: &Cluster, run: &RunId, chunk: v1::NodeChunk) -> Result<()
     let Some(held) = cluster.exchange().get(run, step) else {
         return Ok(());
     };
+    // What was granted once stays granted: the leading chunks only grow.
+    let below = held.sums.leading() + WINDOW;
+    if chunk.index as usize >= below {
+        let index = chunk.index;
+        let text = format!("chunk {index} of step {step} was pushed with credit below {below}");
+        return Err(Status::resource_exhausted(text));
+    }
     let node = Node {
         first: chunk.first,
         size: chunk.size,

@@ -82,6 +82,7 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let home = Home::open(&config.home)?;
     let mut lock = home.lock()?;
+    remove_unfinished(&home)?;
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
     let cluster = Cluster::start(home, store, config.limits);
@@ -93,6 +94,26 @@ pub async fn serve(
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
     served
+}
+
+/// Deletes what a coordinator that was killed has left half-written. Only the holder of the lock may.
+fn remove_unfinished(home: &Home) -> Result<(), Error> {
+    let answer = |error: &dyn std::fmt::Display| Error::Answer(error.to_string());
+    let mut removed = cohort_common::corpus::remove_unfinished(&home.corpora())
+        .map_err(|error| answer(&error))?;
+    for entry in std::fs::read_dir(home.runs())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let checkpoints = entry.path().join("checkpoints");
+        removed += cohort_common::checkpoint::remove_unfinished(&checkpoints)
+            .map_err(|error| answer(&error))?;
+    }
+    if removed > 0 {
+        info!(removed, "deleted what was left half-written");
+    }
+    Ok(())
 }
 
 async fn route(
