@@ -107,14 +107,20 @@ fn from_text_to_finetuned_text() {
     ] {
         assert!(scene.path("out").join(file).exists(), "{file}");
     }
-    let exported =
-        format!("generate --from ./out --prompt the --max-tokens 12 --temperature 0 --threads 1");
-    assert_eq!(text(&scene.run(&exported).stdout), once);
+    let exported = "generate --from ./out --prompt the --max-tokens 12 --temperature 0 --threads 1";
+    assert_eq!(text(&scene.run(exported).stdout), once);
     let scored = scene.events("eval --from tuned --text tales.txt");
     let loss = scored.last().expect("an event")["loss"]
         .as_f64()
         .expect("a loss");
     assert!(loss.is_finite() && loss > 0.0);
+    let spread = scene.events("eval --from tuned --text tales.txt --local 3");
+    let score = spread.last().expect("an event");
+    assert!(
+        (score["loss"].as_f64().expect("a loss") - loss).abs() < 0.02,
+        "{score}"
+    );
+    assert_eq!(score["bytes"], scored.last().expect("an event")["bytes"]);
 
     // From a directory in Hugging Face layout, too.
     let again = "finetune --from ./out --corpus tales.txt --set train.steps=4 --set train.lanes=2 --set train.micro_batch=2 --local 1";

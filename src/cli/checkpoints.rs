@@ -52,10 +52,12 @@ pub struct GenerateArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Each token but a document's first is scored once, in windows of the model's context, as in validation. Bits per byte
-can be compared between models of different tokenizers. The model is computed in this process.
+can be compared between models of different tokenizers. The model is computed in this process, or, with --local, by
+several; the text is then scored in two halves, each beginning without what came before.
 
 Examples:
   cohort eval --from books-1@best --text chapter.txt
+  cohort eval --from books-1@best --text chapters/ --local 4
   cohort eval --from ./model-dir --text 'tests/*.jsonl' --json")]
 pub struct EvalArgs {
     /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
@@ -76,6 +78,15 @@ pub struct EvalArgs {
     /// Compute threads [default: one per core]
     #[arg(long, value_name = "T", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Start a private coordinator and N worker processes that score the text together
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with_all = ["coordinator", "device"],
+        value_parser = clap::value_parser!(u32).range(1..=1024),
+        help_heading = "Place"
+    )]
+    pub local: Option<u32>,
     /// How it prints.
     #[command(flatten)]
     pub json: JsonArgs,

@@ -1,4 +1,4 @@
-//! `cohort eval`: scores a text with a model, in this process.
+//! `cohort eval`: scores a text with a model, in this process. (`eval_local` does it with several.)
 //!
 //! The tokens of all documents follow each other, each document with its end-of-text token, and are cut into windows of
 //! the model's context, as in validation: each token but a document's first is scored once.
@@ -13,9 +13,11 @@ use cohort_common::corpus::{
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Sums};
 
 use crate::cli::EvalArgs;
+use crate::commands::eval_local;
 use crate::commands::generate::{engine_of, tokenizer_of};
 use crate::context::Context;
 use crate::follow::Bar;
+use crate::output::Output;
 use crate::references;
 
 /// Windows that are scored at once.
@@ -23,7 +25,7 @@ const BATCH: usize = 8;
 
 /// What a text scores.
 #[derive(serde::Serialize)]
-struct Score {
+pub struct Score {
     event: &'static str,
     run: String,
     step: u64,
@@ -36,8 +38,63 @@ struct Score {
     documents: u64,
 }
 
+/// Text that was scored.
+pub struct Scored {
+    /// Σ weight · negative log-likelihood, in nats, and Σ weight.
+    pub sums: Sums,
+    /// Bytes of it.
+    pub bytes: u64,
+    /// Documents of it.
+    pub documents: u64,
+}
+
+impl Score {
+    /// The figures of a text under the model of this name.
+    pub fn new(name: &str, text: &Scored) -> Result<Self> {
+        let Sums { loss, weight } = text.sums;
+        if weight == 0.0 {
+            bail!("nothing was scored: the text has no token after the first of a document");
+        }
+        let mean = loss / weight;
+        if !mean.is_finite() {
+            return Err(anyhow!(
+                "the loss is {mean}: the weights of {name} are damaged"
+            ));
+        }
+        let (run, step) = match name.rsplit_once('@').map(|(run, step)| (run, step.parse())) {
+            Some((run, Ok(step))) => (run, step),
+            _ => (name, 0),
+        };
+        Ok(Self {
+            event: "eval",
+            run: run.to_owned(),
+            step,
+            split: "text",
+            loss: mean,
+            perplexity: mean.exp(),
+            bits_per_byte: loss / std::f64::consts::LN_2 / text.bytes as f64,
+            tokens: weight as u64,
+            bytes: text.bytes,
+            documents: text.documents,
+        })
+    }
+
+    /// Prints it for people and for scripts.
+    pub fn print(&self, name: &str, out: Output) -> Result<()> {
+        out.line(self)?;
+        out.say(format!(
+            "{name}\n  loss           {:.4}\n  perplexity     {:.3}\n  bits per byte  {:.4}\n  scored         {} tokens of {} documents, {} bytes",
+            self.loss, self.perplexity, self.bits_per_byte, self.tokens, self.documents, self.bytes
+        ));
+        Ok(())
+    }
+}
+
 /// Runs the verb.
 pub async fn run(args: EvalArgs) -> Result<()> {
+    if args.local.is_some() {
+        return eval_local::run(args).await;
+    }
     let device: DeviceChoice = args.device.parse()?;
     let sources = expand(&args.text, args.skip_bad)?;
     let mut skipped = sources.skipped.clone();
@@ -73,11 +130,7 @@ pub async fn run(args: EvalArgs) -> Result<()> {
     for bad in skipped {
         out.say(format!("skipped: {bad}"));
     }
-    out.line(&score)?;
-    out.say(format!(
-        "{name}\n  loss           {:.4}\n  perplexity     {:.3}\n  bits per byte  {:.4}\n  scored         {} tokens of {} documents, {} bytes",
-        score.loss, score.perplexity, score.bits_per_byte, score.tokens, score.documents, score.bytes
-    ));
+    score.print(&name, out)?;
     Ok(())
 }
 
@@ -203,31 +256,12 @@ impl Scorer {
             self.window(0..self.waiting.len())?;
         }
         self.score()?;
-        if self.sums.weight == 0.0 {
-            bail!("nothing was scored: the text has no token after the first of a document");
-        }
-        let loss = self.sums.loss / self.sums.weight;
-        if !loss.is_finite() {
-            return Err(anyhow!(
-                "the loss is {loss}: the weights of {name} are damaged"
-            ));
-        }
-        let (run, step) = match name.rsplit_once('@').map(|(run, step)| (run, step.parse())) {
-            Some((run, Ok(step))) => (run.to_owned(), step),
-            _ => (name, 0),
-        };
-        let score = Score {
-            event: "eval",
-            run,
-            step,
-            split: "text",
-            loss,
-            perplexity: loss.exp(),
-            bits_per_byte: self.sums.loss / std::f64::consts::LN_2 / self.bytes as f64,
-            tokens: self.sums.weight as u64,
+        let scored = Scored {
+            sums: self.sums,
             bytes: self.bytes,
             documents: self.documents,
         };
+        let score = Score::new(&name, &scored)?;
         Ok((score, self.skipped))
     }
 }

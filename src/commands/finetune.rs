@@ -139,7 +139,7 @@ pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
 }
 
 /// A directory in Hugging Face layout, whose files the coordinator gets.
-async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Result<Base> {
+pub async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Result<Base> {
     let name = checkpoint.dir().display().to_string();
     let tokenizer = fitting(&name, &checkpoint.tokenizer()?, checkpoint.model())?;
     let opened = checkpoint.clone();

@@ -4,6 +4,7 @@ mod cancel;
 mod coordinator;
 mod corpus;
 mod eval;
+mod eval_local;
 mod export;
 mod finetune;
 mod follow;

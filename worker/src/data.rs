@@ -127,8 +127,11 @@ struct CachedShards {
     fingerprint: String,
     split: Split,
     entries: Vec<ShardEntry>,
-    mapped: Mutex<HashMap<usize, Arc<Mutex<Option<Arc<MappedShard>>>>>>,
+    mapped: Mutex<HashMap<usize, Slot>>,
 }
+
+/// A shard that is mapped, or that one thread is getting while others wait.
+type Slot = Arc<Mutex<Option<Arc<MappedShard>>>>;
 
 impl ShardSource for CachedShards {
     fn shard(&self, index: usize) -> Result<Arc<MappedShard>, CorpusError> {
