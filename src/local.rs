@@ -40,6 +40,9 @@ pub struct Options {
     pub threads: Option<usize>,
     /// The cluster's token.
     pub secret: Option<Secret>,
+    /// Whether it serves a single command. Then unfinished runs of earlier clusters are set aside: the command's own
+    /// run would wait behind them, perhaps for more workers than there are.
+    pub private: bool,
 }
 
 /// A cluster of child processes. Dropping it kills them.
@@ -48,6 +51,7 @@ pub struct LocalCluster {
     url: String,
     coordinator: Process,
     workers: Vec<Process>,
+    set_aside: Vec<String>,
 }
 
 /// A child process with its log.
@@ -79,12 +83,18 @@ impl LocalCluster {
             url,
             coordinator,
             workers: Vec::new(),
+            set_aside: Vec::new(),
         };
+        let token = options.secret.as_ref().map(|secret| secret.token.clone());
+        let mut client = Client::connect(&cluster.url, token, true).await?;
+        if options.private {
+            cluster.set_aside = set_aside(&mut client).await?;
+        }
         for number in 1..=options.workers {
             let worker = worker(options, &cluster.home, &cluster.url, number)?;
             cluster.workers.push(worker);
         }
-        cluster.joined(options.secret.as_ref()).await?;
+        cluster.joined(&mut client).await?;
         Ok(cluster)
     }
 
@@ -97,6 +107,11 @@ impl LocalCluster {
     pub fn processes(&self) -> impl Iterator<Item = (&str, u32)> {
         let all = std::iter::once(&self.coordinator).chain(&self.workers);
         all.map(|process| (process.name.as_str(), process.pid))
+    }
+
+    /// Unfinished runs of earlier clusters that this one does not go on with by itself.
+    pub fn set_aside(&self) -> &[String] {
+        &self.set_aside
     }
 
     /// Where the logs are.
@@ -138,9 +153,7 @@ impl LocalCluster {
         self.coordinator.end().await;
     }
 
-    async fn joined(&mut self, secret: Option<&Secret>) -> Result<()> {
-        let token = secret.map(|secret| secret.token.clone());
-        let mut client = Client::connect(&self.url, token, true).await?;
+    async fn joined(&mut self, client: &mut Client) -> Result<()> {
         let deadline = Instant::now() + WORKERS_DEADLINE;
         loop {
             let present = client.cluster().await?.workers.len();
@@ -240,6 +253,18 @@ impl Process {
         }
         let _ = std::fs::remove_file(&self.pid_file);
     }
+}
+
+/// Stops the runs that a coordinator has taken up.
+async fn set_aside(client: &mut Client) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for run in client.runs().await? {
+        if matches!(run.status.as_str(), "queued" | "running") {
+            client.stop(&run.name).await?;
+            names.push(run.name);
+        }
+    }
+    Ok(names)
 }
 
 fn coordinator(options: &Options, home: &Home) -> Result<Process> {

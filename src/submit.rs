@@ -73,13 +73,20 @@ impl Session {
             workers,
             threads: local.threads,
             secret: context.secret.clone(),
+            private: true,
         };
         let cluster = LocalCluster::start(&options).await?;
         let threads = options.threads.unwrap_or_else(|| local::share(workers));
         out.say(format!(
-            "cluster     {workers} workers with {threads} threads each, home {}",
+            "cluster     workers: {workers}, threads of each: {threads}, home {}",
             context.home.display()
         ));
+        if !cluster.set_aside().is_empty() {
+            let runs = cluster.set_aside().join(", ");
+            out.say(format!(
+                "unfinished  {runs}; the same command again or `--resume` goes on"
+            ));
+        }
         Ok(Self {
             client: context.connect_to(cluster.url()).await?,
             out,

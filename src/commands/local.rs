@@ -14,6 +14,7 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
         workers: args.workers,
         threads: args.threads,
         secret: context::secret(&args.token)?,
+        private: false,
     };
     let mut cluster = LocalCluster::start(&options).await?;
     println!("coordinator at {}", cluster.url());
