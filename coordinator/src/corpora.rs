@@ -12,7 +12,7 @@ use tonic::Status;
 
 use crate::data::stored_file;
 use crate::runs::tokenizer_config;
-use crate::status::{failed, invalid, missing};
+use crate::status::{chain, failed, invalid, missing};
 
 /// Tokens of the sample that `corpus show` prints.
 const SAMPLE_TOKENS: usize = 120;
@@ -46,20 +46,11 @@ pub fn prepare(
             total: p.total,
         });
     };
-    let prepared = corpus::prepare(&home.corpora(), &prepare, &progress).map_err(chain)?;
+    let prepared = corpus::prepare(&home.corpora(), &prepare, &progress)
+        .map_err(|error| invalid(chain(&error)))?;
     let mut info = describe(&prepared.corpus);
     info.reused = prepared.reused;
     Ok(info)
-}
-
-fn chain(error: corpus::CorpusError) -> Status {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    invalid(text)
 }
 
 fn stage_name(stage: Stage) -> &'static str {
@@ -76,7 +67,8 @@ fn gather(home: &Home, request: &PrepareCorpus) -> Result<Sources, Status> {
     for source in &request.sources {
         match source {
             SourceRef::Paths(paths) => {
-                let found = corpus::expand(paths, request.skip_bad).map_err(chain)?;
+                let found = corpus::expand(paths, request.skip_bad)
+                    .map_err(|error| invalid(chain(&error)))?;
                 all.files.extend(found.files);
                 all.skipped.extend(found.skipped);
             }

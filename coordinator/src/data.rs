@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::driver::{Cluster, Command};
 use crate::record::CheckpointDone;
-use crate::status::{failed, invalid};
+use crate::status::{chain, failed, invalid};
 
 /// Pieces that wait for a slow receiver or a slow disk.
 const PIECES: usize = 4;
@@ -248,7 +248,7 @@ impl DataService {
         let broken = |error: String| WriteError::Disk(error);
         let written: Result<_, cohort_common::checkpoint::CheckpointError> =
             writer.await.map_err(|e| broken(e.to_string()))?;
-        let done = written.map_err(|e| broken(e.to_string()))?;
+        let done = written.map_err(|e| broken(chain(&e)))?;
         let done = done.ok_or_else(|| broken("the upload ended early".into()))?;
         Ok(CheckpointInfo {
             step,

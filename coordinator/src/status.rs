@@ -21,3 +21,14 @@ pub fn refused(error: impl ToString) -> Status {
 pub fn failed(error: impl ToString) -> Status {
     Status::internal(error.to_string())
 }
+
+/// An error with its causes, as one sentence.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

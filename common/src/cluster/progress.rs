@@ -183,7 +183,9 @@ impl Machine {
             return;
         }
         active.writing = None;
-        let text = format!("the checkpoint of step {step} could not be written: {error}");
+        let text = format!(
+            "the checkpoint of step {step} could not be written: {error}; make room on the disk, then resume the run"
+        );
         match active.phase {
             Phase::Snapshotting(SnapshotReason::Backlog) => {
                 let run = Some(run.clone());
