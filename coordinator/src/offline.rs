@@ -6,7 +6,7 @@ use cohort_common::api::{CorpusInfo, Resolved, RunInfo};
 use cohort_common::home::{Home, RunName};
 
 use crate::status::invalid;
-use crate::store::Store;
+use crate::store::{RunStatus, Store};
 use crate::{Error, corpora, query};
 
 fn open(home: &Path) -> Result<(Home, Store), Error> {
@@ -17,13 +17,24 @@ fn open(home: &Path) -> Result<(Home, Store), Error> {
 
 /// All runs, oldest first.
 pub fn runs(home: &Path) -> Result<Vec<RunInfo>, Error> {
-    Ok(query::runs(&open(home)?.1)?)
+    let (home, store) = open(home)?;
+    let runs = query::runs(&store)?.into_iter();
+    Ok(runs.map(|run| at_rest(&home, run)).collect())
 }
 
 /// One run.
 pub fn run(home: &Path, name: &str) -> Result<RunInfo, Error> {
     let name = RunName::new(name).map_err(invalid)?;
-    Ok(query::run(&open(home)?.1, &name)?)
+    let (home, store) = open(home)?;
+    Ok(at_rest(&home, query::run(&store, &name)?))
+}
+
+/// What a coordinator that was killed has left as running does not run.
+fn at_rest(home: &Home, mut run: RunInfo) -> RunInfo {
+    if query::is_under_way(&run.status) && home.holder().is_none() {
+        run.status = RunStatus::Interrupted.to_string();
+    }
+    run
 }
 
 /// The checkpoint that `RUN`, `RUN@STEP`, `RUN@best` or `RUN@last` means.
