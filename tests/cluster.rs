@@ -11,7 +11,7 @@ const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
 fn a_worker_that_is_killed_changes_no_bit() {
     let scene = Scene::new();
     let long =
-        format!("{TRAIN} --set train.steps=80 --set checkpoint.every=0 --set train.min_workers=3");
+        format!("{TRAIN} --set train.steps=300 --set checkpoint.every=0 --set train.min_workers=3");
     let expected = scene.finished(&format!("{long} --local 3 --name whole"));
     let (_coordinator, url) = scene.coordinator("");
     let worker = || {
@@ -45,7 +45,7 @@ fn a_worker_that_is_killed_changes_no_bit() {
 #[test]
 fn a_coordinator_that_is_killed_takes_its_runs_up_again() {
     let scene = Scene::new();
-    let long = format!("{TRAIN} --set train.steps=80");
+    let long = format!("{TRAIN} --set train.steps=300");
     let expected = scene.finished(&format!("{long} --local 1 --name whole"));
     let (mut coordinator, url) = scene.coordinator("");
     let _worker = scene.start(&format!(

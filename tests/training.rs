@@ -42,7 +42,7 @@ fn gpt2_with_dropout_gives_the_same_bits_on_lanes_that_are_no_power_of_two() {
 #[test]
 fn a_killed_run_is_resumed_by_the_same_command_to_the_same_bits() {
     let scene = Scene::new();
-    let long = format!("{TRAIN} --set train.steps=60 --set checkpoint.every=4");
+    let long = format!("{TRAIN} --set train.steps=300 --set checkpoint.every=4");
     let expected = hash(&scene.finished(&format!("{long} --local 2 --name whole")));
     let mut killed = scene.start(&format!("{long} --local 1 --new --name cut --json"));
     killed.wait_for_step(9);
