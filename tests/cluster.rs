@@ -96,9 +96,7 @@ fn a_token_is_wanted_from_everybody() {
     scene.write("wrong", "fedcba9876543210fedcba9876543210");
     let (_coordinator, url) = scene.coordinator("--token-file token");
     let refused = |line: &str| {
-        let output = scene.cohort(line).output().expect("the binary runs");
-        assert_eq!(output.status.code(), Some(1), "{line}");
-        let said = text(&output.stderr);
+        let said = scene.fails(line);
         assert!(said.contains("token"), "{said}");
     };
     refused(&format!("runs --coordinator {url}"));

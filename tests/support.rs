@@ -96,6 +96,14 @@ impl Scene {
         output
     }
 
+    /// Runs a command that must fail with exit code 1; gives what it said.
+    pub fn fails(&self, line: &str) -> String {
+        let output = self.cohort(line).output().expect("the binary runs");
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "`cohort {line}`: {said}");
+        said
+    }
+
     /// Runs a command with `--json`; gives its events.
     pub fn events(&self, line: &str) -> Vec<Value> {
         let output = self.run(&format!("{line} --json"));

@@ -137,23 +137,74 @@ fn a_flipped_byte_in_a_checkpoint_is_named() {
     let last = bytes.len() - 9;
     bytes[last] ^= 1;
     std::fs::write(&weights, bytes).expect("the weights can be written");
-    let output = scene
-        .cohort("generate --from base --prompt the")
-        .output()
-        .expect("the binary runs");
-    assert_eq!(output.status.code(), Some(1));
-    let said = text(&output.stderr);
+    let said = scene.fails("generate --from base --prompt the");
     assert!(said.contains("model.safetensors"), "{said}");
-    let resume = scene
-        .cohort("pretrain --resume base --set train.steps=20 --local 1")
-        .output()
-        .expect("the binary runs");
-    assert_eq!(resume.status.code(), Some(1));
-    let said = text(&resume.stderr);
+    let said = scene.fails("pretrain --resume base --set train.steps=20 --local 1");
     assert!(
         said.contains("damaged") && said.contains("model.safetensors"),
         "{said}"
     );
+}
+
+#[test]
+fn a_checkpoint_without_one_of_its_files_is_named() {
+    let scene = Scene::new();
+    let done = scene.finished(&format!("{TRAIN} --local 1 --name base"));
+    let checkpoint = std::path::PathBuf::from(done["checkpoint"].as_str().expect("a path"));
+    std::fs::remove_file(checkpoint.join("optimizer.safetensors")).expect("the file is there");
+    let said = scene.fails("pretrain --resume base --set train.steps=20 --local 1");
+    assert!(said.contains("optimizer.safetensors"), "{said}");
+    assert!(said.contains("to go on from the one before"), "{said}");
+}
+
+#[test]
+fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
+    let scene = Scene::new();
+    scene.finished(&format!("{TRAIN} --local 1 --name small"));
+    scene.finished(&format!(
+        "{TRAIN} --set tokenizer.vocab_size=400 --set train.steps=4 --local 1 --name large"
+    ));
+    scene.run("export small out");
+    scene.run("export large other");
+    std::fs::copy(
+        scene.path("other/tokenizer.json"),
+        scene.path("out/tokenizer.json"),
+    )
+    .expect("the tokenizer can be replaced");
+    let said = scene.fails("finetune --from ./out --corpus text.txt --local 1");
+    assert!(said.contains("tokens, but its model embeds only"), "{said}");
+}
+
+/// A limit on the size of files stands in for a full disk: writing fails in the middle of a checkpoint.
+#[test]
+#[cfg(unix)]
+fn a_full_disk_is_named_and_loses_nothing() {
+    let scene = Scene::new();
+    let wide = "--set model.hidden_size=96 --set model.intermediate_size=128 --set train.steps=4 --set checkpoint.every=0 --set train.eval_every=0";
+    let line = format!("{TRAIN} {wide} --local 1 --name tight");
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f 900; exec {} {line}",
+        env!("CARGO_BIN_EXE_cohort")
+    );
+    let output = std::process::Command::new("bash")
+        .args(["-c", &limited])
+        .current_dir(scene.path("."))
+        .env("COHORT_HOME", scene.path("home"))
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("bash runs");
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("the checkpoint of step 4 could not be written"),
+        "{said}"
+    );
+    assert!(
+        said.contains("optimizer.safetensors") && said.contains("make room on the disk"),
+        "{said}"
+    );
+    let whole = scene.finished(&line);
+    assert_eq!(whole["step"], 4);
 }
 
 #[test]
@@ -167,9 +218,7 @@ fn weights_that_are_not_finite_stop_the_run_and_name_the_step() {
     bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&weights, bytes).expect("the weights can be written");
     let line = "finetune --from ./out --corpus text.txt --set train.steps=4 --local 1";
-    let output = scene.cohort(line).output().expect("the binary runs");
-    assert_eq!(output.status.code(), Some(1));
-    let said = text(&output.stderr);
+    let said = scene.fails(line);
     assert!(said.contains("step 0") && said.contains("NaN"), "{said}");
 }
 
