@@ -16,6 +16,7 @@ use cohort_common::layout::Layout;
 use cohort_common::wire;
 use cohort_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tonic::Status;
 use tracing::{error, info, warn};
 
@@ -77,8 +78,9 @@ struct Shared {
 }
 
 impl Cluster {
-    /// Starts the driver.
-    pub fn start(home: Home, store: StoreHandle, limits: Limits) -> Self {
+    /// Starts the driver. The task ends only by a panic: then the machine has found that it contradicts itself, and
+    /// nothing may go on from such a state.
+    pub fn start(home: Home, store: StoreHandle, limits: Limits) -> (Self, JoinHandle<()>) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let cluster = Self(Arc::new(Shared {
             commands,
@@ -99,8 +101,8 @@ impl Cluster {
             started: Instant::now(),
             next_session: (boot << 32) + 1,
         };
-        tokio::spawn(driver.run(queue));
-        cluster
+        let task = tokio::spawn(driver.run(queue));
+        (cluster, task)
     }
 
     /// The sums of the steps in flight.

@@ -62,6 +62,11 @@ pub enum Error {
     /// The listener.
     #[error("cannot tell where the coordinator listens")]
     Listener(#[from] std::io::Error),
+    /// The driver is gone.
+    #[error(
+        "the coordinator contradicted itself and stopped ({0}); start it again, its runs go on from their newest checkpoints, and report the log"
+    )]
+    Driver(String),
     /// An answer for people.
     #[error("{0}")]
     Answer(String),
@@ -85,12 +90,15 @@ pub async fn serve(
     remove_unfinished(&home)?;
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
-    let cluster = Cluster::start(home, store, config.limits);
+    let (cluster, driver) = Cluster::start(home, store, config.limits);
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;
     info!(url, home = %config.home.display(), "listening");
-    let served = route(cluster, config, listener, shutdown).await;
+    let served = tokio::select! {
+        served = route(cluster, config, listener, shutdown) => served,
+        ended = driver => Err(Error::Driver(ended.err().map_or_else(String::new, |e| e.to_string()))),
+    };
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
     served
