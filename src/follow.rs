@@ -82,6 +82,7 @@ impl Progress {
             RunEvent::Step(step) => self.step(step),
             RunEvent::Finished(_)
             | RunEvent::Stopped { .. }
+            | RunEvent::Paused { .. }
             | RunEvent::Cancelled { .. }
             | RunEvent::Failed { .. } => self.clear(),
             _ => {
@@ -199,9 +200,14 @@ fn describe(event: &RunEvent) -> Option<String> {
             checkpoint.path
         ),
         RunEvent::Note { text, .. } => text.clone(),
+        RunEvent::WorkerLost { .. }
+        | RunEvent::Redone { .. }
+        | RunEvent::WorkerJoined { .. }
+        | RunEvent::WorkerLeft { .. } => event.membership()?,
         RunEvent::Step(_)
         | RunEvent::Finished(_)
         | RunEvent::Stopped { .. }
+        | RunEvent::Paused { .. }
         | RunEvent::Cancelled { .. }
         | RunEvent::Failed { .. } => return None,
     })

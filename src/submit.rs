@@ -265,7 +265,7 @@ async fn next_loss(cluster: Option<&mut LocalCluster>) -> Result<String> {
 fn rest_of(event: RunEvent) -> Option<Rest> {
     Some(match event {
         RunEvent::Finished(end) => Rest::Finished(end),
-        RunEvent::Stopped { step, .. } => Rest::Stopped(step),
+        RunEvent::Stopped { step, .. } | RunEvent::Paused { step, .. } => Rest::Stopped(step),
         RunEvent::Cancelled { .. } => Rest::Cancelled,
         RunEvent::Failed { error, .. } => Rest::Failed(error),
         _ => return None,

@@ -60,6 +60,61 @@ pub enum RunEvent {
         /// The words.
         text: String,
     },
+    /// A worker that took part is gone.
+    WorkerLost {
+        /// The run.
+        run: String,
+        /// The worker.
+        worker: String,
+        /// The step that was in flight, or the state's step between two.
+        step: u64,
+        /// Why, in plain words.
+        reason: String,
+    },
+    /// Lanes that were lost or late were computed by others, and the step is committed.
+    Redone {
+        /// The run.
+        run: String,
+        /// The step.
+        step: u64,
+        /// Who had them.
+        worker: String,
+        /// Why they were given away, in plain words.
+        reason: String,
+        /// The lanes.
+        lanes: Vec<u32>,
+        /// Who computed them.
+        by: Vec<String>,
+        /// How much later the step was committed than the other lanes were complete.
+        delay_ms: u64,
+    },
+    /// A worker that joined in mid-run takes part from the next step on.
+    WorkerJoined {
+        /// The run.
+        run: String,
+        /// The worker.
+        worker: String,
+        /// The state's step.
+        step: u64,
+        /// Updates that it replayed to get there.
+        replayed: u64,
+    },
+    /// A worker that was asked to go has handed over.
+    WorkerLeft {
+        /// The run.
+        run: String,
+        /// The worker.
+        worker: String,
+        /// The state's step.
+        step: u64,
+    },
+    /// It rests, with a checkpoint, until it is resumed.
+    Paused {
+        /// The run.
+        run: String,
+        /// Where it stands.
+        step: u64,
+    },
     /// All steps are done.
     Finished(Box<FinishedEvent>),
     /// It was stopped and can be resumed.
@@ -88,8 +143,53 @@ impl RunEvent {
     pub fn is_last(&self) -> bool {
         matches!(
             self,
-            Self::Finished(_) | Self::Stopped { .. } | Self::Cancelled { .. } | Self::Failed { .. }
+            Self::Finished(_)
+                | Self::Stopped { .. }
+                | Self::Paused { .. }
+                | Self::Cancelled { .. }
+                | Self::Failed { .. }
         )
+    }
+
+    /// What happened to workers, and what it cost, in plain words; `None` for other events.
+    pub fn membership(&self) -> Option<String> {
+        Some(match self {
+            Self::WorkerLost {
+                worker,
+                step,
+                reason,
+                ..
+            } => format!("worker {worker} lost at step {step} ({reason})"),
+            Self::Redone {
+                step,
+                worker,
+                reason,
+                lanes,
+                by,
+                delay_ms,
+                ..
+            } => {
+                let lanes: Vec<String> = lanes.iter().map(u32::to_string).collect();
+                format!(
+                    "step {step}: lanes {} of {worker} ({reason}) redone by {}; step delayed {:.2} s",
+                    lanes.join(","),
+                    by.join(","),
+                    *delay_ms as f64 / 1000.0
+                )
+            }
+            Self::WorkerJoined {
+                worker,
+                step,
+                replayed,
+                ..
+            } => format!(
+                "worker {worker} joined at step {step}: it replayed {replayed} steps and nobody waited"
+            ),
+            Self::WorkerLeft { worker, step, .. } => {
+                format!("worker {worker} left at step {step}, as it was asked to")
+            }
+            _ => return None,
+        })
     }
 
     /// The event's word, as in its JSON.
@@ -103,6 +203,11 @@ impl RunEvent {
             Self::Eval(_) => "eval",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Note { .. } => "note",
+            Self::WorkerLost { .. } => "worker_lost",
+            Self::Redone { .. } => "redone",
+            Self::WorkerJoined { .. } => "worker_joined",
+            Self::WorkerLeft { .. } => "worker_left",
+            Self::Paused { .. } => "paused",
             Self::Finished(_) => "finished",
             Self::Stopped { .. } => "stopped",
             Self::Cancelled { .. } => "cancelled",

@@ -6,6 +6,15 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::hex;
+use crate::cluster::messages::LaneSums;
+
+/// Updates between two state hashes in a ledger. A constant, so that the ledgers of all clusters agree.
+pub const STATE_HASH_EVERY: u64 = 25;
+
+/// Whether the entry of `step` carries the hash of the state before it.
+pub fn state_hash_due(step: u64) -> bool {
+    step > 1 && (step - 1).is_multiple_of(STATE_HASH_EVERY)
+}
 
 /// One committed step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,8 +23,12 @@ pub struct Entry {
     pub step: u64,
     /// Position in the run's order of samples of the step's first sample.
     pub first_position: u64,
-    /// Samples that the step consumed: positions `first_position..first_position + samples`.
+    /// Samples that the step consumed: positions `first_position..first_position + samples`, in equal ranges for the
+    /// lanes, in their order.
     pub samples: u64,
+    /// What each lane found, in the order of lanes.
+    #[serde(with = "exact_sums")]
+    pub lanes: Vec<LaneSums>,
     /// Sum of the loss over the supervised tokens, in nats.
     #[serde(with = "exact")]
     pub loss_sum: f64,
@@ -39,8 +52,11 @@ pub struct Entry {
     pub previous: [u8; 32],
 }
 
-/// Bytes of an encoded entry.
-pub const ENCODED_LEN: usize = 8 * 7 + 32 + 33 + 32;
+/// Bytes of an encoded entry without its lanes.
+const FIXED_LEN: usize = 8 * 7 + 32 + 33 + 32;
+
+/// Bytes of one encoded lane.
+const LANE_LEN: usize = 16;
 
 /// The first field in which two entries differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,9 +70,9 @@ pub struct Difference {
 }
 
 impl Entry {
-    /// Canonical bytes: the fields in order, little-endian, floats by their bits.
+    /// Canonical bytes: the fields in order, the lanes last, little-endian, floats by their bits.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(ENCODED_LEN);
+        let mut bytes = Vec::with_capacity(FIXED_LEN + LANE_LEN * self.lanes.len());
         for number in [
             self.step,
             self.first_position,
@@ -72,22 +88,31 @@ impl Entry {
         bytes.push(u8::from(self.state_hash_before.is_some()));
         bytes.extend_from_slice(&self.state_hash_before.unwrap_or_default());
         bytes.extend_from_slice(&self.previous);
-        debug_assert_eq!(bytes.len(), ENCODED_LEN);
+        for lane in &self.lanes {
+            bytes.extend_from_slice(&lane.loss.to_bits().to_le_bytes());
+            bytes.extend_from_slice(&lane.weight.to_bits().to_le_bytes());
+        }
         bytes
     }
 
     /// Reads what [`Entry::encode`] wrote; `None` if it is anything else.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != ENCODED_LEN {
+        let lanes = bytes.get(FIXED_LEN..)?;
+        if !lanes.len().is_multiple_of(LANE_LEN) {
             return None;
         }
-        let number =
-            |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().expect("8 bytes"));
+        let word = |b: &[u8]| u64::from_le_bytes(b[..8].try_into().expect("8 bytes"));
+        let number = |i: usize| word(&bytes[8 * i..]);
         let hash = |at: usize| -> [u8; 32] { bytes[at..at + 32].try_into().expect("32 bytes") };
+        let lane = |b: &[u8]| LaneSums {
+            loss: f64::from_bits(word(b)),
+            weight: f64::from_bits(word(&b[8..])),
+        };
         let entry = Self {
             step: number(0),
             first_position: number(1),
             samples: number(2),
+            lanes: lanes.chunks_exact(LANE_LEN).map(lane).collect(),
             loss_sum: f64::from_bits(number(3)),
             weight: f64::from_bits(number(4)),
             grad_norm: f64::from_bits(number(5)),
@@ -114,6 +139,12 @@ impl Entry {
     pub fn difference(&self, other: &Self) -> Option<Difference> {
         let float = |x: f64| format!("{x:?} (bits {:016x})", x.to_bits());
         let optional = |h: &Option<[u8; 32]>| h.as_ref().map_or("none".into(), hex::encode);
+        let lanes = |lanes: &[LaneSums]| -> String {
+            let sums = lanes
+                .iter()
+                .map(|l| format!("{} / {}", float(l.loss), float(l.weight)));
+            sums.collect::<Vec<_>>().join(", ")
+        };
         let fields = |e: &Self| {
             [
                 ("step", e.step.to_string()),
@@ -126,6 +157,7 @@ impl Entry {
                 ("root_hash", hex::encode(&e.root_hash)),
                 ("state_hash_before", optional(&e.state_hash_before)),
                 ("previous", hex::encode(&e.previous)),
+                ("lanes", lanes(&e.lanes)),
             ]
         };
         if self.encode() == other.encode() {
@@ -301,6 +333,31 @@ mod exact {
     }
 }
 
+/// Lanes as pairs of [`exact`] floats: `[[loss, weight], …]`.
+mod exact_sums {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::LaneSums;
+
+    #[derive(Serialize, Deserialize)]
+    struct Exact(#[serde(with = "super::exact")] f64);
+
+    pub fn serialize<S: Serializer>(lanes: &[LaneSums], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(lanes.iter().map(|l| (Exact(l.loss), Exact(l.weight))))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<LaneSums>, D::Error> {
+        let pairs = Vec::<(Exact, Exact)>::deserialize(deserializer)?;
+        let sums = |(loss, weight): (Exact, Exact)| LaneSums {
+            loss: loss.0,
+            weight: weight.0,
+        };
+        Ok(pairs.into_iter().map(sums).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,10 +368,15 @@ mod tests {
             step: u64, first_position: u64, samples: u64,
             bits in prop::array::uniform4(any::<u64>()),
             root_hash: [u8; 32], state_hash_before: Option<[u8; 32]>, previous: [u8; 32],
+            lanes in prop::collection::vec(prop::array::uniform2(any::<u64>()), 0..5),
         ) -> Entry {
+            let lanes = lanes.into_iter().map(|l| {
+                let [loss, weight] = l.map(f64::from_bits);
+                LaneSums { loss, weight }
+            }).collect();
             let [loss_sum, weight, grad_norm, learning_rate] = bits.map(f64::from_bits);
             Entry {
-                step, first_position, samples, loss_sum, weight, grad_norm, learning_rate,
+                step, first_position, samples, lanes, loss_sum, weight, grad_norm, learning_rate,
                 root_hash, state_hash_before, previous,
             }
         }
@@ -325,6 +387,10 @@ mod tests {
             step,
             first_position: (step - 1) * 16,
             samples: 16,
+            lanes: vec![LaneSums {
+                loss: 123.456,
+                weight: 1024.0,
+            }],
             loss_sum: 123.456,
             weight: 1024.0,
             grad_norm: 0.1 + 0.2,
@@ -359,8 +425,9 @@ mod tests {
         }
 
         #[test]
-        fn any_other_bytes_are_another_entry_or_none(entry in any_entry(), at in 0..ENCODED_LEN, to: u8) {
+        fn any_other_bytes_are_another_entry_or_none(entry in any_entry(), at in any::<prop::sample::Index>(), to: u8) {
             let mut bytes = entry.encode();
+            let at = at.index(bytes.len());
             prop_assume!(bytes[at] != to);
             bytes[at] = to;
             if let Some(other) = Entry::decode(&bytes) {

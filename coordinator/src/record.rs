@@ -116,6 +116,7 @@ impl RunRecord {
             step: step.step,
             first_position: (step.step - 1) * samples,
             samples,
+            lanes: step.lanes.clone(),
             loss_sum: step.sums.loss,
             weight: step.sums.weight,
             grad_norm: step.grad_norm,

@@ -225,6 +225,8 @@ pub struct StepRecord {
     pub run: RunId,
     /// The step.
     pub step: Step,
+    /// What each lane found.
+    pub lanes: Vec<LaneSums>,
     /// Σ over all scored tokens.
     pub sums: LaneSums,
     /// Norm of the mean gradient, before clipping.

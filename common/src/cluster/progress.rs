@@ -579,6 +579,7 @@ impl Active {
         StepRecord {
             run: self.plan.run.clone(),
             step: flight.step,
+            lanes: flight.sums.iter().flatten().copied().collect(),
             sums,
             grad_norm: root.sum_of_squares.sqrt() / sums.weight,
             learning_rate: learning_rate(train, flight.step),

@@ -111,6 +111,7 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, Vec<u8>, Vec<u8>)> {
 
 #[cfg(test)]
 mod tests {
+    use cohort_common::cluster::messages::LaneSums;
     use cohort_common::ledger::{ChainError, genesis};
 
     use super::super::tests::{name, store_with_run};
@@ -121,6 +122,10 @@ mod tests {
             step,
             first_position: (step - 1) * 16,
             samples: 16,
+            lanes: vec![LaneSums {
+                loss: 0.1 + 0.2,
+                weight: 1024.0,
+            }],
             loss_sum: 0.1 + 0.2,
             weight: 1024.0,
             grad_norm: f64::INFINITY,
