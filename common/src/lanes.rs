@@ -6,16 +6,32 @@ use std::ops::Range;
 
 use crate::ids::{Lane, SessionId};
 
-/// Splits all lanes over the workers, in the order given: contiguous, sizes differing by at most one.
-/// Workers beyond the number of lanes get an empty range.
-pub fn assign(lanes: u32, workers: &[SessionId]) -> BTreeMap<SessionId, Range<Lane>> {
-    let n = workers.len() as u64;
-    let edge = |i: u64| (u64::from(lanes) * i / n) as Lane;
-    workers
-        .iter()
-        .zip(0u64..)
-        .map(|(&worker, i)| (worker, edge(i)..edge(i + 1)))
-        .collect()
+/// Splits all lanes over the workers, in the order given: contiguous ranges, so that the slowest is done as soon as
+/// possible. A worker comes with the time it takes for a lane; where that is not known yet it is taken to be the mean of
+/// those that are. Equal workers get numbers of lanes that differ by at most one.
+pub fn assign(
+    lanes: u32,
+    workers: &[(SessionId, Option<f64>)],
+) -> BTreeMap<SessionId, Range<Lane>> {
+    let known: Vec<f64> = workers.iter().filter_map(|(_, time)| *time).collect();
+    let usual = match known.len() {
+        0 => 1.0,
+        n => known.iter().sum::<f64>() / n as f64,
+    };
+    let times: Vec<f64> = workers.iter().map(|(_, t)| t.unwrap_or(usual)).collect();
+    let mut counts = vec![0u32; workers.len()];
+    for _ in 0..lanes {
+        let end = |i: &usize| f64::from(counts[*i] + 1) * times[*i];
+        let best = (0..workers.len()).min_by(|a, b| end(a).total_cmp(&end(b)));
+        counts[best.expect("there are workers")] += 1;
+    }
+    let mut first = 0;
+    let range = |((session, _), count): (&(SessionId, Option<f64>), u32)| {
+        let range = first..first + count;
+        first = range.end;
+        (*session, range)
+    };
+    workers.iter().zip(counts).map(range).collect()
 }
 
 /// Splits the lost lanes over the survivors, those with the least work first, in contiguous pieces.
@@ -53,10 +69,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_lane_is_assigned_once(lanes in 1u32..300, workers in 1u64..40) {
-            let ids: Vec<_> = (0..workers).map(SessionId).collect();
-            let all: Vec<Lane> = assign(lanes, &ids).into_values().flatten().collect();
+        fn every_lane_is_assigned_once(
+            lanes in 1u32..300,
+            times in proptest::collection::vec(proptest::option::of(1.0f64..1e9), 1..40),
+        ) {
+            let workers: Vec<_> = (0..).map(SessionId).zip(times).collect();
+            let all: Vec<Lane> = assign(lanes, &workers).into_values().flatten().collect();
             prop_assert_eq!(all, (0..lanes).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn equal_workers_get_equal_shares(lanes in 1u32..300, workers in 1u64..40, time: Option<bool>) {
+            let time = time.map(|_| 3.5);
+            let workers: Vec<_> = (0..workers).map(|i| (SessionId(i), time)).collect();
+            let counts: Vec<usize> = assign(lanes, &workers).into_values().map(|r| r.len()).collect();
+            let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+            prop_assert!(most - least <= 1, "{:?}", counts);
         }
 
         #[test]
@@ -70,6 +98,13 @@ mod tests {
             all.sort_unstable();
             prop_assert_eq!(all, lost);
         }
+    }
+
+    #[test]
+    fn a_worker_that_is_three_times_as_fast_gets_three_times_as_much() {
+        let workers = [(SessionId(1), Some(100.0)), (SessionId(2), Some(300.0))];
+        let shares: Vec<Range<Lane>> = assign(8, &workers).into_values().collect();
+        assert_eq!(shares, [0..6, 6..8]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod net;
 pub mod order;
 pub mod rng;
 pub mod schedule;
+pub mod seal;
 pub mod spec;
 pub mod tree;
 pub mod wire;

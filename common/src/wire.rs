@@ -7,15 +7,16 @@ use cohort_proto::v1;
 use thiserror::Error;
 
 use crate::aggregate::RootTotals;
-use crate::cluster::coordinator::MemberInfo;
+use crate::cluster::events::MemberInfo;
 use crate::cluster::messages::{Commit, LaneSums};
-use crate::cluster::{EvalSplit, FromWorker, StateSource, ToWorker};
+use crate::cluster::{EvalSplit, FromWorker, Holding, StateSource, ToWorker};
 use crate::home::RunName;
 use crate::ids::RunId;
+use crate::ledger::Entry;
 use crate::spec::RunSpec;
 
 /// Version of the protocol. Both ends must agree: mixing builds could mix results.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -57,6 +58,7 @@ pub fn source_to(run: &RunId, source: StateSource) -> v1::StateSource {
             StateSource::Seed => From::Seed(v1::Empty {}),
             StateSource::Start => From::Start(v1::Empty {}),
             StateSource::Checkpoint(step) => From::Checkpoint(step),
+            StateSource::Held(step) => From::Held(step),
         }),
     }
 }
@@ -72,6 +74,7 @@ pub fn source_from(source: &v1::StateSource) -> Result<(RunId, StateSource), Wir
         From::Seed(_) => StateSource::Seed,
         From::Start(_) => StateSource::Start,
         From::Checkpoint(step) => StateSource::Checkpoint(step),
+        From::Held(step) => StateSource::Held(step),
     };
     Ok((run, from))
 }
@@ -104,11 +107,17 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
             lanes: lanes.clone(),
             sole_owner: *sole_owner,
         }),
+        ToWorker::Skip { run, step, lanes } => Kind::Skip(v1::Skip {
+            run: run.as_str().into(),
+            step: *step,
+            lanes: lanes.clone(),
+        }),
+        ToWorker::Ping => Kind::Ping(v1::Ping {}),
         ToWorker::Commit { run, commit } => Kind::Commit(v1::Commit {
             run: run.as_str().into(),
-            step: commit.step,
+            entry: commit.entry.encode().into(),
             scale: commit.scale,
-            learning_rate: commit.learning_rate,
+            hash_state: commit.hash_state,
         }),
         ToWorker::Evaluate {
             run,
@@ -146,12 +155,18 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
                 lanes: c.lanes,
                 sole_owner: c.sole_owner,
             },
+            Kind::Skip(s) => ToWorker::Skip {
+                run: run_id(&s.run)?,
+                step: s.step,
+                lanes: s.lanes,
+            },
+            Kind::Ping(_) => ToWorker::Ping,
             Kind::Commit(c) => ToWorker::Commit {
                 run: run_id(&c.run)?,
                 commit: Commit {
-                    step: c.step,
+                    entry: entry_from("Commit", &c.entry)?,
                     scale: c.scale,
-                    learning_rate: c.learning_rate,
+                    hash_state: c.hash_state,
                 },
             },
             Kind::Evaluate(e) => ToWorker::Evaluate {
@@ -169,6 +184,29 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
             },
         },
     )
+}
+
+fn entry_from(message: &'static str, encoded: &[u8]) -> Result<Arc<Entry>, WireError> {
+    let entry = Entry::decode(encoded).ok_or_else(|| bad(message, "its entry is no ledger entry"));
+    entry.map(Arc::new)
+}
+
+/// 32 bytes, or none.
+fn hash_from(message: &'static str, bytes: &[u8]) -> Result<Option<[u8; 32]>, WireError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |_| {
+        bad(
+            message,
+            format!("its hash has {} bytes, not 32", bytes.len()),
+        )
+    };
+    bytes.try_into().map(Some).map_err(wrong)
+}
+
+fn hash_to(hash: Option<[u8; 32]>) -> bytes::Bytes {
+    hash.map_or_else(bytes::Bytes::new, |h| h.to_vec().into())
 }
 
 fn load_from(load: v1::Load) -> Result<ToWorker, WireError> {
@@ -213,9 +251,15 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
     let name = |run: RunId| run.as_str().to_owned();
     let kind = match message {
         FromWorker::Heartbeat => Kind::Heartbeat(v1::Heartbeat {}),
-        FromWorker::Loaded { run, step } => Kind::Loaded(v1::Loaded {
+        FromWorker::Leaving => Kind::Leaving(v1::Leaving {}),
+        FromWorker::Loaded {
+            run,
+            step,
+            state_hash,
+        } => Kind::Loaded(v1::Loaded {
             run: name(run),
             step,
+            state_hash: hash_to(state_hash),
         }),
         FromWorker::LaneDone {
             run,
@@ -237,9 +281,14 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
             sum_of_squares: totals.sum_of_squares,
             hash: totals.hash.to_vec().into(),
         }),
-        FromWorker::Applied { run, step } => Kind::Applied(v1::Applied {
+        FromWorker::Applied {
+            run,
+            step,
+            state_hash,
+        } => Kind::Applied(v1::Applied {
             run: name(run),
             step,
+            state_hash: hash_to(state_hash),
         }),
         FromWorker::UnitDone {
             run,
@@ -275,9 +324,11 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
         {
             Kind::Register(_) => return Err(bad("FromWorker", "a second Register")),
             Kind::Heartbeat(_) => FromWorker::Heartbeat,
+            Kind::Leaving(_) => FromWorker::Leaving,
             Kind::Loaded(m) => FromWorker::Loaded {
                 run: run_id(&m.run)?,
                 step: m.step,
+                state_hash: hash_from("Loaded", &m.state_hash)?,
             },
             Kind::LaneDone(m) => FromWorker::LaneDone {
                 run: run_id(&m.run)?,
@@ -291,17 +342,14 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
                 step: m.step,
                 totals: RootTotals {
                     sum_of_squares: m.sum_of_squares,
-                    hash: m.hash.as_ref().try_into().map_err(|_| {
-                        bad(
-                            "RootReady",
-                            format!("its hash has {} bytes, not 32", m.hash.len()),
-                        )
-                    })?,
+                    hash: hash_from("RootReady", &m.hash)?
+                        .ok_or_else(|| bad("RootReady", "it has no hash"))?,
                 },
             },
             Kind::Applied(m) => FromWorker::Applied {
                 run: run_id(&m.run)?,
                 step: m.step,
+                state_hash: hash_from("Applied", &m.state_hash)?,
             },
             Kind::UnitDone(m) => FromWorker::UnitDone {
                 run: run_id(&m.run)?,
@@ -317,6 +365,24 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
             },
         },
     )
+}
+
+/// What a worker still holds, on the wire.
+pub fn holding_to(holding: Holding) -> v1::Holding {
+    v1::Holding {
+        run: holding.run.as_str().into(),
+        entry: holding.entry.encode().into(),
+        lanes: holding.lanes,
+    }
+}
+
+/// What a worker still holds, from the wire.
+pub fn holding_from(holding: v1::Holding) -> Result<Holding, WireError> {
+    Ok(Holding {
+        run: run_id(&holding.run)?,
+        entry: entry_from("Holding", &holding.entry)?,
+        lanes: holding.lanes,
+    })
 }
 
 /// What a worker says of itself, from the wire.

@@ -3,290 +3,37 @@
 //! the driver around it.
 //!
 //! A run alternates between boundaries and steps. At a boundary every ready worker has the same state; validations,
-//! checkpoints and joins happen there. Within a step, lanes of a lost worker are given to the survivors at once.
+//! checkpoints and joins happen there (`boundary`). Within a step, lanes of a lost or late worker are given to others at
+//! once (`stepping`). Members that have no state, or an older one, catch up beside it (`joining`), and hashes of the
+//! state are compared (`agreement`).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 
-use crate::aggregate::RootTotals;
-use crate::cluster::messages::{FromWorker, LaneSums, StateSource, ToWorker};
+use crate::cluster::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
+use crate::cluster::messages::{FromWorker, Holding, StateSource, ToWorker};
 use crate::cluster::run::{Active, Phase, RunPlan};
+use crate::cluster::silence::{Silence, SilenceLimits};
 use crate::ids::{Lane, RunId, SessionId, Step};
 
 /// Bounds that the machine keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// A worker that says nothing for this long is lost.
-    pub silence_ms: u64,
+    /// How long a worker may say nothing.
+    pub silence: SilenceLimits,
+    /// How long workers that may come back with a younger state than that on disk are waited for.
+    pub recover_ms: u64,
+    /// Time between two ticks.
+    pub tick_ms: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { silence_ms: 15_000 }
-    }
-}
-
-/// What is known of a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberInfo {
-    /// Host name, for people.
-    pub host: String,
-    /// Process id, for people.
-    pub pid: u32,
-    /// Device that computes.
-    pub device: String,
-    /// Threads that compute.
-    pub threads: u32,
-    /// What decides the bits of a result.
-    pub fingerprint: String,
-}
-
-/// Why a session ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LeftReason {
-    /// The connection closed.
-    ConnectionClosed,
-    /// Nothing was heard within the deadline.
-    Silent {
-        /// The deadline.
-        after_ms: u64,
-    },
-    /// It computes with other bits than the cluster.
-    Fingerprint {
-        /// Its fingerprint.
-        found: String,
-        /// The cluster's.
-        expected: String,
-    },
-    /// It did not keep up with its messages, or broke the protocol.
-    Protocol(String),
-}
-
-impl fmt::Display for LeftReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ConnectionClosed => f.write_str("connection closed"),
-            Self::Silent { after_ms } => write!(f, "silent for {after_ms} ms"),
-            Self::Fingerprint { found, expected } => write!(
-                f,
-                "its numerics `{found}` differ from the cluster's `{expected}`, so its results would differ; use one build on one kind of processor"
-            ),
-            Self::Protocol(what) => f.write_str(what),
+        Self {
+            silence: SilenceLimits::default(),
+            recover_ms: 4_000,
+            tick_ms: 50,
         }
     }
-}
-
-/// What happens to the machine.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A worker asks to join.
-    Joined {
-        /// Its session, never used before.
-        session: SessionId,
-        /// What it says of itself.
-        info: MemberInfo,
-    },
-    /// A worker said something.
-    Said {
-        /// Who.
-        session: SessionId,
-        /// What.
-        message: FromWorker,
-    },
-    /// A session ended.
-    Left {
-        /// Who.
-        session: SessionId,
-        /// Why.
-        reason: LeftReason,
-    },
-    /// Time passes.
-    Tick,
-    /// A run is queued.
-    Submitted(RunPlan),
-    /// A run is to end for good.
-    Cancelled(RunId),
-    /// A run is to be checkpointed and stopped.
-    StopRequested(RunId),
-    /// The owner holds every chunk of these lanes.
-    Delivered {
-        /// The run.
-        run: RunId,
-        /// The step.
-        step: Step,
-        /// The lanes.
-        lanes: Vec<Lane>,
-    },
-    /// The owner holds the whole root.
-    RootComplete {
-        /// The run.
-        run: RunId,
-        /// The step.
-        step: Step,
-        /// Norm and hash.
-        totals: RootTotals,
-    },
-    /// A checkpoint is durable.
-    CheckpointWritten {
-        /// The run.
-        run: RunId,
-        /// The step.
-        step: Step,
-    },
-    /// A checkpoint could not be written, for a reason that another worker would not mend.
-    CheckpointFailed {
-        /// The run.
-        run: RunId,
-        /// The step.
-        step: Step,
-        /// For people.
-        error: String,
-    },
-    /// A checkpoint's upload broke off; another can be asked for.
-    CheckpointLost {
-        /// The run.
-        run: RunId,
-        /// The step.
-        step: Step,
-    },
-    /// The driver cannot carry a run on.
-    RunBroken {
-        /// The run.
-        run: RunId,
-        /// For people.
-        error: String,
-    },
-}
-
-/// What the driver must do, in order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Send a message to a worker.
-    Send {
-        /// To whom.
-        session: SessionId,
-        /// What.
-        message: ToWorker,
-    },
-    /// End a session: its messages are refused from now on.
-    Close {
-        /// Whose.
-        session: SessionId,
-        /// Why.
-        reason: LeftReason,
-    },
-    /// Get ready to sum a step's contributions.
-    OpenStep {
-        /// The run.
-        run: RunId,
-        /// The step.
-        step: Step,
-    },
-    /// Every ready worker has applied the steps up to here: their roots may go.
-    ReleaseRoots {
-        /// The run.
-        run: RunId,
-        /// Newest step that nobody needs.
-        through: Step,
-    },
-    /// Record a committed step.
-    Committed(StepRecord),
-    /// Record a validation.
-    Evaluated {
-        /// The run.
-        run: RunId,
-        /// The state's step.
-        step: Step,
-        /// Index of the split.
-        split: u32,
-        /// What it found.
-        sums: LaneSums,
-    },
-    /// Tell people and the store what became of a run.
-    Changed {
-        /// The run.
-        run: RunId,
-        /// What.
-        change: Change,
-    },
-    /// Tell people.
-    Note {
-        /// The run it is about, if any.
-        run: Option<RunId>,
-        /// In plain words.
-        text: String,
-    },
-}
-
-/// A committed step, as recorded.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepRecord {
-    /// The run.
-    pub run: RunId,
-    /// The step.
-    pub step: Step,
-    /// What each lane found.
-    pub lanes: Vec<LaneSums>,
-    /// Σ over all scored tokens.
-    pub sums: LaneSums,
-    /// Norm of the mean gradient, before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of this step.
-    pub learning_rate: f64,
-    /// BLAKE3 over the root's chunks.
-    pub root_hash: [u8; 32],
-    /// From the announcement to the commit.
-    pub millis: u64,
-}
-
-/// What became of a run.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Change {
-    /// It is in the queue; 1 is next.
-    Queued {
-        /// Its place.
-        place: usize,
-    },
-    /// It is first in line and waits for workers.
-    Waiting {
-        /// Workers that are there.
-        have: usize,
-        /// Workers that it asks for.
-        need: u32,
-    },
-    /// Workers are getting its state.
-    Loading {
-        /// How many.
-        workers: usize,
-        /// The state's step.
-        step: Step,
-    },
-    /// It trains.
-    Training {
-        /// On how many workers.
-        workers: usize,
-    },
-    /// All steps are done and checkpointed.
-    Finished {
-        /// The last step.
-        step: Step,
-        /// Mean loss of the last step.
-        train_loss: f64,
-        /// Tokens trained on since the run was taken up.
-        tokens: f64,
-    },
-    /// It was stopped and can be resumed.
-    Stopped {
-        /// Where it stands.
-        step: Step,
-    },
-    /// It was cancelled.
-    Cancelled,
-    /// It cannot go on.
-    Failed {
-        /// For people.
-        error: String,
-    },
 }
 
 /// A worker, as the machine sees it.
@@ -294,17 +41,23 @@ pub enum Change {
 pub struct Member {
     /// What it said of itself.
     pub info: MemberInfo,
-    last_heard_ms: u64,
-    pub(super) applied: Step,
+    pub(super) holding: Option<Holding>,
+    pub(super) silence: Silence,
+    /// The state that it has said to have, of the active run.
+    pub(super) applied: Option<Step>,
+    /// Time it takes for a lane: a moving mean that outliers cannot carry away.
+    pub(super) lane_micros: Option<f64>,
+    pub(super) leaving: bool,
 }
 
 /// The coordinator's state.
 #[derive(Debug, Default)]
 pub struct Machine {
-    limits: Limits,
+    pub(super) limits: Limits,
     pub(super) members: BTreeMap<SessionId, Member>,
     queue: VecDeque<RunPlan>,
     pub(super) active: Option<Active>,
+    last_tick_ms: Option<u64>,
 }
 
 impl Machine {
@@ -343,11 +96,15 @@ impl Machine {
     pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
-            Event::Joined { session, info } => self.join(now_ms, session, info, &mut out),
+            Event::Joined {
+                session,
+                info,
+                holding,
+            } => self.join(now_ms, session, info, holding, &mut out),
             Event::Said { session, message } => {
                 // Messages of an ended session are refused: the process may believe that it is still a member.
                 if let Some(member) = self.members.get_mut(&session) {
-                    member.last_heard_ms = now_ms;
+                    member.silence.heard(now_ms);
                     self.said(now_ms, session, message, &mut out);
                 }
             }
@@ -356,13 +113,17 @@ impl Machine {
             Event::Submitted(plan) => self.submit(now_ms, plan, &mut out),
             Event::Cancelled(run) => self.end_run(now_ms, &run, Change::Cancelled, &mut out),
             Event::StopRequested(run) => self.request_stop(now_ms, &run, &mut out),
-            Event::Delivered { run, step, lanes } => self.delivered(&run, step, &lanes),
+            Event::Delivered { run, step, lanes } => {
+                self.delivered(now_ms, &run, step, &lanes, &mut out);
+            }
             Event::RootComplete { run, step, totals } => {
                 self.root_complete(now_ms, &run, step, totals, &mut out);
             }
-            Event::CheckpointWritten { run, step } => {
-                self.checkpoint_written(now_ms, &run, step, &mut out);
-            }
+            Event::CheckpointWritten {
+                run,
+                step,
+                state_hash,
+            } => self.checkpoint_written(now_ms, &run, step, state_hash, &mut out),
             Event::CheckpointFailed { run, step, error } => {
                 self.checkpoint_failed(now_ms, &run, step, error, &mut out);
             }
@@ -377,7 +138,14 @@ impl Machine {
         out
     }
 
-    fn join(&mut self, now: u64, session: SessionId, info: MemberInfo, out: &mut Vec<Action>) {
+    fn join(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        info: MemberInfo,
+        holding: Option<Holding>,
+        out: &mut Vec<Action>,
+    ) {
         if let Some(other) = self.members.values().next()
             && other.info.fingerprint != info.fingerprint
         {
@@ -390,29 +158,45 @@ impl Machine {
         }
         let member = Member {
             info,
-            last_heard_ms: now,
-            applied: 0,
+            holding,
+            silence: Silence::new(self.limits.silence, now),
+            applied: None,
+            lane_micros: None,
+            leaving: false,
         };
         let fresh = self.members.insert(session, member).is_none();
         assert!(fresh, "session {session} was used twice");
+        self.enlist(session, out);
         self.poke(now, out);
     }
 
     fn said(&mut self, now: u64, session: SessionId, said: FromWorker, out: &mut Vec<Action>) {
         match said {
             FromWorker::Heartbeat => {}
-            FromWorker::Loaded { run, step } => self.loaded(now, session, &run, step, out),
+            FromWorker::Leaving => self.dismiss(now, session, out),
+            FromWorker::Loaded {
+                run,
+                step,
+                state_hash,
+            } => self.loaded(now, session, &run, step, state_hash, out),
             FromWorker::LaneDone {
                 run,
                 step,
                 lane,
                 sums,
-                ..
-            } => self.lane_done(now, &run, step, lane, sums, out),
+                micros,
+            } => {
+                self.learn_speed(session, micros);
+                self.lane_done(now, session, &run, step, lane, sums, out);
+            }
             FromWorker::RootReady { run, step, totals } => {
                 self.root_ready(now, session, &run, step, totals, out);
             }
-            FromWorker::Applied { run, step } => self.applied(session, &run, step, out),
+            FromWorker::Applied {
+                run,
+                step,
+                state_hash,
+            } => self.applied(now, session, &run, step, state_hash, out),
             FromWorker::UnitDone {
                 run,
                 step,
@@ -421,37 +205,96 @@ impl Machine {
                 sums,
             } => self.unit_done(now, &run, step, split, unit, sums, out),
             FromWorker::Failed { run, step, message } => {
-                let error = format!("step {step}, worker {session}: {message}");
-                self.end_run(now, &run, Change::Failed { error }, out);
+                self.failed(now, session, &run, step, message, out);
             }
         }
+    }
+
+    /// A worker cannot go on. One that has no lanes yet only takes itself out.
+    fn failed(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        run: &RunId,
+        step: Step,
+        message: String,
+        out: &mut Vec<Action>,
+    ) {
+        let joins = |a: &Active| a.joiners.contains_key(&session) && !a.ready.is_empty();
+        if self.active_as(run).is_some_and(|a| joins(a)) {
+            let reason = LeftReason::Unable(message);
+            return self.expel(now, session, reason, out);
+        }
+        let error = format!("step {step}, worker {session}: {message}");
+        self.end_run(now, run, Change::Failed { error }, out);
+    }
+
+    /// Ends a session from this side.
+    pub(super) fn expel(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        reason: LeftReason,
+        out: &mut Vec<Action>,
+    ) {
+        out.push(Action::Close {
+            session,
+            reason: reason.clone(),
+        });
+        self.leave(now, session, reason, out);
     }
 
     fn leave(&mut self, now: u64, session: SessionId, why: LeftReason, out: &mut Vec<Action>) {
         if self.members.remove(&session).is_none() {
             return;
         }
-        let run = self.active.as_ref().map(|active| active.plan.run.clone());
-        let text = format!("worker {session} lost: {why}");
-        out.push(Action::Note { run, text });
-        self.lose(now, session, out);
+        if let Some(active) = &self.active {
+            let run = active.plan.run.clone();
+            let what = match why {
+                LeftReason::Farewell => Happening::Left {
+                    session,
+                    step: active.step,
+                },
+                _ => Happening::Lost {
+                    session,
+                    step: active.now_at(),
+                    reason: why.clone(),
+                },
+            };
+            out.push(Action::Happened { run, what });
+        }
+        self.lose(now, session, why, out);
+    }
+
+    /// A worker was asked to go: it gives its work back at the next boundary, or at once if it has none.
+    fn dismiss(&mut self, now: u64, session: SessionId, out: &mut Vec<Action>) {
+        let member = self.members.get_mut(&session).expect("it spoke");
+        member.leaving = true;
+        let busy = |a: &Active| a.ready.contains(&session) || a.donates(session);
+        if !self.active.as_ref().is_some_and(busy) {
+            self.expel(now, session, LeftReason::Farewell, out);
+        }
     }
 
     fn tick(&mut self, now: u64, out: &mut Vec<Action>) {
-        let after_ms = self.limits.silence_ms;
-        let silent: Vec<SessionId> = self
-            .members
-            .iter()
-            .filter(|(_, m)| now.saturating_sub(m.last_heard_ms) > after_ms)
-            .map(|(&s, _)| s)
-            .collect();
-        for session in silent {
-            let reason = LeftReason::Silent { after_ms };
-            out.push(Action::Close {
-                session,
-                reason: reason.clone(),
-            });
-            self.leave(now, session, reason, out);
+        self.forgive_own_pause(now);
+        let silent = |(s, m): (&SessionId, &Member)| Some((*s, m.silence.exceeded(now)?));
+        let silent: Vec<_> = self.members.iter().filter_map(silent).collect();
+        for (session, for_ms) in silent {
+            self.expel(now, session, LeftReason::Silent { for_ms }, out);
+        }
+        self.hedge(now, out);
+        self.poke(now, out);
+    }
+
+    /// If this process itself stood still, nobody was silent.
+    fn forgive_own_pause(&mut self, now: u64) {
+        let last = self.last_tick_ms.replace(now).unwrap_or(now);
+        let missed = (now - last).saturating_sub(self.limits.tick_ms);
+        if missed > 4 * self.limits.tick_ms {
+            for member in self.members.values_mut() {
+                member.silence.forgive(missed);
+            }
         }
     }
 
@@ -476,7 +319,9 @@ impl Machine {
         }
         if was_active {
             let active = self.active.take().expect("the run is active");
-            for session in self.members.keys().copied() {
+            for (&session, member) in &mut self.members {
+                member.applied = None;
+                member.holding = None;
                 let message = ToWorker::Unload { run: run.clone() };
                 out.push(Action::Send { session, message });
             }
@@ -492,6 +337,11 @@ impl Machine {
             let change = Change::Queued { place };
             out.push(Action::Changed { run, change });
         }
+        let leaving = |(s, m): (&SessionId, &Member)| m.leaving.then_some(*s);
+        let leaving: Vec<SessionId> = self.members.iter().filter_map(leaving).collect();
+        for session in leaving {
+            self.expel(now, session, LeftReason::Farewell, out);
+        }
         self.poke(now, out);
     }
 
@@ -500,7 +350,7 @@ impl Machine {
             Some(active) if active.plan.run == *run => {
                 active.stop_requested = true;
                 let idle = matches!(active.phase, Phase::Gathering);
-                let step = active.durable.step();
+                let step = active.durable.source.step();
                 if idle {
                     self.end_run(now, run, Change::Stopped { step }, out);
                 }
@@ -521,7 +371,7 @@ impl Machine {
         if self.active.is_none()
             && let Some(plan) = self.queue.pop_front()
         {
-            self.active = Some(Active::new(plan));
+            self.active = Some(Active::new(plan, now, self.limits.recover_ms));
         }
         let gathering = |a: &Active| matches!(a.phase, Phase::Gathering);
         if self.active.as_ref().is_some_and(gathering) {
@@ -529,53 +379,42 @@ impl Machine {
         }
     }
 
-    fn gather(&mut self, _now: u64, out: &mut Vec<Action>) {
-        let have = self.members.len();
-        let active = self.active.as_mut().expect("a run is gathering");
-        let need = active.plan.spec.train.min_workers.max(1);
-        let run = active.plan.run.clone();
-        if have < need as usize {
-            let change = Change::Waiting { have, need };
-            out.push(Action::Changed { run, change });
-            return;
-        }
-        self.load_members(out);
-    }
-
-    /// Gives every member that is not ready the durable state, which must be that of the boundary.
-    pub(super) fn load_members(&mut self, out: &mut Vec<Action>) {
-        let active = self.active.as_mut().expect("a run is active");
-        assert_eq!(active.durable.step(), active.step);
-        let sessions: Vec<SessionId> = self
-            .members
-            .keys()
-            .copied()
-            .filter(|s| !active.ready.contains(s))
-            .collect();
-        let run = active.plan.run.clone();
-        let change = Change::Loading {
-            workers: sessions.len(),
-            step: active.step,
-        };
-        out.push(Action::Changed {
-            run: run.clone(),
-            change,
-        });
-        for &session in &sessions {
-            let message = ToWorker::Load {
-                run: run.clone(),
-                spec: active.plan.spec.clone(),
-                source: active.durable,
-                splits: active.plan.splits.clone(),
-            };
-            out.push(Action::Send { session, message });
-        }
-        active.phase = Phase::Loading(sessions.into_iter().collect());
+    pub(super) fn active_as(&mut self, run: &RunId) -> Option<&mut Active> {
+        self.active.as_mut().filter(|a| a.plan.run == *run)
     }
 
     /// The state that a worker can load now, and the step at which it stands.
     pub fn durable(&self) -> Option<StateSource> {
-        self.active.as_ref().map(|active| active.durable)
+        self.active.as_ref().map(|active| active.durable.source)
+    }
+
+    /// How it stands, in a few lines for logs and failures.
+    pub fn summary(&self) -> String {
+        let Some(active) = &self.active else {
+            return format!("no run; members {:?}", self.members.keys());
+        };
+        let phase = match &active.phase {
+            Phase::Gathering => "gathering".into(),
+            Phase::Loading(waiting) => format!("loading on {waiting:?}"),
+            Phase::Stepping(flight) => {
+                let lanes = 0..flight.sums.len() as u32;
+                let open: Vec<u32> = lanes.filter(|l| !flight.settled(*l)).collect();
+                format!("stepping, open {open:?} of {:?}", flight.assigned)
+            }
+            Phase::Evaluating(eval) => format!("evaluating {:?}", eval.assigned),
+            Phase::Snapshotting(reason) => format!("snapshotting for {reason:?}"),
+            Phase::Yielding => "yielding".into(),
+        };
+        let applied: Vec<_> = self.members.iter().map(|(s, m)| (s, m.applied)).collect();
+        format!(
+            "run {} at step {}, {phase}; ready {:?}; joiners {:?}; writing {:?}; released {}; applied {applied:?}",
+            active.plan.run,
+            active.step,
+            active.ready,
+            active.joiners,
+            active.writing.as_ref().map(|w| (w.step, w.donor)),
+            active.released,
+        )
     }
 
     /// What must hold after every event.
@@ -583,18 +422,26 @@ impl Machine {
         let Some(active) = &self.active else { return };
         let members = |s: &SessionId| self.members.contains_key(s);
         assert!(active.ready.iter().all(members), "a ready session is gone");
+        assert!(active.joiners.keys().all(members), "a joiner is gone");
+        let both = |s: &SessionId| active.ready.contains(s);
+        assert!(!active.joiners.keys().any(both), "ready and joining");
+        assert!(active.released <= active.step, "a root went too early");
+        assert_eq!(active.chain.next_step(), active.step + 1);
         match &active.phase {
-            Phase::Gathering => assert!(active.ready.is_empty()),
+            Phase::Gathering => assert!(active.ready.is_empty() && active.joiners.is_empty()),
             Phase::Loading(waiting) => assert!(waiting.iter().all(members)),
             Phase::Stepping(flight) => {
                 assert_eq!(flight.step, active.step + 1, "one step at a time");
                 let lanes = active.plan.spec.train.lanes;
-                let held = |lane| flight.assigned.values().any(|l| l.contains(&lane));
+                let held: BTreeSet<Lane> = flight.assigned.values().flatten().copied().collect();
                 for lane in 0..lanes {
-                    assert!(flight.settled(lane) || held(lane), "lane {lane} is lost");
+                    let safe = flight.settled(lane) || held.contains(&lane);
+                    assert!(safe, "lane {lane} is lost");
                 }
             }
-            Phase::Evaluating(_) | Phase::Snapshotting(_) => assert!(!active.ready.is_empty()),
+            Phase::Evaluating(_) | Phase::Snapshotting(_) | Phase::Yielding => {
+                assert!(!active.ready.is_empty());
+            }
         }
     }
 }

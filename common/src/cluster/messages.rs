@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::aggregate::RootTotals;
 use crate::cluster::EvalSplit;
 use crate::ids::{Lane, RunId, Step};
+use crate::ledger::Entry;
 use crate::spec::RunSpec;
 
 /// Where the state of a run comes from.
@@ -16,6 +17,8 @@ pub enum StateSource {
     Start,
     /// The run's own checkpoint of this step.
     Checkpoint(Step),
+    /// What the worker itself still holds in memory from an earlier session.
+    Held(Step),
 }
 
 impl StateSource {
@@ -23,7 +26,7 @@ impl StateSource {
     pub fn step(self) -> Step {
         match self {
             Self::Seed | Self::Start => 0,
-            Self::Checkpoint(step) => step,
+            Self::Checkpoint(step) | Self::Held(step) => step,
         }
     }
 }
@@ -55,6 +58,15 @@ pub enum ToWorker {
         /// Whether this worker sums the root by itself.
         sole_owner: bool,
     },
+    /// Others have computed these lanes: what is not begun need not be.
+    Skip {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+        /// The lanes, ascending.
+        lanes: Vec<Lane>,
+    },
     /// Apply a step's root.
     Commit {
         /// The run.
@@ -85,30 +97,55 @@ pub enum ToWorker {
         /// The run.
         run: RunId,
     },
+    /// The coordinator is alive.
+    Ping,
 }
 
 /// The decision that makes a step count.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Commit {
-    /// The step.
-    pub step: Step,
+    /// The ledger's entry. A worker keeps it and presents it to a coordinator that has lost it.
+    pub entry: Arc<Entry>,
     /// Factor of the root gradient: clip / Σ weight.
     pub scale: f64,
-    /// The step's learning rate.
-    pub learning_rate: f64,
+    /// Whether the state after the update is to be hashed.
+    pub hash_state: bool,
 }
 
-/// From a worker to the coordinator. All but `Heartbeat` are about the run in `run`.
+impl Commit {
+    /// The step.
+    pub fn step(&self) -> Step {
+        self.entry.step
+    }
+}
+
+/// What a worker still has in memory when it registers again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holding {
+    /// The run.
+    pub run: RunId,
+    /// The ledger's entry of the last step that its state has seen: proof that the state is of this run, and all that
+    /// a coordinator needs to know of a step whose record it lost.
+    pub entry: Arc<Entry>,
+    /// Lanes of the next step whose gradients it has computed, ascending.
+    pub lanes: Vec<Lane>,
+}
+
+/// From a worker to the coordinator. All but `Heartbeat` and `Leaving` are about the run in `run`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromWorker {
     /// The process is alive.
     Heartbeat,
+    /// The process was asked to end, and wants to hand over.
+    Leaving,
     /// The state is in memory.
     Loaded {
         /// The run.
         run: RunId,
         /// The state's step.
         step: Step,
+        /// The state's hash; `None` where there are no moments.
+        state_hash: Option<[u8; 32]>,
     },
     /// A lane is computed.
     LaneDone {
@@ -138,6 +175,8 @@ pub enum FromWorker {
         run: RunId,
         /// The step.
         step: Step,
+        /// The hash of the state, if it was asked for.
+        state_hash: Option<[u8; 32]>,
     },
     /// A unit is scored.
     UnitDone {

@@ -1,14 +1,22 @@
 //! The cluster's logic, free of sockets, clocks, files and random numbers: what the coordinator decides
-//! ([`coordinator::Machine`]) and the messages that it exchanges with workers. The same code runs in the real
-//! coordinator, in the tests and in the simulation.
+//! ([`coordinator::Machine`]), what a worker remembers from session to session ([`worker::WorkerMachine`]), and the
+//! messages between them. The same code runs in the real processes, in the tests and in the simulation.
 
+mod agreement;
+mod boundary;
 pub mod coordinator;
+pub mod events;
+mod joining;
 pub mod messages;
-mod progress;
 mod run;
+pub mod sequence;
+pub mod silence;
 #[cfg(test)]
 mod simulation;
+mod stepping;
+pub mod worker;
 
-pub use coordinator::{Action, Event, Limits, Machine};
-pub use messages::{FromWorker, StateSource, ToWorker};
+pub use coordinator::{Limits, Machine};
+pub use events::{Action, Event};
+pub use messages::{FromWorker, Holding, StateSource, ToWorker};
 pub use run::{EvalSplit, RunPlan};

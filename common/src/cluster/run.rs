@@ -1,12 +1,17 @@
-//! The progress of the one run that is training: its plan, its phase, and the bookkeeping of a step in flight.
+//! The progress of the one run that is training: its plan, its phase, and the bookkeeping of what is in flight.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
-use crate::cluster::messages::{LaneSums, StateSource};
+use crate::cluster::events::Redone;
+use crate::cluster::messages::{Commit, LaneSums, StateSource};
 use crate::ids::{Lane, RunId, SessionId, Step};
+use crate::ledger::{Chain, Entry, state_hash_due};
 use crate::spec::RunSpec;
+
+/// Entries of committed steps that are kept in any case, so that a worker which comes back can prove its state.
+const PROOFS: Step = 8;
 
 /// A split that validations score, cut into units that are handed out, redone and summed like lanes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,16 +39,24 @@ pub struct RunPlan {
     pub spec: Arc<RunSpec>,
     /// What validations score.
     pub splits: Arc<[EvalSplit]>,
-    /// Where the state comes from at first.
+    /// The newest state on disk.
     pub source: StateSource,
+    /// The ledger up to that state.
+    pub chain: Chain,
+    /// The newest entries of the ledger, ascending; they may be younger than the state on disk.
+    pub recent: Vec<Arc<Entry>>,
+    /// Workers that trained the run when it was last seen, and may come back with a younger state; 0 if none can.
+    pub expected: usize,
+    /// Roots of committed steps that the owner may hold for workers that catch up, at least 2.
+    pub retain: Step,
 }
 
 /// Where the active run is.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// Not enough workers yet.
+    /// Not enough workers yet, or those that may come back are waited for.
     Gathering,
-    /// These sessions are loading the state of the boundary.
+    /// These sessions are getting the state of the boundary.
     Loading(BTreeSet<SessionId>),
     /// A step is in flight.
     Stepping(StepInFlight),
@@ -51,6 +64,8 @@ pub(super) enum Phase {
     Evaluating(EvalInFlight),
     /// Waits for the checkpoint of this boundary, for this reason.
     Snapshotting(SnapshotReason),
+    /// Waits for a worker that is catching up: no more roots can be held for it.
+    Yielding,
 }
 
 /// Why training stands until a checkpoint is written.
@@ -60,10 +75,48 @@ pub(super) enum SnapshotReason {
     Final,
     /// The user stops the run.
     Stop,
-    /// Workers that joined need it.
-    Join,
+    /// All workers were asked to go.
+    Farewell,
     /// It is due and the one before is still being written.
     Backlog,
+}
+
+/// A state on disk.
+#[derive(Clone, Debug)]
+pub(super) struct Durable {
+    pub source: StateSource,
+    pub chain: Chain,
+}
+
+/// A checkpoint on its way to the disk.
+#[derive(Clone, Debug)]
+pub(super) struct Writing {
+    pub step: Step,
+    pub donor: SessionId,
+    /// The ledger up to it.
+    pub chain: Chain,
+    /// The hash of what is on disk, once it is.
+    pub written: Option<[u8; 32]>,
+}
+
+/// A member without lanes that is on its way to the state of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Joiner {
+    /// It waits for a state that it can load.
+    Waiting,
+    /// It gets the state of this step and every commit since.
+    Replaying {
+        from: Step,
+        /// Whether a hash of its state after all replayed steps equals that of the others.
+        verified: bool,
+    },
+}
+
+/// Workers that may come back with a younger state than that on disk are waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recovery {
+    pub until_ms: u64,
+    pub expected: usize,
 }
 
 /// The active run.
@@ -73,19 +126,48 @@ pub(super) struct Active {
     pub phase: Phase,
     /// Committed steps.
     pub step: Step,
-    /// Where a worker that has no state can get one: the newest checkpoint, or the start.
-    pub durable: StateSource,
-    /// The checkpoint that is being written: its step and the worker that uploads it.
-    pub writing: Option<(Step, SessionId)>,
+    /// The ledger up to `step`.
+    pub chain: Chain,
+    /// The end of the ledger; it may be younger than `step`, when steps are replayed.
+    pub ledger: Chain,
+    /// The newest state on disk.
+    pub durable: Durable,
+    pub writing: Option<Writing>,
     /// What is still to do at this boundary.
     pub boundary: Boundary,
     /// Workers whose state is that of `step` once they have worked off their messages.
     pub ready: BTreeSet<SessionId>,
+    /// Members on their way there.
+    pub joiners: BTreeMap<SessionId, Joiner>,
+    pub recovery: Option<Recovery>,
+    /// Ready workers of the last step.
+    pub last_workers: usize,
+    /// Commits that joiners may need, and entries that prove a state.
+    pub recent: BTreeMap<Step, Arc<Entry>>,
+    /// The owner holds the roots of the steps after this one.
+    pub released: Step,
+    /// The hashes that workers found, by step.
+    pub votes: BTreeMap<Step, BTreeMap<SessionId, [u8; 32]>>,
+    /// Steps whose states the workers were asked to hash.
+    pub hashed: BTreeSet<Step>,
+    /// The hash of a step's state is disputed: nothing is committed until it is settled.
+    pub disputed: Option<Step>,
+    /// Times that the state was disputed without a majority.
+    pub stalemates: u32,
+    /// Who has which lanes when nothing happens.
+    pub assignment: BTreeMap<SessionId, BTreeSet<Lane>>,
     /// Version of the assignment.
     pub generation: u64,
+    /// The step at which the assignment was last thought over.
+    pub assigned_at: Step,
+    /// Lanes of the next step that workers had computed when they came back.
+    pub kept: BTreeMap<SessionId, BTreeSet<Lane>>,
     pub stop_requested: bool,
+    /// Workers that were there when people were last told that more are waited for.
+    pub waiting_said: Option<usize>,
+    /// The step at which a state for joiners could not be written.
+    pub snapshot_failed: Option<Step>,
     pub last_loss: f64,
-    pub tokens: f64,
 }
 
 /// What a boundary still owes.
@@ -104,10 +186,17 @@ pub(super) struct StepInFlight {
     /// Lanes that each session was given.
     pub assigned: BTreeMap<SessionId, BTreeSet<Lane>>,
     pub sole_owner: Option<SessionId>,
-    pub sums: Vec<Option<LaneSums>>,
+    /// What is known of each lane, and who found it.
+    pub sums: Vec<Option<(LaneSums, SessionId)>>,
     pub delivered: BTreeSet<Lane>,
     pub root: Option<RootTotals>,
     pub started_ms: u64,
+    /// When each session last finished a lane, or was given the first.
+    pub last_done_ms: BTreeMap<SessionId, u64>,
+    /// When the last lane that was not given away was settled.
+    pub undisturbed_ms: u64,
+    /// Lanes that were given away.
+    pub redone: Vec<Redone>,
 }
 
 impl StepInFlight {
@@ -120,6 +209,21 @@ impl StepInFlight {
     pub fn open_lanes(&self, session: SessionId) -> Vec<Lane> {
         let lanes = self.assigned.get(&session).into_iter().flatten();
         lanes.copied().filter(|&l| !self.settled(l)).collect()
+    }
+
+    /// Sessions that have a lane.
+    pub fn holders(&self, lane: Lane) -> impl Iterator<Item = SessionId> {
+        let has =
+            move |(s, lanes): (&SessionId, &BTreeSet<Lane>)| lanes.contains(&lane).then_some(*s);
+        self.assigned.iter().filter_map(has)
+    }
+
+    /// Notes when a lane was settled, unless it was given away.
+    pub fn note_settled(&mut self, lane: Lane, now: u64) {
+        let moved = |r: &Redone| r.lanes.iter().any(|(l, _)| *l == lane);
+        if self.settled(lane) && !self.redone.iter().any(moved) {
+            self.undisturbed_ms = self.undisturbed_ms.max(now);
+        }
     }
 
     /// Whether nothing is missing for the commit.
@@ -137,18 +241,43 @@ pub(super) struct EvalInFlight {
 }
 
 impl Active {
-    pub fn new(plan: RunPlan) -> Self {
+    pub fn new(plan: RunPlan, now: u64, recover_ms: u64) -> Self {
+        let recent: BTreeMap<Step, Arc<Entry>> =
+            plan.recent.iter().map(|e| (e.step, e.clone())).collect();
+        let newest = recent.last_key_value().map(|(_, e)| Chain::after(e));
+        let ledger = newest.unwrap_or_else(|| plan.chain.clone());
         let mut active = Self {
             phase: Phase::Gathering,
             step: plan.source.step(),
-            durable: plan.source,
+            chain: plan.chain.clone(),
+            ledger,
+            durable: Durable {
+                source: plan.source,
+                chain: plan.chain.clone(),
+            },
             writing: None,
             boundary: Boundary::default(),
             ready: BTreeSet::new(),
+            joiners: BTreeMap::new(),
+            recovery: (plan.expected > 0).then(|| Recovery {
+                until_ms: now + recover_ms,
+                expected: plan.expected,
+            }),
+            last_workers: 0,
+            recent,
+            released: plan.source.step(),
+            votes: BTreeMap::new(),
+            hashed: BTreeSet::new(),
+            disputed: None,
+            stalemates: 0,
+            assignment: BTreeMap::new(),
             generation: 0,
+            assigned_at: 0,
+            kept: BTreeMap::new(),
             stop_requested: false,
+            waiting_said: None,
+            snapshot_failed: None,
             last_loss: f64::NAN,
-            tokens: 0.0,
             plan,
         };
         active.enter_boundary();
@@ -160,10 +289,31 @@ impl Active {
         self.step >= self.plan.spec.train.steps
     }
 
+    /// Whether the state of this boundary is on disk.
+    pub fn saved(&self) -> bool {
+        self.durable.source.step() == self.step
+    }
+
+    /// Whether a checkpoint of `step` is due by the spec.
+    pub fn checkpoint_due(&self, step: Step) -> bool {
+        let every = self.plan.spec.checkpoint.every;
+        let regular = every > 0 && step.is_multiple_of(every);
+        step > 0 && (step >= self.plan.spec.train.steps || regular)
+    }
+
+    /// Whether the state after `step` is to be hashed: for the ledger, for a checkpoint, for whoever joins.
+    pub fn hash_wanted(&self, step: Step) -> bool {
+        state_hash_due(step + 1)
+            || self.checkpoint_due(step)
+            || self.boundary.checkpoint
+            || self.stop_requested
+            || !self.joiners.is_empty()
+    }
+
     /// Computes what this boundary owes. A state that came from a checkpoint owes nothing: validations precede the
     /// checkpoint of their boundary, so its figures are recorded.
     pub fn enter_boundary(&mut self) {
-        let have = self.step > 0 && self.durable.step() == self.step;
+        let have = self.step > 0 && self.saved();
         let train = &self.plan.spec.train;
         let at_start = self.step == 0;
         let end = self.at_end();
@@ -177,8 +327,53 @@ impl Active {
             .map(|(i, _)| i as u32)
             .rev()
             .collect();
-        let every = self.plan.spec.checkpoint.every;
-        let checkpoint_due = end || (every > 0 && self.step.is_multiple_of(every));
-        self.boundary.checkpoint |= !have && !at_start && checkpoint_due;
+        self.boundary.checkpoint |= !have && self.checkpoint_due(self.step);
+    }
+
+    /// Takes a step into the ledger. What it was is known only when it is new.
+    pub fn record(&mut self, entry: &Arc<Entry>) {
+        self.chain
+            .push(entry)
+            .expect("the entry was made to follow");
+        if entry.step >= self.ledger.next_step() {
+            self.ledger = self.chain.clone();
+        }
+        self.recent.insert(entry.step, entry.clone());
+        self.step = entry.step;
+        self.forget();
+    }
+
+    /// Forgets the proofs and votes that nobody can need any more.
+    fn forget(&mut self) {
+        let floor = self.released.min(self.step.saturating_sub(PROOFS));
+        self.recent.retain(|step, _| *step > floor);
+        let writing = self.writing.as_ref().map_or(Step::MAX, |w| w.step);
+        let old = self.step.saturating_sub(PROOFS).min(writing);
+        self.votes.retain(|step, _| *step >= old);
+        self.hashed.retain(|step| *step >= old);
+    }
+
+    /// Members that get commits: those with lanes, and those that catch up.
+    pub fn followers(&self) -> Vec<SessionId> {
+        let replaying =
+            |(s, j): (&SessionId, &Joiner)| matches!(j, Joiner::Replaying { .. }).then_some(*s);
+        let joiners = self.joiners.iter().filter_map(replaying);
+        self.ready.iter().copied().chain(joiners).collect()
+    }
+
+    /// The commit of a step that is in the ledger. Clipping by the global norm: the gradient is scaled to `grad_clip` if
+    /// it is longer (Pascanu et al., arXiv 1211.5063).
+    pub fn commit_of(&self, entry: &Arc<Entry>, hash_state: bool) -> Commit {
+        let bound = self.plan.spec.train.grad_clip;
+        let clip = if bound > 0.0 && entry.grad_norm > bound {
+            bound / entry.grad_norm
+        } else {
+            1.0
+        };
+        Commit {
+            entry: entry.clone(),
+            scale: clip / entry.weight,
+            hash_state,
+        }
     }
 }

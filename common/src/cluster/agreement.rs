@@ -1,0 +1,218 @@
+//! Hashes of the state are compared: between workers, with what is on disk, and with those of whoever joins. A mismatch
+//! is never averaged over. The deviating worker is named and taken out; what may have been made from its gradients since
+//! the last state that all agreed on is withdrawn and made again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cluster::coordinator::Machine;
+use crate::cluster::events::{Action, Change, LeftReason};
+use crate::cluster::run::{Active, Joiner, Phase};
+use crate::ids::{RunId, SessionId, Step};
+
+/// Disputes without a majority that a run survives.
+const STALEMATES: u32 = 3;
+
+impl Machine {
+    /// A worker has applied a commit.
+    pub(super) fn applied(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        run: &RunId,
+        step: Step,
+        state_hash: Option<[u8; 32]>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(active) = self.active_as(run) else {
+            return;
+        };
+        let joins = active.joiners.contains_key(&session);
+        if !joins && !active.ready.contains(&session) {
+            return;
+        }
+        self.members.get_mut(&session).expect("it spoke").applied = Some(step);
+        self.vote(session, step, state_hash);
+        if state_hash.is_some() && !self.judge(now, step, out) {
+            return;
+        }
+        self.release(out);
+        self.settle(now, out);
+        let yielding = |a: &Active| matches!(a.phase, Phase::Yielding);
+        if self.active.as_ref().is_some_and(yielding) {
+            self.at_boundary(now, out);
+        }
+    }
+
+    pub(super) fn vote(&mut self, session: SessionId, step: Step, hash: Option<[u8; 32]>) {
+        let active = self.active.as_mut().expect("a run is active");
+        if let Some(hash) = hash {
+            active.votes.entry(step).or_default().insert(session, hash);
+        }
+    }
+
+    /// Compares the hashes of a step. Says whether the run can go on; if not, what follows is under way.
+    pub(super) fn judge(&mut self, now: u64, step: Step, out: &mut Vec<Action>) -> bool {
+        let active = self.active.as_mut().expect("a run is active");
+        let Some(votes) = active.votes.get(&step) else {
+            return true;
+        };
+        let (joining, voted): (BTreeMap<_, _>, BTreeMap<_, _>) = votes
+            .iter()
+            .map(|(s, h)| (*s, *h))
+            .partition(|(s, _)| active.joiners.contains_key(s));
+        let distinct: BTreeSet<[u8; 32]> = voted.values().copied().collect();
+        if distinct.len() > 1 {
+            let all = active.ready.iter().all(|s| voted.contains_key(s));
+            active.disputed = Some(step);
+            if all {
+                self.resolve(now, step, voted, out);
+            }
+            return false;
+        }
+        let Some(agreed) = distinct.first() else {
+            return true;
+        };
+        for (session, hash) in joining {
+            let active = self.active.as_mut().expect("a run is active");
+            if hash == *agreed {
+                if let Some(Joiner::Replaying { verified, .. }) = active.joiners.get_mut(&session) {
+                    *verified = true;
+                }
+                continue;
+            }
+            if let Some(votes) = active.votes.get_mut(&step) {
+                votes.remove(&session);
+            }
+            let reason = LeftReason::Deviated { step };
+            self.expel(now, session, reason, out);
+        }
+        true
+    }
+
+    /// All have said what they have, and it is not the same.
+    fn resolve(
+        &mut self,
+        now: u64,
+        step: Step,
+        votes: BTreeMap<SessionId, [u8; 32]>,
+        out: &mut Vec<Action>,
+    ) {
+        let active = self.active.as_mut().expect("a run is active");
+        let run = active.plan.run.clone();
+        let mut camps: BTreeMap<[u8; 32], Vec<SessionId>> = BTreeMap::new();
+        for (session, hash) in votes.iter().filter(|(s, _)| active.ready.contains(s)) {
+            camps.entry(*hash).or_default().push(*session);
+        }
+        let voters = camps.values().map(Vec::len).sum::<usize>();
+        let majority = camps.iter().find(|(_, camp)| 2 * camp.len() > voters);
+        let deviating: Vec<SessionId> = match majority {
+            Some((hash, _)) => {
+                let others = camps.iter().filter(|(h, _)| *h != hash);
+                others.flat_map(|(_, camp)| camp.clone()).collect()
+            }
+            None => camps.values().flatten().copied().collect(),
+        };
+        let names: Vec<String> = deviating.iter().map(ToString::to_string).collect();
+        let back = active.durable.source.step();
+        let verdict = match majority {
+            Some(_) => format!(
+                "{} deviates from the others and is taken out",
+                names.join(", ")
+            ),
+            None => format!(
+                "{} disagree, and no majority tells who is right",
+                names.join(", ")
+            ),
+        };
+        if majority.is_none() {
+            active.stalemates += 1;
+        }
+        if active.stalemates >= STALEMATES {
+            let error = format!(
+                "step {step}: {verdict}, again; one of these machines computes or remembers wrongly: take the one away that you trust less, then `cohort resume {run}`"
+            );
+            return self.end_run(now, &run, Change::Failed { error }, out);
+        }
+        let text = format!(
+            "the states after step {step} are not the same: {verdict}; steps {} to {step} may be made from wrong gradients and are made again from the state of step {back}",
+            back + 1
+        );
+        let through = active.now_at();
+        active.last_workers -= deviating.len().min(active.last_workers);
+        active.return_to_durable();
+        active.recovery = None;
+        active.recent.retain(|s, _| *s <= back);
+        active.ledger = active.chain.clone();
+        out.push(Action::Note {
+            run: Some(run.clone()),
+            text,
+        });
+        out.push(Action::ReleaseRoots {
+            run: run.clone(),
+            through,
+        });
+        out.push(Action::Withdraw { run, after: back });
+        for member in self.members.values_mut() {
+            member.holding = None;
+        }
+        if deviating.len() < voters {
+            for session in deviating {
+                let reason = LeftReason::Deviated { step };
+                self.expel(now, session, reason, out);
+            }
+        }
+        self.poke(now, out);
+    }
+
+    /// Takes a checkpoint for good once every worker that could vouch for it has, and none contradicts.
+    pub(super) fn settle(&mut self, now: u64, out: &mut Vec<Action>) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let Some(writing) = &active.writing else {
+            return;
+        };
+        let (step, Some(written)) = (writing.step, writing.written) else {
+            return;
+        };
+        if active.disputed.is_some() {
+            return;
+        }
+        let votes = active.votes.get(&step);
+        let voted = |s: &SessionId| votes.is_some_and(|v| v.contains_key(s));
+        let applied = |s: &SessionId| self.members[s].applied.is_some_and(|a| a >= step);
+        let open = |s: &SessionId| !voted(s) && !applied(s);
+        if active.hashed.contains(&step) && active.ready.iter().any(open) {
+            return;
+        }
+        match active.agreed(step) {
+            Some(agreed) if agreed != written => {
+                let run = active.plan.run.clone();
+                active.writing = None;
+                active.boundary.checkpoint = true;
+                let text = format!(
+                    "the checkpoint of step {step} is not what the workers hold: it was damaged on its way, and is written again"
+                );
+                out.push(Action::DropCheckpoint {
+                    run: run.clone(),
+                    step,
+                });
+                let run = Some(run);
+                out.push(Action::Note { run, text });
+                if matches!(active.phase, Phase::Snapshotting(_)) {
+                    self.at_boundary(now, out);
+                }
+            }
+            _ => self.checkpoint_good(now, out),
+        }
+    }
+}
+
+impl Active {
+    /// The hash of a step's state, if a worker with lanes has said it.
+    pub(super) fn agreed(&self, step: Step) -> Option<[u8; 32]> {
+        let votes = self.votes.get(&step)?;
+        let joins = |s: &SessionId| self.joiners.contains_key(s);
+        votes.iter().find(|(s, _)| !joins(s)).map(|(_, h)| *h)
+    }
+}

@@ -1,0 +1,353 @@
+//! What happens between two steps: validations, stops, checkpoints, members that come and go, and at last the next step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cluster::coordinator::Machine;
+use crate::cluster::events::{Action, Change, LeftReason};
+use crate::cluster::messages::{LaneSums, StateSource, ToWorker};
+use crate::cluster::run::{Active, EvalInFlight, Phase, SnapshotReason, Writing};
+use crate::ids::{RunId, SessionId, Step};
+use crate::lanes;
+
+impl Machine {
+    /// Does the next thing that the boundary owes, or starts the next step.
+    pub(super) fn at_boundary(&mut self, now: u64, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        if active.ready.is_empty() {
+            return self.fall_back(now, out);
+        }
+        if let Some(split) = active.boundary.evals.pop() {
+            return self.start_eval(now, split, out);
+        }
+        let at_end = active.at_end();
+        let saved = active.saved();
+        if active.stop_requested && !at_end {
+            if saved {
+                let (run, step) = (active.plan.run.clone(), active.step);
+                return self.end_run(now, &run, Change::Stopped { step }, out);
+            }
+            return self.snapshot_and_wait(SnapshotReason::Stop, out);
+        }
+        if at_end && !saved {
+            return self.snapshot_and_wait(SnapshotReason::Final, out);
+        }
+        if active.boundary.checkpoint && !saved {
+            if active.writing.is_some() {
+                active.phase = Phase::Snapshotting(SnapshotReason::Backlog);
+                return;
+            }
+            self.request_snapshot(out);
+        }
+        self.after_checkpoint(now, out);
+    }
+
+    fn after_checkpoint(&mut self, now: u64, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        if active.at_end() {
+            let change = Change::Finished {
+                step: active.step,
+                train_loss: active.last_loss,
+            };
+            let run = active.plan.run.clone();
+            return self.end_run(now, &run, change, out);
+        }
+        self.admit(out);
+        if !self.let_go(now, out) {
+            return;
+        }
+        self.serve_joiners(true, out);
+        self.release(out);
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        if active.step - active.released >= active.plan.retain {
+            active.phase = Phase::Yielding;
+            return;
+        }
+        self.start_step(now, out);
+    }
+
+    /// Lets the workers go that were asked to. Says whether there is somebody left to go on with.
+    fn let_go(&mut self, now: u64, out: &mut Vec<Action>) -> bool {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        let leaving = |s: &SessionId| self.members[s].leaving;
+        let (going, staying): (Vec<_>, Vec<_>) =
+            active.ready.iter().copied().partition(|s| leaving(s));
+        if going.is_empty() {
+            return true;
+        }
+        if staying.is_empty() && !active.saved() {
+            self.snapshot_and_wait(SnapshotReason::Farewell, out);
+            return false;
+        }
+        let mut last = false;
+        for session in going {
+            let active = self.active.as_mut().expect("a run is at a boundary");
+            if active.donates(session) && !staying.is_empty() {
+                // It stays to upload, without lanes.
+                active.ready.remove(&session);
+                continue;
+            }
+            last = active.ready.len() == 1;
+            active.phase = Phase::Snapshotting(SnapshotReason::Farewell);
+            active.ready.remove(&session);
+            self.expel(now, session, LeftReason::Farewell, out);
+        }
+        if last {
+            self.fall_back(now, out);
+        }
+        !last
+    }
+
+    /// Asks a worker for the state of this boundary.
+    pub(super) fn request_snapshot(&mut self, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        active.boundary.checkpoint = false;
+        // One that stays, if there is one.
+        let leaving = |s: &&SessionId| self.members[*s].leaving;
+        let donor = active.ready.iter().min_by_key(leaving);
+        let donor = *donor.expect("someone has the state");
+        active.writing = Some(Writing {
+            step: active.step,
+            donor,
+            chain: active.chain.clone(),
+            written: None,
+        });
+        let message = ToWorker::Snapshot {
+            run: active.plan.run.clone(),
+            step: active.step,
+        };
+        out.push(Action::Send {
+            session: donor,
+            message,
+        });
+    }
+
+    fn snapshot_and_wait(&mut self, reason: SnapshotReason, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        match &active.writing {
+            None => self.request_snapshot(out),
+            Some(writing) if writing.step == active.step => {}
+            Some(_) => {
+                active.phase = Phase::Snapshotting(SnapshotReason::Backlog);
+                return;
+            }
+        }
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        active.phase = Phase::Snapshotting(reason);
+    }
+
+    pub(super) fn checkpoint_written(
+        &mut self,
+        now: u64,
+        run: &RunId,
+        step: Step,
+        state_hash: [u8; 32],
+        out: &mut Vec<Action>,
+    ) {
+        let Some(active) = self.active_as(run) else {
+            return;
+        };
+        let due = active.writing.as_mut().filter(|w| w.step == step);
+        let Some(writing) = due else { return };
+        writing.written = Some(state_hash);
+        self.settle(now, out);
+    }
+
+    /// The state on disk is what the workers agree on: from here the run can go on if all is lost.
+    pub(super) fn checkpoint_good(&mut self, now: u64, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a checkpoint was settled");
+        let writing = active.writing.take().expect("a checkpoint was settled");
+        let step = writing.step;
+        active.durable.source = StateSource::Checkpoint(step);
+        active.durable.chain = writing.chain;
+        let run = active.plan.run.clone();
+        out.push(Action::CheckpointGood { run, step });
+        self.dismiss_donor(now, writing.donor, out);
+        self.serve_joiners(false, out);
+        let snapshotting = |a: &Active| matches!(a.phase, Phase::Snapshotting(_));
+        if self.active.as_ref().is_some_and(snapshotting) {
+            self.at_boundary(now, out);
+        }
+    }
+
+    /// A worker that only stayed to upload may go.
+    fn dismiss_donor(&mut self, now: u64, donor: SessionId, out: &mut Vec<Action>) {
+        let active = self.active.as_ref().expect("a run is active");
+        let waits = |m: &crate::cluster::coordinator::Member| m.leaving;
+        if !active.ready.contains(&donor) && self.members.get(&donor).is_some_and(waits) {
+            self.expel(now, donor, LeftReason::Farewell, out);
+        }
+    }
+
+    pub(super) fn checkpoint_failed(
+        &mut self,
+        now: u64,
+        run: &RunId,
+        step: Step,
+        error: String,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(active) = self.active_as(run) else {
+            return;
+        };
+        if active.writing.as_ref().is_none_or(|w| w.step != step) {
+            return;
+        }
+        active.writing = None;
+        active.snapshot_failed = Some(active.step);
+        let text = format!(
+            "the checkpoint of step {step} could not be written: {error}; make room on the disk, then resume the run"
+        );
+        let reason = match active.phase {
+            Phase::Snapshotting(reason) => Some(reason),
+            _ => None,
+        };
+        match reason {
+            Some(SnapshotReason::Backlog) | None => {
+                let run = Some(run.clone());
+                out.push(Action::Note { run, text });
+                if reason.is_some() {
+                    self.at_boundary(now, out);
+                }
+            }
+            Some(_) => self.end_run(now, run, Change::Failed { error: text }, out),
+        }
+    }
+
+    pub(super) fn checkpoint_lost(
+        &mut self,
+        now: u64,
+        run: &RunId,
+        step: Step,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(active) = self.active_as(run) else {
+            return;
+        };
+        if active.writing.as_ref().is_some_and(|w| w.step == step) {
+            active.writing = None;
+            active.boundary.checkpoint = true;
+            if matches!(active.phase, Phase::Snapshotting(_)) {
+                self.at_boundary(now, out);
+            }
+        }
+    }
+
+    fn start_eval(&mut self, now: u64, split: u32, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        let units = active.plan.splits[split as usize].units;
+        if units == 0 {
+            return self.at_boundary(now, out);
+        }
+        let members = &self.members;
+        let speed = |s: &SessionId| (*s, members[s].lane_micros);
+        let ready: Vec<_> = active.ready.iter().map(speed).collect();
+        let mut assigned = BTreeMap::new();
+        for (session, range) in lanes::assign(units, &ready) {
+            let units: Vec<u32> = range.collect();
+            active.send_units(session, split, &units, out);
+            assigned.insert(session, units.into_iter().collect());
+        }
+        active.phase = Phase::Evaluating(EvalInFlight {
+            split,
+            assigned,
+            sums: vec![None; units as usize],
+        });
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn unit_done(
+        &mut self,
+        now: u64,
+        run: &RunId,
+        step: Step,
+        split: u32,
+        unit: u32,
+        sums: LaneSums,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(active) = self.active_as(run) else {
+            return;
+        };
+        let at = active.step;
+        let Phase::Evaluating(eval) = &mut active.phase else {
+            return;
+        };
+        if step != at || eval.split != split {
+            return;
+        }
+        let Some(slot) = eval.sums.get_mut(unit as usize) else {
+            return;
+        };
+        *slot = Some(sums);
+        for units in eval.assigned.values_mut() {
+            units.remove(&unit);
+        }
+        let Some(done) = eval.sums.iter().copied().collect::<Option<Vec<_>>>() else {
+            return;
+        };
+        // In unit order, in f64: the same bits whoever scored which unit.
+        let sums = done.iter().fold(LaneSums::default(), |a, b| LaneSums {
+            loss: a.loss + b.loss,
+            weight: a.weight + b.weight,
+        });
+        let run = run.clone();
+        out.push(Action::Evaluated {
+            run,
+            step,
+            split,
+            sums,
+        });
+        self.at_boundary(now, out);
+    }
+
+    pub(super) fn redo_units(&mut self, lost: SessionId, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a validation is in flight");
+        let Phase::Evaluating(eval) = &mut active.phase else {
+            unreachable!("called with a validation in flight");
+        };
+        let missing: BTreeSet<u32> = eval.assigned.remove(&lost).unwrap_or_default();
+        let missing: Vec<u32> = missing.into_iter().collect();
+        let loads: Vec<_> = active
+            .ready
+            .iter()
+            .map(|s| (*s, eval.assigned.get(s).map_or(0, BTreeSet::len)))
+            .collect();
+        let split = eval.split;
+        let moves = lanes::reassign(&missing, &loads);
+        for (session, units) in &moves {
+            eval.assigned.entry(*session).or_default().extend(units);
+        }
+        for (session, units) in moves {
+            active.send_units(session, split, &units, out);
+        }
+    }
+}
+
+impl Active {
+    /// Whether a session is uploading the state.
+    pub(super) fn donates(&self, session: SessionId) -> bool {
+        let donor = |w: &Writing| w.donor == session && w.written.is_none();
+        self.writing.as_ref().is_some_and(donor)
+    }
+
+    /// The step that is in flight, or the state's between two.
+    pub(super) fn now_at(&self) -> Step {
+        match &self.phase {
+            Phase::Stepping(flight) => flight.step,
+            _ => self.step,
+        }
+    }
+
+    fn send_units(&self, session: SessionId, split: u32, units: &[u32], out: &mut Vec<Action>) {
+        if units.is_empty() {
+            return;
+        }
+        let message = ToWorker::Evaluate {
+            run: self.plan.run.clone(),
+            step: self.step,
+            split,
+            units: units.to_vec(),
+        };
+        out.push(Action::Send { session, message });
+    }
+}

@@ -1,0 +1,333 @@
+//! How members get the state of a run: all at once before it starts, and one by one beside the others while it trains.
+//!
+//! A joiner is given a state on disk and every commit since, replays them with roots that the owner has kept for it, and
+//! gets lanes when a hash of its state equals that of the others. A worker that comes back with a state in memory
+//! replays only what it missed. When all workers were lost, or the coordinator was, those that come back with the
+//! youngest state carry the run on.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::cluster::coordinator::{Machine, Member};
+use crate::cluster::events::{Action, Change, Happening, StepRecord};
+use crate::cluster::messages::{Holding, StateSource, ToWorker};
+use crate::cluster::run::{Active, Joiner, Phase};
+use crate::ids::{RunId, SessionId, Step};
+use crate::ledger::{Chain, Entry};
+
+/// Steps between two attempts to get a state for joiners, after one failed.
+const RETRY: Step = 50;
+
+impl Machine {
+    /// A new member, while a run is under way: it starts to catch up.
+    pub(super) fn enlist(&mut self, session: SessionId, out: &mut Vec<Action>) {
+        let member = &self.members[&session];
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        if matches!(active.phase, Phase::Gathering) {
+            return;
+        }
+        let held = member.holding.as_ref();
+        let held = held.and_then(|h| active.proven(h)).map(|e| e.step);
+        match held.filter(|&from| active.can_replay(from)) {
+            Some(from) => {
+                active.replay(session, StateSource::Held(from), out);
+                // From now on it changes.
+                self.members.get_mut(&session).expect("it joined").holding = None;
+            }
+            None => {
+                active.joiners.insert(session, Joiner::Waiting);
+            }
+        }
+    }
+
+    /// Gets states to members that wait for one. Only `between` two steps can a new one be asked for.
+    pub(super) fn serve_joiners(&mut self, between: bool, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is active");
+        let waits = |(s, j): (&SessionId, &Joiner)| (*j == Joiner::Waiting).then_some(*s);
+        let waiting: Vec<SessionId> = active.joiners.iter().filter_map(waits).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        if active.can_replay(active.durable.source.step()) {
+            for session in waiting {
+                active.replay(session, active.durable.source, out);
+                self.members.get_mut(&session).expect("it waits").holding = None;
+            }
+            return;
+        }
+        // A snapshot is taken where the workers' hashes can vouch for it.
+        let hashed = active.hashed.contains(&active.step);
+        let soon_again = active
+            .snapshot_failed
+            .is_some_and(|at| active.step < at + RETRY);
+        if between && active.writing.is_none() && hashed && !soon_again {
+            self.request_snapshot(out);
+        }
+    }
+
+    /// Members whose state is proven equal take part from now on.
+    pub(super) fn admit(&mut self, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        let step = active.step;
+        let arrived: Vec<(SessionId, Step)> = active
+            .joiners
+            .iter()
+            .filter_map(|(&session, joiner)| match *joiner {
+                Joiner::Replaying {
+                    from,
+                    verified: true,
+                } => {
+                    let applied = self.members[&session].applied?;
+                    (applied + 1 >= step).then_some((session, from))
+                }
+                _ => None,
+            })
+            .collect();
+        for (session, from) in arrived {
+            active.joiners.remove(&session);
+            active.ready.insert(session);
+            let run = active.plan.run.clone();
+            let what = Happening::Joined {
+                session,
+                step,
+                replayed: step - from,
+            };
+            out.push(Action::Happened { run, what });
+        }
+    }
+
+    /// Lets the owner forget the roots that nobody needs any more.
+    pub(super) fn release(&mut self, out: &mut Vec<Action>) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let applied = |s: &SessionId| self.members[s].applied.unwrap_or(0);
+        let ready = active.ready.iter().map(applied);
+        let joiners = active.joiners.iter().map(|(s, joiner)| match *joiner {
+            Joiner::Replaying { from, .. } => self.members[s].applied.unwrap_or(from).max(from),
+            Joiner::Waiting => {
+                let useful = active.writing.as_ref().map(|w| w.step);
+                useful
+                    .filter(|s| *s >= active.released)
+                    .unwrap_or(Step::MAX)
+            }
+        });
+        let needed = ready.chain(joiners).min().unwrap_or(active.step);
+        let through = needed.min(active.step);
+        if through > active.released {
+            active.released = through;
+            let run = active.plan.run.clone();
+            out.push(Action::ReleaseRoots { run, through });
+        }
+    }
+
+    pub(super) fn gather(&mut self, now: u64, out: &mut Vec<Action>) {
+        if !self.recovered(now, out) {
+            return;
+        }
+        let active = self.active.as_mut().expect("a run is gathering");
+        let stays = |m: &&Member| !m.leaving;
+        let have = self.members.values().filter(stays).count();
+        let need = active.plan.spec.train.min_workers.max(1);
+        let run = active.plan.run.clone();
+        if have < need as usize {
+            if active.waiting_said.replace(have) != Some(have) {
+                let change = Change::Waiting { have, need };
+                out.push(Action::Changed { run, change });
+            }
+            return;
+        }
+        active.waiting_said = None;
+        active.recovery = None;
+        let all: BTreeSet<SessionId> = self.members.keys().copied().collect();
+        let source = active.durable.source;
+        self.load(all, source, out);
+    }
+
+    /// Looks for workers that have come back with a state younger than that on disk, and carries the run on with them.
+    /// Says whether there is nobody to wait for, so that the state on disk has to do.
+    fn recovered(&mut self, now: u64, out: &mut Vec<Action>) -> bool {
+        let active = self.active.as_mut().expect("a run is gathering");
+        let on_disk = active.durable.source.step();
+        let members = &self.members;
+        let mut held: Vec<(Arc<Entry>, SessionId)> = members
+            .iter()
+            .filter_map(|(s, m)| Some((active.proven(m.holding.as_ref()?)?, *s)))
+            .filter(|(entry, _)| entry.step >= on_disk)
+            .collect();
+        let youngest = held.iter().map(|(entry, _)| entry.step).max();
+        if let Some(recovery) = active.recovery {
+            let back = match youngest {
+                Some(_) => held.len(),
+                None => members.len(),
+            };
+            if now < recovery.until_ms && back < recovery.expected {
+                return false;
+            }
+        }
+        let Some(step) = youngest else {
+            return true;
+        };
+        held.retain(|(entry, _)| entry.step == step);
+        let entry = held[0].0.clone();
+        active.recovery = None;
+        active.waiting_said = None;
+        if entry.step == active.ledger.next_step() {
+            // Its commit was given out, but its entry did not reach the disk: the workers bring it back.
+            out.push(Action::Committed(StepRecord {
+                run: active.plan.run.clone(),
+                entry: entry.clone(),
+                millis: None,
+                workers: held.len(),
+            }));
+            active.ledger = Chain::after(&entry);
+        }
+        active.chain = Chain::after(&entry);
+        active.recent.insert(step, entry.clone());
+        active.step = step;
+        active.released = step;
+        active.last_loss = entry.loss();
+        active.enter_boundary();
+        let sessions: BTreeSet<SessionId> = held.into_iter().map(|(_, s)| s).collect();
+        for session in &sessions {
+            let holding = self.members[session].holding.as_ref();
+            let lanes = holding.expect("it was found by it").lanes.iter().copied();
+            active.kept.insert(*session, lanes.collect());
+        }
+        let text = format!(
+            "{} workers came back with the state of step {step}; the run goes on from there",
+            sessions.len()
+        );
+        let run = Some(active.plan.run.clone());
+        out.push(Action::Note { run, text });
+        self.load(sessions, StateSource::Held(step), out);
+        false
+    }
+
+    /// Gives these members a state; the others get one beside them.
+    fn load(&mut self, sessions: BTreeSet<SessionId>, source: StateSource, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is active");
+        let run = active.plan.run.clone();
+        let change = Change::Loading {
+            workers: sessions.len(),
+            step: active.step,
+        };
+        out.push(Action::Changed { run, change });
+        for (session, member) in &mut self.members {
+            member.applied = None;
+            if sessions.contains(session) {
+                member.holding = None;
+                out.push(active.load_message(*session, source));
+            } else if !member.leaving {
+                active.joiners.insert(*session, Joiner::Waiting);
+            }
+        }
+        // Whoever loads a state hashes it.
+        active.hashed.insert(active.step);
+        active.phase = Phase::Loading(sessions);
+    }
+
+    pub(super) fn loaded(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        run: &RunId,
+        step: Step,
+        state_hash: Option<[u8; 32]>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(active) = self.active_as(run) else {
+            return;
+        };
+        if let Some(Joiner::Replaying { from, .. }) = active.joiners.get(&session) {
+            if *from == step {
+                self.members.get_mut(&session).expect("it spoke").applied = Some(step);
+            }
+            return;
+        }
+        let at = active.step;
+        let Phase::Loading(waiting) = &mut active.phase else {
+            return;
+        };
+        if step != at || !waiting.remove(&session) {
+            return;
+        }
+        let last = waiting.is_empty();
+        active.ready.insert(session);
+        self.members.get_mut(&session).expect("it spoke").applied = Some(step);
+        self.vote(session, step, state_hash);
+        if last {
+            self.start_training(now, out);
+        }
+    }
+
+    pub(super) fn start_training(&mut self, now: u64, out: &mut Vec<Action>) {
+        let active = self.active.as_ref().expect("a run is loading");
+        if active.ready.is_empty() {
+            return self.fall_back(now, out);
+        }
+        let workers = active.ready.len();
+        let run = active.plan.run.clone();
+        let change = Change::Training { workers };
+        out.push(Action::Changed { run, change });
+        let step = active.step;
+        if self.judge(now, step, out) {
+            self.at_boundary(now, out);
+        }
+    }
+}
+
+impl Active {
+    /// The entry of the state that a worker holds, if it can be shown to be of this run.
+    pub(super) fn proven(&self, holding: &Holding) -> Option<Arc<Entry>> {
+        let entry = &holding.entry;
+        if holding.run != self.plan.run {
+            return None;
+        }
+        let known = match self.recent.get(&entry.step) {
+            Some(known) => known.hash() == entry.hash(),
+            None => self.ledger.clone().push(entry).is_ok(),
+        };
+        known.then(|| entry.clone())
+    }
+
+    /// Whether the owner holds the roots, and this machine the entries, of all steps after this one.
+    pub(super) fn can_replay(&self, from: Step) -> bool {
+        let entries = || (from + 1..=self.step).all(|s| self.recent.contains_key(&s));
+        // The root of a step that one worker owns alone does not reach the owner of the others.
+        let sole = matches!(&self.phase, Phase::Stepping(f) if f.sole_owner.is_some());
+        from >= self.released && from <= self.step && !sole && entries()
+    }
+
+    /// Gives a member a state and all commits since.
+    fn replay(&mut self, session: SessionId, source: StateSource, out: &mut Vec<Action>) {
+        let from = source.step();
+        out.push(self.load_message(session, source));
+        // Entries of steps that are to be made again may lie beyond.
+        for (_, entry) in self.recent.range(from + 1..) {
+            if entry.step > self.step {
+                break;
+            }
+            let message = ToWorker::Commit {
+                run: self.plan.run.clone(),
+                commit: self.commit_of(entry, true),
+            };
+            out.push(Action::Send { session, message });
+        }
+        let verified = false;
+        self.joiners
+            .insert(session, Joiner::Replaying { from, verified });
+    }
+
+    fn load_message(&self, session: SessionId, source: StateSource) -> Action {
+        let message = ToWorker::Load {
+            run: self.plan.run.clone(),
+            spec: self.plan.spec.clone(),
+            source,
+            splits: self.plan.splits.clone(),
+        };
+        Action::Send { session, message }
+    }
+}

@@ -1,0 +1,365 @@
+//! A whole cluster in one thread and in virtual time: the real machines of coordinator and workers, and the real
+//! aggregation, over a network that loses, copies, delays and swaps messages, with processes that crash, freeze, are cut
+//! off and come back, and with clocks that disagree. Gradients are small integers, so a lane that is lost or counted
+//! twice shows in the sum, and each schedule's ledger must equal that of a run without a fault, entry by entry.
+//!
+//! `COHORT_SIM_SEEDS=N` sets the number of schedules, `COHORT_SIM_SEED=S` runs one. A failure prints its seed.
+
+mod trainer;
+mod world;
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use self::trainer::{State, sums_of};
+use self::world::{Harm, World};
+use super::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
+use super::messages::StateSource;
+use super::{EvalSplit, Limits, Machine, RunPlan};
+use crate::aggregate::{add, totals_of};
+use crate::ids::{RunId, SessionId, Step};
+use crate::ledger::{Chain, Entry, genesis, state_hash_due};
+use crate::spec::{
+    Architecture, CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, TrainConfig,
+};
+
+/// Schedules in a usual run of the tests.
+const SEEDS: u64 = 3_000;
+
+/// One in so many schedules has a large cluster.
+const LARGE_EVERY: u64 = 250;
+
+fn plan(lanes: u32, steps: Step) -> RunPlan {
+    let train = TrainConfig {
+        steps,
+        lanes,
+        micro_batch: 1,
+        accumulate: 1,
+        learning_rate: 1.0,
+        min_learning_rate: 1.0,
+        warmup_steps: 0,
+        schedule: ScheduleKind::Constant,
+        decay_steps: 0,
+        beta1: 0.9,
+        beta2: 0.9,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        grad_clip: 0.0,
+        seed: 0,
+        eval_every: 7,
+        eval_samples: 0,
+        min_workers: 1,
+    };
+    let model = ModelConfig {
+        architecture: Architecture::Llama,
+        vocab_size: 8,
+        context: 4,
+        hidden_size: 8,
+        num_hidden_layers: 1,
+        num_attention_heads: 1,
+        num_key_value_heads: 1,
+        intermediate_size: 8,
+        tie_word_embeddings: true,
+        bias: false,
+        dropout: 0.0,
+        norm_eps: 1e-5,
+        rope_theta: 1e4,
+        initializer_range: 0.02,
+    };
+    RunPlan {
+        run: RunId::new("sim-1"),
+        spec: Arc::new(RunSpec {
+            kind: RunKind::Pretrain,
+            model,
+            train,
+            checkpoint: CheckpointConfig { every: 9, keep: 2 },
+            corpus: "corpus".into(),
+            start: None,
+        }),
+        splits: Arc::from([EvalSplit {
+            corpus: "corpus".into(),
+            split: "validation".into(),
+            label: "validation".into(),
+            units: 5,
+            windows: 1,
+            ends_only: false,
+        }]),
+        source: StateSource::Seed,
+        chain: Chain::new(1, 0, genesis(b"simulated")),
+        recent: Vec::new(),
+        expected: 0,
+        retain: 6,
+    }
+}
+
+/// The state and the ledger that a single faultless machine finds.
+fn expected(lanes: u32, steps: Step) -> (State, BTreeMap<Step, Entry>) {
+    let mut state = State::seed();
+    let mut ledger = BTreeMap::new();
+    let mut previous = genesis(b"simulated");
+    for step in 1..=steps {
+        let mut root = vec![0.0; trainer::LEN];
+        for lane in 0..lanes {
+            add(&mut root, &state.gradient(lane));
+        }
+        let totals = totals_of(&root);
+        let found: Vec<_> = (0..lanes).map(|l| sums_of(step, l)).collect();
+        let weight = f64::from(lanes) * 4.0;
+        let entry = Entry {
+            step,
+            first_position: (step - 1) * u64::from(lanes),
+            samples: u64::from(lanes),
+            loss_sum: found.iter().map(|l| l.loss).sum(),
+            lanes: found,
+            weight,
+            grad_norm: totals.sum_of_squares.sqrt() / weight,
+            learning_rate: 1.0,
+            root_hash: totals.hash,
+            state_hash_before: state_hash_due(step).then(|| state.hash()),
+            previous,
+        };
+        previous = entry.hash();
+        ledger.insert(step, entry);
+        state.update(&root);
+    }
+    (state, ledger)
+}
+
+/// What the user must find when all is over, whatever happened.
+fn check(world: &World, lanes: u32, steps: Step) {
+    let (state, ledger) = expected(lanes, steps);
+    let finished = matches!(world.end, Some(Change::Finished { step, .. }) if step == steps);
+    assert!(finished, "{:?} {}", world.end, world.describe());
+    for (step, entry) in &ledger {
+        let found = world.disk.ledger.get(step);
+        let difference = found.map(|e| e.difference(entry));
+        assert_eq!(difference, Some(None), "step {step}");
+    }
+    assert_eq!(world.disk.ledger.len(), ledger.len());
+    assert_eq!(world.disk.checkpoints[&steps], state);
+    let scored: Vec<Step> = world.evals.keys().copied().collect();
+    let mut due: Vec<Step> = (0..=steps).filter(|s| s.is_multiple_of(7)).collect();
+    if due.last() != Some(&steps) {
+        due.push(steps);
+    }
+    assert_eq!(scored, due);
+}
+
+/// Virtual time after which no more faults happen.
+const CALM_MS: u64 = 25_000;
+
+/// Virtual time after which a run that has not ended hangs.
+const HUNG_MS: u64 = 600_000;
+
+/// One random fault, or none.
+fn disturb(world: &mut World) {
+    let count = world.workers.len() as u64;
+    let w = world.draw(count) as usize;
+    match world.draw(12) {
+        0 | 1 => {
+            let comes_back = world.draw(3) > 0;
+            world.kill_worker(w, comes_back);
+        }
+        2 => world.workers[w].frozen_until = world.now + 1 + world.draw(1_500),
+        3 => world.workers[w].frozen_until = world.now + 1 + world.draw(8_000),
+        4 => world.workers[w].cut_until = world.now + 1 + world.draw(8_000),
+        5 if count < 8 => {
+            world.add_worker();
+        }
+        6 if count > 2 => world.ask_to_leave(w),
+        7 if world.draw(3) == 0 => world.crash_coordinator(),
+        8 if world.draw(8) == 0 => {
+            for w in 0..world.workers.len() {
+                world.kill_worker(w, true);
+            }
+        }
+        9 => world.workers[w].lane_ms = 1 + world.draw(120),
+        _ => {}
+    }
+}
+
+fn run_schedule(seed: u64) {
+    let large = seed % LARGE_EVERY == LARGE_EVERY - 1;
+    let (lanes, steps, workers) = match large {
+        true => (64 + (seed % 37) as u32, 8, 100 + seed / LARGE_EVERY % 200),
+        false => (1 + (seed % 13) as u32, 20 + seed % 30, 1 + seed % 5),
+    };
+    let mut world = World::new(seed, lanes, steps);
+    for _ in 0..workers {
+        world.add_worker();
+    }
+    if seed % 4 == 0 {
+        world.harm = Harm {
+            lost: 2,
+            copied: 20,
+            swapped: 2,
+        };
+    }
+    let faulty = seed % 16 != 15;
+    let mut next = 0;
+    while world.end.is_none() && world.now < HUNG_MS {
+        if faulty && world.now >= next && world.now < CALM_MS {
+            disturb(&mut world);
+            next = world.now + world.draw(if large { 100 } else { 400 });
+        }
+        if world.now >= CALM_MS {
+            world.harm = Harm::default();
+            // Whoever is left must be able to finish.
+            if !world.workers.iter().any(|w| w.alive) {
+                world.add_worker();
+            }
+        }
+        world.step();
+    }
+    check(&world, lanes, steps);
+}
+
+#[test]
+fn any_schedule_of_faults_leaves_the_same_ledger_and_the_same_state() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    let seeds = match number("COHORT_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("COHORT_SIM_SEEDS").unwrap_or(SEEDS),
+    };
+    let total = seeds.end - seeds.start;
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()) as u64;
+    let failed = std::thread::scope(|scope| {
+        let part = |t: u64| {
+            let mine = seeds.clone().filter(move |s| s % threads == t);
+            scope.spawn(move || {
+                for seed in mine {
+                    let run = AssertUnwindSafe(|| run_schedule(seed));
+                    if std::panic::catch_unwind(run).is_err() {
+                        eprintln!("seed {seed} failed");
+                        return Some(seed);
+                    }
+                }
+                None
+            })
+        };
+        let running: Vec<_> = (0..threads).map(part).collect();
+        let ends = running.into_iter().map(|t| t.join().expect("caught"));
+        ends.flatten().min()
+    });
+    if let Some(seed) = failed {
+        panic!("one of {total} schedules failed: COHORT_SIM_SEED={seed} repeats it");
+    }
+}
+
+/// A cluster of so many workers without any fault, up to a moment.
+fn calm(seed: u64, workers: u64, until: u64) -> World {
+    let mut world = World::new(seed, 8, 40);
+    for _ in 0..workers {
+        let w = world.add_worker();
+        world.workers[w].lane_ms = 5;
+    }
+    while world.now < until {
+        world.step();
+    }
+    world
+}
+
+fn finish(world: &mut World) {
+    while world.end.is_none() && world.now < HUNG_MS {
+        world.step();
+    }
+    check(world, 8, 40);
+}
+
+#[test]
+fn a_worker_whose_memory_changes_is_named_and_what_it_touched_is_made_again() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 8, 40);
+        for _ in 0..3 {
+            world.add_worker();
+        }
+        world.corrupt = Some((1, 25));
+        finish(&mut world);
+        assert_eq!(world.withdrawn, 1, "seed {seed}");
+        let named = |h: &Happening| {
+            matches!(
+                h,
+                Happening::Lost {
+                    reason: LeftReason::Deviated { .. },
+                    ..
+                }
+            )
+        };
+        assert_eq!(
+            world.happened.iter().filter(|h| named(h)).count(),
+            1,
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn two_workers_that_disagree_both_start_again() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 8, 40);
+        for _ in 0..2 {
+            world.add_worker();
+        }
+        world.corrupt = Some((0, 25));
+        finish(&mut world);
+        assert_eq!(world.withdrawn, 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_joiner_holds_nobody_up_and_a_slow_worker_hardly() {
+    let mut world = calm(5, 2, 150);
+    let w = world.add_worker();
+    world.workers[w].lane_ms = 5;
+    finish(&mut world);
+    let joined = |h: &Happening| matches!(h, Happening::Joined { .. });
+    // The second of the first two came later than the first, too.
+    assert_eq!(world.happened.iter().filter(|h| joined(h)).count(), 2);
+    let quick = world.now;
+    let mut world = calm(5, 3, 100);
+    world.workers[0].lane_ms = 200;
+    finish(&mut world);
+    assert!(world.now < 6 * quick, "{} against {quick}", world.now);
+}
+
+#[test]
+fn a_coordinator_that_comes_back_goes_on_where_the_workers_are() {
+    for seed in 0..50 {
+        let mut world = calm(seed, 3, 150);
+        world.crash_coordinator();
+        finish(&mut world);
+        let saved: Vec<Step> = world.disk.checkpoints.keys().copied().collect();
+        assert!(saved.contains(&40), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_worker_of_other_numerics_is_refused() {
+    let mut machine = Machine::new(Limits::default());
+    let info = |fingerprint: &str| MemberInfo {
+        host: "a".into(),
+        pid: 1,
+        device: "cpu".into(),
+        threads: 1,
+        fingerprint: fingerprint.into(),
+    };
+    let join = |n: u64, fingerprint: &str| Event::Joined {
+        session: SessionId(n),
+        info: info(fingerprint),
+        holding: None,
+    };
+    assert_eq!(machine.handle(0, join(1, "avx2")), []);
+    let actions = machine.handle(0, join(2, "avx512"));
+    assert!(
+        matches!(
+            &actions[..],
+            [Action::Close {
+                reason: LeftReason::Fingerprint { .. },
+                ..
+            }]
+        ),
+        "{actions:?}"
+    );
+    assert_eq!(machine.members().len(), 1);
+}

@@ -1,0 +1,296 @@
+//! The trainer of a simulated worker: integer "gradients", a state of three numbers, and time that passes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::aggregate::{add, totals_of};
+use crate::cluster::messages::{Commit, LaneSums};
+use crate::cluster::worker::{Order, Report};
+use crate::ids::{Lane, Step};
+use crate::lanes;
+use crate::tree::{Node, Tree};
+
+/// Elements of a simulated gradient.
+pub const LEN: usize = 3;
+
+/// Parameters and step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    pub step: Step,
+    pub params: Vec<f32>,
+}
+
+impl State {
+    pub fn seed() -> Self {
+        Self {
+            step: 0,
+            params: vec![1.0; LEN],
+        }
+    }
+
+    pub fn hash(&self) -> [u8; 32] {
+        totals_of(&self.params).hash
+    }
+
+    /// Integers below 1024, so that every sum is exact.
+    pub fn update(&mut self, root: &[f32]) {
+        self.step += 1;
+        for (p, r) in self.params.iter_mut().zip(root) {
+            *p = (*p + r) % 1024.0;
+        }
+    }
+
+    /// What a lane contributes to the next step: small integers that depend on the state.
+    pub fn gradient(&self, lane: Lane) -> Vec<f32> {
+        let step = self.step + 1;
+        (0..LEN)
+            .map(|i| {
+                ((step * 31 + u64::from(lane) * 7 + i as u64) % 64) as f32 + self.params[i] % 8.0
+            })
+            .collect()
+    }
+}
+
+pub fn sums_of(step: Step, lane: Lane) -> LaneSums {
+    LaneSums {
+        loss: (step * 3 + u64::from(lane)) as f64,
+        weight: 4.0,
+    }
+}
+
+/// What a trainer does to the world.
+pub enum Effect {
+    Report(Report),
+    Push(Step, Node, Vec<f32>),
+    Upload(State),
+}
+
+/// A job, and how far it is.
+enum Job {
+    Compute {
+        step: Step,
+        lanes: Vec<Lane>,
+        sole_owner: bool,
+        /// Lanes whose turn has come; a skipped one has no gradient.
+        done: BTreeMap<Lane, Option<Vec<f32>>>,
+    },
+    Other(Order),
+}
+
+#[derive(Default)]
+pub struct Trainer {
+    pub state: Option<State>,
+    jobs: VecDeque<Job>,
+    /// Gradients of the next step.
+    kept: BTreeMap<Lane, Vec<f32>>,
+    skipped: BTreeSet<(Step, Lane)>,
+    /// Steps up to here are committed: their lanes need not be computed any more.
+    committed: Step,
+    own_root: Option<Vec<f32>>,
+    pub roots: BTreeMap<Step, Vec<f32>>,
+    /// Whether roots can still arrive.
+    attached: bool,
+}
+
+impl Trainer {
+    pub fn give(&mut self, order: Order) {
+        match order {
+            Order::Skip { step, lanes } => {
+                self.skipped.extend(lanes.into_iter().map(|l| (step, l)));
+            }
+            Order::Detach => self.attached = false,
+            Order::Unload => *self = Self::default(),
+            Order::Compute {
+                step,
+                lanes,
+                sole_owner,
+            } => self.jobs.push_back(Job::Compute {
+                step,
+                lanes,
+                sole_owner,
+                done: BTreeMap::new(),
+            }),
+            Order::Commit(commit) => {
+                self.committed = self.committed.max(commit.step());
+                self.jobs.push_back(Job::Other(Order::Commit(commit)));
+            }
+            order => self.jobs.push_back(Job::Other(order)),
+        }
+    }
+
+    /// A state has been got.
+    pub fn install(&mut self, state: State) {
+        self.roots.retain(|s, _| *s > state.step);
+        self.state = Some(state);
+        self.kept.clear();
+        self.attached = true;
+    }
+
+    pub fn attach(&mut self) {
+        self.attached = true;
+        // What was given up is not committed here, and nothing is skipped any more.
+        self.skipped.clear();
+        self.committed = self.state.as_ref().map_or(0, |s| s.step);
+    }
+
+    /// How it stands, for a failure.
+    pub fn describe(&self) -> String {
+        let first = match self.jobs.front() {
+            None => "idle".into(),
+            Some(Job::Compute { step, lanes, .. }) => format!("computes {lanes:?} of {step}"),
+            Some(Job::Other(Order::Commit(commit))) => format!("commits {}", commit.step()),
+            Some(Job::Other(order)) => format!("{order:?}"),
+        };
+        let (jobs, attached) = (self.jobs.len(), self.attached);
+        format!("{first}, {jobs} jobs, attached {attached}")
+    }
+
+    /// Whether there is something that can be done now.
+    pub fn busy(&self) -> bool {
+        match self.jobs.front() {
+            Some(Job::Other(Order::Commit(commit))) => self.state.is_some() && self.can_end(commit),
+            Some(_) => self.state.is_some(),
+            None => false,
+        }
+    }
+
+    fn can_end(&self, commit: &Commit) -> bool {
+        self.own_root.is_some() || self.roots.contains_key(&commit.step()) || !self.attached
+    }
+
+    /// Does one piece of work, such as a lane.
+    pub fn work(&mut self, tree: Tree, lane_ms: u64) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let Some(job) = self.jobs.pop_front() else {
+            return out;
+        };
+        match job {
+            Job::Compute {
+                step,
+                lanes,
+                sole_owner,
+                done,
+            } => self.compute(step, lanes, sole_owner, done, tree, lane_ms, &mut out),
+            Job::Other(Order::Commit(commit)) => self.commit(&commit, &mut out),
+            Job::Other(Order::Evaluate { step, split, units }) => {
+                for unit in units {
+                    let sums = sums_of(step, unit);
+                    out.push(Effect::Report(Report::UnitDone {
+                        step,
+                        split,
+                        unit,
+                        sums,
+                    }));
+                }
+            }
+            Job::Other(Order::Snapshot { step }) => {
+                // Where the commit before it was given up, nobody waits for it any more.
+                let state = self.state.clone().filter(|s| s.step == step);
+                assert!(
+                    state.is_some() || !self.attached,
+                    "a snapshot of another step"
+                );
+                out.extend(state.map(Effect::Upload));
+            }
+            Job::Other(order) => unreachable!("{order:?} is no job"),
+        }
+        out
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn compute(
+        &mut self,
+        step: Step,
+        lanes: Vec<Lane>,
+        sole_owner: bool,
+        mut done: BTreeMap<Lane, Option<Vec<f32>>>,
+        tree: Tree,
+        lane_ms: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let state = self.state.as_ref().expect("loaded before");
+        if step != state.step + 1 || self.committed >= step {
+            return;
+        }
+        if let Some(&lane) = lanes.iter().find(|l| !done.contains_key(l)) {
+            let skip = self.skipped.contains(&(step, lane));
+            let gradient = (!skip).then(|| state.gradient(lane));
+            if let Some(gradient) = &gradient {
+                self.kept.insert(lane, gradient.clone());
+                out.push(Effect::Report(Report::LaneDone {
+                    step,
+                    lane,
+                    sums: sums_of(step, lane),
+                    micros: lane_ms * 1000,
+                }));
+            }
+            done.insert(lane, gradient);
+        }
+        if done.len() < lanes.len() {
+            return self.jobs.push_front(Job::Compute {
+                step,
+                lanes,
+                sole_owner,
+                done,
+            });
+        }
+        for range in lanes::ranges(&lanes) {
+            for node in tree.cover(range) {
+                let Some(sum) = sum_node(step, node, &done, out) else {
+                    continue;
+                };
+                if sole_owner {
+                    assert_eq!(node, tree.root());
+                    let totals = totals_of(&sum);
+                    self.own_root = Some(sum);
+                    out.push(Effect::Report(Report::RootReady { step, totals }));
+                } else {
+                    out.push(Effect::Push(step, node, sum));
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, commit: &Commit, out: &mut Vec<Effect>) {
+        let step = commit.step();
+        let root = self.own_root.take().or_else(|| self.roots.remove(&step));
+        let Some(root) = root else {
+            assert!(!self.attached, "a root that may still come");
+            out.push(Effect::Report(Report::GaveUp { step }));
+            return;
+        };
+        let state = self.state.as_mut().expect("loaded before");
+        if state.step + 1 != step {
+            // The commit before it was given up.
+            out.push(Effect::Report(Report::GaveUp { step }));
+            return;
+        }
+        state.update(&root);
+        self.kept.clear();
+        let state_hash = commit.hash_state.then(|| state.hash());
+        out.push(Effect::Report(Report::Applied { step, state_hash }));
+    }
+}
+
+/// The sum of a node, if no lane of it was skipped; else what there is of it is pushed.
+fn sum_node(
+    step: Step,
+    node: Node,
+    done: &BTreeMap<Lane, Option<Vec<f32>>>,
+    out: &mut Vec<Effect>,
+) -> Option<Vec<f32>> {
+    let Some((left, right)) = node.children() else {
+        return done[&node.first].clone();
+    };
+    let l = sum_node(step, left, done, out);
+    let r = sum_node(step, right, done, out);
+    match (l, r) {
+        (Some(mut l), Some(r)) => {
+            add(&mut l, &r);
+            return Some(l);
+        }
+        (Some(l), None) => out.push(Effect::Push(step, left, l)),
+        (None, Some(r)) => out.push(Effect::Push(step, right, r)),
+        (None, None) => {}
+    }
+    None
+}

@@ -1,0 +1,423 @@
+//! The worker's state machine: what it holds, what its trainer was told, and what survives the end of a session. It is
+//! pure, like the coordinator's; the session, the network and the trainer's thread belong to the driver around it.
+//!
+//! A session that ends takes nothing with it. The trainer finishes or gives up what it is doing, the state and the
+//! gradients computed for the next step stay, and the next session presents them.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::aggregate::RootTotals;
+use crate::cluster::EvalSplit;
+use crate::cluster::messages::{Commit, FromWorker, Holding, LaneSums, StateSource, ToWorker};
+use crate::ids::{Lane, RunId, Step};
+use crate::ledger::Entry;
+use crate::spec::RunSpec;
+
+/// What happens to a worker.
+#[derive(Clone, Debug)]
+pub enum WorkerEvent {
+    /// A session is open: the coordinator has said welcome.
+    Up,
+    /// The session has ended.
+    Down,
+    /// The coordinator said something.
+    Told(ToWorker),
+    /// The trainer, or whoever prepares its work, has done something.
+    Did {
+        /// The load that it belongs to, as in [`Order::Load`].
+        load: u64,
+        /// What.
+        report: Report,
+    },
+    /// The process was asked to end.
+    LeaveRequested,
+}
+
+/// What the trainer reports.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// The state is in memory, and the way to the owners is open.
+    Loaded {
+        /// The state's step.
+        step: Step,
+        /// The state's hash.
+        state_hash: Option<[u8; 32]>,
+    },
+    /// A lane's gradient is computed and kept.
+    LaneDone {
+        /// The step.
+        step: Step,
+        /// The lane.
+        lane: Lane,
+        /// What it found.
+        sums: LaneSums,
+        /// Time it took, in microseconds.
+        micros: u64,
+    },
+    /// The root of a step that this worker owns alone.
+    RootReady {
+        /// The step.
+        step: Step,
+        /// Norm and hash.
+        totals: RootTotals,
+    },
+    /// A commit is applied.
+    Applied {
+        /// The step.
+        step: Step,
+        /// The hash of the state, if it was asked for.
+        state_hash: Option<[u8; 32]>,
+    },
+    /// A commit could not be applied, because its root did not arrive before the session ended.
+    GaveUp {
+        /// The step.
+        step: Step,
+    },
+    /// A unit is scored.
+    UnitDone {
+        /// The state's step.
+        step: Step,
+        /// Index of the split.
+        split: u32,
+        /// The unit.
+        unit: u32,
+        /// What it found.
+        sums: LaneSums,
+    },
+    /// The run cannot go on here. Its state is dropped.
+    Failed {
+        /// The step.
+        step: Step,
+        /// For people.
+        message: String,
+    },
+}
+
+/// What the driver must do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// Say this to the coordinator.
+    Say(FromWorker),
+    /// Get a state, replace whatever is in memory, and open the way to the owners. Ends with a report.
+    Load {
+        /// Tells the reports about this state from those about an earlier one.
+        load: u64,
+        /// The run.
+        run: RunId,
+        /// What is trained.
+        spec: Arc<RunSpec>,
+        /// Where the state comes from; never `Held`.
+        source: StateSource,
+        /// What validations score.
+        splits: Arc<[EvalSplit]>,
+    },
+    /// Keep the state and the computed lanes, open the way to the owners again. Ends with a report.
+    Attach {
+        /// The run.
+        run: RunId,
+        /// The state's step.
+        step: Step,
+    },
+    /// Compute lanes; those that are computed already are delivered again.
+    Compute {
+        /// The step.
+        step: Step,
+        /// The lanes, ascending.
+        lanes: Vec<Lane>,
+        /// Whether the root stays here.
+        sole_owner: bool,
+    },
+    /// These lanes need not be begun.
+    Skip {
+        /// The step.
+        step: Step,
+        /// The lanes.
+        lanes: Vec<Lane>,
+    },
+    /// Apply a commit. Ends with a report.
+    Commit(Commit),
+    /// Score units.
+    Evaluate {
+        /// The state's step.
+        step: Step,
+        /// Index of the split.
+        split: u32,
+        /// Units, ascending.
+        units: Vec<u32>,
+    },
+    /// Copy the state and upload it.
+    Snapshot {
+        /// The state's step.
+        step: Step,
+    },
+    /// The session has ended: no root will come any more, and nobody waits for units.
+    Detach,
+    /// Forget the run.
+    Unload,
+}
+
+/// A worker's state.
+#[derive(Debug, Default)]
+pub struct WorkerMachine {
+    up: bool,
+    leaving: bool,
+    loads: u64,
+    run: Option<Held>,
+}
+
+/// The run in memory.
+#[derive(Debug)]
+struct Held {
+    run: RunId,
+    /// Whether the state is being got.
+    loading: bool,
+    /// Updates that the state has seen.
+    step: Step,
+    /// The entry of that step, as the commit brought it.
+    entry: Option<Arc<Entry>>,
+    /// Lanes of the next step that are computed.
+    lanes: BTreeSet<Lane>,
+    /// Commits that the trainer has been given and has not reported.
+    commits: VecDeque<Arc<Entry>>,
+}
+
+impl WorkerMachine {
+    /// Takes in one event and says what to do.
+    pub fn handle(&mut self, event: WorkerEvent) -> Vec<Order> {
+        let mut out = Vec::new();
+        match event {
+            WorkerEvent::Up => {
+                self.up = true;
+                if self.leaving {
+                    out.push(Order::Say(FromWorker::Leaving));
+                }
+            }
+            WorkerEvent::Down => self.down(&mut out),
+            WorkerEvent::Told(message) => self.told(message, &mut out),
+            WorkerEvent::Did { load, report } if load == self.loads => self.did(report, &mut out),
+            WorkerEvent::Did { .. } => {}
+            WorkerEvent::LeaveRequested => {
+                let first = !std::mem::replace(&mut self.leaving, true);
+                if first && self.up {
+                    out.push(Order::Say(FromWorker::Leaving));
+                }
+            }
+        }
+        self.check_invariants();
+        out
+    }
+
+    /// Whether the process was asked to end.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Whether nothing is under way that would change the state. Only then may a session be opened.
+    pub fn settled(&self) -> bool {
+        self.run.as_ref().is_none_or(|r| r.commits.is_empty())
+    }
+
+    /// What the next session presents.
+    pub fn holding(&self) -> Option<Holding> {
+        assert!(self.settled(), "the state is about to change");
+        let held = self.run.as_ref().filter(|r| !r.loading)?;
+        Some(Holding {
+            run: held.run.clone(),
+            entry: held.entry.clone()?,
+            lanes: held.lanes.iter().copied().collect(),
+        })
+    }
+
+    /// Forgets the state: the coordinator has found that it is not what it should be.
+    pub fn forget(&mut self) -> Vec<Order> {
+        let had = self.run.take().is_some();
+        had.then_some(Order::Unload).into_iter().collect()
+    }
+
+    fn down(&mut self, out: &mut Vec<Order>) {
+        self.up = false;
+        out.push(Order::Detach);
+        if self.run.as_ref().is_some_and(|r| r.loading) {
+            out.extend(self.forget());
+        }
+    }
+
+    fn told(&mut self, message: ToWorker, out: &mut Vec<Order>) {
+        match message {
+            ToWorker::Ping => {}
+            ToWorker::Load {
+                run,
+                spec,
+                source,
+                splits,
+            } => self.load(run, spec, source, splits, out),
+            ToWorker::Compute {
+                run,
+                step,
+                lanes,
+                sole_owner,
+                ..
+            } if self.has(&run) => out.push(Order::Compute {
+                step,
+                lanes,
+                sole_owner,
+            }),
+            ToWorker::Skip { run, step, lanes } if self.has(&run) => {
+                out.push(Order::Skip { step, lanes });
+            }
+            ToWorker::Commit { run, commit } if self.has(&run) => {
+                let held = self.run.as_mut().expect("checked");
+                held.commits.push_back(commit.entry.clone());
+                out.push(Order::Commit(commit));
+            }
+            ToWorker::Evaluate {
+                run,
+                step,
+                split,
+                units,
+            } if self.has(&run) => out.push(Order::Evaluate { step, split, units }),
+            ToWorker::Snapshot { run, step } if self.has(&run) => {
+                out.push(Order::Snapshot { step });
+            }
+            ToWorker::Unload { run } if self.has(&run) => out.extend(self.forget()),
+            // About a run that is not here any more.
+            _ => {}
+        }
+    }
+
+    fn load(
+        &mut self,
+        run: RunId,
+        spec: Arc<RunSpec>,
+        source: StateSource,
+        splits: Arc<[EvalSplit]>,
+        out: &mut Vec<Order>,
+    ) {
+        if let StateSource::Held(step) = source {
+            match &self.run {
+                Some(held) if held.run == run && held.step == step && !held.loading => {
+                    out.push(Order::Attach { run, step });
+                }
+                other => {
+                    let have = other
+                        .as_ref()
+                        .map(|h| format!("step {} of {}", h.step, h.run));
+                    let have = have.unwrap_or_else(|| "nothing".into());
+                    let message =
+                        format!("asked for step {step} of {run} from memory, but {have} is there");
+                    out.push(Order::Say(FromWorker::Failed { run, step, message }));
+                }
+            }
+            return;
+        }
+        out.extend(self.forget());
+        self.loads += 1;
+        self.run = Some(Held {
+            run: run.clone(),
+            loading: true,
+            step: source.step(),
+            entry: None,
+            lanes: BTreeSet::new(),
+            commits: VecDeque::new(),
+        });
+        out.push(Order::Load {
+            load: self.loads,
+            run,
+            spec,
+            source,
+            splits,
+        });
+    }
+
+    fn did(&mut self, report: Report, out: &mut Vec<Order>) {
+        let Some(held) = &mut self.run else { return };
+        let run = held.run.clone();
+        let say = match report {
+            Report::Loaded { step, state_hash } => {
+                if step != held.step {
+                    return;
+                }
+                held.loading = false;
+                FromWorker::Loaded {
+                    run,
+                    step,
+                    state_hash,
+                }
+            }
+            Report::LaneDone {
+                step,
+                lane,
+                sums,
+                micros,
+            } => {
+                if step == held.step + 1 {
+                    held.lanes.insert(lane);
+                }
+                FromWorker::LaneDone {
+                    run,
+                    step,
+                    lane,
+                    sums,
+                    micros,
+                }
+            }
+            Report::RootReady { step, totals } => FromWorker::RootReady { run, step, totals },
+            Report::Applied { step, state_hash } => {
+                let entry = held.commits.pop_front().expect("a commit was given");
+                assert_eq!(entry.step, step, "commits are applied in order");
+                held.entry = Some(entry);
+                held.step = step;
+                held.lanes.clear();
+                FromWorker::Applied {
+                    run,
+                    step,
+                    state_hash,
+                }
+            }
+            Report::GaveUp { step } => {
+                let entry = held.commits.pop_front().expect("a commit was given");
+                assert_eq!(entry.step, step, "commits are given up in order");
+                return;
+            }
+            Report::UnitDone {
+                step,
+                split,
+                unit,
+                sums,
+            } => FromWorker::UnitDone {
+                run,
+                step,
+                split,
+                unit,
+                sums,
+            },
+            Report::Failed { step, message } => {
+                self.run = None;
+                FromWorker::Failed { run, step, message }
+            }
+        };
+        if self.up {
+            out.push(Order::Say(say));
+        }
+    }
+
+    fn has(&self, run: &RunId) -> bool {
+        self.run.as_ref().is_some_and(|held| held.run == *run)
+    }
+
+    fn check_invariants(&self) {
+        let Some(held) = &self.run else { return };
+        let entry = held.entry.as_ref();
+        assert!(
+            entry.is_none_or(|e| e.step == held.step),
+            "an entry of another step"
+        );
+        let steps: Vec<Step> = held.commits.iter().map(|c| c.step).collect();
+        assert!(
+            steps.windows(2).all(|w| w[0] + 1 == w[1]),
+            "a commit was skipped or came twice: {steps:?}"
+        );
+        assert!(steps.first().is_none_or(|s| *s > held.step), "{steps:?}");
+    }
+}
