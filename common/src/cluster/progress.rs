@@ -9,7 +9,7 @@ use crate::cluster::messages::{Commit, LaneSums, StateSource, ToWorker};
 use crate::cluster::run::{Active, EvalInFlight, Phase, SnapshotReason, StepInFlight};
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::lanes;
-use crate::schedule::learning_rate;
+use crate::schedule::{gradient_scale, learning_rate};
 use crate::tree::Tree;
 
 impl Machine {
@@ -588,17 +588,11 @@ impl Active {
         }
     }
 
-    /// Clipping by the global norm: the gradient is scaled to `grad_clip` if it is longer (Pascanu et al., arXiv 1211.5063).
     fn commit_of(&self, record: &StepRecord) -> Commit {
-        let bound = self.plan.spec.train.grad_clip;
-        let clip = if bound > 0.0 && record.grad_norm > bound {
-            bound / record.grad_norm
-        } else {
-            1.0
-        };
+        let train = &self.plan.spec.train;
         Commit {
             step: record.step,
-            scale: clip / record.sums.weight,
+            scale: gradient_scale(train, record.grad_norm, record.sums.weight),
             learning_rate: record.learning_rate,
         }
     }
