@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{
-    ClusterInfo, CorpusInfo, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, Resolved,
-    RunInfo, Submit, Submitted,
+    AuditReport, ClusterInfo, CorpusInfo, NumberedEvent, PrepareCorpus, PrepareEvent, Removed,
+    Resolved, RunInfo, Submit, Submitted,
 };
 use cohort_common::net::{self, Credentials, Token};
 use cohort_common::wire::{self, MAX_MESSAGE};
@@ -52,6 +52,11 @@ impl Client {
             control,
             same_home,
         })
+    }
+
+    /// Where the coordinator listens.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Whether the coordinator reads this machine's files.
@@ -142,6 +147,18 @@ impl Client {
         self.take(reply)
     }
 
+    /// The ledger of a run.
+    pub async fn ledger(&mut self, run: &str) -> Result<Events> {
+        let reply = self.control.ledger(named(run)).await;
+        self.stream(reply)
+    }
+
+    /// Checks a run's ledger and checkpoints in full.
+    pub async fn verify(&mut self, run: &str) -> Result<AuditReport> {
+        let reply = self.control.verify(named(run)).await;
+        self.take(reply)
+    }
+
     /// A connection for bulk data.
     pub async fn data(&self) -> Result<Data> {
         let channel = net::connect(&self.url).await?;
@@ -189,6 +206,13 @@ impl Events {
     /// The next event of a run.
     pub async fn next_of_run(&mut self) -> Result<Option<NumberedEvent>> {
         self.next().await
+    }
+
+    /// The next line of a ledger, as the coordinator wrote it.
+    pub async fn next_line(&mut self) -> Result<Option<Vec<u8>>> {
+        let message = self.stream.message().await;
+        let message = message.map_err(|status| refused(&self.url, &status))?;
+        Ok(message.map(|message| message.json.into()))
     }
 
     async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {

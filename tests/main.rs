@@ -6,3 +6,4 @@ mod messages;
 mod protocol;
 mod support;
 mod training;
+mod verify;

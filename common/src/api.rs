@@ -1,7 +1,11 @@
 //! What clients and the coordinator say to each other, as JSON inside the gRPC messages of `client.proto`, and the
 //! events that `--json` prints. Scripts rely on these names: fields are added, never renamed.
 
+mod audit;
+
 use serde::{Deserialize, Serialize};
+
+pub use audit::{AuditReport, ReplayReport};
 
 use crate::spec::RunSpec;
 

@@ -47,6 +47,18 @@ fn progress(iteration: u64, start: u64, end: u64) -> f64 {
     iteration.saturating_sub(start) as f64 / (end - start) as f64
 }
 
+/// What a step's summed gradient is multiplied with: the mean over its Σ weight, clipped by the global norm of that mean
+/// (Pascanu et al., arXiv 1211.5063): scaled to `grad_clip` where it is longer.
+pub fn gradient_scale(train: &TrainConfig, grad_norm: f64, weight: f64) -> f64 {
+    let bound = train.grad_clip;
+    let clip = if bound > 0.0 && grad_norm > bound {
+        bound / grad_norm
+    } else {
+        1.0
+    };
+    clip / weight
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

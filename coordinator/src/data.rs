@@ -268,10 +268,9 @@ impl DataService {
         let meta = self.cluster.ask(ask).await?;
         let mut meta = meta.ok_or_else(|| Status::failed_precondition("the run has ended"))?;
         let name = RunName::new(run.as_str()).map_err(invalid)?;
-        let entry = move |store: &crate::store::Store| store.entry(&name, step);
-        let entry = self.cluster.store().call(entry).await.map_err(failed)?;
-        let entry = entry.ok_or_else(|| invalid(format!("step {step} is not committed")))?;
-        meta.run.ledger_head = entry.hash();
+        let written = crate::ledger::through(&self.cluster, &name, step).await?;
+        meta.run.ledger_head = written.head;
+        meta.ledger = written.lines;
         Ok(meta)
     }
 }

@@ -2,10 +2,12 @@
 //! the gradients of a star, and keeps runs, ledgers, corpora and checkpoints in its home directory. It never computes a
 //! model and knows no candle.
 
+mod audit;
 mod corpora;
 mod data;
 mod driver;
 mod exchange;
+mod ledger;
 pub mod offline;
 mod query;
 mod record;

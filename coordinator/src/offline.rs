@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use cohort_common::api::{CorpusInfo, Resolved, RunInfo};
+use cohort_common::api::{AuditReport, CorpusInfo, Resolved, RunInfo};
 use cohort_common::home::{Home, RunName};
 
 use crate::status::invalid;
 use crate::store::{RunStatus, Store};
-use crate::{Error, corpora, query};
+use crate::{Error, audit, corpora, ledger, query};
 
 fn open(home: &Path) -> Result<(Home, Store), Error> {
     let home = Home::open_read_only(home)?;
@@ -46,4 +46,20 @@ pub fn resolve(home: &Path, reference: &str) -> Result<Resolved, Error> {
 pub fn corpora(home: &Path) -> Result<Vec<CorpusInfo>, Error> {
     let home = Home::open_read_only(home)?;
     Ok(corpora::list(&home.corpora())?)
+}
+
+/// The ledger of a run, entry by entry, as lines of JSON, for as long as `take` wants more.
+pub fn ledger(home: &Path, name: &str, take: impl FnMut(String) -> bool) -> Result<(), Error> {
+    let name = RunName::new(name).map_err(invalid)?;
+    let (_, store) = open(home)?;
+    Ok(ledger::read(&store, &name, take)?)
+}
+
+/// Checks the ledger and the checkpoints of a run in full.
+pub fn audit(home: &Path, name: &str) -> Result<AuditReport, Error> {
+    let name = RunName::new(name).map_err(invalid)?;
+    let (home, store) = open(home)?;
+    let mut report = audit::audit(&store, &home, &name, false)?;
+    report.status = at_rest(&home, query::run(&store, &name)?).status;
+    Ok(report)
 }

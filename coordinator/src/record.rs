@@ -213,7 +213,8 @@ impl RunRecord {
         None
     }
 
-    /// What a checkpoint of this step holds besides the state. The ledger's head is filled in by whoever writes it.
+    /// What a checkpoint of this step holds besides the state. The ledger and its head are filled in by whoever writes
+    /// it.
     pub fn checkpoint_meta(&self, step: Step) -> Option<CheckpointMeta> {
         let spec = (*self.plan.spec).clone();
         let run = RunState {
@@ -230,6 +231,7 @@ impl RunRecord {
             tokens: self.tokens.clone(),
             tokenizer: self.tokenizer.clone(),
             run,
+            ledger: Vec::new(),
         })
     }
 

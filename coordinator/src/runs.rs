@@ -426,6 +426,14 @@ struct History {
     evals: BTreeMap<String, EvalEvent>,
 }
 
+/// A run's ledger before its first entry. It begins with the run's identity, but for the horizon, which a resumed run
+/// may move.
+pub fn first_chain(spec: &RunSpec) -> Chain {
+    let mut first = spec.clone();
+    first.train.steps = 0;
+    Chain::new(1, 0, genesis(first.identity().as_bytes()))
+}
+
 async fn history(
     cluster: &Cluster,
     name: &RunName,
@@ -433,10 +441,7 @@ async fn history(
     source: StateSource,
 ) -> Result<History, Status> {
     let step = source.step();
-    // The chain begins with the run's identity, but for the horizon, which a resumed run may move.
-    let mut first = spec.clone();
-    first.train.steps = 0;
-    let first = Chain::new(1, 0, genesis(first.identity().as_bytes()));
+    let first = first_chain(spec);
     let name = name.clone();
     let read = move |store: &Store| {
         let entry = store.entry(&name, step)?;

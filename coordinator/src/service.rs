@@ -20,8 +20,8 @@ use crate::data::blocking;
 use crate::driver::{Cluster, Command, now_ms};
 use crate::record::record_event;
 use crate::status::{failed, invalid, missing, refused};
-use crate::store::{RunStatus, StoreError};
-use crate::{corpora, query, runs};
+use crate::store::{RunStatus, Store, StoreError};
+use crate::{audit, corpora, ledger, query, runs};
 
 /// Events in one look at the store.
 const EVENTS: u32 = 512;
@@ -255,6 +255,37 @@ impl Client for ClientService {
         let name = request.into_inner().name;
         reply(&query::resolve(&self.cluster, &name).await?)
     }
+
+    type LedgerStream = JsonStream;
+
+    async fn ledger(&self, request: Request<v1::Name>) -> Result<Response<JsonStream>, Status> {
+        let name = run_name(request)?;
+        self.describe(name.clone()).await?;
+        let database = self.cluster.home().database();
+        let (out, outgoing) = mpsc::channel(64);
+        tokio::task::spawn_blocking(move || {
+            let send = |line: String| {
+                let json = line.into_bytes().into();
+                out.blocking_send(Ok(v1::Json { json })).is_ok()
+            };
+            // A connection of its own: the store's thread has steps to write.
+            let read = Store::open_read_only(&database).and_then(|s| ledger::read(&s, &name, send));
+            if let Err(error) = read {
+                let _ = out.blocking_send(Err(store_status(error)));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+
+    async fn verify(&self, request: Request<v1::Name>) -> Reply {
+        let name = run_name(request)?;
+        let home = self.cluster.home().clone();
+        let report = blocking(move || {
+            let store = Store::open_read_only(&home.database()).map_err(store_status)?;
+            audit::audit(&store, &home, &name, true).map_err(store_status)
+        });
+        reply(&report.await?)
+    }
 }
 
 impl ClientService {
@@ -295,7 +326,7 @@ async fn send_events(
     loop {
         news.mark_unchanged();
         let wanted = name.clone();
-        let look = move |store: &crate::store::Store| {
+        let look = move |store: &Store| {
             let rests = !query::is_under_way(store.run(&wanted)?.status.as_str());
             Ok((rests, store.events(Some(&wanted), after, EVENTS)?))
         };

@@ -1,5 +1,6 @@
 //! What can be typed: one clap struct per verb, nothing else. What the words mean is decided in `commands`.
 
+mod audit;
 mod checkpoints;
 mod cluster;
 mod common;
@@ -8,6 +9,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 
+pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{EvalArgs, ExportArgs, GenerateArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
 pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
@@ -59,6 +61,10 @@ pub enum Verb {
     Runs(RunsArgs),
     /// Show a run: its figures, validations and checkpoints
     Status(RunArgs),
+    /// Print the ledger of a run: a JSON line for each committed step
+    Ledger(LedgerArgs),
+    /// Check a run: its ledger, its samples, its checkpoints; with --replay, compute steps again
+    Verify(VerifyArgs),
     /// Come back to a run and watch it until it rests
     Follow(FollowArgs),
     /// End a run for good; its checkpoints stay

@@ -9,6 +9,7 @@ mod export;
 mod finetune;
 mod follow;
 mod generate;
+mod ledger;
 mod local;
 mod presets;
 mod pretrain;
@@ -17,6 +18,7 @@ mod resume;
 mod rm;
 mod runs;
 mod status;
+mod verify;
 mod worker;
 
 use std::process::ExitCode;
@@ -36,6 +38,8 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Export(args) => done(export::run(args).await),
         Verb::Runs(args) => done(runs::run(args).await),
         Verb::Status(args) => done(status::run(args).await),
+        Verb::Ledger(args) => done(ledger::run(args).await),
+        Verb::Verify(args) => done(verify::run(args).await),
         Verb::Follow(args) => follow::run(args).await,
         Verb::Cancel(args) => done(cancel::run(args).await),
         Verb::Rm(args) => done(rm::run(args).await),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use cohort_common::cluster::EvalSplit;
 use cohort_common::corpus::{
-    CorpusError, CorpusIndex, MappedShard, SampleReader, ShardEntry, ShardSource, Split, samples,
+    CorpusError, CorpusIndex, MappedShard, SampleReader, ShardEntry, ShardSource, Split, order_of,
     verify_file, windows,
 };
 use cohort_common::ids::{Lane, Step};
@@ -234,16 +234,13 @@ impl RunData {
         let train = match spec.kind {
             RunKind::Eval => None,
             _ => {
-                let index = &indices[&spec.corpus];
-                let count = samples(Split::Train, index.train.tokens, context);
-                let count = count.map_err(|error| error.to_string())?;
-                // A block of the order is about one shard, so that lanes walk few shards at a time.
-                let block = (index.options.shard_tokens / context as u64).max(1);
+                let order = order_of(&indices[&spec.corpus], spec.train.seed, context);
+                let order = order.map_err(|error| error.to_string())?;
                 let (reader, shards) = open(&spec.corpus, Split::Train);
                 Some(Train {
                     reader,
                     shards,
-                    order: Order::new(spec.train.seed, count, block),
+                    order,
                 })
             }
         };

@@ -5,6 +5,8 @@ mod data;
 mod driver;
 pub mod engine;
 mod exchange;
+mod lanes;
+mod replay;
 mod session;
 mod state;
 mod trainer;
@@ -16,6 +18,8 @@ use std::time::Duration;
 use cohort_common::net::{ConnectError, Token};
 use engine::{DeviceChoice, EngineError};
 use tracing::{info, warn};
+
+pub use replay::{Replay, replay};
 
 /// How a worker is set up.
 #[derive(Clone, Debug)]
@@ -55,6 +59,9 @@ pub enum Error {
     /// The connection broke.
     #[error("the session ended: {0}")]
     Session(String),
+    /// Steps that cannot be computed again.
+    #[error("the replay stopped: {0}")]
+    Replay(String),
 }
 
 /// First and last pause between attempts to reach the coordinator again.

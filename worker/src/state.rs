@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use cohort_common::checkpoint::Checkpoint;
 use cohort_common::cluster::StateSource;
 use cohort_common::ids::RunId;
+use cohort_common::spec::{RunKind, RunSpec};
 use cohort_common::wire;
 
 use crate::data::DataClient;
+use crate::engine::{DeviceChoice, Engine, EngineError};
 
 /// Where the engine's state comes from.
 pub enum Fetched {
@@ -15,6 +17,30 @@ pub enum Fetched {
     Seed,
     /// A directory that is deleted when this is dropped.
     Files(TempState),
+}
+
+impl Fetched {
+    /// An engine that holds this state; blocks.
+    pub fn engine(
+        &self,
+        spec: &RunSpec,
+        device: DeviceChoice,
+        threads: usize,
+    ) -> Result<Engine, String> {
+        let train = (spec.kind != RunKind::Eval).then_some(&spec.train);
+        let describe = |error: EngineError| error.to_string();
+        let mut engine = Engine::new(&spec.model, train, device, threads).map_err(describe)?;
+        match self {
+            Self::Seed => engine.init(spec.train.seed).map_err(describe)?,
+            Self::Files(files) => {
+                let flat = files.read()?;
+                let moments = flat.moments.as_ref().filter(|_| train.is_some());
+                let moments = moments.map(|(m, v)| (m.as_slice(), v.as_slice()));
+                engine.load(&flat.params, moments).map_err(describe)?;
+            }
+        }
+        Ok(engine)
+    }
 }
 
 /// A downloaded state.

@@ -4,17 +4,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
 
 use bytes::Bytes;
-use cohort_common::aggregate::{add_all, totals_of};
+use cohort_common::aggregate::totals_of;
 use cohort_common::checkpoint::bytes_of;
 use cohort_common::cluster::FromWorker;
 use cohort_common::cluster::messages::{Commit, LaneSums};
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::lanes;
-use cohort_common::layout::CHUNK_LEN;
-use cohort_common::spec::{RunKind, RunSpec};
+use cohort_common::spec::RunSpec;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::{self, MAX_PIECE};
 use cohort_proto::v1;
@@ -24,8 +22,9 @@ use tracing::error;
 
 use crate::Config;
 use crate::data::{DataClient, RunData};
-use crate::engine::{DeviceChoice, Engine, EngineError, Site, State, Update};
+use crate::engine::{DeviceChoice, Engine, State, Update};
 use crate::exchange::ExchangeClient;
+use crate::lanes::{Stop, Work};
 use crate::state::Fetched;
 
 /// Pieces of a snapshot that wait for the connection.
@@ -77,26 +76,6 @@ pub struct Load {
     pub exchange: ExchangeClient,
     /// Set when the run is over for this worker.
     pub cancelled: Arc<AtomicBool>,
-}
-
-/// Why a job was not done.
-enum Stop {
-    /// The run is over here; nobody waits for the result.
-    Cancelled,
-    /// The run cannot go on.
-    Failed(String),
-}
-
-impl From<String> for Stop {
-    fn from(error: String) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<EngineError> for Stop {
-    fn from(error: EngineError) -> Self {
-        Self::Failed(error.to_string())
-    }
 }
 
 /// The thread's state.
@@ -164,19 +143,7 @@ impl Trainer {
     }
 
     fn open(&self, load: Load) -> Result<Loaded, String> {
-        let train = (load.spec.kind != RunKind::Eval).then_some(&load.spec.train);
-        let describe = |error: EngineError| error.to_string();
-        let mut engine =
-            Engine::new(&load.spec.model, train, self.device, self.threads).map_err(describe)?;
-        match &load.state {
-            Fetched::Seed => engine.init(load.spec.train.seed).map_err(describe)?,
-            Fetched::Files(files) => {
-                let flat = files.read()?;
-                let moments = flat.moments.as_ref().filter(|_| train.is_some());
-                let moments = moments.map(|(m, v)| (m.as_slice(), v.as_slice()));
-                engine.load(&flat.params, moments).map_err(describe)?;
-            }
-        }
+        let engine = load.state.engine(&load.spec, self.device, self.threads)?;
         Ok(Loaded {
             run: load.run,
             spec: load.spec,
@@ -266,78 +233,30 @@ impl Loaded {
         self.say(FromWorker::RootReady { run, step, totals });
     }
 
-    /// The gradient of a node of the tree: its children's sum, left plus right.
     fn node(&mut self, step: Step, node: Node) -> Result<Vec<f32>, Stop> {
-        let Some((left, right)) = node.children() else {
-            return self.lane(step, node.first);
+        let (run, out, cancelled) = (&self.run, &self.out, &self.cancelled);
+        let mut work = Work {
+            train: &self.spec.train,
+            data: &self.data,
+            engine: &mut self.engine,
+            free: &mut self.free,
+            go_on: &|| match cancelled.load(Ordering::Acquire) {
+                true => Err(Stop::Cancelled),
+                false => Ok(()),
+            },
+            done: &mut |lane, sums, time| {
+                let done = FromWorker::LaneDone {
+                    run: run.clone(),
+                    step,
+                    lane,
+                    sums,
+                    micros: time.as_micros() as u64,
+                };
+                // As in `say`.
+                let _ = out.blocking_send(wire::from_worker(done));
+            },
         };
-        let mut sum = self.node(step, left)?;
-        let other = self.node(step, right)?;
-        self.engine.install(|| add_all(&mut sum, &other));
-        self.free.push(other);
-        Ok(sum)
-    }
-
-    fn lane(&mut self, step: Step, lane: Lane) -> Result<Vec<f32>, Stop> {
-        let started = Instant::now();
-        let train = &self.spec.train;
-        let batches = self.data.lane(train, step, lane)?;
-        let mut gradient = self.free.pop().unwrap_or_default();
-        gradient.fill(0.0);
-        let mut sums = LaneSums::default();
-        for ((batch, samples), micro_batch) in batches.iter().zip(0u32..) {
-            self.check_cancelled()?;
-            let site = Site {
-                seed: train.seed,
-                step,
-                lane,
-                micro_batch,
-            };
-            let found = self.engine.accumulate(batch, site, &mut gradient)?;
-            if !found.loss.is_finite() {
-                return Err(Stop::Failed(format!(
-                    "the loss of lane {lane}, micro-batch {micro_batch} is {} (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples",
-                    found.loss
-                )));
-            }
-            sums.loss += found.loss;
-            sums.weight += found.weight;
-        }
-        self.check_finite(lane, &gradient, &batches)?;
-        self.say(FromWorker::LaneDone {
-            run: self.run.clone(),
-            step,
-            lane,
-            sums,
-            micros: started.elapsed().as_micros() as u64,
-        });
-        Ok(gradient)
-    }
-
-    fn check_finite(
-        &self,
-        lane: Lane,
-        gradient: &[f32],
-        batches: &[(crate::engine::Batch, Vec<u64>)],
-    ) -> Result<(), Stop> {
-        use rayon::prelude::*;
-        let bad = self.engine.install(|| {
-            gradient
-                .par_chunks(CHUNK_LEN)
-                .position_first(|chunk| !chunk.iter().fold(true, |ok, x| ok & x.is_finite()))
-        });
-        let Some(chunk) = bad else { return Ok(()) };
-        let at = chunk * CHUNK_LEN;
-        let tensors = self.engine.layout().tensors();
-        let tensor = tensors.iter().find(|t| {
-            let range = t.range();
-            range.end > at && gradient[range].iter().any(|x| !x.is_finite())
-        });
-        let name = tensor.map_or("a parameter", |t| t.name.as_str());
-        let samples: Vec<u64> = batches.iter().flat_map(|(_, s)| s.clone()).collect();
-        Err(Stop::Failed(format!(
-            "the gradient of `{name}` in lane {lane} is not finite (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
-        )))
+        work.node(step, node)
     }
 
     fn commit(&mut self, commit: Commit) -> Result<(), Stop> {

@@ -7,6 +7,7 @@
 //! | `tokenizer.json`, `tokenizer_config.json` | its tokenizer |
 //! | `optimizer.safetensors` | `exp_avg.<name>` and `exp_avg_sq.<name>` for each parameter |
 //! | `run.json` | the run, its spec, and where it stood |
+//! | `ledger.jsonl` | the run's ledger up to this step, one entry a line |
 //! | `manifest.json` | size and BLAKE3 of each of these, the state hash, and a hash of itself |
 //!
 //! Which checkpoints are kept and which is the best is the store's business, not decided here.
@@ -54,6 +55,8 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// The run's state.
 pub const RUN: &str = "run.json";
+/// The run's ledger up to the checkpoint's step; absent in checkpoints of earlier builds.
+pub const LEDGER: &str = "ledger.jsonl";
 /// Sizes and hashes.
 pub const MANIFEST: &str = "manifest.json";
 

@@ -4,12 +4,15 @@
 //! claims it: sizes follow from `config.json`, and are compared with the file before.
 
 use std::fs;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{Manifest, RunState, is_plain_name};
 use super::names::{Names, Role};
 use super::tensor_file::TensorFile;
-use super::{CONFIG, GENERATION, MANIFEST, OPTIMIZER, RUN, TOKENIZER, WEIGHTS, WEIGHTS_INDEX};
+use super::{
+    CONFIG, GENERATION, LEDGER, MANIFEST, OPTIMIZER, RUN, TOKENIZER, WEIGHTS, WEIGHTS_INDEX,
+};
 use super::{CheckpointError, EXP_AVG, EXP_AVG_SQ, files, hex, state_hash};
 use crate::hf::{self, SpecialTokens};
 use crate::layout::Layout;
@@ -108,6 +111,18 @@ impl Checkpoint {
     /// Content of `tokenizer.json`.
     pub fn tokenizer(&self) -> Result<Vec<u8>, CheckpointError> {
         read_small(&self.dir, TOKENIZER, self.manifest.as_ref())
+    }
+
+    /// `ledger.jsonl`, compared with the manifest and open for reading; `None` where the manifest names none, as in
+    /// checkpoints of earlier builds.
+    pub fn ledger(&self) -> Result<Option<BufReader<fs::File>>, CheckpointError> {
+        let Some(entry) = self.manifest.as_ref().and_then(|m| m.file(LEDGER)) else {
+            return Ok(None);
+        };
+        check_file(&self.dir, entry)?;
+        let path = self.dir.join(LEDGER);
+        let file = fs::File::open(&path).map_err(CheckpointError::io("read", &path))?;
+        Ok(Some(BufReader::new(file)))
     }
 
     /// BLAKE3 of the weights: of `model.safetensors`, or of the index of a sharded model and all its files.

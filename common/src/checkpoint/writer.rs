@@ -10,7 +10,9 @@ use super::files::{HashedFile, UnfinishedDir};
 use super::manifest::{FORMAT, Manifest, RunState};
 use super::names::zero_biases;
 use super::state_hash::{F32, StateHasher};
-use super::{CONFIG, GENERATION, MANIFEST, OPTIMIZER, RUN, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS};
+use super::{
+    CONFIG, GENERATION, LEDGER, MANIFEST, OPTIMIZER, RUN, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+};
 use super::{CheckpointError, EXP_AVG, EXP_AVG_SQ, Manifested, hex, tensors};
 use crate::hf::{self, SpecialTokens};
 use crate::layout::{Layout, TensorSpec};
@@ -25,6 +27,8 @@ pub struct CheckpointMeta {
     pub tokenizer: Vec<u8>,
     /// Where the run stands; `state_hash` is filled in by the writer. The model is `run.spec.model`.
     pub run: RunState,
+    /// Content of `ledger.jsonl`: the run's ledger up to `run.step`, one entry a line.
+    pub ledger: Vec<u8>,
 }
 
 /// A checkpoint that is being written. Dropped before [`CheckpointWriter::finish`], it leaves nothing behind.
@@ -174,6 +178,7 @@ fn small_files(meta: &CheckpointMeta) -> Vec<(&'static str, Vec<u8>)> {
         (TOKENIZER, meta.tokenizer.clone()),
         (TOKENIZER_CONFIG, tokenizer_config.into_bytes()),
         (RUN, run.into_bytes()),
+        (LEDGER, meta.ledger.clone()),
     ]
 }
 

@@ -30,7 +30,9 @@ pub use index::{
 };
 pub use pieces::Cut;
 pub use prepare::{DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stage, prepare};
-pub use reader::{LocalShards, SampleReader, ShardSource, Window, sample_range, samples, windows};
+pub use reader::{
+    LocalShards, SampleReader, ShardSource, Window, order_of, sample_range, samples, windows,
+};
 pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
 pub use source::{Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand};
 pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, SplitPlan};

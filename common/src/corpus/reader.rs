@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use super::error::CorpusError;
-use super::index::SplitIndex;
+use super::index::{CorpusIndex, SplitIndex};
 use super::shard::{MappedShard, ShardEntry};
 use super::split::Split;
+use crate::order::Order;
 
 /// Where a reader gets shards from: a directory, or a cache that fetches them.
 pub trait ShardSource: Send + Sync {
@@ -80,6 +81,17 @@ pub fn samples(split: Split, tokens: u64, context: usize) -> Result<u64, CorpusE
         });
     }
     Ok((tokens - 1) / context as u64)
+}
+
+/// The order in which a run walks the training samples of a corpus. A block of it is about one shard, so that lanes
+/// walk few shards at a time.
+///
+/// # Errors
+/// As [`samples`].
+pub fn order_of(index: &CorpusIndex, seed: u64, context: usize) -> Result<Order, CorpusError> {
+    let count = samples(Split::Train, index.train.tokens, context)?;
+    let block = (index.options.shard_tokens / context as u64).max(1);
+    Ok(Order::new(seed, count, block))
 }
 
 /// Windows of a split with `tokens` tokens: as many as samples, and a shorter one at the end where something is left.

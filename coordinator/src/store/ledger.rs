@@ -89,6 +89,19 @@ impl Store {
             .collect()
     }
 
+    /// As [`Store::entries`], but what cannot be read is an error of its own step only.
+    pub fn entries_one_by_one(
+        &self,
+        run: &RunName,
+        first_step: u64,
+        limit: u32,
+    ) -> Result<Vec<(u64, Result<Entry, StoreError>)>, StoreError> {
+        let sql = "SELECT step, hash, entry FROM ledger WHERE run = ?1 AND step >= ?2 ORDER BY step LIMIT ?3";
+        let rows = self.query(sql, params![run.as_str(), first_step as i64, limit], read)?;
+        let each = |row: (i64, Vec<u8>, Vec<u8>)| (row.0 as u64, self.parse_entry(run, row));
+        Ok(rows.into_iter().map(each).collect())
+    }
+
     fn parse_entry(
         &self,
         run: &RunName,

@@ -38,6 +38,16 @@ impl Store {
         &self.path
     }
 
+    /// From now on all reads of a read-only store see the same moment, until [`Store::release`].
+    pub fn hold(&self) -> Result<(), StoreError> {
+        self.execute_batch("BEGIN")
+    }
+
+    /// Ends what [`Store::hold`] began.
+    pub fn release(&self) -> Result<(), StoreError> {
+        self.execute_batch("COMMIT")
+    }
+
     fn execute(&self, sql: &str, params: impl Params) -> Result<usize, StoreError> {
         let done = self
             .connection
@@ -101,7 +111,7 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use cohort_common::home::RunName;
     use cohort_common::spec::*;
     use tempfile::TempDir;

@@ -93,6 +93,7 @@ fn meta(model: ModelConfig) -> CheckpointMeta {
             ledger_head: [3; 32],
             state_hash: [0; 32],
         },
+        ledger: b"{}\n".to_vec(),
     }
 }
 
