@@ -368,6 +368,26 @@ pub struct RunInfo {
     pub evals: Vec<EvalEvent>,
     /// Its checkpoints, oldest first.
     pub checkpoints: Vec<CheckpointInfo>,
+    /// What happened to its workers: the newest of it, oldest first.
+    #[serde(default)]
+    pub faults: Vec<FaultInfo>,
+}
+
+/// Something that happened to a worker of a run, or that a run made good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultInfo {
+    /// When, in milliseconds since the epoch.
+    pub time_ms: u64,
+    /// The step in flight, or the state's step between two.
+    pub step: u64,
+    /// The event's word: `worker_lost`, `redone`, `worker_joined`, `worker_left`.
+    pub kind: String,
+    /// The worker.
+    pub worker: String,
+    /// In plain words.
+    pub text: String,
+    /// How much later the step was committed because of it, where that is known.
+    pub delay_ms: Option<u64>,
 }
 
 /// Asks for a corpus.

@@ -61,6 +61,13 @@ pub enum Command {
     CheckpointDone(Box<CheckpointDone>),
     /// How the cluster is.
     Describe(oneshot::Sender<ClusterInfo>),
+    /// A run is to be checkpointed and to rest until it is resumed.
+    Pause {
+        /// The run.
+        run: RunId,
+        /// Where the answer goes: whether the run trains or waits here.
+        reply: oneshot::Sender<bool>,
+    },
 }
 
 /// The way to the driver and to what all services share. Cheap to clone.
@@ -216,6 +223,14 @@ impl Driver {
             }
             Command::Describe(reply) => {
                 let _ = reply.send(self.describe());
+            }
+            Command::Pause { run, reply } => {
+                let record = self.runs.get_mut(&run);
+                let _ = reply.send(record.is_some());
+                if let Some(record) = record {
+                    record.pausing = true;
+                    self.handle(Event::StopRequested(run)).await;
+                }
             }
         }
     }

@@ -11,6 +11,7 @@ mod ledger;
 pub mod offline;
 mod query;
 mod record;
+mod recover;
 mod runs;
 mod service;
 mod session;
@@ -80,8 +81,8 @@ impl From<Status> for Error {
     }
 }
 
-/// Serves until `shutdown` completes. Takes the home's lock, publishes its own address there, and takes up the runs that
-/// were under way.
+/// Serves until `shutdown` completes. Takes the home's lock, publishes its own address there, takes in runs that the
+/// database does not know, and takes up those that were under way.
 pub async fn serve(
     config: Config,
     listener: TcpListener,
@@ -92,6 +93,7 @@ pub async fn serve(
     remove_unfinished(&home)?;
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
+    recover::take_in(&home, &store).await;
     let (cluster, driver) = Cluster::start(home, store, config.limits);
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);

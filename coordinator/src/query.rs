@@ -1,14 +1,17 @@
 //! What clients ask about runs and checkpoints. The same answers come from a running coordinator's store and, read-only,
 //! from a home directory without one.
 
-use cohort_common::api::{CheckpointInfo, Resolved, RunEvent, RunInfo};
+use cohort_common::api::{CheckpointInfo, FaultInfo, Resolved, RunEvent, RunInfo};
 use cohort_common::home::{CheckpointRef, RunName, Which};
 use tonic::Status;
 
 use crate::driver::Cluster;
 use crate::runs::{checkpoint_info, eval_event};
 use crate::status::{failed, invalid, missing};
-use crate::store::{RunRow, RunStatus, Store, StoreError};
+use crate::store::{FaultRow, RunRow, RunStatus, Store, StoreError};
+
+/// Faults in the description of a run.
+const FAULTS: u32 = 20;
 
 /// All runs, oldest first.
 pub fn runs(store: &Store) -> Result<Vec<RunInfo>, StoreError> {
@@ -30,6 +33,7 @@ fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
     });
     let evals = store.evals(&name, None)?;
     let checkpoints = store.checkpoints(&name)?;
+    let faults = store.faults(&name, FAULTS)?;
     Ok(RunInfo {
         name: name.to_string(),
         status: row.status.to_string(),
@@ -43,7 +47,19 @@ fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
         last_step,
         evals: evals.into_iter().map(|e| eval_event(&name, e)).collect(),
         checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
+        faults: faults.into_iter().map(fault_info).collect(),
     })
+}
+
+fn fault_info(row: FaultRow) -> FaultInfo {
+    FaultInfo {
+        time_ms: row.time_ms,
+        step: row.step,
+        kind: row.kind,
+        worker: row.worker,
+        text: row.text,
+        delay_ms: row.delay_ms,
+    }
 }
 
 /// Which checkpoint a reference means.

@@ -16,7 +16,9 @@ use cohort_common::ledger::{Chain, Entry};
 use tracing::error;
 
 use crate::driver::{Cluster, now_ms};
-use crate::store::{Appended, CheckpointRow, EvalRow, Receipt, RunStatus, StepRow, Store};
+use crate::store::{
+    Appended, CheckpointRow, EvalRow, FaultRow, Receipt, RunStatus, StepRow, Store,
+};
 
 /// Tokens and bytes of a split, for bits per byte.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +55,8 @@ pub struct RunRecord {
     pub started: Instant,
     /// The ledger entry that is on its way to the disk.
     pub pending: Option<Receipt<Appended>>,
+    /// Whether the user pauses it: then a stop makes it rest as paused.
+    pub pausing: bool,
 }
 
 /// A checkpoint that has reached the disk.
@@ -330,6 +334,9 @@ impl RunRecord {
             Change::Training { workers } => {
                 (RunStatus::Running, RunEvent::Training { run, workers })
             }
+            Change::Stopped { step } if self.pausing => {
+                (RunStatus::Paused, RunEvent::Paused { run, step })
+            }
             Change::Stopped { step } => (RunStatus::Interrupted, RunEvent::Stopped { run, step }),
             Change::Cancelled => (RunStatus::Cancelled, RunEvent::Cancelled { run }),
             Change::Failed { error } => (RunStatus::Failed, RunEvent::Failed { run, error }),
@@ -380,15 +387,43 @@ fn surplus(checkpoints: &[CheckpointInfo], keep: usize) -> Vec<Step> {
         .collect()
 }
 
-/// Writes an event to the store, where followers read it.
+/// Writes an event to the store, where followers read it; what happened to workers also becomes a fault of the run.
 pub fn record_event(
     store: &Store,
     name: &RunName,
     event: &RunEvent,
 ) -> Result<(), crate::store::StoreError> {
     let json = serde_json::to_string(event).expect("events are JSON");
-    store.record_event(Some(name), now_ms(), event.kind(), &json)?;
-    Ok(())
+    let time = now_ms();
+    store.record_event(Some(name), time, event.kind(), &json)?;
+    match fault_row(event, time) {
+        Some(fault) => store.record_fault(name, &fault),
+        None => Ok(()),
+    }
+}
+
+/// The fault that an event about workers is.
+fn fault_row(event: &RunEvent, time_ms: u64) -> Option<FaultRow> {
+    let (worker, step, delay_ms) = match event {
+        RunEvent::WorkerLost { worker, step, .. }
+        | RunEvent::WorkerJoined { worker, step, .. }
+        | RunEvent::WorkerLeft { worker, step, .. } => (worker, *step, None),
+        RunEvent::Redone {
+            worker,
+            step,
+            delay_ms,
+            ..
+        } => (worker, *step, Some(*delay_ms)),
+        _ => return None,
+    };
+    Some(FaultRow {
+        step,
+        time_ms,
+        kind: event.kind().to_owned(),
+        worker: worker.clone(),
+        text: event.membership()?,
+        delay_ms,
+    })
 }
 
 fn step_row(event: &StepEvent, time_ms: u64) -> StepRow {
@@ -427,6 +462,66 @@ mod tests {
             val_loss: Some(val_loss),
             state_hash: String::new(),
         }
+    }
+
+    #[test]
+    fn events_about_workers_are_faults_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("cohort.db")).unwrap();
+        let new = crate::store::tests::new_run("tiny-1");
+        store.create_run(&new, 1).unwrap();
+        let run = || "tiny-1".to_owned();
+        let events = [
+            RunEvent::Training {
+                run: run(),
+                workers: 2,
+            },
+            RunEvent::WorkerLost {
+                run: run(),
+                worker: "w2".into(),
+                step: 41,
+                reason: "connection closed".into(),
+            },
+            RunEvent::Redone {
+                run: run(),
+                step: 41,
+                worker: "w2".into(),
+                reason: "lost".into(),
+                lanes: vec![4, 5],
+                by: vec!["w1".into()],
+                delay_ms: 250,
+            },
+            RunEvent::WorkerJoined {
+                run: run(),
+                worker: "w3".into(),
+                step: 50,
+                replayed: 9,
+            },
+            RunEvent::WorkerLeft {
+                run: run(),
+                worker: "w3".into(),
+                step: 60,
+            },
+        ];
+        for event in &events {
+            record_event(&store, &new.name, event).unwrap();
+        }
+        assert_eq!(store.events(Some(&new.name), 0, 9).unwrap().len(), 5);
+        let faults = store.faults(&new.name, 9).unwrap();
+        let facts: Vec<_> = faults
+            .iter()
+            .map(|f| (f.kind.as_str(), f.worker.as_str(), f.step, f.delay_ms))
+            .collect();
+        assert_eq!(
+            facts,
+            [
+                ("worker_lost", "w2", 41, None),
+                ("redone", "w2", 41, Some(250)),
+                ("worker_joined", "w3", 50, None),
+                ("worker_left", "w3", 60, None),
+            ]
+        );
+        assert_eq!(Some(&faults[1].text), events[2].membership().as_ref());
     }
 
     #[test]

@@ -48,7 +48,8 @@ pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Stat
         return Err(status);
     }
     let source = first_source(&submit.spec);
-    enqueue(cluster, &name, submit.spec, corpus, source).await?;
+    let was = RunStatus::Queued;
+    enqueue(cluster, &name, was, submit.spec, corpus, source).await?;
     Ok(Submitted {
         run: name.to_string(),
         resumed_at: None,
@@ -79,7 +80,30 @@ async fn take_up_one(cluster: &Cluster, row: RunRow) -> Result<(), Status> {
     let spec = row.spec.clone();
     let corpus = check(cluster, &spec).await?;
     let source = newest_state(cluster, &row.name, &spec).await?;
-    enqueue(cluster, &row.name, spec, corpus, source).await
+    enqueue(cluster, &row.name, row.status, spec, corpus, source).await
+}
+
+/// Goes on with a run that rests, as it is, from its newest checkpoint.
+pub async fn resume_as_it_is(cluster: &Cluster, name: &RunName) -> Result<(), Status> {
+    let wanted = name.clone();
+    let row = cluster.store().call(move |s| s.run(&wanted)).await;
+    let row = row.map_err(missing)?;
+    match row.status {
+        RunStatus::Finished => Err(finished(&row)),
+        RunStatus::Queued => Err(refused(format!(
+            "run `{name}` waits in the queue already; `cohort follow {name}` shows it"
+        ))),
+        RunStatus::Running => Err(under_way(name)),
+        RunStatus::Paused | RunStatus::Interrupted | RunStatus::Failed | RunStatus::Cancelled => {
+            take_up_one(cluster, row).await
+        }
+    }
+}
+
+fn under_way(name: &RunName) -> Status {
+    refused(format!(
+        "run `{name}` is under way already; `cohort follow {name}` shows it"
+    ))
 }
 
 fn first_source(spec: &RunSpec) -> StateSource {
@@ -206,7 +230,7 @@ async fn resume(
         s.set_spec(&name, &new, &new.identity())
     };
     cluster.store().call(updated).await.map_err(failed)?;
-    enqueue(cluster, &row.name, spec, corpus, source).await?;
+    enqueue(cluster, &row.name, row.status, spec, corpus, source).await?;
     Ok(submitted(source.step()))
 }
 
@@ -324,9 +348,11 @@ fn check_start(target: &Path, spec: &RunSpec) -> Result<(), Status> {
     Ok(())
 }
 
+/// Hands a run to the driver, unless its status is no longer `was`: then somebody else has taken it up.
 async fn enqueue(
     cluster: &Cluster,
     name: &RunName,
+    was: RunStatus,
     spec: RunSpec,
     corpus: Corpus,
     source: StateSource,
@@ -370,9 +396,16 @@ async fn enqueue(
             evals: history.evals,
             started: Instant::now(),
             pending: None,
+            pausing: false,
         })
     })
     .await?;
+    // Whoever follows the run from now on must see that it no longer rests.
+    let claimed = record.name.clone();
+    let claim = move |s: &Store| s.claim(&claimed, was, now_ms());
+    if !cluster.store().call(claim).await.map_err(failed)? {
+        return Err(under_way(&record.name));
+    }
     cluster.command(Command::Submit(Box::new(record))).await;
     Ok(())
 }
@@ -418,6 +451,14 @@ fn eval_splits(
         .unzip()
 }
 
+/// The chain before a run's first entry. It begins with the run's identity, but for the horizon, which a resumed run may
+/// move.
+pub fn first_chain(spec: &RunSpec) -> Chain {
+    let mut first = spec.clone();
+    first.train.steps = 0;
+    Chain::new(1, 0, genesis(first.identity().as_bytes()))
+}
+
 /// What the store knows of a run that goes on.
 struct History {
     chain: Chain,
@@ -455,7 +496,7 @@ async fn history(
         (_, Some(entry)) => Chain::after(&entry),
         (step, None) => {
             return Err(failed(format!(
-                "run `{name}` has a checkpoint of step {step}, but its ledger has no such entry; was the database restored from an older copy?"
+                "run `{name}` has a checkpoint of step {step}, but its ledger in the database has no such entry, so it cannot go on from there; its checkpoints can be used: `cohort finetune --from {name}`"
             )));
         }
     };

@@ -286,6 +286,42 @@ impl Client for ClientService {
         });
         reply(&report.await?)
     }
+
+    async fn pause(&self, request: Request<v1::Name>) -> Reply {
+        let name = run_name(request)?;
+        let info = self.describe(name.clone()).await?;
+        if !query::is_under_way(&info.status) {
+            let go_on = match info.status == RunStatus::Finished.as_str() {
+                true => String::new(),
+                false => format!("; `cohort resume {name}` goes on with it"),
+            };
+            return Err(refused(format!(
+                "run `{name}` rests already: it is {}{go_on}",
+                info.status
+            )));
+        }
+        let run = RunId::new(name.as_str());
+        let pause = |reply| Command::Pause { run, reply };
+        if !self.cluster.ask(pause).await? {
+            return Err(refused(format!(
+                "run `{name}` is being queued just now; try again"
+            )));
+        }
+        let info = self.rested(name.clone()).await?;
+        match info.status == RunStatus::Paused.as_str() {
+            true => reply(&info),
+            false => Err(refused(format!(
+                "run `{name}` came to its end before it could be paused: it is {}",
+                info.status
+            ))),
+        }
+    }
+
+    async fn resume(&self, request: Request<v1::Name>) -> Reply {
+        let name = run_name(request)?;
+        runs::resume_as_it_is(&self.cluster, &name).await?;
+        reply(&self.describe(name).await?)
+    }
 }
 
 impl ClientService {

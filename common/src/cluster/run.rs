@@ -8,6 +8,7 @@ use crate::cluster::events::Redone;
 use crate::cluster::messages::{Commit, LaneSums, StateSource};
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, state_hash_due};
+use crate::schedule::gradient_scale;
 use crate::spec::RunSpec;
 
 /// Entries of committed steps that are kept in any case, so that a worker which comes back can prove its state.
@@ -361,18 +362,12 @@ impl Active {
         self.ready.iter().copied().chain(joiners).collect()
     }
 
-    /// The commit of a step that is in the ledger. Clipping by the global norm: the gradient is scaled to `grad_clip` if
-    /// it is longer (Pascanu et al., arXiv 1211.5063).
+    /// The commit of a step that is in the ledger.
     pub fn commit_of(&self, entry: &Arc<Entry>, hash_state: bool) -> Commit {
-        let bound = self.plan.spec.train.grad_clip;
-        let clip = if bound > 0.0 && entry.grad_norm > bound {
-            bound / entry.grad_norm
-        } else {
-            1.0
-        };
+        let train = &self.plan.spec.train;
         Commit {
             entry: entry.clone(),
-            scale: clip / entry.weight,
+            scale: gradient_scale(train, entry.grad_norm, entry.weight),
             hash_state,
         }
     }

@@ -9,7 +9,10 @@ use rusqlite::ErrorCode;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file is no intact SQLite database.
-    #[error("the database `{}` is damaged: {reason}; restore it from a backup, or move it away and resume from a checkpoint", path.display())]
+    #[error(
+        "the database `{path}` is damaged: {reason}; move it away (`mv {path} {path}.damaged`) and start again: runs that have checkpoints are taken in again from them",
+        path = path.display()
+    )]
     Corrupt {
         /// The database file.
         path: PathBuf,
@@ -33,7 +36,10 @@ pub enum StoreError {
         supported: i64,
     },
     /// There is no database to read.
-    #[error("there is no database `{}`; nothing was trained in this home yet", .0.display())]
+    #[error(
+        "there is no database `{}`; nothing was trained in this home yet, or it was moved away: a coordinator that starts here takes runs in again from their checkpoints",
+        .0.display()
+    )]
     Missing(PathBuf),
     /// No space left.
     #[error("the disk is full: cannot write to the database `{}`; free some space", .0.display())]

@@ -1,9 +1,9 @@
-//! What a run reports while it goes: steps, validations, events, attempts. A replayed step overwrites its metrics.
+//! What a run reports while it goes: steps, validations, events. A replayed step overwrites its metrics.
 
 use cohort_common::home::RunName;
 use rusqlite::{Row, params};
 
-use super::{AttemptRow, EvalRow, EventRow, StepRow, Store, StoreError};
+use super::{EvalRow, EventRow, StepRow, Store, StoreError};
 
 impl Store {
     /// Records the metrics of a step.
@@ -138,37 +138,6 @@ impl Store {
             },
         )
     }
-
-    /// Records who computed a lane, or failed to.
-    pub fn record_attempt(&self, run: &RunName, row: &AttemptRow) -> Result<(), StoreError> {
-        self.execute(
-            "INSERT INTO attempts (run, step, lane, worker, outcome) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![
-                run.as_str(),
-                row.step as i64,
-                row.lane,
-                row.worker,
-                row.outcome
-            ],
-        )?;
-        Ok(())
-    }
-
-    /// The attempts of a step, in the order in which they were recorded.
-    pub fn attempts(&self, run: &RunName, step: u64) -> Result<Vec<AttemptRow>, StoreError> {
-        self.query(
-            "SELECT step, lane, worker, outcome FROM attempts WHERE run = ?1 AND step = ?2 ORDER BY id",
-            params![run.as_str(), step as i64],
-            |row| {
-                Ok(AttemptRow {
-                    step: unsigned(row, 0)?,
-                    lane: row.get(1)?,
-                    worker: row.get(2)?,
-                    outcome: row.get(3)?,
-                })
-            },
-        )
-    }
 }
 
 fn read_step(row: &Row<'_>) -> rusqlite::Result<StepRow> {
@@ -243,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn validations_events_and_attempts_are_kept_by_run_and_go_with_it() {
+    fn validations_and_events_are_kept_by_run_and_go_with_it() {
         let (_dir, store) = store_with_run("tiny-1");
         store.create_run(&new_run("tiny-2"), 1).unwrap();
         let (one, two) = (name("tiny-1"), name("tiny-2"));
@@ -258,14 +227,6 @@ mod tests {
         store.record_eval(&one, &eval).unwrap();
         assert_eq!(store.evals(&one, None).unwrap(), [eval]);
         assert_eq!(store.evals(&one, Some(50)).unwrap(), []);
-        let attempt = AttemptRow {
-            step: 1,
-            lane: 3,
-            worker: "w1".into(),
-            outcome: "lost".into(),
-        };
-        store.record_attempt(&one, &attempt).unwrap();
-        assert_eq!(store.attempts(&one, 1).unwrap(), [attempt]);
         let first = store
             .record_event(Some(&one), 7, "started", "run started")
             .unwrap();
@@ -280,7 +241,6 @@ mod tests {
         assert_eq!(store.events(Some(&one), 0, 10).unwrap().len(), 1);
         store.delete_run(&one).unwrap();
         assert_eq!(store.evals(&one, None).unwrap(), []);
-        assert_eq!(store.attempts(&one, 1).unwrap(), []);
         assert_eq!(store.events(None, 0, 10).unwrap().len(), 2);
     }
 

@@ -5,6 +5,7 @@
 //! since the epoch: no clock is read here. Files of checkpoints and corpora are not touched here.
 
 mod error;
+mod faults;
 mod handle;
 mod ledger;
 mod metrics;
@@ -21,7 +22,8 @@ pub use error::StoreError;
 pub use handle::{Receipt, StoreHandle};
 pub use ledger::Appended;
 pub use rows::{
-    AttemptRow, CheckpointRow, CorpusRow, EvalRow, EventRow, NewRun, RunRow, RunStatus, StepRow,
+    AssignmentRow, AttemptRow, CheckpointRow, CorpusRow, EvalRow, EventRow, FaultRow, NewRun,
+    RunRow, RunStatus, StepRow,
 };
 pub use schema::SCHEMA_VERSION;
 

@@ -109,6 +109,8 @@ pub struct RunRow {
     pub error: Option<String>,
     /// The checkpoint that it starts from, as the user named it.
     pub parent: Option<String>,
+    /// Workers that trained it when its newest step was committed; 0 before the first.
+    pub workers: u32,
 }
 
 /// The metrics of a step.
@@ -162,7 +164,37 @@ pub struct EventRow {
     pub text: String,
 }
 
-/// Who computed a lane of a step, and what became of it. Not part of the ledger.
+/// Something that happened to a worker of a run, or that a run made good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FaultRow {
+    /// The step in flight, or the state's step between two.
+    pub step: u64,
+    /// When.
+    pub time_ms: u64,
+    /// The event's word: `worker_lost`, `redone`, `worker_joined`, `worker_left`.
+    pub kind: String,
+    /// The worker.
+    pub worker: String,
+    /// In plain words.
+    pub text: String,
+    /// How much later a step was committed because of it, where that is known.
+    pub delay_ms: Option<u64>,
+}
+
+/// The lanes of a worker from a step on, until the assignment changes. Not part of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AssignmentRow {
+    /// The first step that was committed with it.
+    pub first_step: u64,
+    /// Its version, within one life of the coordinator.
+    pub generation: u64,
+    /// The worker.
+    pub worker: String,
+    /// Its lanes, ascending.
+    pub lanes: Vec<u32>,
+}
+
+/// Who was given a lane of a step, and what became of it, where that was more than one worker. Not part of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AttemptRow {
     /// The step.

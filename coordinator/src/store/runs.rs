@@ -7,7 +7,7 @@ use rusqlite::{ErrorCode, Row, params};
 use super::{NewRun, RunRow, RunStatus, Store, StoreError};
 
 /// Columns of [`read`], in its order.
-const COLUMNS: &str = "name, kind, spec_json, identity, status, created_ms, started_ms, finished_ms, step, error, parent";
+const COLUMNS: &str = "name, kind, spec_json, identity, status, created_ms, started_ms, finished_ms, step, error, parent, workers";
 
 /// A row as the database has it.
 struct Raw {
@@ -21,6 +21,7 @@ struct Raw {
     step: i64,
     error: Option<String>,
     parent: Option<String>,
+    workers: u32,
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Raw> {
@@ -35,6 +36,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Raw> {
         step: row.get(8)?,
         error: row.get(9)?,
         parent: row.get(10)?,
+        workers: row.get(11)?,
     })
 }
 
@@ -89,6 +91,15 @@ impl Store {
         Ok(rows.into_iter().find(|r| r.status.is_unfinished()))
     }
 
+    /// Queues a run, unless its status is no longer `was`: then somebody else was faster. Says whether it did.
+    pub fn claim(&self, name: &RunName, was: RunStatus, time_ms: u64) -> Result<bool, StoreError> {
+        if self.run(name)?.status != was {
+            return Ok(false);
+        }
+        self.set_status(name, RunStatus::Queued, None, time_ms)?;
+        Ok(true)
+    }
+
     /// Moves a run to another status. The first `running` sets when it started, an end when it finished; `error` is
     /// kept only with `failed`.
     pub fn set_status(
@@ -116,6 +127,13 @@ impl Store {
         self.expect_run(name, changed)
     }
 
+    /// Sets how many workers trained a run when its newest step was committed.
+    pub fn set_workers(&self, name: &RunName, workers: u32) -> Result<(), StoreError> {
+        let sql = "UPDATE runs SET workers = ?2 WHERE name = ?1";
+        let changed = self.execute(sql, params![name.as_str(), workers])?;
+        self.expect_run(name, changed)
+    }
+
     /// Replaces what a run does: more steps than planned, for example.
     pub fn set_spec(
         &self,
@@ -128,13 +146,14 @@ impl Store {
         self.expect_run(name, changed)
     }
 
-    /// Forgets what a run committed after a step: its ledger, metrics and validations from there on. Only for a run that
-    /// goes on from that step with another horizon.
+    /// Forgets what a run committed after a step: its ledger, metrics, validations and assignments from there on. Only for
+    /// a run that goes on from that step with another horizon. What happened to its workers stays, as its events do.
     pub fn truncate(&self, name: &RunName, step: u64) -> Result<(), StoreError> {
         for table in ["ledger", "steps", "evals"] {
             let sql = format!("DELETE FROM {table} WHERE run = ?1 AND step > ?2");
             self.execute(&sql, params![name.as_str(), step as i64])?;
         }
+        self.truncate_assignments(name, step)?;
         let sql = "UPDATE runs SET step = ?2 WHERE name = ?1";
         let changed = self.execute(sql, params![name.as_str(), step as i64])?;
         self.expect_run(name, changed)
@@ -210,6 +229,7 @@ impl Store {
             step: raw.step as u64,
             error: raw.error,
             parent: raw.parent,
+            workers: raw.workers,
         })
     }
 }

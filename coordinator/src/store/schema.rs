@@ -12,7 +12,9 @@ const APPLICATION_ID: i64 = 0x4368_7274;
 
 /// One script per schema version: script `i` takes a database from version `i` to `i + 1`. Never edit one that was
 /// released; append another.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [VERSION_1, VERSION_2];
+
+const VERSION_1: &str = "
     CREATE TABLE runs (
         name TEXT PRIMARY KEY NOT NULL,
         kind TEXT NOT NULL,
@@ -102,7 +104,37 @@ const MIGRATIONS: [&str; 1] = ["
         json TEXT NOT NULL,
         time_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
-"];
+";
+
+/// What happened to workers, and who computed what.
+const VERSION_2: &str = "
+    -- Workers that trained the run when its newest step was committed; 0 before the first.
+    ALTER TABLE runs ADD COLUMN workers INTEGER NOT NULL DEFAULT 0;
+
+    -- Who holds which lanes from `first_step` on, until the next rows. `lanes` is like `0-3,5`.
+    CREATE TABLE assignments (
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        first_step INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        worker TEXT NOT NULL,
+        lanes TEXT NOT NULL,
+        PRIMARY KEY (run, first_step, worker)
+    ) STRICT, WITHOUT ROWID;
+
+    -- `attempts` of version 1 has rows only for lanes that more than one worker was given in a step.
+
+    CREATE TABLE faults (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        time_ms INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        worker TEXT NOT NULL,
+        text TEXT NOT NULL,
+        delay_ms INTEGER
+    ) STRICT;
+    CREATE INDEX faults_by_run ON faults (run, id);
+";
 
 /// The schema version of this build.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -264,6 +296,39 @@ mod tests {
     }
 
     #[test]
+    fn a_database_of_version_1_keeps_its_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cohort.db");
+        let spec = serde_json::to_string(&super::super::tests::spec()).unwrap();
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(&format!(
+            "{VERSION_1};
+             PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;
+             INSERT INTO runs (name, kind, spec_json, identity, status, created_ms, step, parent)
+             VALUES ('tiny-1', 'pretrain', '{spec}', 'identity', 'running', 1000, 7, 'base@best');
+             INSERT INTO attempts (run, step, lane, worker, outcome) VALUES ('tiny-1', 7, 3, 'w1', 'lost');
+             INSERT INTO events (run, time_ms, kind, text) VALUES ('tiny-1', 5, 'note', 'words');"
+        ))
+        .unwrap();
+        drop(old);
+        let error = Store::open_read_only(&path).err().unwrap().to_string();
+        assert!(error.contains("schema version 1"), "{error}");
+
+        let store = Store::open(&path).unwrap();
+        let run = name("tiny-1");
+        let row = store.run(&run).unwrap();
+        assert_eq!(row.spec, super::super::tests::spec());
+        assert_eq!((row.step, row.workers), (7, 0));
+        assert_eq!(row.parent.as_deref(), Some("base@best"));
+        assert_eq!(store.attempts(&run, 7).unwrap()[0].worker, "w1");
+        assert_eq!(store.events(Some(&run), 0, 9).unwrap().len(), 1);
+        assert_eq!(store.faults(&run, 9).unwrap(), []);
+        store.set_workers(&run, 3).unwrap();
+        drop(store);
+        assert_eq!(Store::open(&path).unwrap().run(&run).unwrap().workers, 3);
+    }
+
+    #[test]
     fn a_newer_database_is_refused() {
         let (dir, store) = store_with_run("tiny-1");
         let path = dir.path().join("cohort.db");
@@ -272,7 +337,7 @@ mod tests {
         for opened in [Store::open(&path), Store::open_read_only(&path)] {
             let error = opened.err().unwrap().to_string();
             assert!(
-                error.contains("schema version 99, this build of cohort knows up to 1"),
+                error.contains("schema version 99, this build of cohort knows up to 2"),
                 "{error}"
             );
         }
@@ -298,6 +363,18 @@ mod tests {
             matches!(&error, StoreError::Corrupt { path: p, .. } if *p == path),
             "{error:?}"
         );
+    }
+
+    #[test]
+    fn what_lies_beside_a_database_that_was_moved_away_does_not_come_back() {
+        let (dir, store) = store_with_run("tiny-1");
+        let fresh = tempfile::tempdir().unwrap();
+        let beside = dir.path().join("cohort.db-wal");
+        assert!(fs::metadata(&beside).unwrap().len() > 0);
+        fs::copy(&beside, fresh.path().join("cohort.db-wal")).unwrap();
+        drop(store);
+        let store = Store::open(&fresh.path().join("cohort.db")).unwrap();
+        assert_eq!(store.runs().unwrap(), []);
     }
 
     #[test]
