@@ -355,7 +355,7 @@ pub async fn interrupt() {
 }
 
 /// Completes when stdin is closed. A thread of its own reads it, as a blocked read must not hold up the runtime's end.
-async fn parent_gone() {
+pub async fn parent_gone() {
     let (gone, wait) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());

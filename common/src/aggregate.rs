@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::ids::Lane;
+use crate::ids::{Lane, SessionId};
 use crate::layout::{chunk_count, chunk_range};
 use crate::tree::{Node, Tree};
 
@@ -45,14 +45,27 @@ pub enum OfferError {
     },
     /// Two workers computed different bits for the same node.
     #[error(
-        "chunk {index} of {node} arrived twice with different bits: one of the workers computes wrongly"
+        "workers {first} and {second} disagree on the gradient of {node} (chunk {index}); one of the two machines computes wrongly"
     )]
     Mismatch {
         /// The chunk.
         index: usize,
         /// The node.
         node: Node,
+        /// Who pushed it first.
+        first: SessionId,
+        /// Who pushed it again.
+        second: SessionId,
     },
+}
+
+/// What is remembered of a push, so that a copy can be compared long after the first has been summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// CRC-32 of the data.
+    pub check: u32,
+    /// Who pushed it.
+    pub from: SessionId,
 }
 
 /// What a push did.
@@ -75,6 +88,8 @@ pub struct RootChunk {
     pub sum_of_squares: f64,
     /// BLAKE3 of `data`.
     pub hash: [u8; 32],
+    /// CRC-32 of `data`.
+    pub check: u32,
 }
 
 /// The sums of one step. Safe to share between the streams that feed it; sums are taken outside the locks.
@@ -89,6 +104,7 @@ pub struct Aggregator {
 #[derive(Debug, Default)]
 struct ChunkState {
     waiting: HashMap<Node, Vec<f32>>,
+    stamps: HashMap<Node, Stamp>,
     covered: Vec<bool>,
     root: Option<RootChunk>,
 }
@@ -134,14 +150,24 @@ impl Aggregator {
     }
 
     /// Adds one chunk of one node. `data` is f32 little-endian.
-    pub fn offer(&self, node: Node, index: usize, data: &[u8]) -> Result<Offered, OfferError> {
+    pub fn offer(
+        &self,
+        node: Node,
+        index: usize,
+        data: &[u8],
+        stamp: Stamp,
+    ) -> Result<Offered, OfferError> {
         self.check(node, index, data)?;
         let mut state = lock(&self.chunks[index]);
-        if let Some(known) = state.waiting.get(&node) {
-            if !same_bits(known, data) {
-                return Err(OfferError::Mismatch { index, node });
-            }
-            return Ok(Offered::default());
+        let known = *state.stamps.entry(node).or_insert(stamp);
+        if known.check != stamp.check {
+            let (first, second) = (known.from, stamp.from);
+            return Err(OfferError::Mismatch {
+                index,
+                node,
+                first,
+                second,
+            });
         }
         let newly: Vec<Lane> = state.cover(self.tree.root().size, node);
         if newly.is_empty() {
@@ -318,15 +344,9 @@ fn finish(sum: &[f32]) -> RootChunk {
     RootChunk {
         sum_of_squares: sum.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
         hash: *blake3::hash(&data).as_bytes(),
+        check: crc32fast::hash(&data),
         data,
     }
-}
-
-fn same_bits(values: &[f32], data: &[u8]) -> bool {
-    values
-        .iter()
-        .zip(data.chunks_exact(4))
-        .all(|(v, b)| v.to_le_bytes() == b)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

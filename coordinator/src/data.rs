@@ -111,7 +111,7 @@ impl Data for DataService {
         request: Request<Streaming<v1::StatePiece>>,
     ) -> Result<Response<v1::Empty>, Status> {
         // Only that the session exists matters here: a snapshot of a worker that is lost meanwhile is still good.
-        let _open = crate::service::session_of(&self.cluster, request.metadata())?;
+        crate::service::session_of(&self.cluster, request.metadata())?;
         let mut incoming = request.into_inner();
         let first = incoming.next().await.transpose()?.and_then(|p| p.kind);
         let Some(v1::state_piece::Kind::Header(header)) = first else {
@@ -121,8 +121,12 @@ impl Data for DataService {
         let step = header.step;
         let written = self.write_checkpoint(&run, step, incoming).await;
         match written {
-            Ok(info) => {
-                let done = CheckpointDone { run, info };
+            Ok((info, state_hash)) => {
+                let done = CheckpointDone {
+                    run,
+                    info,
+                    state_hash,
+                };
                 let done = Command::CheckpointDone(Box::new(done));
                 self.cluster.command(done).await;
                 Ok(Response::new(v1::Empty {}))
@@ -206,7 +210,7 @@ impl DataService {
         let (run, source) = wire::source_from(source).map_err(invalid)?;
         let name = RunName::new(run.as_str()).map_err(invalid)?;
         match source {
-            StateSource::Seed => Err(invalid("random weights have no files")),
+            StateSource::Seed | StateSource::Held(_) => Err(invalid("that state has no files")),
             StateSource::Start => Ok(start_directory(self.cluster.home(), &name)),
             StateSource::Checkpoint(step) => Ok(self.cluster.home().checkpoint(&name, step)),
         }
@@ -217,7 +221,7 @@ impl DataService {
         run: &RunId,
         step: u64,
         mut incoming: Streaming<v1::StatePiece>,
-    ) -> Result<CheckpointInfo, WriteError> {
+    ) -> Result<(CheckpointInfo, [u8; 32]), WriteError> {
         let meta = self.meta(run, step).await.map_err(WriteError::Stream)?;
         let val_loss = meta.run.val_loss;
         let name = RunName::new(run.as_str()).expect("checked on arrival");
@@ -250,13 +254,15 @@ impl DataService {
             writer.await.map_err(|e| broken(e.to_string()))?;
         let done = written.map_err(|e| broken(chain(&e)))?;
         let done = done.ok_or_else(|| broken("the upload ended early".into()))?;
-        Ok(CheckpointInfo {
+        let state_hash = done.manifest.state_hash;
+        let info = CheckpointInfo {
             step,
             path: done.path.display().to_string(),
             bytes: done.manifest.bytes(),
             val_loss,
-            state_hash: hex::encode(&done.manifest.state_hash),
-        })
+            state_hash: hex::encode(&state_hash),
+        };
+        Ok((info, state_hash))
     }
 
     async fn meta(&self, run: &RunId, step: u64) -> Result<CheckpointMeta, Status> {

@@ -1,15 +1,14 @@
 //! The driver: one task owns the cluster's machine, feeds it events and carries out its actions. Whatever waits (disk,
 //! network) happens elsewhere and comes back as an event.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::api::{ClusterInfo, WorkerInfo};
 use cohort_common::checkpoint::CheckpointMeta;
-use cohort_common::cluster::coordinator::{LeftReason, MemberInfo};
-use cohort_common::cluster::{Action, Event, Limits, Machine, ToWorker};
+use cohort_common::cluster::events::{LeftReason, MemberInfo};
+use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
 use cohort_common::home::Home;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::layout::Layout;
@@ -30,8 +29,6 @@ const QUEUE: usize = 1024;
 /// Messages that may wait for one worker. A worker that lets more pile up is lost.
 const OUTBOX: usize = 256;
 
-const TICK: Duration = Duration::from_millis(500);
-
 /// The way to a worker: messages, and at last the reason why there will be no more.
 pub type Outbox = mpsc::Receiver<Result<v1::ToWorker, Status>>;
 
@@ -43,6 +40,8 @@ pub enum Command {
     Join {
         /// What it says of itself.
         info: MemberInfo,
+        /// What it still has in memory.
+        holding: Option<Holding>,
         /// Where the answer goes.
         reply: oneshot::Sender<(SessionId, Outbox)>,
     },
@@ -79,7 +78,7 @@ struct Shared {
     exchange: Exchange,
     home: Home,
     store: StoreHandle,
-    sessions: std::sync::Mutex<HashMap<SessionId, Arc<AtomicBool>>>,
+    sessions: std::sync::Mutex<HashSet<SessionId>>,
     /// Bumped whenever a run has a new event, so that followers look.
     pub events: watch::Sender<u64>,
 }
@@ -103,6 +102,7 @@ impl Cluster {
         let driver = Driver {
             cluster: cluster.clone(),
             machine: Machine::new(limits),
+            tick: Duration::from_millis(limits.tick_ms),
             outboxes: HashMap::new(),
             runs: HashMap::new(),
             started: Instant::now(),
@@ -159,11 +159,11 @@ impl Cluster {
     }
 
     /// Whether a session is open.
-    pub fn alive(&self, session: SessionId) -> Option<Arc<AtomicBool>> {
-        self.sessions().get(&session).cloned()
+    pub fn is_open(&self, session: SessionId) -> bool {
+        self.sessions().contains(&session)
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<SessionId, Arc<AtomicBool>>> {
+    fn sessions(&self) -> std::sync::MutexGuard<'_, HashSet<SessionId>> {
         let sessions = self.0.sessions.lock();
         sessions.expect("no thread panics while it holds this lock")
     }
@@ -179,6 +179,7 @@ pub fn now_ms() -> u64 {
 struct Driver {
     cluster: Cluster,
     machine: Machine,
+    tick: Duration,
     outboxes: HashMap<SessionId, mpsc::Sender<Result<v1::ToWorker, Status>>>,
     runs: HashMap<RunId, RunRecord>,
     started: Instant,
@@ -187,7 +188,7 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(self.tick);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let command = tokio::select! {
@@ -204,7 +205,11 @@ impl Driver {
     async fn obey(&mut self, command: Command) {
         match command {
             Command::Event(event) => self.handle(event).await,
-            Command::Join { info, reply } => self.join(info, reply).await,
+            Command::Join {
+                info,
+                holding,
+                reply,
+            } => self.join(info, holding, reply).await,
             Command::Submit(record) => {
                 let plan = record.plan.clone();
                 self.runs.insert(plan.run.clone(), *record);
@@ -216,10 +221,16 @@ impl Driver {
             }
             Command::CheckpointDone(done) => {
                 let (run, step) = (done.run.clone(), done.info.step);
+                let state_hash = done.state_hash;
                 if let Some(record) = self.runs.get_mut(&run) {
-                    record.checkpoint_done(&self.cluster, *done).await;
+                    record.written.insert(step, done.info);
                 }
-                self.handle(Event::CheckpointWritten { run, step }).await;
+                self.handle(Event::CheckpointWritten {
+                    run,
+                    step,
+                    state_hash,
+                })
+                .await;
             }
             Command::Describe(reply) => {
                 let _ = reply.send(self.describe());
@@ -235,16 +246,25 @@ impl Driver {
         }
     }
 
-    async fn join(&mut self, info: MemberInfo, reply: oneshot::Sender<(SessionId, Outbox)>) {
+    async fn join(
+        &mut self,
+        info: MemberInfo,
+        holding: Option<Holding>,
+        reply: oneshot::Sender<(SessionId, Outbox)>,
+    ) {
         let session = SessionId(self.next_session);
         self.next_session += 1;
         let (sender, outbox) = mpsc::channel(OUTBOX);
         info!(worker = %session, host = info.host, device = info.device, threads = info.threads, "joined");
         self.outboxes.insert(session, sender);
-        let alive = Arc::new(AtomicBool::new(true));
-        self.cluster.sessions().insert(session, alive);
+        self.cluster.sessions().insert(session);
         if reply.send((session, outbox)).is_ok() {
-            self.handle(Event::Joined { session, info }).await;
+            self.handle(Event::Joined {
+                session,
+                info,
+                holding,
+            })
+            .await;
         } else {
             self.forget(session);
         }
@@ -252,9 +272,8 @@ impl Driver {
 
     fn forget(&mut self, session: SessionId) {
         self.outboxes.remove(&session);
-        if let Some(alive) = self.cluster.sessions().remove(&session) {
-            alive.store(false, Ordering::Release);
-        }
+        self.cluster.sessions().remove(&session);
+        self.cluster.exchange().forget(session);
     }
 
     async fn handle(&mut self, event: Event) {
@@ -280,9 +299,13 @@ impl Driver {
                 warn!(worker = %session, %reason, "session closed");
                 if let Some(outbox) = self.outboxes.get(&session) {
                     let text = format!("the coordinator ended this session: {reason}");
-                    // Only a worker of other numerics need not come back.
                     let status = match reason {
+                        // A worker of other numerics need not come back,
                         LeftReason::Fingerprint { .. } => Status::failed_precondition(text),
+                        // one that was asked to go may,
+                        LeftReason::Farewell => Status::cancelled(text),
+                        // and one whose state is wrong must not bring it along.
+                        LeftReason::Deviated { .. } => Status::data_loss(text),
                         _ => Status::aborted(text),
                     };
                     let _ = outbox.try_send(Err(status));
@@ -304,6 +327,38 @@ impl Driver {
             Action::Committed(step) => {
                 let record = self.runs.get_mut(&step.run)?;
                 record.committed(&self.cluster, &step).await
+            }
+            Action::Assigned {
+                run,
+                step,
+                generation,
+                lanes,
+            } => {
+                let record = self.runs.get(&run)?;
+                record
+                    .assigned(&self.cluster, step, generation, lanes)
+                    .await;
+                None
+            }
+            Action::Withdraw { run, after } => {
+                let record = self.runs.get_mut(&run)?;
+                record.withdraw(&self.cluster, after).await
+            }
+            Action::CheckpointGood { run, step } => {
+                let record = self.runs.get_mut(&run)?;
+                record.checkpoint_good(&self.cluster, step).await;
+                None
+            }
+            Action::DropCheckpoint { run, step } => {
+                let record = self.runs.get_mut(&run)?;
+                record.drop_checkpoint(&self.cluster, step);
+                None
+            }
+            Action::Happened { run, what } => {
+                let record = self.runs.get(&run)?;
+                info!(%run, ?what, "about a worker");
+                record.happened(&self.cluster, what).await;
+                None
             }
             Action::Evaluated {
                 run,

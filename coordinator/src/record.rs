@@ -6,18 +6,17 @@ use std::time::Instant;
 
 use cohort_common::api::{CheckpointInfo, EvalEvent, FinishedEvent, RunEvent, StepEvent};
 use cohort_common::checkpoint::{CheckpointMeta, RunState};
-use cohort_common::cluster::coordinator::{Change, StepRecord};
+use cohort_common::cluster::events::{Change, Happening, StepRecord};
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::cluster::{Event, RunPlan};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
-use cohort_common::ids::{RunId, Step};
-use cohort_common::ledger::{Chain, Entry};
+use cohort_common::ids::{Lane, RunId, SessionId, Step};
 use tracing::error;
 
 use crate::driver::{Cluster, now_ms};
 use crate::store::{
-    Appended, CheckpointRow, EvalRow, FaultRow, Receipt, RunStatus, StepRow, Store,
+    Appended, AttemptRow, CheckpointRow, EvalRow, FaultRow, Receipt, RunStatus, StepRow, Store,
 };
 
 /// Tokens and bytes of a split, for bits per byte.
@@ -43,12 +42,10 @@ pub struct RunRecord {
     pub tokenizer: Vec<u8>,
     /// Ids for generation.
     pub tokens: SpecialTokens,
-    /// The end of the ledger.
-    pub chain: Chain,
-    /// The ledger before its first entry.
-    pub first: Chain,
     /// The checkpoints on disk, oldest first.
     pub checkpoints: Vec<CheckpointInfo>,
+    /// Checkpoints on disk that the workers have not vouched for yet.
+    pub written: BTreeMap<Step, CheckpointInfo>,
     /// The last validation of each split, by label.
     pub evals: BTreeMap<String, EvalEvent>,
     /// When the run was taken up.
@@ -65,6 +62,8 @@ pub struct CheckpointDone {
     pub run: RunId,
     /// The checkpoint.
     pub info: CheckpointInfo,
+    /// The hash of its state.
+    pub state_hash: [u8; 32],
 }
 
 impl RunRecord {
@@ -115,36 +114,23 @@ impl RunRecord {
     /// commit does.
     pub async fn committed(&mut self, cluster: &Cluster, step: &StepRecord) -> Option<Event> {
         let train = &self.plan.spec.train;
-        let samples = train.samples_per_step();
-        let entry = Entry {
-            step: step.step,
-            first_position: (step.step - 1) * samples,
-            samples,
-            lanes: step.lanes.clone(),
-            loss_sum: step.sums.loss,
-            weight: step.sums.weight,
-            grad_norm: step.grad_norm,
-            learning_rate: step.learning_rate,
-            root_hash: step.root_hash,
-            state_hash_before: None,
-            previous: self.chain.head(),
-        };
-        if let Err(error) = self.chain.push(&entry) {
-            return Some(self.broken(error.to_string()));
-        }
-        let tokens = self.tokens_at(step.step);
+        let entry = step.entry.clone();
+        let tokens = self.tokens_at(entry.step);
+        let new = tokens - self.tokens_at(entry.step - 1);
+        let speed = |millis: u64| new as f64 * 1000.0 / millis.max(1) as f64;
         let event = StepEvent {
             run: self.run(),
-            step: step.step,
+            step: entry.step,
             steps: train.steps,
-            loss: step.sums.loss / step.sums.weight,
-            grad_norm: step.grad_norm,
-            learning_rate: step.learning_rate,
+            loss: entry.loss(),
+            grad_norm: entry.grad_norm,
+            learning_rate: entry.learning_rate,
             tokens,
-            tokens_per_second: (tokens - self.tokens_at(step.step - 1)) as f64 * 1000.0
-                / step.millis.max(1) as f64,
-            epoch: (entry.first_position + samples) as f64 / self.epoch_samples as f64,
+            // Unknown where another coordinator led the step.
+            tokens_per_second: step.millis.map_or(0.0, speed),
+            epoch: (entry.first_position + entry.samples) as f64 / self.epoch_samples as f64,
         };
+        let workers = step.workers as u32;
         let name = self.name.clone();
         let time = now_ms();
         let receipt = cluster
@@ -153,6 +139,7 @@ impl RunRecord {
                 let appended = store.append_entry(&name, &entry)?;
                 store.record_step(&name, &step_row(&event, time))?;
                 store.set_progress(&name, event.step)?;
+                store.set_workers(&name, workers)?;
                 record_event(store, &name, &RunEvent::Step(event))?;
                 Ok(appended)
             })
@@ -244,16 +231,19 @@ impl RunRecord {
         Some(eval.loss)
     }
 
-    /// Records a checkpoint and deletes those that the spec does not keep.
-    pub async fn checkpoint_done(&mut self, cluster: &Cluster, done: CheckpointDone) {
-        let row = checkpoint_row(&done.info, now_ms());
-        self.checkpoints.retain(|c| c.step != done.info.step);
-        self.checkpoints.push(done.info.clone());
+    /// Records a checkpoint that the workers vouch for, and deletes those that the spec does not keep.
+    pub async fn checkpoint_good(&mut self, cluster: &Cluster, step: Step) {
+        let Some(info) = self.written.remove(&step) else {
+            return;
+        };
+        let row = checkpoint_row(&info, now_ms());
+        self.checkpoints.retain(|c| c.step != step);
+        self.checkpoints.push(info.clone());
         let surplus = surplus(&self.checkpoints, self.plan.spec.checkpoint.keep as usize);
         self.checkpoints.retain(|c| !surplus.contains(&c.step));
         let event = RunEvent::Checkpoint {
             run: self.run(),
-            checkpoint: done.info,
+            checkpoint: info,
         };
         let name = self.name.clone();
         let steps = surplus.clone();
@@ -276,34 +266,107 @@ impl RunRecord {
         cluster.announce();
     }
 
-    /// Goes back to an earlier end of the ledger, when all workers were lost and a checkpoint is loaded: the steps after
-    /// it are replayed and must equal their entries.
-    async fn rewind(&mut self, cluster: &Cluster, step: Step) -> Result<(), String> {
-        if self.chain.next_step() == step + 1 {
-            return Ok(());
+    /// Deletes a checkpoint that is not what the workers hold.
+    pub fn drop_checkpoint(&mut self, cluster: &Cluster, step: Step) {
+        self.written.remove(&step);
+        let path = cluster.home().checkpoint(&self.name, step);
+        // At once, before it can be asked for again; it is a handful of files.
+        if let Err(error) = std::fs::remove_dir_all(&path) {
+            error!(path = %path.display(), %error, "cannot delete a damaged checkpoint");
         }
-        self.durable().await?;
+    }
+
+    /// Takes back what was committed after a step.
+    pub async fn withdraw(&mut self, cluster: &Cluster, after: Step) -> Option<Event> {
+        if let Err(error) = self.durable().await {
+            return Some(self.broken(error));
+        }
         let name = self.name.clone();
-        let entry = cluster.store().call(move |store| store.entry(&name, step));
-        let entry = entry.await.map_err(|error| error.to_string())?;
-        self.chain = match entry {
-            Some(entry) => Chain::after(&entry),
-            None => self.first.clone(),
+        let withdrawn = cluster.store().call(move |s| s.truncate(&name, after));
+        match withdrawn.await {
+            Ok(()) => None,
+            Err(error) => Some(self.broken(error.to_string())),
+        }
+    }
+
+    /// Records who has which lanes from a step on.
+    pub async fn assigned(
+        &self,
+        cluster: &Cluster,
+        step: Step,
+        generation: u64,
+        lanes: Vec<(SessionId, Vec<Lane>)>,
+    ) {
+        let lanes = lanes.into_iter().map(|(s, l)| (s.to_string(), l)).collect();
+        let name = self.name.clone();
+        let record = move |s: &Store| s.record_assignment(&name, step, generation, &lanes);
+        self.write(cluster, record).await;
+    }
+
+    /// Records what happened to a worker, and tells people.
+    pub async fn happened(&self, cluster: &Cluster, what: Happening) {
+        let run = self.run();
+        let event = match what {
+            Happening::Lost {
+                session,
+                step,
+                reason,
+            } => RunEvent::WorkerLost {
+                run,
+                worker: session.to_string(),
+                step,
+                reason: reason.to_string(),
+            },
+            Happening::Joined {
+                session,
+                step,
+                replayed,
+            } => RunEvent::WorkerJoined {
+                run,
+                worker: session.to_string(),
+                step,
+                replayed,
+            },
+            Happening::Left { session, step } => RunEvent::WorkerLeft {
+                run,
+                worker: session.to_string(),
+                step,
+            },
+            Happening::Redone(redone) => {
+                let attempt = |worker: SessionId, lane: Lane, outcome: &str| AttemptRow {
+                    step: redone.step,
+                    lane,
+                    worker: worker.to_string(),
+                    outcome: outcome.into(),
+                };
+                let word = redone.reason.word();
+                let rows: Vec<AttemptRow> = redone
+                    .lanes
+                    .iter()
+                    .flat_map(|(l, by)| [attempt(redone.from, *l, word), attempt(*by, *l, "done")])
+                    .collect();
+                let name = self.name.clone();
+                self.write(cluster, move |s| s.record_attempts(&name, &rows))
+                    .await;
+                let mut by: Vec<SessionId> = redone.lanes.iter().map(|(_, by)| *by).collect();
+                by.sort_unstable();
+                by.dedup();
+                RunEvent::Redone {
+                    run,
+                    step: redone.step,
+                    worker: redone.from.to_string(),
+                    reason: redone.reason.to_string(),
+                    lanes: redone.lanes.iter().map(|(l, _)| *l).collect(),
+                    by: by.iter().map(ToString::to_string).collect(),
+                    delay_ms: redone.delay_ms,
+                }
+            }
         };
-        Ok(())
+        self.event(cluster, event).await;
     }
 
     /// Records what became of the run. Says whether the run rests now.
     pub async fn changed(&mut self, cluster: &Cluster, change: Change) -> bool {
-        if let Change::Loading { step, .. } = change
-            && let Err(error) = self.rewind(cluster, step).await
-        {
-            let run = self.plan.run.clone();
-            error!(%run, error, "cannot go back in the ledger");
-            // The machine does not wait for this: the next event that it handles ends the run.
-            let cluster = cluster.clone();
-            tokio::spawn(async move { cluster.send(Event::RunBroken { run, error }).await });
-        }
         let (status, event) = self.describe(change).await;
         let rests = event.is_last();
         let name = self.name.clone();

@@ -12,7 +12,8 @@ use cohort_common::corpus::{self, Corpus, Split, TokenizerConfig};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
 use cohort_common::ids::RunId;
-use cohort_common::ledger::{Chain, genesis};
+use cohort_common::layout::Layout;
+use cohort_common::ledger::{Chain, Entry, genesis};
 use cohort_common::spec::{RunKind, RunSpec};
 use tonic::Status;
 
@@ -30,6 +31,12 @@ const START_FILES: &[&str] = &[
     "tokenizer_config.json",
     "generation_config.json",
 ];
+
+/// Entries at the ledger's end that can prove what a worker brings back.
+const PROOFS: u64 = 8;
+
+/// Bytes of roots that are kept for workers that catch up.
+const RETAINED: usize = 512 << 20;
 
 /// Takes a submission in: makes a run, or takes up an unfinished one.
 pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Status> {
@@ -49,7 +56,7 @@ pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Stat
     }
     let source = first_source(&submit.spec);
     let was = RunStatus::Queued;
-    enqueue(cluster, &name, was, submit.spec, corpus, source).await?;
+    enqueue(cluster, &name, was, 0, submit.spec, corpus, source).await?;
     Ok(Submitted {
         run: name.to_string(),
         resumed_at: None,
@@ -80,7 +87,15 @@ async fn take_up_one(cluster: &Cluster, row: RunRow) -> Result<(), Status> {
     let spec = row.spec.clone();
     let corpus = check(cluster, &spec).await?;
     let source = newest_state(cluster, &row.name, &spec).await?;
-    enqueue(cluster, &row.name, row.status, spec, corpus, source).await
+    // Workers of a run that rests have forgotten its state.
+    let expected = match row.status {
+        RunStatus::Running => row.workers as usize,
+        _ => 0,
+    };
+    enqueue(
+        cluster, &row.name, row.status, expected, spec, corpus, source,
+    )
+    .await
 }
 
 /// Goes on with a run that rests, as it is, from its newest checkpoint.
@@ -230,7 +245,7 @@ async fn resume(
         s.set_spec(&name, &new, &new.identity())
     };
     cluster.store().call(updated).await.map_err(failed)?;
-    enqueue(cluster, &row.name, row.status, spec, corpus, source).await?;
+    enqueue(cluster, &row.name, row.status, 0, spec, corpus, source).await?;
     Ok(submitted(source.step()))
 }
 
@@ -353,6 +368,7 @@ async fn enqueue(
     cluster: &Cluster,
     name: &RunName,
     was: RunStatus,
+    expected: usize,
     spec: RunSpec,
     corpus: Corpus,
     source: StateSource,
@@ -364,6 +380,8 @@ async fn enqueue(
     let name = name.clone();
     let record = blocking(move || {
         let tokenizer = corpus.tokenizer_json().map_err(failed)?;
+        let root = Layout::of(&spec.model).len() * size_of::<f32>();
+        let retain = (RETAINED / root.max(1)).clamp(3, 256) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
         let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref());
         let epoch_samples = match spec.kind {
@@ -381,6 +399,10 @@ async fn enqueue(
                 spec: Arc::new(spec),
                 splits: splits.into(),
                 source,
+                chain: history.chain,
+                recent: history.recent,
+                expected,
+                retain,
             },
             name,
             splits: facts,
@@ -390,9 +412,8 @@ async fn enqueue(
                 bos: None,
                 eos: vec![corpus.index().tokenizer.eos],
             },
-            chain: history.chain,
-            first: history.first,
             checkpoints: history.checkpoints,
+            written: BTreeMap::new(),
             evals: history.evals,
             started: Instant::now(),
             pending: None,
@@ -451,18 +472,10 @@ fn eval_splits(
         .unzip()
 }
 
-/// The chain before a run's first entry. It begins with the run's identity, but for the horizon, which a resumed run may
-/// move.
-pub fn first_chain(spec: &RunSpec) -> Chain {
-    let mut first = spec.clone();
-    first.train.steps = 0;
-    Chain::new(1, 0, genesis(first.identity().as_bytes()))
-}
-
 /// What the store knows of a run that goes on.
 struct History {
     chain: Chain,
-    first: Chain,
+    recent: Vec<Arc<Entry>>,
     checkpoints: Vec<CheckpointInfo>,
     evals: BTreeMap<String, EvalEvent>,
 }
@@ -482,17 +495,20 @@ async fn history(
     source: StateSource,
 ) -> Result<History, Status> {
     let step = source.step();
-    let first = first_chain(spec);
     let name = name.clone();
     let read = move |store: &Store| {
         let entry = store.entry(&name, step)?;
+        let last = store.last_entry(&name)?.map_or(0, |e| e.step);
+        let from = last.saturating_sub(PROOFS);
+        let recent = store.entries(&name, from + 1, PROOFS as u32)?;
         let checkpoints = store.checkpoints(&name)?;
         let evals = store.evals(&name, None)?;
-        Ok((name, entry, checkpoints, evals))
+        Ok((name, entry, recent, checkpoints, evals))
     };
-    let (name, entry, checkpoints, evals) = cluster.store().call(read).await.map_err(failed)?;
+    let read = cluster.store().call(read).await;
+    let (name, entry, recent, checkpoints, evals) = read.map_err(failed)?;
     let chain = match (step, entry) {
-        (0, _) => first.clone(),
+        (0, _) => first_chain(spec),
         (_, Some(entry)) => Chain::after(&entry),
         (step, None) => {
             return Err(failed(format!(
@@ -503,7 +519,7 @@ async fn history(
     let recorded = |row: EvalRow| (row.split.clone(), eval_event(&name, row));
     Ok(History {
         chain,
-        first,
+        recent: recent.into_iter().map(Arc::new).collect(),
         checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
         evals: evals
             .into_iter()

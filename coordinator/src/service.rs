@@ -1,8 +1,5 @@
 //! The services of clients and of the exchange: rpcs of a few lines that check, ask and answer.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
 use cohort_common::api::{NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo, Submit};
 use cohort_common::cluster::Event;
 use cohort_common::home::RunName;
@@ -27,17 +24,16 @@ use crate::{audit, corpora, ledger, query, runs};
 const EVENTS: u32 = 512;
 
 /// The session that a worker's call belongs to, and whether it is still open.
-pub fn session_of(
-    cluster: &Cluster,
-    metadata: &MetadataMap,
-) -> Result<impl Fn() -> bool + Send + use<>, Status> {
+pub fn session_of(cluster: &Cluster, metadata: &MetadataMap) -> Result<SessionId, Status> {
     let session = metadata
         .get(SESSION_KEY)
         .and_then(|v| v.to_str().ok()?.parse().ok())
+        .map(SessionId)
         .ok_or_else(|| Status::unauthenticated("only workers in a session may call this"))?;
-    let alive = cluster.alive(SessionId(session));
-    let alive: Arc<_> = alive.ok_or_else(|| refused("this session has ended; register again"))?;
-    Ok(move || alive.load(Ordering::Acquire))
+    match cluster.is_open(session) {
+        true => Ok(session),
+        false => Err(refused("this session has ended; register again")),
+    }
 }
 
 /// Serves [`Exchange`].
@@ -54,12 +50,12 @@ impl Exchange for ExchangeService {
         &self,
         request: Request<Streaming<v1::Chunk>>,
     ) -> Result<Response<Self::PushPullStream>, Status> {
-        let alive = session_of(&self.cluster, request.metadata())?;
+        let session = session_of(&self.cluster, request.metadata())?;
         let run = request.metadata().get(RUN_KEY);
         let run = run.and_then(|v| v.to_str().ok()).unwrap_or_default();
         let run = run_id(run).map_err(invalid)?;
         let cluster = self.cluster.clone();
-        let outgoing = crate::exchange::serve(cluster, run, alive, request.into_inner());
+        let outgoing = crate::exchange::serve(cluster, run, session, request.into_inner());
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 }

@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
-use cohort_common::cluster::coordinator::LeftReason;
-use cohort_common::cluster::{Event, Limits};
+use cohort_common::cluster::events::LeftReason;
+use cohort_common::cluster::{Event, Limits, ToWorker};
 use cohort_common::ids::SessionId;
+use cohort_common::seal::{Opener, Sealer};
 use cohort_common::wire;
 use cohort_proto::v1;
 use cohort_proto::v1::workers_server::Workers;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::driver::{Cluster, Command};
+use crate::driver::{Cluster, Command, Outbox};
+use crate::status::invalid;
 
 /// How long a new connection may take to say who it is.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,48 +31,81 @@ pub struct WorkersService {
 
 #[tonic::async_trait]
 impl Workers for WorkersService {
-    type SessionStream = ReceiverStream<Result<v1::ToWorker, Status>>;
+    type SessionStream = ReceiverStream<Result<v1::Frame, Status>>;
 
     async fn session(
         &self,
-        request: Request<Streaming<v1::FromWorker>>,
+        request: Request<Streaming<v1::Frame>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let mut incoming = request.into_inner();
-        let register = first_message(&mut incoming).await?;
+        let mut opener = Opener::default();
+        let mut register = first_message(&mut incoming, &mut opener).await?;
+        let holding = register.holding.take().map(wire::holding_from).transpose();
+        let holding = holding.map_err(invalid)?;
         let info = wire::member_from(register);
-        let join = |reply| Command::Join { info, reply };
-        let (session, mut messages) = self.cluster.ask(join).await?;
+        let join = |reply| Command::Join {
+            info,
+            holding,
+            reply,
+        };
+        let (session, messages) = self.cluster.ask(join).await?;
         let (out, outgoing) = mpsc::channel(1);
         let welcome = v1::Welcome {
             session: session.0,
-            heartbeat_ms: (self.limits.silence_ms / 5).max(100) as u32,
+            heartbeat_ms: self.limits.silence.heartbeat_ms() as u32,
             version: env!("CARGO_PKG_VERSION").into(),
         };
         let cluster = self.cluster.clone();
+        let beat = Duration::from_millis(self.limits.silence.heartbeat_ms());
+        tokio::spawn(talk(welcome, messages, beat, out));
         tokio::spawn(async move {
-            let kind = Some(v1::to_worker::Kind::Welcome(welcome));
-            let mut next = Some(Ok(v1::ToWorker { kind }));
-            while let Some(message) = next {
-                if out.send(message).await.is_err() {
-                    break;
-                }
-                next = messages.recv().await;
-            }
-        });
-        tokio::spawn(async move {
-            let reason = listen(&cluster, session, incoming).await;
+            let reason = listen(&cluster, session, incoming, opener).await;
             cluster.send(Event::Left { session, reason }).await;
         });
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 }
 
-async fn first_message(incoming: &mut Streaming<v1::FromWorker>) -> Result<v1::Register, Status> {
+/// Sends a worker its messages, and signs of life between them.
+async fn talk(
+    welcome: v1::Welcome,
+    mut messages: Outbox,
+    beat: Duration,
+    out: mpsc::Sender<Result<v1::Frame, Status>>,
+) {
+    let mut sealer = Sealer::default();
+    let kind = Some(v1::to_worker::Kind::Welcome(welcome));
+    let ping = wire::to_worker(&ToWorker::Ping);
+    let mut beat = tokio::time::interval(beat);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next = Ok(v1::ToWorker { kind });
+    loop {
+        let sealed = next.map(|message| sealer.frame(&message));
+        let last = sealed.is_err();
+        if out.send(sealed).await.is_err() || last {
+            return;
+        }
+        next = tokio::select! {
+            biased;
+            message = messages.recv() => match message {
+                Some(message) => message,
+                None => return,
+            },
+            _ = beat.tick() => Ok(ping.clone()),
+        };
+    }
+}
+
+async fn first_message(
+    incoming: &mut Streaming<v1::Frame>,
+    opener: &mut Opener,
+) -> Result<v1::Register, Status> {
     let first = tokio::time::timeout(REGISTER_TIMEOUT, incoming.next()).await;
     let Ok(Some(first)) = first else {
         return Err(Status::deadline_exceeded("no Register came"));
     };
-    let Some(v1::from_worker::Kind::Register(register)) = first?.kind else {
+    let first: Option<v1::FromWorker> = opener.frame(first?).map_err(invalid)?;
+    let Some(v1::from_worker::Kind::Register(register)) = first.and_then(|m| m.kind) else {
         return Err(Status::invalid_argument(
             "the first message must be Register",
         ));
@@ -89,9 +125,15 @@ async fn first_message(incoming: &mut Streaming<v1::FromWorker>) -> Result<v1::R
 async fn listen(
     cluster: &Cluster,
     session: SessionId,
-    mut incoming: Streaming<v1::FromWorker>,
+    mut incoming: Streaming<v1::Frame>,
+    mut opener: Opener,
 ) -> LeftReason {
-    while let Some(Ok(message)) = incoming.next().await {
+    while let Some(Ok(frame)) = incoming.next().await {
+        let message: v1::FromWorker = match opener.frame(frame) {
+            Ok(Some(message)) => message,
+            Ok(None) => continue,
+            Err(error) => return LeftReason::Protocol(error.to_string()),
+        };
         match wire::from_worker_from(message) {
             Ok(message) => cluster.send(Event::Said { session, message }).await,
             Err(error) => return LeftReason::Protocol(error.to_string()),

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::common::{HomeArgs, TokenArgs, threads};
+use super::common::{HomeArgs, TokenArgs, grace, threads};
 
 /// Arguments of `coordinator`.
 #[derive(Args, Debug)]
@@ -42,6 +42,9 @@ pub struct WorkerArgs {
     /// Compute threads [default: one per core]
     #[arg(long, value_name = "T", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Seconds that handing over may take when it is asked to end (SIGTERM, Ctrl-C); a second time ends it at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 20.0, value_parser = grace)]
+    pub grace: f64,
     /// The coordinator's token.
     #[command(flatten)]
     pub token: TokenArgs,

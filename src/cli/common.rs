@@ -75,6 +75,14 @@ pub fn threads(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A time in seconds.
+pub fn grace(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds from 0 to 86400".into()),
+    }
+}
+
 impl JsonArgs {
     /// Where text goes.
     pub fn output(self) -> Output {

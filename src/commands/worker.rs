@@ -1,11 +1,13 @@
-//! `cohort worker`: computes for a coordinator until Ctrl-C.
+//! `cohort worker`: computes for a coordinator until it is asked to end, and hands over then.
+
+use std::time::Duration;
 
 use anyhow::Result;
 use cohort_common::home::Home;
 
 use crate::cli::WorkerArgs;
 use crate::context;
-use crate::local::shutdown;
+use crate::local::{interrupt, parent_gone};
 
 /// Runs the verb.
 pub async fn run(args: WorkerArgs) -> Result<()> {
@@ -18,7 +20,21 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         device: args.device.parse()?,
         threads: args.threads.unwrap_or(0),
         cache: Home::open(&home)?.worker(),
+        grace: Duration::from_secs_f64(args.grace),
     };
-    cohort_worker::run(config, shutdown(args.exit_with_parent)).await?;
+    tokio::select! {
+        ended = cohort_worker::run(config, asked_to_end()) => ended?,
+        // Nobody is left to hand over to.
+        () = parent_gone(), if args.exit_with_parent => {}
+    }
     Ok(())
+}
+
+/// Completes at the first signal; the second ends the process at once.
+async fn asked_to_end() {
+    interrupt().await;
+    tokio::spawn(async {
+        interrupt().await;
+        std::process::exit(130);
+    });
 }

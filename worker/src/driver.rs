@@ -1,177 +1,347 @@
-//! The worker's driver: turns the coordinator's messages into jobs for the trainer thread, in their order, and fetches
-//! beforehand whatever a job needs from the network.
+//! The worker's driver: feeds the machine with what the coordinator says and the trainer reports, and carries out its
+//! orders. Whatever has to be fetched from the network before a job can begin is fetched beside it, and the jobs that
+//! follow wait for it. The driver outlives sessions, and so does the state that the trainer holds.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 
-use cohort_common::cluster::{EvalSplit, FromWorker, StateSource, ToWorker};
-use cohort_common::ids::RunId;
+use cohort_common::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
+use cohort_common::cluster::{EvalSplit, FromWorker, Holding, StateSource};
+use cohort_common::ids::{RunId, Step};
 use cohort_common::layout::Layout;
 use cohort_common::net::{self, Credentials};
 use cohort_common::spec::RunSpec;
-use cohort_common::wire;
-use cohort_proto::v1;
 use tokio::sync::mpsc;
 
 use crate::data::{DataClient, RunData};
 use crate::exchange::ExchangeClient;
-use crate::trainer::{Job, Load, Trainer};
+use crate::trainer::{Job, Load, Signals, Trainer};
 use crate::{Config, Error, state};
 
-/// Jobs that may wait for the trainer.
-const JOBS: usize = 1024;
+/// Reports that may wait for the driver; more make the trainer wait.
+const REPORTS: usize = 1024;
 
-/// What a session needs to work.
+/// What a session lends to the driver.
+pub struct Link {
+    /// What calls of this session carry.
+    pub credentials: Credentials,
+    /// Bulk data.
+    pub data: DataClient,
+    /// Where an exchange says that it broke.
+    pub broken: mpsc::Sender<String>,
+}
+
+/// Something that was fetched, or why not: for a load, of a step.
+type Fetch = (u64, Step, Result<Job, String>);
+
+/// The driver.
 pub struct Driver {
     config: Config,
-    credentials: Credentials,
-    data: DataClient,
-    out: mpsc::Sender<v1::FromWorker>,
-    jobs: std::sync::mpsc::SyncSender<Job>,
-    trainer: Option<JoinHandle<()>>,
+    machine: WorkerMachine,
+    jobs: std::sync::mpsc::Sender<Job>,
+    reports: mpsc::Receiver<(u64, Report)>,
+    fetched: mpsc::Receiver<Fetch>,
+    fetches: mpsc::Sender<Fetch>,
+    /// Jobs that wait for what is being fetched.
+    waiting: Option<VecDeque<Job>>,
     run: Option<Attached>,
+    link: Option<Link>,
+    sessions: u64,
 }
 
 /// The run that is loaded or being loaded.
 struct Attached {
+    load: u64,
     run: RunId,
-    /// Set when the run is over for this worker: whatever it computes for it can stop.
-    cancelled: Arc<AtomicBool>,
-    exchange: ExchangeClient,
+    spec: Arc<RunSpec>,
+    signals: Arc<Signals>,
+    exchange: Option<ExchangeClient>,
 }
 
 impl Driver {
-    /// Starts the trainer thread and opens the connection for data.
-    pub async fn start(
-        config: Config,
-        credentials: Credentials,
-        out: mpsc::Sender<v1::FromWorker>,
-    ) -> Result<Self, Error> {
-        let channel = net::connect(&config.coordinator).await?;
-        let data = DataClient::new(channel, credentials.clone());
-        let (jobs, queue) = std::sync::mpsc::sync_channel(JOBS);
-        let trainer = Trainer::new(&config, out.clone(), data.clone());
-        let thread = std::thread::Builder::new()
+    /// Starts the trainer's thread.
+    pub fn start(config: Config) -> Self {
+        let (jobs, queue) = std::sync::mpsc::channel();
+        let (out, reports) = mpsc::channel(REPORTS);
+        let (fetches, fetched) = mpsc::channel(4);
+        let trainer = Trainer::new(&config, out);
+        std::thread::Builder::new()
             .name("trainer".into())
             .spawn(move || trainer.run(queue))
             .expect("a thread can be started");
-        Ok(Self {
+        Self {
             config,
-            credentials,
-            data,
-            out,
+            machine: WorkerMachine::default(),
             jobs,
-            trainer: Some(thread),
+            reports,
+            fetched,
+            fetches,
+            waiting: None,
             run: None,
-        })
-    }
-
-    /// Carries out one message, or queues it for the trainer.
-    pub async fn obey(&mut self, message: ToWorker) {
-        match message {
-            ToWorker::Load {
-                run,
-                spec,
-                source,
-                splits,
-            } => {
-                self.detach();
-                if let Err(error) = self.load(&run, spec, source, &splits).await {
-                    self.fail(run, source.step(), error).await;
-                }
-            }
-            ToWorker::Compute {
-                run,
-                step,
-                lanes,
-                sole_owner,
-                ..
-            } if self.has(&run) => self.queue(Job::Compute {
-                step,
-                lanes,
-                sole_owner,
-            }),
-            ToWorker::Commit { run, commit } if self.has(&run) => self.queue(Job::Commit(commit)),
-            ToWorker::Evaluate {
-                run,
-                step,
-                split,
-                units,
-            } if self.has(&run) => self.queue(Job::Evaluate { step, split, units }),
-            ToWorker::Snapshot { run, step } if self.has(&run) => self.queue(Job::Snapshot(step)),
-            ToWorker::Unload { run } if self.has(&run) => self.detach(),
-            // About a run that is not loaded here any more.
-            _ => {}
+            link: None,
+            sessions: 0,
         }
     }
 
-    fn has(&self, run: &RunId) -> bool {
-        self.run.as_ref().is_some_and(|a| a.run == *run)
+    /// Waits for the next thing that happens on this side, and takes it in. Says what is to be said.
+    pub async fn next(&mut self) -> Vec<FromWorker> {
+        tokio::select! {
+            report = self.reports.recv() => {
+                let (load, report) = report.expect("the trainer lives as long as the driver");
+                self.handle(WorkerEvent::Did { load, report })
+            }
+            fetch = self.fetched.recv() => {
+                let (load, step, fetched) = fetch.expect("the sender is right here");
+                self.take(load, step, fetched)
+            }
+        }
     }
 
-    /// The queue is far longer than a run can fill it: the coordinator is never more than a step ahead.
-    fn queue(&self, job: Job) {
-        // A trainer that is gone has said why.
-        let _ = self.jobs.send(job);
+    /// Takes in an event. Says what is to be said.
+    pub fn handle(&mut self, event: WorkerEvent) -> Vec<FromWorker> {
+        let orders = self.machine.handle(event);
+        self.obey(orders)
+    }
+
+    /// A session is open.
+    pub fn up(&mut self, link: Link) -> Vec<FromWorker> {
+        self.link = Some(link);
+        self.handle(WorkerEvent::Up)
+    }
+
+    /// The session has ended. The state stays, unless it was found to be wrong.
+    pub async fn down(&mut self, forget: bool) {
+        self.link = None;
+        self.handle(WorkerEvent::Down);
+        if forget {
+            let orders = self.machine.forget();
+            self.obey(orders);
+        }
+        while !self.machine.settled() {
+            self.next().await;
+        }
+    }
+
+    /// What the next session presents.
+    pub fn holding(&self) -> Option<Holding> {
+        self.machine.holding()
+    }
+
+    fn obey(&mut self, orders: Vec<Order>) -> Vec<FromWorker> {
+        let mut say = Vec::new();
+        for order in orders {
+            match order {
+                Order::Say(message) => say.push(message),
+                Order::Load {
+                    load,
+                    run,
+                    spec,
+                    source,
+                    splits,
+                } => self.load(load, run, spec, source, splits),
+                Order::Attach { step, .. } => self.attach(step),
+                Order::Compute {
+                    step,
+                    lanes,
+                    sole_owner,
+                } => self.queue(Job::Compute {
+                    step,
+                    lanes,
+                    sole_owner,
+                }),
+                Order::Skip { step, lanes } => {
+                    if let Some(run) = &self.run {
+                        run.signals.skip(step, lanes);
+                    }
+                }
+                Order::Commit(commit) => {
+                    if let Some(run) = &self.run {
+                        let step = commit.step();
+                        run.signals.committed.fetch_max(step, Ordering::AcqRel);
+                    }
+                    self.queue(Job::Commit(commit));
+                }
+                Order::Evaluate { step, split, units } => {
+                    let session = self.sessions;
+                    self.queue(Job::Evaluate {
+                        session,
+                        step,
+                        split,
+                        units,
+                    });
+                }
+                Order::Snapshot { step } => {
+                    if let Some(link) = &self.link {
+                        let data = link.data.clone();
+                        self.queue(Job::Snapshot(step, data));
+                    }
+                }
+                Order::Detach => self.detach(),
+                Order::Unload => self.unload(),
+            }
+        }
+        say
+    }
+
+    /// Hands a job to the trainer, or lets it wait behind what is being fetched.
+    fn queue(&mut self, job: Job) {
+        match &mut self.waiting {
+            Some(waiting) => waiting.push_back(job),
+            // A trainer that is gone has said why.
+            None => drop(self.jobs.send(job)),
+        }
     }
 
     fn detach(&mut self) {
-        if let Some(attached) = self.run.take() {
-            attached.cancelled.store(true, Ordering::Release);
-            attached.exchange.close();
-            self.queue(Job::Unload);
+        self.sessions += 1;
+        if let Some(run) = &mut self.run {
+            run.signals.session.store(self.sessions, Ordering::Release);
+            if let Some(exchange) = run.exchange.take() {
+                exchange.close();
+            }
+        }
+        // An exchange that is being opened is of a session that has ended; commits behind it are given up.
+        for job in self.waiting.take().into_iter().flatten() {
+            drop(self.jobs.send(job));
         }
     }
 
-    async fn load(
-        &mut self,
-        run: &RunId,
-        spec: Arc<RunSpec>,
-        source: StateSource,
-        splits: &[EvalSplit],
-    ) -> Result<(), String> {
-        let data = RunData::open(&self.data, &self.config.cache, &spec, splits).await?;
-        let state = state::fetch(&self.data, &self.config.cache, run, source).await?;
-        let credentials = Credentials {
-            run: Some(run.as_str().into()),
-            ..self.credentials.clone()
-        };
-        let channel = net::connect(&self.config.coordinator)
-            .await
-            .map_err(|error| error.to_string())?;
-        let len = Layout::of(&spec.model).len();
-        let exchange = ExchangeClient::open(channel, credentials, spec.train.lanes, len).await?;
-        let cancelled = Arc::new(AtomicBool::new(false));
-        self.run = Some(Attached {
-            run: run.clone(),
-            cancelled: cancelled.clone(),
-            exchange: exchange.clone(),
-        });
-        self.queue(Job::Load(Box::new(Load {
-            run: run.clone(),
-            spec,
-            step: source.step(),
-            state,
-            data,
-            exchange,
-            cancelled,
-        })));
-        Ok(())
+    fn unload(&mut self) {
+        if let Some(run) = self.run.take() {
+            run.signals.cancelled.store(true, Ordering::Release);
+            if let Some(exchange) = run.exchange {
+                exchange.close();
+            }
+        }
+        self.waiting = None;
+        drop(self.jobs.send(Job::Unload));
     }
 
-    async fn fail(&self, run: RunId, step: u64, message: String) {
-        let message = FromWorker::Failed { run, step, message };
-        let _ = self.out.send(wire::from_worker(message)).await;
+    fn load(
+        &mut self,
+        load: u64,
+        run: RunId,
+        spec: Arc<RunSpec>,
+        source: StateSource,
+        splits: Arc<[EvalSplit]>,
+    ) {
+        let Some(link) = &self.link else { return };
+        let signals = Arc::new(Signals::default());
+        signals.session.store(self.sessions, Ordering::Release);
+        signals.reset(source.step());
+        let (data, cache) = (link.data.clone(), self.config.cache.clone());
+        let opening = self.opening(&run, &spec, source.step());
+        self.run = Some(Attached {
+            load,
+            run: run.clone(),
+            spec: spec.clone(),
+            signals: signals.clone(),
+            exchange: None,
+        });
+        self.waiting = Some(VecDeque::new());
+        let step = source.step();
+        let fetches = self.fetches.clone();
+        tokio::spawn(async move {
+            let fetch = async {
+                // Subscribed first: no root is missed while the state is on its way.
+                let exchange = opening.await?;
+                Ok(Job::Load(Box::new(Load {
+                    load,
+                    data: RunData::open(&data, &cache, &spec, &splits).await?,
+                    state: state::fetch(&data, &cache, &run, source).await?,
+                    run,
+                    spec,
+                    step,
+                    exchange,
+                    signals,
+                })))
+            };
+            let _ = fetches.send((load, step, fetch.await)).await;
+        });
+    }
+
+    /// Keeps the run; only the way to the owners is opened anew.
+    fn attach(&mut self, step: Step) {
+        let Some(run) = &self.run else { return };
+        run.signals.reset(step);
+        let load = run.load;
+        let (name, spec) = (run.run.clone(), run.spec.clone());
+        let opening = self.opening(&name, &spec, step);
+        self.waiting = Some(VecDeque::new());
+        let fetches = self.fetches.clone();
+        tokio::spawn(async move {
+            let opened = opening.await.map(Job::Attach);
+            let _ = fetches.send((load, step, opened)).await;
+        });
+    }
+
+    fn opening(
+        &self,
+        run: &RunId,
+        spec: &RunSpec,
+        after: Step,
+    ) -> impl Future<Output = Result<ExchangeClient, String>> + Send + use<> {
+        let link = self.link.as_ref().expect("a session is open");
+        let credentials = Credentials {
+            run: Some(run.as_str().into()),
+            ..link.credentials.clone()
+        };
+        let broken = link.broken.clone();
+        let url = self.config.coordinator.clone();
+        let (lanes, len) = (spec.train.lanes, Layout::of(&spec.model).len());
+        async move {
+            let channel = net::connect(&url).await.map_err(|e| e.to_string())?;
+            ExchangeClient::open(channel, credentials, lanes, len, after, broken).await
+        }
+    }
+
+    /// What was fetched goes to the trainer, and what waited for it follows.
+    fn take(&mut self, load: u64, step: Step, fetched: Result<Job, String>) -> Vec<FromWorker> {
+        let current = self.run.as_ref().is_some_and(|r| r.load == load);
+        let Some(waiting) = self.waiting.take_if(|_| current) else {
+            // Of a session or a run that has ended.
+            if let Ok(Job::Attach(exchange)) = fetched {
+                exchange.close();
+            }
+            return Vec::new();
+        };
+        match fetched {
+            Ok(job) => {
+                let exchange = match &job {
+                    Job::Load(load) => load.exchange.clone(),
+                    Job::Attach(exchange) => exchange.clone(),
+                    _ => unreachable!("only these are fetched"),
+                };
+                if let Some(run) = &mut self.run {
+                    run.exchange = Some(exchange);
+                }
+                for job in std::iter::once(job).chain(waiting) {
+                    drop(self.jobs.send(job));
+                }
+                Vec::new()
+            }
+            Err(message) => {
+                let report = Report::Failed { step, message };
+                self.handle(WorkerEvent::Did { load, report })
+            }
+        }
     }
 }
 
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.detach();
-        let (closed, _) = std::sync::mpsc::sync_channel(1);
-        drop(std::mem::replace(&mut self.jobs, closed));
-        // The thread ends by itself once it sees that it is cancelled; waiting here would block the runtime.
-        drop(self.trainer.take());
+/// Why a session ended, and whether what the worker holds may be brought along.
+pub struct Ended {
+    /// Why.
+    pub error: Error,
+    /// Whether the state was found to be wrong.
+    pub forget: bool,
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            forget: false,
+        }
     }
 }

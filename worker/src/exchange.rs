@@ -8,6 +8,7 @@ use cohort_common::aggregate::encode;
 use cohort_common::ids::Step;
 use cohort_common::layout::{chunk_count, chunk_range};
 use cohort_common::net::Credentials;
+use cohort_common::seal::{Opener, Sealer, checksum};
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1;
@@ -62,14 +63,20 @@ struct Root {
 }
 
 impl ExchangeClient {
-    /// Opens the stream of a run.
+    /// Opens the stream of a run; it gets the roots of the steps after `after`. Says on `broken` why it ended, unless it
+    /// was closed here.
     pub async fn open(
         channel: Channel,
         credentials: Credentials,
         lanes: u32,
         len: usize,
+        after: Step,
+        broken: mpsc::Sender<String>,
     ) -> Result<Self, String> {
         let (out, outgoing) = mpsc::channel(OUTBOX);
+        let mut sealer = Sealer::default();
+        let open = sealer.chunk(Kind::Open(v1::Open { after }));
+        out.send(open).await.expect("the receiver is right here");
         let mut client = GrpcClient::with_interceptor(channel, credentials)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
@@ -78,12 +85,15 @@ impl ExchangeClient {
         let shared = Arc::new(Shared {
             root: Tree::new(lanes).root(),
             len,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                applied: after,
+                ..State::default()
+            }),
             sendable: Notify::new(),
             received: Condvar::new(),
         });
-        tokio::spawn(send(shared.clone(), out));
-        tokio::spawn(receive(shared.clone(), incoming));
+        tokio::spawn(send(shared.clone(), sealer, out));
+        tokio::spawn(receive(shared.clone(), incoming, broken));
         Ok(Self(shared))
     }
 
@@ -157,12 +167,14 @@ impl Shared {
             pending.retain(|p| p.next < chunks);
             found
         };
+        let data = encode(&data[chunk_range(index, self.len)]);
         Some(v1::NodeChunk {
             step,
             first: node.first,
             size: node.size,
             index: index as u32,
-            data: encode(&data[chunk_range(index, self.len)]),
+            check: checksum(&data),
+            data,
         })
     }
 
@@ -202,7 +214,7 @@ impl Shared {
     }
 }
 
-async fn send(shared: Arc<Shared>, out: mpsc::Sender<v1::Chunk>) {
+async fn send(shared: Arc<Shared>, mut sealer: Sealer, out: mpsc::Sender<v1::Chunk>) {
     loop {
         if shared.lock().closed {
             return;
@@ -211,33 +223,54 @@ async fn send(shared: Arc<Shared>, out: mpsc::Sender<v1::Chunk>) {
             shared.sendable.notified().await;
             continue;
         };
-        let kind = Some(Kind::Node(chunk));
-        if out.send(v1::Chunk { kind }).await.is_err() {
-            return shared.close();
+        // A connection that is gone is noticed at the other end of the stream.
+        if out.send(sealer.chunk(Kind::Node(chunk))).await.is_err() {
+            return;
         }
     }
 }
 
-async fn receive(shared: Arc<Shared>, mut incoming: Streaming<v1::Chunk>) {
-    while let Some(Ok(chunk)) = incoming.next().await {
-        match chunk.kind {
-            Some(Kind::Credit(credit)) => {
-                let mut state = shared.lock();
-                if credit.step > state.applied {
-                    let held = state.credits.entry(credit.step).or_default();
-                    *held = (*held).max(credit.below as usize);
-                }
-                drop(state);
-                shared.sendable.notify_one();
-            }
-            Some(Kind::Node(node)) => {
-                if let Err(error) = shared.take(node) {
-                    tracing::error!(error, "the owner sent nonsense; leaving the exchange");
-                    break;
-                }
-            }
-            None => {}
-        }
+async fn receive(
+    shared: Arc<Shared>,
+    mut incoming: Streaming<v1::Chunk>,
+    broken: mpsc::Sender<String>,
+) {
+    let reason = shared.receive(&mut incoming).await;
+    if !shared.lock().closed {
+        // If nobody listens the session has ended, too.
+        let _ = broken.try_send(reason);
     }
     shared.close();
+}
+
+impl Shared {
+    /// Takes in what comes; ends with the reason why no more will.
+    async fn receive(&self, incoming: &mut Streaming<v1::Chunk>) -> String {
+        let mut opener = Opener::default();
+        loop {
+            let chunk = match incoming.next().await {
+                None => return "the owner closed the exchange".into(),
+                Some(Err(status)) => return status.message().to_owned(),
+                Some(Ok(chunk)) => chunk,
+            };
+            match opener.chunk(chunk) {
+                Ok(Some(Kind::Credit(credit))) => {
+                    let mut state = self.lock();
+                    if credit.step > state.applied {
+                        let held = state.credits.entry(credit.step).or_default();
+                        *held = (*held).max(credit.below as usize);
+                    }
+                    drop(state);
+                    self.sendable.notify_one();
+                }
+                Ok(Some(Kind::Node(node))) => {
+                    if let Err(error) = self.take(node) {
+                        return format!("the owner sent nonsense: {error}");
+                    }
+                }
+                Ok(Some(Kind::Open(_)) | None) => {}
+                Err(error) => return error.to_string(),
+            }
+        }
+    }
 }

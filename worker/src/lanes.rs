@@ -19,6 +19,8 @@ use crate::engine::{Batch, Engine, EngineError, Site};
 pub enum Stop {
     /// The run is over here; nobody waits for the result.
     Cancelled,
+    /// The step is committed, so nobody needs its lanes any more.
+    Obsolete,
     /// The run cannot go on.
     Failed(String),
 }
@@ -35,6 +37,30 @@ impl From<EngineError> for Stop {
     }
 }
 
+/// What the caller has to say while lanes are computed, and what it hears.
+pub trait Hooks {
+    /// Asked between micro-batches: an error ends the work.
+    fn go_on(&self) -> Result<(), Stop> {
+        Ok(())
+    }
+
+    /// Whether somebody else has computed this lane; asked before it is begun.
+    fn skips(&self, _lane: Lane) -> bool {
+        false
+    }
+
+    /// The sum of a node that is known already.
+    fn kept(&mut self, _node: Node) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// A node is complete whose sibling is not, because a lane of it was skipped: it goes out by itself.
+    fn part(&mut self, _node: Node, _sum: Vec<f32>) {}
+
+    /// A lane is computed: what it found, and how long it took.
+    fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration);
+}
+
 /// What it takes to compute lanes of a run.
 pub struct Work<'a> {
     /// The run's steps.
@@ -45,23 +71,36 @@ pub struct Work<'a> {
     pub engine: &'a mut Engine,
     /// Buffers of one gradient each, to be used again.
     pub free: &'a mut Vec<Vec<f32>>,
-    /// Asked between micro-batches.
-    pub go_on: &'a dyn Fn() -> Result<(), Stop>,
-    /// Hears of each lane: its sums, and how long it took.
-    pub done: &'a mut dyn FnMut(Lane, LaneSums, Duration),
+    /// The caller's part.
+    pub hooks: &'a mut dyn Hooks,
 }
 
 impl Work<'_> {
-    /// The gradient of a node of the tree: its children's sum, left plus right.
-    pub fn node(&mut self, step: Step, node: Node) -> Result<Vec<f32>, Stop> {
+    /// The gradient of a node of the tree: its children's sum, left plus right. `None` if a lane of it was skipped;
+    /// then what there is of it has gone out in parts.
+    pub fn node(&mut self, step: Step, node: Node) -> Result<Option<Vec<f32>>, Stop> {
+        if let Some(kept) = self.hooks.kept(node) {
+            return Ok(Some(kept));
+        }
         let Some((left, right)) = node.children() else {
-            return self.lane(step, node.first);
+            return match self.hooks.skips(node.first) {
+                true => Ok(None),
+                false => self.lane(step, node.first).map(Some),
+            };
         };
-        let mut sum = self.node(step, left)?;
-        let other = self.node(step, right)?;
-        self.engine.install(|| add_all(&mut sum, &other));
-        self.free.push(other);
-        Ok(sum)
+        let first = self.node(step, left)?;
+        let second = self.node(step, right)?;
+        match (first, second) {
+            (Some(mut sum), Some(other)) => {
+                self.engine.install(|| add_all(&mut sum, &other));
+                self.free.push(other);
+                return Ok(Some(sum));
+            }
+            (Some(sum), None) => self.hooks.part(left, sum),
+            (None, Some(sum)) => self.hooks.part(right, sum),
+            (None, None) => {}
+        }
+        Ok(None)
     }
 
     fn lane(&mut self, step: Step, lane: Lane) -> Result<Vec<f32>, Stop> {
@@ -71,7 +110,7 @@ impl Work<'_> {
         gradient.fill(0.0);
         let mut sums = LaneSums::default();
         for ((batch, samples), micro_batch) in batches.iter().zip(0u32..) {
-            (self.go_on)()?;
+            self.hooks.go_on()?;
             let site = Site {
                 seed: self.train.seed,
                 step,
@@ -89,7 +128,7 @@ impl Work<'_> {
             sums.weight += found.weight;
         }
         self.check_finite(lane, &gradient, &batches)?;
-        (self.done)(lane, sums, started.elapsed());
+        self.hooks.done(lane, sums, started.elapsed());
         Ok(gradient)
     }
 

@@ -16,7 +16,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cohort_common::net::{ConnectError, Token};
+use driver::Driver;
 use engine::{DeviceChoice, EngineError};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub use replay::{Replay, replay};
@@ -34,6 +36,8 @@ pub struct Config {
     pub threads: usize,
     /// Directory for shards and states.
     pub cache: PathBuf,
+    /// How long handing over may take when the process is asked to end.
+    pub grace: Duration,
 }
 
 /// Why a worker ends.
@@ -65,10 +69,11 @@ pub enum Error {
 }
 
 /// First and last pause between attempts to reach the coordinator again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// Works until `shutdown` completes or the coordinator refuses. Where the coordinator is lost, it is looked for again.
-/// The first connection must succeed, so that a wrong address is noticed at once.
+/// Works until `shutdown` completes and the work is handed over, or the coordinator refuses. Where the coordinator is
+/// lost, it is looked for again, and what is in memory goes on. The first connection must succeed, so that a wrong
+/// address is noticed at once.
 pub async fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -78,30 +83,59 @@ pub async fn run(
         source,
     })?;
     let identity = session::Identity::of(&config)?;
+    let (asked, leave) = watch::channel(false);
+    let grace = config.grace;
     tokio::select! {
-        ended = keep_working(&config, &identity) => ended,
-        () = shutdown => Ok(()),
+        ended = keep_working(config, &identity, leave) => ended,
+        () = async {
+            shutdown.await;
+            info!("asked to end: handing over");
+            asked.send_replace(true);
+            tokio::time::sleep(grace).await;
+            warn!(grace_s = grace.as_secs_f64(), "not handed over in time; leaving");
+        } => Ok(()),
     }
 }
 
-async fn keep_working(config: &Config, identity: &session::Identity) -> Result<(), Error> {
+async fn keep_working(
+    config: Config,
+    identity: &session::Identity,
+    mut leave: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let mut driver = Driver::start(config.clone());
     let mut pause = BACKOFF.0;
     let mut joined = false;
     loop {
-        match session::serve(config, identity).await {
-            Err(Error::Session(reason)) => {
+        let Err(end) = session::serve(&config, identity, &mut driver, &mut leave).await;
+        driver.down(end.forget).await;
+        if *leave.borrow() {
+            return Ok(());
+        }
+        match end.error {
+            Error::Session(reason) => {
                 warn!(reason, "session ended; joining again");
                 joined = true;
                 pause = BACKOFF.0;
             }
-            Err(Error::Connect(error)) if joined => {
+            Error::Connect(error) if joined => {
                 info!(%error, "waiting for the coordinator");
                 pause = (pause * 2).min(BACKOFF.1);
             }
-            Err(error) => return Err(error),
-            Ok(never) => match never {},
+            error => return Err(error),
         }
-        tokio::time::sleep(pause.mul_f64(jitter())).await;
+        let rest = tokio::time::sleep(pause.mul_f64(jitter()));
+        tokio::pin!(rest);
+        loop {
+            tokio::select! {
+                () = &mut rest => break,
+                // Nobody is there to hear it, but the state may change.
+                _ = driver.next() => {}
+                changed = leave.changed() => {
+                    let _ = changed;
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 

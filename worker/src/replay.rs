@@ -2,14 +2,14 @@
 //! uses in training: the same text, the same state, the same lanes, the same update. Nothing is recorded.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cohort_common::aggregate::totals_of;
 use cohort_common::api::ReplayReport;
-use cohort_common::checkpoint::{hex, state_hash};
+use cohort_common::checkpoint::hex;
 use cohort_common::cluster::StateSource;
 use cohort_common::cluster::messages::LaneSums;
-use cohort_common::ids::RunId;
+use cohort_common::ids::{Lane, RunId};
 use cohort_common::ledger::Entry;
 use cohort_common::net::{self, Credentials};
 use cohort_common::schedule::gradient_scale;
@@ -18,7 +18,7 @@ use cohort_common::tree::Tree;
 
 use crate::data::{DataClient, RunData};
 use crate::engine::{DeviceChoice, Engine, Update};
-use crate::lanes::{Stop, Work};
+use crate::lanes::{Hooks, Stop, Work};
 use crate::state::{self, Fetched};
 use crate::{Config, Error};
 
@@ -114,7 +114,7 @@ fn compute(
 fn failed(step: u64, stop: Stop) -> String {
     match stop {
         Stop::Failed(error) => format!("step {step} cannot be computed again: {error}"),
-        Stop::Cancelled => format!("step {step} was cancelled"),
+        Stop::Cancelled | Stop::Obsolete => format!("step {step} was cancelled"),
     }
 }
 
@@ -126,12 +126,23 @@ struct Player<'a> {
     free: Vec<Vec<f32>>,
 }
 
+/// Collects what lanes find.
+struct Found<'a>(&'a mut [LaneSums]);
+
+impl Hooks for Found<'_> {
+    fn done(&mut self, lane: Lane, sums: LaneSums, _: Duration) {
+        self.0[lane as usize] = sums;
+    }
+}
+
 impl Player<'_> {
     /// Computes a step, says how it differs from its entry, and applies it if it does not.
     fn step(&mut self, entry: &Entry, report: &mut ReplayReport) -> Result<Option<String>, Stop> {
         if let Some(recorded) = entry.state_hash_before {
-            let state = self.engine.snapshot();
-            let found = state_hash(&state.params, &state.exp_avg, &state.exp_avg_sq);
+            let found = self
+                .engine
+                .state_hash()
+                .expect("a run that is replayed trains");
             if found != recorded {
                 let (found, recorded) = (hex::encode(&found), hex::encode(&recorded));
                 return Ok(Some(differs("state_hash_before", &recorded, &found)));
@@ -146,10 +157,10 @@ impl Player<'_> {
             data: self.data,
             engine: &mut self.engine,
             free: &mut self.free,
-            go_on: &|| Ok(()),
-            done: &mut |lane, sums, _| lanes[lane as usize] = sums,
+            hooks: &mut Found(&mut lanes),
         };
         let root = work.node(entry.step, tree.root())?;
+        let root = root.expect("nothing is skipped");
         let totals = self.engine.install(|| totals_of(&root));
         let sum = |of: fn(&LaneSums) -> f64| tree.sum(&lanes.iter().map(of).collect::<Vec<_>>());
         let weight = sum(|l| l.weight);

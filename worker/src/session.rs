@@ -1,24 +1,30 @@
-//! One session with a coordinator: register, then obey until the connection ends.
+//! One session with a coordinator: register, presenting what is still in memory, then obey until the connection ends or
+//! falls silent.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cohort_common::cluster::FromWorker;
+use cohort_common::cluster::silence::{Silence, SilenceLimits};
+use cohort_common::cluster::worker::WorkerEvent;
+use cohort_common::cluster::{FromWorker, Holding};
 use cohort_common::net::{self, Credentials};
+use cohort_common::seal::{Opener, Sealer};
 use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
 use cohort_proto::v1::workers_client::WorkersClient;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tracing::info;
 
-use crate::driver::Driver;
+use crate::data::DataClient;
+use crate::driver::{Driver, Ended, Link};
 use crate::{Config, Error, engine};
 
 /// Messages to the coordinator that may wait.
-const OUTBOX: usize = 256;
+const OUTBOX: usize = 4096;
 
 /// How long the coordinator may take to say welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(20);
@@ -42,7 +48,7 @@ impl Identity {
         })
     }
 
-    fn register(&self) -> v1::Register {
+    fn register(&self, holding: Option<Holding>) -> v1::Register {
         v1::Register {
             protocol: wire::PROTOCOL,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -51,6 +57,7 @@ impl Identity {
             device: self.device.clone(),
             threads: self.threads,
             fingerprint: self.fingerprint.clone(),
+            holding: holding.map(wire::holding_to),
         }
     }
 }
@@ -63,8 +70,18 @@ fn hostname() -> String {
 }
 
 /// Serves one session. Returns only with the reason why it ended.
-pub async fn serve(config: &Config, identity: &Identity) -> Result<Infallible, Error> {
-    let channel = net::connect(&config.coordinator).await?;
+pub async fn serve(
+    config: &Config,
+    identity: &Identity,
+    driver: &mut Driver,
+    leave: &mut watch::Receiver<bool>,
+) -> Result<Infallible, Ended> {
+    let channel = net::connect(&config.coordinator)
+        .await
+        .map_err(Error::from)?;
+    let data_channel = net::connect(&config.coordinator)
+        .await
+        .map_err(Error::from)?;
     let credentials = Credentials {
         token: config.token.clone(),
         ..Credentials::default()
@@ -72,78 +89,162 @@ pub async fn serve(config: &Config, identity: &Identity) -> Result<Infallible, E
     let mut client = WorkersClient::with_interceptor(channel, credentials.clone())
         .max_decoding_message_size(MAX_MESSAGE);
     let (out, outgoing) = mpsc::channel(OUTBOX);
-    let kind = Some(v1::from_worker::Kind::Register(identity.register()));
-    let first = v1::FromWorker { kind };
+    let mut sealer = Sealer::default();
+    let mut opener = Opener::default();
+    let kind = Some(v1::from_worker::Kind::Register(
+        identity.register(driver.holding()),
+    ));
+    let first = sealer.frame(&v1::FromWorker { kind });
     out.send(first).await.expect("the receiver is right here");
-    let response = client.session(ReceiverStream::new(outgoing)).await;
-    let mut incoming = response.map_err(ended)?.into_inner();
-    let welcome = welcome(&mut incoming).await?;
+    let opened = client.session(ReceiverStream::new(outgoing));
+    let opened = tokio::time::timeout(WELCOME_TIMEOUT, opened).await;
+    let opened = opened.map_err(|_| Error::Session("no welcome came".into()))?;
+    let mut incoming = opened.map_err(ended)?.into_inner();
+    let welcome = welcome(&mut incoming, &mut opener).await?;
     info!(
         session = welcome.session as u32,
         coordinator = welcome.version,
         url = config.coordinator,
         "joined"
     );
-    let heart = tokio::spawn(beat(out.clone(), welcome.heartbeat_ms));
     let credentials = Credentials {
         session: Some(welcome.session),
         ..credentials
     };
-    let driver = Driver::start(config.clone(), credentials, out).await?;
-    let reason = obey(driver, incoming).await;
-    heart.abort();
-    Err(reason)
+    let (broken, mut breaks) = mpsc::channel(1);
+    let mut session = Session {
+        sealer,
+        out,
+        silence: Silence::new(SilenceLimits::default(), 0),
+        beat: Duration::from_millis(u64::from(welcome.heartbeat_ms.max(10))),
+        started: Instant::now(),
+        last_beat: Instant::now(),
+    };
+    let said = driver.up(Link {
+        data: DataClient::new(data_channel, credentials.clone()),
+        credentials,
+        broken,
+    });
+    session.say(said)?;
+    let mut beat = tokio::time::interval(session.beat);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let said = tokio::select! {
+            biased;
+            message = incoming.next() => {
+                session.heard();
+                let frame = match message {
+                    None => return Err(closed("the coordinator closed the connection").into()),
+                    Some(Err(status)) => return Err(ended(status)),
+                    Some(Ok(frame)) => frame,
+                };
+                match opener.frame::<v1::ToWorker>(frame) {
+                    Ok(Some(message)) => match wire::to_worker_from(message) {
+                        Ok(message) => driver.handle(WorkerEvent::Told(message)),
+                        Err(error) => return Err(Error::Refused(error.to_string()).into()),
+                    },
+                    Ok(None) => Vec::new(),
+                    Err(error) => return Err(closed(&error.to_string()).into()),
+                }
+            }
+            reason = breaks.recv() => {
+                let reason = reason.unwrap_or_else(|| "it was closed".into());
+                return Err(closed(&format!("the exchange broke: {reason}")).into());
+            }
+            said = driver.next() => said,
+            _ = beat.tick() => {
+                session.check_silence()?;
+                vec![FromWorker::Heartbeat]
+            }
+            changed = leave.changed() => {
+                // The sender is gone only when the process ends.
+                let _ = changed;
+                driver.handle(WorkerEvent::LeaveRequested)
+            }
+        };
+        session.say(said)?;
+    }
 }
 
-async fn obey(mut driver: Driver, mut incoming: Streaming<v1::ToWorker>) -> Error {
-    loop {
-        let message = match incoming.next().await {
-            None => return Error::Session("the coordinator closed the connection".into()),
-            Some(Err(status)) => return ended(status),
-            Some(Ok(message)) => message,
-        };
-        match wire::to_worker_from(message) {
-            Ok(message) => driver.obey(message).await,
-            Err(error) => return Error::Refused(error.to_string()),
+/// What a session keeps while it is open.
+struct Session {
+    sealer: Sealer,
+    out: mpsc::Sender<v1::Frame>,
+    silence: Silence,
+    beat: Duration,
+    started: Instant,
+    last_beat: Instant,
+}
+
+impl Session {
+    /// Queues messages. A queue that is full means that the coordinator does not take any.
+    fn say(&mut self, messages: Vec<FromWorker>) -> Result<(), Error> {
+        for message in messages {
+            let frame = self.sealer.frame(&wire::from_worker(message));
+            if self.out.try_send(frame).is_err() {
+                return Err(closed(&format!(
+                    "{OUTBOX} messages wait for the coordinator"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn heard(&mut self) {
+        self.silence.heard(self.now_ms());
+    }
+
+    /// A coordinator that says nothing for too long is gone. While this process stood still it could not hear.
+    fn check_silence(&mut self) -> Result<(), Error> {
+        let missed = self.last_beat.elapsed().saturating_sub(self.beat);
+        self.last_beat = Instant::now();
+        if missed > 4 * self.beat {
+            self.silence.forgive(missed.as_millis() as u64);
+        }
+        match self.silence.exceeded(self.now_ms()) {
+            Some(silent) => Err(closed(&format!(
+                "the coordinator was silent for {silent} ms"
+            ))),
+            None => Ok(()),
         }
     }
 }
 
-async fn welcome(incoming: &mut Streaming<v1::ToWorker>) -> Result<v1::Welcome, Error> {
+fn closed(reason: &str) -> Error {
+    Error::Session(reason.into())
+}
+
+async fn welcome(
+    incoming: &mut Streaming<v1::Frame>,
+    opener: &mut Opener,
+) -> Result<v1::Welcome, Ended> {
     let first = tokio::time::timeout(WELCOME_TIMEOUT, incoming.next()).await;
     let first = first.map_err(|_| Error::Session("no welcome came".into()))?;
     let first = first
-        .ok_or_else(|| Error::Session("the coordinator closed the connection".into()))?
+        .ok_or_else(|| closed("the coordinator closed the connection"))?
         .map_err(ended)?;
-    match first.kind {
+    let first: Option<v1::ToWorker> = opener.frame(first).map_err(|e| closed(&e.to_string()))?;
+    match first.and_then(|m| m.kind) {
         Some(v1::to_worker::Kind::Welcome(welcome)) => Ok(welcome),
-        other => Err(Error::Refused(format!("it began with {other:?}"))),
+        other => Err(Error::Refused(format!("it began with {other:?}")).into()),
     }
 }
 
-/// Says that the process is alive, whatever the trainer is doing.
-async fn beat(out: mpsc::Sender<v1::FromWorker>, every_ms: u32) {
-    let mut interval = tokio::time::interval(Duration::from_millis(u64::from(every_ms.max(10))));
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        if out
-            .send(wire::from_worker(FromWorker::Heartbeat))
-            .await
-            .is_err()
-        {
-            return;
-        }
-    }
-}
-
-/// Whether the end of a session is worth another try.
-fn ended(status: Status) -> Error {
+/// Whether the end of a session is worth another try, and with what.
+fn ended(status: Status) -> Ended {
     let message = status.message().to_owned();
-    match status.code() {
+    let error = match status.code() {
         Code::FailedPrecondition | Code::Unauthenticated | Code::InvalidArgument => {
             Error::Refused(message)
         }
         _ => Error::Session(message),
+    };
+    Ended {
+        error,
+        forget: status.code() == Code::DataLoss,
     }
 }

@@ -1,20 +1,23 @@
 //! The trainer: the one thread that owns the engine. It takes jobs in order, computes lanes and sums them along the
-//! reduction tree, and applies commits. No weight changes before a commit.
+//! reduction tree, and applies commits. No weight changes before a commit. What it has computed for the next step stays
+//! until the commit, so that it can be delivered again in another session.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cohort_common::aggregate::totals_of;
 use cohort_common::checkpoint::bytes_of;
-use cohort_common::cluster::FromWorker;
 use cohort_common::cluster::messages::{Commit, LaneSums};
+use cohort_common::cluster::worker::Report;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::lanes;
 use cohort_common::spec::RunSpec;
 use cohort_common::tree::{Node, Tree};
-use cohort_common::wire::{self, MAX_PIECE};
+use cohort_common::wire::MAX_PIECE;
 use cohort_proto::v1;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,7 +27,7 @@ use crate::Config;
 use crate::data::{DataClient, RunData};
 use crate::engine::{DeviceChoice, Engine, State, Update};
 use crate::exchange::ExchangeClient;
-use crate::lanes::{Stop, Work};
+use crate::lanes::{Hooks, Stop, Work};
 use crate::state::Fetched;
 
 /// Pieces of a snapshot that wait for the connection.
@@ -34,6 +37,8 @@ const PIECES: usize = 4;
 pub enum Job {
     /// Get a run into memory.
     Load(Box<Load>),
+    /// Keep the run, and go on with this exchange.
+    Attach(ExchangeClient),
     /// Compute lanes of a step.
     Compute {
         /// The step.
@@ -47,6 +52,8 @@ pub enum Job {
     Commit(Commit),
     /// Score units of a split.
     Evaluate {
+        /// The session that wants it.
+        session: u64,
         /// The state's step.
         step: Step,
         /// The split.
@@ -54,14 +61,16 @@ pub enum Job {
         /// The units, ascending.
         units: Vec<u32>,
     },
-    /// Copy the state of this step and upload it.
-    Snapshot(Step),
+    /// Copy the state of this step and upload it over this connection.
+    Snapshot(Step, DataClient),
     /// Forget the run.
     Unload,
 }
 
 /// A run to load.
 pub struct Load {
+    /// Tells the reports about this state from those about an earlier one.
+    pub load: u64,
     /// The run.
     pub run: RunId,
     /// What is trained.
@@ -74,44 +83,90 @@ pub struct Load {
     pub data: RunData,
     /// The way to the owners.
     pub exchange: ExchangeClient,
-    /// Set when the run is over for this worker.
-    pub cancelled: Arc<AtomicBool>,
+    /// What the driver wants at once, before the jobs in the queue are done.
+    pub signals: Arc<Signals>,
 }
+
+/// What the driver says past the queue.
+#[derive(Default)]
+pub struct Signals {
+    /// The run is over here.
+    pub cancelled: AtomicBool,
+    /// Steps up to here are committed: their lanes need not be computed any more.
+    pub committed: AtomicU64,
+    /// Counts sessions: what an earlier one wanted scored nobody waits for.
+    pub session: AtomicU64,
+    skipped: Mutex<BTreeSet<(Step, Lane)>>,
+}
+
+impl Signals {
+    /// Others have computed these lanes.
+    pub fn skip(&self, step: Step, lanes: impl IntoIterator<Item = Lane>) {
+        self.skipped().extend(lanes.into_iter().map(|l| (step, l)));
+    }
+
+    /// What was said about steps after this one counts no more.
+    pub fn reset(&self, step: Step) {
+        self.committed.store(step, Ordering::Release);
+        self.skipped().clear();
+    }
+
+    fn forget(&self, step: Step) {
+        self.skipped().retain(|(s, _)| *s > step);
+    }
+
+    fn skips(&self, step: Step, lane: Lane) -> bool {
+        self.skipped().contains(&(step, lane))
+    }
+
+    fn skipped(&self) -> MutexGuard<'_, BTreeSet<(Step, Lane)>> {
+        self.skipped.lock().expect("no panic under this lock")
+    }
+}
+
+/// The way back to the driver: a report, and the load that it is about.
+pub type Reports = mpsc::Sender<(u64, Report)>;
 
 /// The thread's state.
 pub struct Trainer {
     device: DeviceChoice,
     threads: usize,
-    out: mpsc::Sender<v1::FromWorker>,
-    client: DataClient,
+    out: Reports,
     run: Option<Loaded>,
 }
 
 /// The run in memory.
 struct Loaded {
+    load: u64,
     run: RunId,
     spec: Arc<RunSpec>,
     step: Step,
     engine: Engine,
     data: RunData,
     exchange: ExchangeClient,
-    cancelled: Arc<AtomicBool>,
-    own_root: Option<Vec<f32>>,
-    /// What this worker has pushed for the step in flight.
-    pushed: Vec<Arc<Vec<f32>>>,
+    signals: Arc<Signals>,
+    /// The root of the next step, if this worker owns it alone.
+    own_root: Option<Arc<Vec<f32>>>,
+    computed: Computed,
     /// Buffers of one gradient each, to be used again.
     free: Vec<Vec<f32>>,
-    out: mpsc::Sender<v1::FromWorker>,
+    out: Reports,
+}
+
+/// What there is of the next step.
+#[derive(Default)]
+struct Computed {
+    nodes: Vec<(Node, Arc<Vec<f32>>)>,
+    lanes: BTreeMap<Lane, (LaneSums, u64)>,
 }
 
 impl Trainer {
     /// A trainer without a run.
-    pub fn new(config: &Config, out: mpsc::Sender<v1::FromWorker>, client: DataClient) -> Self {
+    pub fn new(config: &Config, out: Reports) -> Self {
         Self {
             device: config.device,
             threads: config.threads,
             out,
-            client,
             run: None,
         }
     }
@@ -129,15 +184,15 @@ impl Trainer {
 
     fn load(&mut self, load: Load) {
         self.run = None;
-        let (run, step) = (load.run.clone(), load.step);
+        let (number, step) = (load.load, load.step);
         match self.open(load) {
             Ok(loaded) => {
-                loaded.say(FromWorker::Loaded { run, step });
+                loaded.say_loaded();
                 self.run = Some(loaded);
             }
             Err(message) => {
-                let failed = FromWorker::Failed { run, step, message };
-                let _ = self.out.blocking_send(wire::from_worker(failed));
+                let failed = Report::Failed { step, message };
+                let _ = self.out.blocking_send((number, failed));
             }
         }
     }
@@ -145,15 +200,16 @@ impl Trainer {
     fn open(&self, load: Load) -> Result<Loaded, String> {
         let engine = load.state.engine(&load.spec, self.device, self.threads)?;
         Ok(Loaded {
+            load: load.load,
             run: load.run,
             spec: load.spec,
             step: load.step,
             engine,
             data: load.data,
             exchange: load.exchange,
-            cancelled: load.cancelled,
+            signals: load.signals,
             own_root: None,
-            pushed: Vec::new(),
+            computed: Computed::default(),
             free: Vec::new(),
             out: self.out.clone(),
         })
@@ -163,60 +219,134 @@ impl Trainer {
         let Some(loaded) = &mut self.run else { return };
         let step = loaded.step;
         let done = match job {
+            Job::Attach(exchange) => {
+                loaded.exchange = exchange;
+                loaded.say_loaded();
+                Ok(())
+            }
             Job::Compute {
                 step,
                 lanes,
                 sole_owner,
             } => loaded.compute(step, &lanes, sole_owner),
-            Job::Commit(commit) => loaded.commit(commit),
-            Job::Evaluate { step, split, units } => loaded.evaluate(step, split, &units),
-            Job::Snapshot(step) => {
-                loaded.snapshot(step, &self.client);
+            Job::Commit(commit) => loaded.commit(&commit),
+            Job::Evaluate {
+                session,
+                step,
+                split,
+                units,
+            } => loaded.evaluate(session, step, split, &units),
+            Job::Snapshot(step, client) => {
+                loaded.snapshot(step, &client);
                 Ok(())
             }
             Job::Load(_) | Job::Unload => unreachable!("handled by the caller"),
         };
         match done {
-            Ok(()) => {}
+            Ok(()) | Err(Stop::Obsolete) => {}
             Err(Stop::Cancelled) => self.run = None,
             Err(Stop::Failed(message)) => {
                 error!(step, message, "the run cannot go on");
-                let run = loaded.run.clone();
-                loaded.say(FromWorker::Failed { run, step, message });
+                loaded.say(Report::Failed { step, message });
                 self.run = None;
             }
         }
     }
 }
 
-impl Loaded {
-    fn say(&self, message: FromWorker) {
-        // A connection that is gone ends the session; nobody waits for the message then.
-        let _ = self.out.blocking_send(wire::from_worker(message));
-    }
+/// What the trainer does while a node is computed.
+struct Listener<'a> {
+    load: u64,
+    step: Step,
+    out: &'a Reports,
+    signals: &'a Signals,
+    computed: &'a mut Computed,
+    exchange: &'a ExchangeClient,
+}
 
-    fn check_cancelled(&self) -> Result<(), Stop> {
-        match self.cancelled.load(Ordering::Acquire) {
-            true => Err(Stop::Cancelled),
+impl Hooks for Listener<'_> {
+    fn go_on(&self) -> Result<(), Stop> {
+        if self.signals.cancelled.load(Ordering::Acquire) {
+            return Err(Stop::Cancelled);
+        }
+        match self.signals.committed.load(Ordering::Acquire) >= self.step {
+            true => Err(Stop::Obsolete),
             false => Ok(()),
         }
     }
 
+    fn skips(&self, lane: Lane) -> bool {
+        self.signals.skips(self.step, lane)
+    }
+
+    fn kept(&mut self, node: Node) -> Option<Vec<f32>> {
+        let found = self.computed.nodes.iter().find(|(n, _)| *n == node)?;
+        let sum = found.1.to_vec();
+        self.say_lanes(node);
+        Some(sum)
+    }
+
+    fn part(&mut self, node: Node, sum: Vec<f32>) {
+        let sum = Arc::new(sum);
+        self.computed.nodes.push((node, sum.clone()));
+        self.exchange.push(self.step, node, sum);
+    }
+
+    fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration) {
+        let micros = time.as_micros() as u64;
+        self.computed.lanes.insert(lane, (sums, micros));
+        self.say(lane, sums, micros);
+    }
+}
+
+impl Listener<'_> {
+    fn say(&self, lane: Lane, sums: LaneSums, micros: u64) {
+        let report = Report::LaneDone {
+            step: self.step,
+            lane,
+            sums,
+            micros,
+        };
+        // A driver that is gone ends the process.
+        let _ = self.out.blocking_send((self.load, report));
+    }
+
+    /// Says again what lanes of a kept node have found.
+    fn say_lanes(&self, node: Node) {
+        for lane in node.lanes() {
+            if let Some(&(sums, micros)) = self.computed.lanes.get(&lane) {
+                self.say(lane, sums, micros);
+            }
+        }
+    }
+}
+
+impl Loaded {
+    fn say(&self, report: Report) {
+        // A driver that is gone ends the process.
+        let _ = self.out.blocking_send((self.load, report));
+    }
+
+    fn say_loaded(&self) {
+        self.say(Report::Loaded {
+            step: self.step,
+            state_hash: self.engine.state_hash(),
+        });
+    }
+
     fn compute(&mut self, step: Step, lanes: &[Lane], sole_owner: bool) -> Result<(), Stop> {
         if step != self.step + 1 {
-            let at = self.step;
-            return Err(Stop::Failed(format!("asked for step {step} at step {at}")));
+            // A session that has ended wanted it.
+            return Ok(());
         }
         let tree = Tree::new(self.spec.train.lanes);
         for range in lanes::ranges(lanes) {
             for node in tree.cover(range) {
-                let sum = self.node(step, node)?;
-                if sole_owner && node == tree.root() {
-                    self.own(step, sum);
-                } else {
-                    let sum = Arc::new(sum);
-                    self.pushed.push(sum.clone());
-                    self.exchange.push(step, node, sum);
+                if let Some(sum) = self.node(step, node)? {
+                    match sole_owner && node == tree.root() {
+                        true => self.own(step, sum),
+                        false => self.exchange.push(step, node, sum),
+                    }
                 }
             }
         }
@@ -226,76 +356,101 @@ impl Loaded {
         Ok(())
     }
 
-    fn own(&mut self, step: Step, root: Vec<f32>) {
+    fn own(&mut self, step: Step, root: Arc<Vec<f32>>) {
         let totals = self.engine.install(|| totals_of(&root));
         self.own_root = Some(root);
-        let run = self.run.clone();
-        self.say(FromWorker::RootReady { run, step, totals });
+        self.say(Report::RootReady { step, totals });
     }
 
-    fn node(&mut self, step: Step, node: Node) -> Result<Vec<f32>, Stop> {
-        let (run, out, cancelled) = (&self.run, &self.out, &self.cancelled);
+    /// The sum of a node, computed or kept from before.
+    fn node(&mut self, step: Step, node: Node) -> Result<Option<Arc<Vec<f32>>>, Stop> {
+        let mut listener = Listener {
+            load: self.load,
+            step,
+            out: &self.out,
+            signals: &self.signals,
+            computed: &mut self.computed,
+            exchange: &self.exchange,
+        };
+        listener.go_on()?;
+        if let Some((_, sum)) = listener.computed.nodes.iter().find(|(n, _)| *n == node) {
+            let sum = sum.clone();
+            listener.say_lanes(node);
+            return Ok(Some(sum));
+        }
         let mut work = Work {
             train: &self.spec.train,
             data: &self.data,
             engine: &mut self.engine,
             free: &mut self.free,
-            go_on: &|| match cancelled.load(Ordering::Acquire) {
-                true => Err(Stop::Cancelled),
-                false => Ok(()),
-            },
-            done: &mut |lane, sums, time| {
-                let done = FromWorker::LaneDone {
-                    run: run.clone(),
-                    step,
-                    lane,
-                    sums,
-                    micros: time.as_micros() as u64,
-                };
-                // As in `say`.
-                let _ = out.blocking_send(wire::from_worker(done));
-            },
+            hooks: &mut listener,
         };
-        work.node(step, node)
+        let Some(sum) = work.node(step, node)? else {
+            return Ok(None);
+        };
+        let sum = Arc::new(sum);
+        self.computed.nodes.push((node, sum.clone()));
+        Ok(Some(sum))
     }
 
-    fn commit(&mut self, commit: Commit) -> Result<(), Stop> {
-        let step = commit.step;
-        let root = match self.own_root.take() {
-            Some(root) => root,
-            None => self.exchange.root(step).ok_or(Stop::Cancelled)?,
+    fn commit(&mut self, commit: &Commit) -> Result<(), Stop> {
+        let step = commit.step();
+        let own = self.own_root.take();
+        let root = match (self.step + 1 == step, own) {
+            (false, _) => None,
+            (true, Some(root)) => Some(root),
+            (true, None) => self.exchange.root(step).map(Arc::new),
+        };
+        let Some(root) = root else {
+            // The session ended before the root was here. The next one brings it again.
+            self.say(Report::GaveUp { step });
+            return Ok(());
         };
         let update = Update {
             step,
             scale: commit.scale,
-            learning_rate: commit.learning_rate,
+            learning_rate: commit.entry.learning_rate,
         };
         self.engine.update(&root, update)?;
         self.step = step;
         self.exchange.applied(step);
-        self.free.push(root);
-        let pushed = self.pushed.drain(..);
+        self.signals.forget(step);
+        let state_hash = match commit.hash_state {
+            true => self.engine.state_hash(),
+            false => None,
+        };
+        self.say(Report::Applied { step, state_hash });
+        let computed = std::mem::take(&mut self.computed).nodes;
+        let buffers = computed.into_iter().map(|(_, sum)| sum).chain([root]);
         self.free
-            .extend(pushed.filter_map(|sum| Arc::try_unwrap(sum).ok()));
+            .extend(buffers.filter_map(|sum| Arc::try_unwrap(sum).ok()));
         // More would only be needed for a deeper tree than this step had.
         self.free.truncate(4);
-        let run = self.run.clone();
-        self.say(FromWorker::Applied { run, step });
         Ok(())
     }
 
-    fn evaluate(&mut self, step: Step, split: u32, units: &[u32]) -> Result<(), Stop> {
+    fn evaluate(
+        &mut self,
+        session: u64,
+        step: Step,
+        split: u32,
+        units: &[u32],
+    ) -> Result<(), Stop> {
         for &unit in units {
-            self.check_cancelled()?;
+            if self.signals.cancelled.load(Ordering::Acquire) {
+                return Err(Stop::Cancelled);
+            }
+            let wanted = self.signals.session.load(Ordering::Acquire) == session;
+            if !wanted || step != self.step {
+                return Err(Stop::Obsolete);
+            }
             let mut sums = LaneSums::default();
             for batch in self.data.unit(split, unit)? {
                 let found = self.engine.score(&batch)?;
                 sums.loss += found.loss;
                 sums.weight += found.weight;
             }
-            let run = self.run.clone();
-            self.say(FromWorker::UnitDone {
-                run,
+            self.say(Report::UnitDone {
                 step,
                 split,
                 unit,
@@ -307,6 +462,10 @@ impl Loaded {
 
     /// Copies the state and uploads it in the background.
     fn snapshot(&self, step: Step, client: &DataClient) {
+        if step != self.step {
+            // The commit before it was given up with its session.
+            return;
+        }
         let state = self.engine.snapshot();
         let (pieces, stream) = mpsc::channel(PIECES);
         let run = self.run.as_str().to_owned();

@@ -328,6 +328,16 @@ pub enum RedoReason {
     Late,
 }
 
+impl RedoReason {
+    /// One word, for tables.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Lost(_) => "lost",
+            Self::Late => "late",
+        }
+    }
+}
+
 impl fmt::Display for RedoReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -13,7 +13,6 @@ mod error;
 mod fingerprint;
 mod fused;
 mod generate;
-mod hash;
 mod init;
 mod ops;
 mod optim;
@@ -239,6 +238,16 @@ impl Engine {
         }
     }
 
+    /// The hash of parameters and moments; `None` without an optimizer.
+    pub fn state_hash(&self) -> Option<[u8; 32]> {
+        let moments = &self.optimizer.as_ref()?.moments;
+        let hash = || {
+            let (first, second) = (&moments.exp_avg, &moments.exp_avg_sq);
+            cohort_common::checkpoint::state_hash(&self.params, first, second)
+        };
+        Some(self.pool.install(hash))
+    }
+
     /// A copy of parameters and moments.
     pub fn snapshot(&self) -> State {
         let (exp_avg, exp_avg_sq) = self.moments();
@@ -301,15 +310,6 @@ impl Engine {
         self.pool.install(|| match &self.composite {
             Some(composite) => Ok(composite.logits(tokens)?),
             None => self.fused.logits(&self.params, tokens),
-        })
-    }
-
-    /// A hash over all parameters and moments.
-    pub fn state_hash(&self) -> [u8; 32] {
-        let (exp_avg, exp_avg_sq) = self.moments();
-        self.pool.install(|| match exp_avg.is_empty() {
-            true => hash::state_hash(&[self.params()]),
-            false => hash::state_hash(&[self.params(), exp_avg, exp_avg_sq]),
         })
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::plan;
 use super::trainer::{Effect, State, Trainer};
-use crate::aggregate::{Aggregator, decode, encode};
+use crate::aggregate::{Aggregator, Stamp, decode, encode};
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
 use crate::cluster::messages::{FromWorker, LaneSums, StateSource, ToWorker};
 use crate::cluster::sequence::{Incoming, Outgoing};
@@ -416,16 +416,21 @@ impl World {
         }
         match up {
             Up::Control(message) => self.event(Event::Said { session, message }),
-            Up::Push(step, node, data) => self.pushed(step, node, &data),
+            Up::Push(step, node, data) => self.pushed(session, step, node, &data),
         }
     }
 
-    fn pushed(&mut self, step: Step, node: Node, data: &[f32]) {
+    fn pushed(&mut self, from: SessionId, step: Step, node: Node, data: &[f32]) {
         let coordinator = self.coordinator.as_ref().expect("checked");
         let Some(sums) = coordinator.sums.get(&step) else {
             return;
         };
-        let offered = sums.offer(node, 0, &encode(data)).expect("honest peers");
+        let data = encode(data);
+        let stamp = Stamp {
+            check: crc32fast::hash(&data),
+            from,
+        };
+        let offered = sums.offer(node, 0, &data, stamp).expect("honest peers");
         let totals = offered
             .all_complete
             .then(|| sums.totals().expect("complete"));
