@@ -15,6 +15,9 @@ pub enum Appended {
     Same,
 }
 
+/// A step, and its entry, or why that cannot be read.
+pub type ReadEntry = (u64, Result<Entry, StoreError>);
+
 impl Store {
     /// Appends the entry of a step. An entry that is there already must be the same to the bit; a new one must follow
     /// the last. (What the first of a run follows, its genesis, is the caller's to know.)
@@ -95,7 +98,7 @@ impl Store {
         run: &RunName,
         first_step: u64,
         limit: u32,
-    ) -> Result<Vec<(u64, Result<Entry, StoreError>)>, StoreError> {
+    ) -> Result<Vec<ReadEntry>, StoreError> {
         let sql = "SELECT step, hash, entry FROM ledger WHERE run = ?1 AND step >= ?2 ORDER BY step LIMIT ?3";
         let rows = self.query(sql, params![run.as_str(), first_step as i64, limit], read)?;
         let each = |row: (i64, Vec<u8>, Vec<u8>)| (row.0 as u64, self.parse_entry(run, row));
