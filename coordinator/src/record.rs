@@ -466,7 +466,7 @@ mod tests {
     fn events_about_workers_are_faults_too() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("cohort.db")).unwrap();
-        let new = crate::store::new_run_for_tests("tiny-1");
+        let new = crate::store::tests::new_run("tiny-1");
         store.create_run(&new, 1).unwrap();
         let run = || "tiny-1".to_owned();
         let events = [

@@ -237,7 +237,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::store::new_run_for_tests;
+    use crate::store::tests::new_run;
 
     /// A home with an empty database.
     fn scene() -> (TempDir, Home, Store, RunName) {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn state(step: u64) -> RunState {
-        let spec = new_run_for_tests("tiny-1").spec;
+        let spec = new_run("tiny-1").spec;
         RunState {
             run: "tiny-1".into(),
             step,
@@ -262,7 +262,7 @@ mod tests {
     }
 
     fn ledger(steps: u64) -> Vec<Entry> {
-        let mut chain = first_chain(&new_run_for_tests("tiny-1").spec);
+        let mut chain = first_chain(&new_run("tiny-1").spec);
         let entry = |step: u64| {
             let entry = Entry {
                 step,

@@ -451,20 +451,20 @@ fn eval_splits(
         .unzip()
 }
 
-/// The chain before a run's first entry. It begins with the run's identity, but for the horizon, which a resumed run may
-/// move.
-pub fn first_chain(spec: &RunSpec) -> Chain {
-    let mut first = spec.clone();
-    first.train.steps = 0;
-    Chain::new(1, 0, genesis(first.identity().as_bytes()))
-}
-
 /// What the store knows of a run that goes on.
 struct History {
     chain: Chain,
     first: Chain,
     checkpoints: Vec<CheckpointInfo>,
     evals: BTreeMap<String, EvalEvent>,
+}
+
+/// A run's ledger before its first entry. It begins with the run's identity, but for the horizon, which a resumed run
+/// may move.
+pub fn first_chain(spec: &RunSpec) -> Chain {
+    let mut first = spec.clone();
+    first.train.steps = 0;
+    Chain::new(1, 0, genesis(first.identity().as_bytes()))
 }
 
 async fn history(

@@ -103,10 +103,7 @@ impl Store {
 }
 
 #[cfg(test)]
-pub use tests::new_run as new_run_for_tests;
-
-#[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use cohort_common::home::RunName;
     use cohort_common::spec::*;
     use tempfile::TempDir;
