@@ -10,6 +10,7 @@ mod finetune;
 mod follow;
 mod generate;
 mod local;
+mod pause;
 mod presets;
 mod pretrain;
 mod quickstart;
@@ -44,6 +45,8 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Coordinator(args) => done(coordinator::run(args).await),
         Verb::Worker(args) => done(worker::run(args).await),
         Verb::Local(args) => done(local::run(args).await),
+        Verb::Pause(args) => done(pause::run(args).await),
+        Verb::Resume(args) => done(resume::verb(args).await),
     }
 }
 
