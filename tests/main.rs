@@ -4,5 +4,6 @@ mod cluster;
 mod deploy;
 mod messages;
 mod protocol;
+mod runs;
 mod support;
 mod training;
