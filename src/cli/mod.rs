@@ -57,7 +57,7 @@ pub enum Verb {
     Export(ExportArgs),
     /// List the runs
     Runs(RunsArgs),
-    /// Show a run: its figures, validations and checkpoints
+    /// Show a run: its figures, validations, checkpoints, and what happened to its workers
     Status(RunArgs),
     /// Come back to a run and watch it until it rests
     Follow(FollowArgs),

@@ -202,8 +202,7 @@ pub struct CorpusRemoveArgs {
 /// Arguments of `pause`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "The run is checkpointed at the next step boundary. It stays paused, even when the coordinator is started
-again, until `cohort resume` takes it up. One that waits in the queue is paused at once.
+    after_help = "The run is checkpointed at the next step boundary. It stays paused, even when the coordinator is started again, until `cohort resume` takes it up. One that waits in the queue is paused at once.
 
 Examples:
   cohort pause tiny-1
@@ -223,9 +222,8 @@ pub struct PauseArgs {
 /// Arguments of `resume`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Takes up a run that is paused, interrupted, failed or cancelled, on a coordinator that runs, and leaves. Behind other
-runs it waits in the queue. Without a standing coordinator, or to give a run more steps, use `--resume` of the verb that
-made it.
+    after_help = "Takes up a run that is paused, interrupted, failed or cancelled, on a coordinator that runs, and leaves.
+Behind other runs it waits in the queue. Without a standing coordinator, or to give a run more steps, use `--resume` of the verb that made it.
 
 Examples:
   cohort resume tiny-1
