@@ -159,6 +159,18 @@ impl Client {
         self.take(reply)
     }
 
+    /// Checkpoints a run and lets it rest until it is resumed.
+    pub async fn pause(&mut self, run: &str) -> Result<RunInfo> {
+        let reply = self.control.pause(named(run)).await;
+        self.take(reply)
+    }
+
+    /// Goes on with a run that rests.
+    pub async fn resume(&mut self, run: &str) -> Result<RunInfo> {
+        let reply = self.control.resume(named(run)).await;
+        self.take(reply)
+    }
+
     /// A connection for bulk data.
     pub async fn data(&self) -> Result<Data> {
         let channel = net::connect(&self.url).await?;

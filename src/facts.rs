@@ -9,6 +9,8 @@ use crate::output::{ago, table};
 const SHORT: usize = 12;
 /// Skipped inputs that are listed.
 const SKIPPED_SHOWN: usize = 5;
+/// Faults that are listed.
+const FAULTS_SHOWN: usize = 8;
 
 /// A corpus in a few lines.
 pub fn corpus(corpus: &CorpusInfo) -> String {
@@ -139,6 +141,7 @@ pub fn run(run: &RunInfo) -> String {
             step.epoch
         );
     }
+    text += &faults(run);
     text += &evals(run);
     text += &checkpoints(run);
     text
@@ -156,6 +159,19 @@ fn evals(run: &RunInfo) -> String {
             format!("{:.4}", eval.loss),
             format!("{:.4}", eval.bits_per_byte),
         ]);
+    }
+    format!("\n{}\n", table(&rows))
+}
+
+/// What happened to the run's workers, the newest last.
+fn faults(run: &RunInfo) -> String {
+    if run.faults.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![words(&["when", "what happened to workers"])];
+    let first = run.faults.len().saturating_sub(FAULTS_SHOWN);
+    for fault in &run.faults[first..] {
+        rows.push(vec![ago(fault.time_ms), fault.text.clone()]);
     }
     format!("\n{}\n", table(&rows))
 }

@@ -47,6 +47,8 @@ pub enum Rest {
     Finished(Box<FinishedEvent>),
     /// It was stopped and can be resumed.
     Stopped(u64),
+    /// It was paused and can be resumed.
+    Paused(u64),
     /// It was cancelled.
     Cancelled,
     /// It cannot go on.
@@ -211,7 +213,13 @@ impl Session {
             Rest::Failed(error) => {
                 return Err(anyhow!(error)).with_context(|| format!("run `{run}` failed"));
             }
-            Rest::Stopped(step) => {
+            Rest::Paused(step) if self.workers.is_none() => {
+                self.out.say(format!(
+                    "{run} is paused at step {step}; `cohort resume {run}` goes on with it"
+                ));
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+            Rest::Stopped(step) | Rest::Paused(step) => {
                 let verb = facts::kind(spec.kind);
                 let place = self
                     .workers
@@ -265,7 +273,8 @@ async fn next_loss(cluster: Option<&mut LocalCluster>) -> Result<String> {
 fn rest_of(event: RunEvent) -> Option<Rest> {
     Some(match event {
         RunEvent::Finished(end) => Rest::Finished(end),
-        RunEvent::Stopped { step, .. } | RunEvent::Paused { step, .. } => Rest::Stopped(step),
+        RunEvent::Stopped { step, .. } => Rest::Stopped(step),
+        RunEvent::Paused { step, .. } => Rest::Paused(step),
         RunEvent::Cancelled { .. } => Rest::Cancelled,
         RunEvent::Failed { error, .. } => Rest::Failed(error),
         _ => return None,

@@ -4,6 +4,7 @@ mod cluster;
 mod deploy;
 mod messages;
 mod protocol;
+mod runs;
 mod support;
 mod training;
 mod verify;

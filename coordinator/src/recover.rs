@@ -137,8 +137,9 @@ fn read_ledger(directory: &Path, state: &RunState) -> Result<Vec<Entry>, String>
         return Ok(entries);
     }
     let path = directory.join(LEDGER);
+    let none = || "the checkpoint holds no ledger".to_owned();
     let file = fs::File::open(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => "the checkpoint holds no ledger".to_owned(),
+        ErrorKind::NotFound => none(),
         _ => format!("cannot read `{}`: {error}", path.display()),
     })?;
     let damaged = |what: String| format!("`{}` is damaged: {what}", path.display());
@@ -149,6 +150,9 @@ fn read_ledger(directory: &Path, state: &RunState) -> Result<Vec<Entry>, String>
             .push(&entry)
             .map_err(|error| damaged(error.to_string()))?;
         entries.push(entry);
+    }
+    if entries.is_empty() {
+        return Err(none());
     }
     match chain.next_step() == state.step + 1 && chain.head() == state.ledger_head {
         true => Ok(entries),
@@ -248,7 +252,7 @@ mod tests {
     }
 
     fn state(step: u64) -> RunState {
-        let spec = new_run_for_tests("tiny-1").spec;
+        let spec = new_run("tiny-1").spec;
         RunState {
             run: "tiny-1".into(),
             step,
@@ -262,7 +266,7 @@ mod tests {
     }
 
     fn ledger(steps: u64) -> Vec<Entry> {
-        let mut chain = first_chain(&new_run_for_tests("tiny-1").spec);
+        let mut chain = first_chain(&new_run("tiny-1").spec);
         let entry = |step: u64| {
             let entry = Entry {
                 step,

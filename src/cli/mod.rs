@@ -15,7 +15,7 @@ pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
 pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
 pub use runs::{
     CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
-    FollowArgs, PresetsArgs, RemoveArgs, RunArgs, RunsArgs,
+    FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs,
 };
 pub use train::{FinetuneArgs, PretrainArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
@@ -59,7 +59,7 @@ pub enum Verb {
     Export(ExportArgs),
     /// List the runs
     Runs(RunsArgs),
-    /// Show a run: its figures, validations and checkpoints
+    /// Show a run: its figures, validations, checkpoints, and what happened to its workers
     Status(RunArgs),
     /// Print the ledger of a run: a JSON line for each committed step
     Ledger(LedgerArgs),
@@ -81,4 +81,8 @@ pub enum Verb {
     Worker(WorkerArgs),
     /// Run a standing cluster on this machine until Ctrl-C
     Local(LocalClusterArgs),
+    /// Checkpoint a run and let it rest, so that its workers are free for the next one
+    Pause(PauseArgs),
+    /// Go on with a run that rests, from its newest checkpoint
+    Resume(ResumeArgs),
 }

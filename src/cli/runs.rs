@@ -198,3 +198,45 @@ pub struct CorpusRemoveArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 }
+
+/// Arguments of `pause`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "The run is checkpointed at the next step boundary. It stays paused, even when the coordinator is started again, until `cohort resume` takes it up. One that waits in the queue is paused at once.
+
+Examples:
+  cohort pause tiny-1
+  cohort resume tiny-1"
+)]
+pub struct PauseArgs {
+    /// The run
+    pub run: String,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `resume`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Takes up a run that is paused, interrupted, failed or cancelled, on a coordinator that runs, and leaves.
+Behind other runs it waits in the queue. Without a standing coordinator, or to give a run more steps, use `--resume` of the verb that made it.
+
+Examples:
+  cohort resume tiny-1
+  cohort follow tiny-1
+  cohort pretrain --resume tiny-1 --local 2"
+)]
+pub struct ResumeArgs {
+    /// The run
+    pub run: String,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}

@@ -11,6 +11,7 @@ mod follow;
 mod generate;
 mod ledger;
 mod local;
+mod pause;
 mod presets;
 mod pretrain;
 mod quickstart;
@@ -48,6 +49,8 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Coordinator(args) => done(coordinator::run(args).await),
         Verb::Worker(args) => done(worker::run(args).await),
         Verb::Local(args) => done(local::run(args).await),
+        Verb::Pause(args) => done(pause::run(args).await),
+        Verb::Resume(args) => done(resume::verb(args).await),
     }
 }
 

@@ -1,17 +1,66 @@
-//! `--resume RUN`: goes on with a run, perhaps for more steps than were planned.
+//! Going on with a run: `cohort resume RUN` as it is, on a coordinator that stands; `--resume RUN` perhaps for more steps
+//! than were planned, and on a private cluster, too.
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use cohort_common::api::Submit;
-use cohort_common::spec::{CheckpointTable, RunSpec, SpecFile, SpecSource, TrainTable};
+use cohort_common::spec::{CheckpointTable, RunKind, RunSpec, SpecFile, SpecSource, TrainTable};
 
-use crate::cli::SubmitArgs;
+use crate::cli::{ResumeArgs, SubmitArgs};
+use crate::context::Context;
+use crate::facts;
+use crate::failure::hinted;
 use crate::submit::Session;
 
 /// Keys that no weight of a finished step depends on.
 const CHANGEABLE: &str = "`train.steps`, `train.eval_every`, `train.eval_samples`, `train.min_workers`, \
                           `checkpoint.every` and `checkpoint.keep`";
+
+/// Runs the verb `resume`.
+pub async fn verb(args: ResumeArgs) -> Result<()> {
+    let out = args.json.output();
+    let context = Context::of(&args.connect)?;
+    let mut client = match context.connect().await {
+        Ok(client) => client,
+        Err(error) => return Err(without_coordinator(&context, &args.run).unwrap_or(error)),
+    };
+    let run = client.resume(&args.run).await?;
+    out.line(&run)?;
+    let place = match run.queue_place {
+        Some(place) => format!("waits in the queue, place {place}"),
+        None => "goes on".into(),
+    };
+    out.say(format!(
+        "{} {place}, from step {}; `cohort follow {}` shows it",
+        run.name,
+        run.checkpoints.last().map_or(0, |c| c.step),
+        run.name
+    ));
+    Ok(())
+}
+
+/// Where no coordinator answers and none was named: how the run of the home directory goes on.
+fn without_coordinator(context: &Context, run: &str) -> Option<anyhow::Error> {
+    if context.running().is_some() {
+        return None;
+    }
+    let info = cohort_coordinator::offline::run(&context.home, run).ok()?;
+    let verb = match info.spec.kind {
+        RunKind::Eval => return None,
+        kind => facts::kind(kind),
+    };
+    Some(hinted(
+        format!(
+            "no coordinator runs that could go on with `{run}`, which is {}",
+            info.status
+        ),
+        format!(
+            "`cohort {verb} --resume {run} --local N` goes on with it on this machine; or start `cohort coordinator` and \
+             workers first"
+        ),
+    ))
+}
 
 /// Goes on with a run.
 pub async fn run(run: &str, set: &[String], args: &SubmitArgs) -> Result<ExitCode> {
