@@ -21,8 +21,8 @@ const SEEDS: u64 = 4;
 /// Faults of a seed.
 const FAULTS: usize = 6;
 /// Steps of a run, and those between two faults: the last comes long before the end.
-const STEPS: u64 = 360;
-const BETWEEN: u64 = 45;
+const STEPS: u64 = 240;
+const BETWEEN: u64 = 30;
 /// Most workers at a time.
 const MOST: usize = 4;
 
@@ -45,7 +45,7 @@ kind = "bpe"
 vocab_size = 300
 
 [train]
-steps = 360
+steps = 240
 lanes = 6
 micro_batch = 2
 accumulate = 2
@@ -55,7 +55,7 @@ eval_every = 0
 eval_samples = 16
 
 [checkpoint]
-every = 30
+every = 20
 keep = 3
 "#;
 

@@ -48,7 +48,7 @@ static QUICK: Bench = Bench {
     width: 128,
     layers: 2,
     context: 32,
-    steps: 60,
+    steps: 44,
     half: 600_000,
     limit: 2_000,
     reference: OnceLock::new(),
@@ -59,7 +59,7 @@ static FULL: Bench = Bench {
     width: 256,
     layers: 4,
     context: 64,
-    steps: 60,
+    steps: 90,
     half: 4_000_000,
     limit: 14_000,
     reference: OnceLock::new(),
@@ -99,6 +99,14 @@ impl Bench {
     /// A moment in the middle of computing, if it is spent after a step's event.
     fn moment(&self) -> Duration {
         self.reference().median / 4
+    }
+
+    /// Lets time pass, but not so much that the run would be over before what was disturbed is put right.
+    fn hold(&self, cluster: &mut Cluster<'_>, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && cluster.step() < self.steps * 3 / 4 && !cluster.rests() {
+            cluster.run_for(Duration::from_millis(20).min(until - Instant::now()));
+        }
     }
 
     /// Disturbs a run once it is warm, and measures what that did to it. `disturb` gives the time in which it acted.
@@ -285,7 +293,7 @@ rows! {
     processes::coordinator_killed_committing: "SIGKILL of the coordinator after a commit, three times";
     processes::coordinator_killed_writing: "SIGKILL of the coordinator while it writes a checkpoint";
     processes::everything_killed: "SIGKILL of everything; resumed on two workers";
-    processes::slow: "a worker ten times slower for 6 s";
+    processes::slow: "a worker that is ten times slower for a while";
     network::slow_link: "a slow link that stalls for 200 ms now and then";
     network::healed: "a partition that heals after 5 s";
     network::half_open: "a half-open connection";

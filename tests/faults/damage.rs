@@ -58,7 +58,7 @@ pub fn shard(bench: &Bench) -> Measured {
     cluster.submit(&format!("{TRAIN} --new"));
     let said = failure(&cluster.rest());
     assert!(
-        said.contains("damaged") && said.contains(".shard"),
+        said.contains("damaged") && said.contains("/shards/"),
         "{said}"
     );
     flip(&shard, middle);
@@ -73,7 +73,7 @@ pub fn cached_shard(bench: &Bench) -> Measured {
     // Another run fills the cache.
     let url = cluster.url();
     scene.run(&format!(
-        "{TRAIN} --set train.steps=2 --name other --coordinator {url}"
+        "{TRAIN} --set train.steps=6 --name other --coordinator {url}"
     ));
     cluster.workers[0].kill();
     let shard = largest(scene.path("cache-0"), "shard");

@@ -42,7 +42,7 @@ pub fn healed(bench: &Bench) -> Measured {
     bench.disturbed(|cluster| {
         let at = Instant::now();
         cluster.workers[VICTIM].proxy.stall();
-        cluster.run_for(Duration::from_secs(5));
+        bench.hold(cluster, Duration::from_secs(5));
         cluster.workers[VICTIM].proxy.pass();
         Span::since(at)
     })

@@ -46,7 +46,7 @@ fn stopped(bench: &Bench, time: Option<Duration>) -> Measured {
         let at = Instant::now();
         cluster.workers[VICTIM].signal(Signal::Stop);
         match time {
-            Some(time) => cluster.run_for(time),
+            Some(time) => bench.hold(cluster, time),
             None => cluster.finish(),
         }
         let span = Span::since(at);
@@ -227,21 +227,23 @@ pub fn everything_killed(bench: &Bench) -> Measured {
 }
 
 pub fn slow(bench: &Bench) -> Measured {
-    let mut steps = 0;
+    let (mut steps, mut seconds) = (0, 0.0);
     let measured = bench.disturbed(|cluster| {
         let at = Instant::now();
         let first = cluster.step();
-        while at.elapsed() < Duration::from_secs(6) && !cluster.rests() {
+        let last = bench.steps * 3 / 4;
+        while at.elapsed() < Duration::from_secs(6) && cluster.step() < last && !cluster.rests() {
             cluster.workers[VICTIM].signal(Signal::Stop);
             cluster.run_for(Duration::from_millis(45));
             cluster.workers[VICTIM].signal(Signal::Continue);
             cluster.run_for(Duration::from_millis(5));
         }
         steps = cluster.step() - first;
+        seconds = at.elapsed().as_secs_f64();
         Span::since(at)
     });
     measured.noted(format!(
-        "{steps} steps in 6 s; an undisturbed run takes {} ms for each",
+        "{steps} steps in {seconds:.1} s; an undisturbed run takes {} ms for each",
         bench.reference().median.as_millis()
     ))
 }
