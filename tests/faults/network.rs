@@ -175,6 +175,7 @@ async fn push(url: &str, session: u64, step: u64) -> Result<(), tonic::Status> {
     let mut client = ExchangeClient::connect(url.to_owned())
         .await
         .expect("it listens");
+    #[allow(clippy::needless_update, reason = "the message may grow")]
     let node = v1::NodeChunk {
         step,
         first: 0,
