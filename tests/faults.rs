@@ -57,11 +57,11 @@ static QUICK: Bench = Bench {
 /// For the table.
 static FULL: Bench = Bench {
     width: 256,
-    layers: 4,
+    layers: 2,
     context: 64,
     steps: 90,
-    half: 4_000_000,
-    limit: 14_000,
+    half: 2_000_000,
+    limit: 7_000,
     reference: OnceLock::new(),
 };
 

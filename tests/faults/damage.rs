@@ -92,12 +92,12 @@ pub fn cached_shard(bench: &Bench) -> Measured {
         true => worker.tail(usize::MAX),
         false => failure(&last),
     };
-    let name = shard
-        .file_name()
-        .expect("a file")
-        .to_string_lossy()
-        .into_owned();
-    assert!(said.contains("damaged") && said.contains(&name), "{said}");
+    let name = shard.file_name().expect("a file").to_string_lossy();
+    assert!(
+        said.contains("damaged") && said.contains(&*name),
+        "nobody names `{name}`; the run: {last}; the undisturbed state: {}",
+        bench.reference().state_hash
+    );
     if last["event"] != "finished" {
         std::fs::remove_file(&shard).expect("it can be removed");
         cluster.submit(TRAIN);
