@@ -379,6 +379,8 @@ impl Reference {
                 *seen = true;
             }
         }
+        // One wrong step makes every later one wrong.
+        found.truncate(1);
         let missing = seen.iter().position(|seen| !seen);
         found.extend(missing.map(|at| format!("no event of step {}", at + 1)));
         found
