@@ -111,12 +111,16 @@ impl Bench {
 
     /// Disturbs a run once it is warm, and measures what that did to it. `disturb` gives the time in which it acted.
     fn disturbed(&self, disturb: impl FnOnce(&mut Cluster<'_>) -> Span) -> Measured {
+        // The undisturbed run comes first, not while this one runs.
+        self.reference();
         let scene = self.scene();
         let mut cluster = Cluster::start(&scene, WORKERS);
         cluster.submit(&format!("{TRAIN} --new"));
         cluster.wait_for_step(WARM);
         let span = disturb(&mut cluster);
         cluster.finish();
+        let end = cluster.events.last().expect("it is finished").at;
+        assert!(span.from < end, "the run was over before the fault");
         self.measure(&cluster, span)
     }
 
