@@ -1,7 +1,11 @@
 //! Drives the real binary in real processes. One crate, so that it is linked once; one module for each theme.
 
+#[cfg(unix)]
+mod chaos;
 mod cluster;
 mod deploy;
+#[cfg(unix)]
+mod faults;
 mod messages;
 mod protocol;
 mod runs;

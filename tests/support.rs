@@ -1,6 +1,15 @@
 //! What the tests share: a scene of its own for each (home, corpus, spec), processes that die with it, and waiting with
 //! deadlines. A failure prints what the processes logged.
 
+#[cfg(unix)]
+pub mod cluster;
+#[cfg(unix)]
+pub mod proxy;
+#[cfg(unix)]
+pub mod random;
+#[cfg(unix)]
+pub mod signal;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -123,7 +132,29 @@ impl Scene {
 
     /// Starts a process that is killed with the scene's test.
     pub fn start(&self, line: &str) -> Process {
-        let mut command = self.cohort(line);
+        Self::spawn(self.cohort(line), line)
+    }
+
+    /// The same with limits that a shell sets first, such as `ulimit -f 900`.
+    #[cfg(unix)]
+    pub fn start_limited(&self, line: &str, limits: &str) -> Process {
+        let plain = self.cohort("");
+        let mut command = Command::new("bash");
+        let exec = format!("{limits}; exec {} {line}", env!("CARGO_BIN_EXE_cohort"));
+        command
+            .args(["-c", &exec])
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Self::spawn(command, line)
+    }
+
+    fn spawn(mut command: Command, line: &str) -> Process {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
         let (sender, lines) = channel();
@@ -167,19 +198,27 @@ impl Scene {
     }
 }
 
-fn forward(stream: impl std::io::Read, lines: &std::sync::mpsc::Sender<String>) {
-    for line in BufReader::new(stream).lines().map_while(Result::ok) {
-        if lines.send(line).is_err() {
+fn forward(stream: impl std::io::Read, lines: &std::sync::mpsc::Sender<Line>) {
+    for text in BufReader::new(stream).lines().map_while(Result::ok) {
+        let at = Instant::now();
+        if lines.send(Line { at, text }).is_err() {
             return;
         }
     }
 }
 
+/// A line that a process printed, and when it came.
+#[derive(Clone, Debug)]
+pub struct Line {
+    pub at: Instant,
+    pub text: String,
+}
+
 /// A process that ends with the test.
 pub struct Process {
     pub child: Child,
-    lines: Receiver<String>,
-    seen: Vec<String>,
+    lines: Receiver<Line>,
+    seen: Vec<Line>,
     line: String,
 }
 
@@ -197,8 +236,8 @@ impl Process {
             match self.lines.recv_timeout(left) {
                 Ok(line) => {
                     self.seen.push(line.clone());
-                    if wanted(&line) {
-                        return line;
+                    if wanted(&line.text) {
+                        return line.text;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => self.fail(&format!("no `{what}` in time")),
@@ -206,6 +245,19 @@ impl Process {
                     self.fail(&format!("it ended before `{what}`"));
                 }
             }
+        }
+    }
+
+    /// The next line, if one comes before the deadline; an error once the process has ended and all is read.
+    pub fn next_line(&mut self, deadline: Instant) -> Result<Option<Line>, Ended> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => {
+                self.seen.push(line.clone());
+                Ok(Some(line))
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(Ended),
         }
     }
 
@@ -238,19 +290,44 @@ impl Process {
         self.child.wait().expect("the child can be waited for");
     }
 
-    /// What it printed, all of it.
-    pub fn printed(&self) -> String {
-        self.seen.join("\n")
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
-    fn fail(&self, what: &str) -> ! {
-        let from = self.seen.len().saturating_sub(30);
+    /// What it printed and was read, all of it.
+    pub fn printed(&self) -> String {
+        joined(&self.seen)
+    }
+
+    /// What it was started with, and the last lines that it printed.
+    pub fn tail(&mut self, lines: usize) -> String {
+        self.seen.extend(self.lines.try_iter());
+        let from = self.seen.len().saturating_sub(lines);
+        format!(
+            "--- cohort {} (process {})\n{}",
+            self.line,
+            self.pid(),
+            joined(&self.seen[from..])
+        )
+    }
+
+    fn fail(&mut self, what: &str) -> ! {
         panic!(
             "`cohort {}`: {what}; it printed\n{}",
-            self.line,
-            self.seen[from..].join("\n")
+            self.line.clone(),
+            self.tail(30)
         );
     }
+}
+
+/// A process has ended, and all that it printed was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended;
+
+fn joined(lines: &[Line]) -> String {
+    let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+    texts.join("\n")
 }
 
 impl Drop for Process {
