@@ -3,6 +3,7 @@
 mod foreign;
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -93,7 +94,7 @@ fn meta(model: ModelConfig) -> CheckpointMeta {
             ledger_head: [3; 32],
             state_hash: [0; 32],
         },
-        ledger: b"{}\n".to_vec(),
+        ledger: b"{\"step\":1}\n{\"step\":2}\n".to_vec(),
     }
 }
 
@@ -273,6 +274,23 @@ fn a_truncated_or_missing_file_is_named() {
         );
         fs::write(&file, original).unwrap();
     }
+}
+
+#[test]
+fn the_ledger_is_read_back_and_may_be_absent_in_an_earlier_build() {
+    let (_dir, path, _) = written(&llama());
+    let lines = Checkpoint::open(&path).unwrap().ledger().unwrap().unwrap();
+    assert_eq!(
+        io::read_to_string(lines).unwrap().into_bytes(),
+        meta(llama()).ledger
+    );
+    // As a build wrote it that knew no ledger.
+    let mut manifest = verify_files(&path).unwrap();
+    manifest.files.retain(|file| file.name != LEDGER);
+    fs::write(path.join(MANIFEST), manifest.to_json()).unwrap();
+    fs::remove_file(path.join(LEDGER)).unwrap();
+    read_all(&path).unwrap();
+    assert!(Checkpoint::open(&path).unwrap().ledger().unwrap().is_none());
 }
 
 #[test]
