@@ -1,5 +1,6 @@
 //! Workers that do not speak as they should.
 
+use cohort_common::seal::Sealer;
 use cohort_proto::v1;
 use cohort_proto::v1::workers_client::WorkersClient;
 use tokio_stream::iter;
@@ -19,6 +20,7 @@ fn register(protocol: u32) -> v1::FromWorker {
 }
 
 async fn first_answer(url: &str, message: v1::FromWorker) -> Result<(), tonic::Status> {
+    let message = Sealer::default().frame(&message);
     let mut client = WorkersClient::connect(url.to_owned())
         .await
         .expect("the coordinator listens");

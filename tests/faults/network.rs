@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use cohort_common::seal::{Opener, Sealer, checksum};
 use cohort_common::wire::{PROTOCOL, RUN_KEY, SESSION_KEY};
 use cohort_proto::v1;
 use cohort_proto::v1::exchange_client::ExchangeClient;
@@ -108,7 +109,7 @@ pub fn forged(bench: &Bench) -> Measured {
 
 async fn forge(cluster: &Cluster<'_>) {
     let url = cluster.url();
-    let (session, said) = register(&url).await;
+    let (session, said, mut sealer) = register(&url).await;
     let step = cluster.step() + 1;
     for _ in 0..2 {
         // Twice, and its own again: none of its lanes were given to it.
@@ -122,9 +123,8 @@ async fn forge(cluster: &Cluster<'_>) {
                 ..v1::LaneDone::default()
             };
             // The coordinator may have hung up on it.
-            let _ = said
-                .send(message(v1::from_worker::Kind::LaneDone(done)))
-                .await;
+            let done = sealer.frame(&message(v1::from_worker::Kind::LaneDone(done)));
+            let _ = said.send(done).await;
         }
     }
     drop(said);
@@ -140,7 +140,7 @@ fn message(kind: v1::from_worker::Kind) -> v1::FromWorker {
 }
 
 /// Registers as a worker that could compute here; gives the session and the way to speak in it.
-async fn register(url: &str) -> (u64, mpsc::Sender<v1::FromWorker>) {
+async fn register(url: &str) -> (u64, mpsc::Sender<v1::Frame>, Sealer) {
     let (device, fingerprint) = describe_device(DeviceChoice::Cpu).expect("there is a CPU");
     let register = v1::Register {
         protocol: PROTOCOL,
@@ -155,7 +155,8 @@ async fn register(url: &str) -> (u64, mpsc::Sender<v1::FromWorker>) {
         .await
         .expect("it listens");
     let (said, heard) = mpsc::channel(64);
-    let register = message(v1::from_worker::Kind::Register(register));
+    let mut sealer = Sealer::default();
+    let register = sealer.frame(&message(v1::from_worker::Kind::Register(register)));
     said.send(register).await.expect("there is room");
     let answer = client.session(ReceiverStream::new(heard)).await;
     let mut answer = answer.expect("it is admitted").into_inner();
@@ -164,8 +165,9 @@ async fn register(url: &str) -> (u64, mpsc::Sender<v1::FromWorker>) {
         .await
         .expect("a message")
         .expect("an answer");
-    match first.kind {
-        Some(v1::to_worker::Kind::Welcome(welcome)) => (welcome.session, said),
+    let first: Option<v1::ToWorker> = Opener::default().frame(first).expect("a whole frame");
+    match first.and_then(|m| m.kind) {
+        Some(v1::to_worker::Kind::Welcome(welcome)) => (welcome.session, said, sealer),
         other => panic!("it began with {other:?}"),
     }
 }
@@ -175,17 +177,19 @@ async fn push(url: &str, session: u64, step: u64) -> Result<(), tonic::Status> {
     let mut client = ExchangeClient::connect(url.to_owned())
         .await
         .expect("it listens");
-    #[allow(clippy::needless_update, reason = "the message may grow")]
+    let data = vec![0; 4 * 65_536];
     let node = v1::NodeChunk {
         step,
         first: 0,
         size: 1,
         index: 0,
-        data: vec![0; 4 * 65_536].into(),
-        ..v1::NodeChunk::default()
+        check: checksum(&data),
+        data: data.into(),
     };
-    let kind = Some(v1::chunk::Kind::Node(node));
-    let mut request = Request::new(iter([v1::Chunk { kind }]));
+    let mut sealer = Sealer::default();
+    let open = sealer.chunk(v1::chunk::Kind::Open(v1::Open { after: 0 }));
+    let node = sealer.chunk(v1::chunk::Kind::Node(node));
+    let mut request = Request::new(iter([open, node]));
     request.metadata_mut().insert(SESSION_KEY, session.into());
     request
         .metadata_mut()

@@ -424,6 +424,11 @@ impl Machine {
         let leaving: Vec<SessionId> = self.members.iter().filter_map(leaving).collect();
         let active = self.active.as_mut().expect("a run lost its workers");
         let run = active.plan.run.clone();
+        if active.stop_requested {
+            // Nobody need wait for workers in order to stop.
+            let step = active.durable.source.step();
+            return self.end_run(now, &run, Change::Stopped { step }, out);
+        }
         let from = active.step;
         let through = active.now_at();
         active.return_to_durable();
