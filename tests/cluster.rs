@@ -35,7 +35,7 @@ fn a_worker_that_is_killed_changes_no_bit() {
     let last: serde_json::Value = serde_json::from_str(&last).expect("an event");
     assert_eq!(last["state_hash"], expected["state_hash"]);
     assert!(
-        run.printed().contains("lost: connection closed"),
+        run.printed().contains("(connection closed)"),
         "{}",
         run.printed()
     );

@@ -149,7 +149,16 @@ impl ShardSource for CachedShards {
         }
         let entry = &self.entries[index];
         let path = self.cache.join(format!("{}.shard", entry.hash));
-        if !path.exists() {
+        // Read whole once per mapping: a cache that lies would change the result without a sound.
+        let sound = path.exists()
+            && match verify_file(&path, entry) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(%error, "fetching this shard again");
+                    false
+                }
+            };
+        if !sound {
             self.download(index, entry, &path)?;
         }
         let shard = Arc::new(MappedShard::open(&path, entry)?);
