@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use cohort_common::api::{FinishedEvent, RunEvent};
-use cohort_common::checkpoint::{Checkpoint, RunState, hex, list_checkpoints};
+use cohort_common::checkpoint::{Checkpoint, LEDGER, RunState, hex, list_checkpoints};
 use cohort_common::home::{Home, RunName};
 use cohort_common::ledger::Entry;
 use tracing::{error, info, warn};
@@ -21,9 +21,6 @@ use crate::record::record_event;
 use crate::runs::first_chain;
 use crate::status::failed;
 use crate::store::{CheckpointRow, NewRun, RunStatus, Store, StoreError, StoreHandle};
-
-/// The run's ledger up to the checkpoint's step, one entry a line.
-const LEDGER: &str = "ledger.jsonl";
 
 /// Takes in the runs that the store does not know. One that cannot be taken in is left as it is, and logged.
 pub async fn take_in(home: &Home, store: &StoreHandle) {
@@ -293,18 +290,17 @@ mod tests {
     fn checkpoint(home: &Home, step: u64, entries: Option<&[Entry]>) {
         let state = state(step);
         let zeros = vec![0.0; Layout::of(&state.spec.model).len()];
+        let lines = entries.iter().flat_map(|e| e.iter());
+        let lines: Vec<String> = lines.map(|e| e.to_json_line() + "\n").collect();
         let meta = CheckpointMeta {
             tokens: Default::default(),
             tokenizer: b"{}".to_vec(),
             run: state,
+            ledger: lines.concat().into_bytes(),
         };
         let target = home.checkpoint(&RunName::new("tiny-1").unwrap(), step);
         fs::create_dir_all(target.parent().unwrap()).unwrap();
         write_checkpoint(&target, meta, &zeros, &zeros, &zeros).unwrap();
-        if let Some(entries) = entries {
-            let lines: Vec<String> = entries.iter().map(|e| e.to_json_line() + "\n").collect();
-            fs::write(target.join(LEDGER), lines.concat()).unwrap();
-        }
     }
 
     fn take(home: &Home, store: &Store, name: &RunName) {

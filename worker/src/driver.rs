@@ -173,7 +173,7 @@ impl Driver {
                 }
                 Order::Snapshot { step } => {
                     if let Some(link) = &self.link {
-                        let data = link.data.clone();
+                        let data = Box::new(link.data.clone());
                         self.queue(Job::Snapshot(step, data));
                     }
                 }

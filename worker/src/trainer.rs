@@ -62,7 +62,7 @@ pub enum Job {
         units: Vec<u32>,
     },
     /// Copy the state of this step and upload it over this connection.
-    Snapshot(Step, DataClient),
+    Snapshot(Step, Box<DataClient>),
     /// Forget the run.
     Unload,
 }

@@ -8,6 +8,7 @@ pub mod coordinator;
 pub mod events;
 mod joining;
 pub mod messages;
+mod redoing;
 mod run;
 pub mod sequence;
 pub mod silence;

@@ -5,7 +5,9 @@
 //!
 //! `COHORT_SIM_SEEDS=N` sets the number of schedules, `COHORT_SIM_SEED=S` runs one. A failure prints its seed.
 
+mod network;
 mod trainer;
+mod workers;
 mod world;
 
 use std::collections::BTreeMap;
@@ -189,7 +191,7 @@ fn run_schedule(seed: u64) {
     for _ in 0..workers {
         world.add_worker();
     }
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         world.harm = Harm {
             lost: 2,
             copied: 20,

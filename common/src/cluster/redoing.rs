@@ -1,0 +1,264 @@
+//! What happens to the work of workers that are lost or late: others compute it in the same step. And to a run that has
+//! lost them all.
+
+use std::collections::BTreeMap;
+
+use crate::cluster::coordinator::{Machine, Member};
+use crate::cluster::events::{Action, Change, LeftReason, RedoReason, Redone};
+use crate::cluster::messages::ToWorker;
+use crate::cluster::run::{Active, Phase, Recovery};
+use crate::ids::{Lane, SessionId};
+use crate::lanes;
+
+/// A lane is late when its worker needs this much longer for it than usual, plus a grace of [`LATE_MS`].
+const LATE: f64 = 2.0;
+
+/// Below this nothing is late.
+const LATE_MS: f64 = 100.0;
+
+impl Machine {
+    /// Takes a lost session out of the active run; its work goes to the others.
+    pub(super) fn lose(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        why: LeftReason,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let was_ready = active.ready.remove(&session);
+        active.joiners.remove(&session);
+        active.kept.remove(&session);
+        if active.donates(session) {
+            active.writing = None;
+            active.boundary.checkpoint = true;
+        }
+        if let Phase::Loading(waiting) = &mut active.phase {
+            waiting.remove(&session);
+            if waiting.is_empty() {
+                self.start_training(now, out);
+            }
+            return;
+        }
+        if matches!(active.phase, Phase::Gathering) {
+            return;
+        }
+        if let Some(step) = active.disputed.filter(|_| !active.ready.is_empty()) {
+            // Perhaps only this one had not said yet what it has.
+            self.judge(now, step, out);
+            if self.active.as_ref().is_none_or(|a| a.disputed.is_none()) {
+                return;
+            }
+        }
+        self.release(out);
+        let active = self.active.as_ref().expect("a run is active");
+        if !was_ready {
+            // It may be the one that everybody yields to.
+            if matches!(active.phase, Phase::Yielding) {
+                self.at_boundary(now, out);
+            }
+            return;
+        }
+        if active.ready.is_empty() {
+            return self.fall_back(now, out);
+        }
+        match active.phase {
+            Phase::Stepping(_) => self.redo_lanes(session, why, out),
+            Phase::Evaluating(_) => self.redo_units(session, out),
+            _ => self.at_boundary(now, out),
+        }
+        self.settle(now, out);
+    }
+
+    fn redo_lanes(&mut self, lost: SessionId, why: LeftReason, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a step is in flight");
+        let Phase::Stepping(flight) = &mut active.phase else {
+            unreachable!("called with a step in flight");
+        };
+        let open = flight.open_lanes(lost);
+        flight.assigned.remove(&lost);
+        // A lane that was late is with somebody else already.
+        let alone = |l: &Lane| flight.holders(*l).next().is_none();
+        let missing: Vec<Lane> = open.into_iter().filter(alone).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let loads: Vec<_> = active
+            .ready
+            .iter()
+            .map(|s| (*s, flight.open_lanes(*s).len()))
+            .collect();
+        let moves = lanes::reassign(&missing, &loads);
+        active.give(lost, RedoReason::Lost(why), moves, out);
+    }
+
+    /// Gives lanes that are late to workers that have nothing to do. Looked at when time passes, not with every lane.
+    pub(super) fn hedge(&mut self, now: u64, out: &mut Vec<Action>) {
+        let members = &self.members;
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let Phase::Stepping(flight) = &active.phase else {
+            return;
+        };
+        if flight.sole_owner.is_some() {
+            return;
+        }
+        let known = active.ready.iter().filter_map(|s| members[s].lane_micros);
+        let Some(usual) = median(known.collect()) else {
+            return;
+        };
+        let millis = |s: &SessionId| members[s].lane_micros.unwrap_or(usual) / 1000.0;
+        let idle = |s: &&SessionId| flight.open_lanes(**s).is_empty();
+        let mut idle: Vec<SessionId> = active.ready.iter().filter(idle).copied().collect();
+        idle.sort_by(|a, b| millis(a).total_cmp(&millis(b)).then(a.cmp(b)));
+        let mut moves: Vec<(SessionId, SessionId, Lane)> = Vec::new();
+        for taker in idle {
+            let candidates = active.ready.iter().filter_map(|owner| {
+                let mut open = flight.open_lanes(*owner);
+                open.retain(|l| flight.holders(*l).count() == 1);
+                open.retain(|l| !moves.iter().any(|(_, _, taken)| taken == l));
+                // The last of them is the one that its owner would come to last.
+                let lane = open.pop()?;
+                let since = now.saturating_sub(flight.last_done_ms[owner]) as f64;
+                let ahead = (open.len() + 1) as f64 * millis(owner);
+                let overdue = since > LATE * millis(owner) + LATE_MS;
+                let slower = !open.is_empty() && ahead - since > LATE * millis(&taker) + LATE_MS;
+                let left = if overdue { f64::MAX } else { ahead - since };
+                (overdue || slower).then_some((left, *owner, lane))
+            });
+            let worst = candidates.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+            if let Some((_, owner, lane)) = worst {
+                moves.push((owner, taker, lane));
+            }
+        }
+        for (owner, taker, lane) in moves {
+            let moves = BTreeMap::from([(taker, vec![lane])]);
+            active.give(owner, RedoReason::Late, moves, out);
+            if let Phase::Stepping(flight) = &mut active.phase {
+                flight.last_done_ms.insert(taker, now);
+            }
+        }
+    }
+
+    /// Every worker that had the state is gone: those that come back with it are waited for, then the newest state on
+    /// disk has to do.
+    pub(super) fn fall_back(&mut self, now: u64, out: &mut Vec<Action>) {
+        let leaving = |(s, m): (&SessionId, &Member)| m.leaving.then_some(*s);
+        let leaving: Vec<SessionId> = self.members.iter().filter_map(leaving).collect();
+        let active = self.active.as_mut().expect("a run lost its workers");
+        let run = active.plan.run.clone();
+        if active.stop_requested {
+            // Nobody need wait for workers in order to stop.
+            let step = active.durable.source.step();
+            return self.end_run(now, &run, Change::Stopped { step }, out);
+        }
+        let from = active.step;
+        let through = active.now_at();
+        active.return_to_durable();
+        active.recovery = Some(Recovery {
+            until_ms: now + self.limits.recover_ms,
+            expected: active.last_workers.max(1),
+        });
+        if from > active.step {
+            let text = format!(
+                "no worker holds the state of step {from} any more; if none comes back with it, the run goes on from step {}",
+                active.step
+            );
+            out.push(Action::Note {
+                run: Some(run.clone()),
+                text,
+            });
+        } else {
+            active.recovery = None;
+        }
+        out.push(Action::ReleaseRoots { run, through });
+        for session in leaving {
+            self.expel(now, session, LeftReason::Farewell, out);
+        }
+        self.poke(now, out);
+    }
+}
+
+impl Active {
+    /// Back to the newest state on disk, without workers.
+    pub(super) fn return_to_durable(&mut self) {
+        self.step = self.durable.source.step();
+        self.chain = self.durable.chain.clone();
+        self.released = self.step;
+        self.writing = None;
+        self.ready.clear();
+        self.joiners.clear();
+        self.kept.clear();
+        self.votes.clear();
+        self.hashed.clear();
+        self.disputed = None;
+        self.assignment.clear();
+        self.phase = Phase::Gathering;
+        self.enter_boundary();
+    }
+
+    /// Gives lanes of the step in flight to more workers.
+    fn give(
+        &mut self,
+        from: SessionId,
+        reason: RedoReason,
+        moves: BTreeMap<SessionId, Vec<Lane>>,
+        out: &mut Vec<Action>,
+    ) {
+        let Phase::Stepping(flight) = &mut self.phase else {
+            unreachable!("called with a step in flight");
+        };
+        let given: Vec<(Lane, SessionId)> = moves
+            .iter()
+            .flat_map(|(s, lanes)| lanes.iter().map(|l| (*l, *s)))
+            .collect();
+        for (session, lanes) in moves {
+            flight
+                .assigned
+                .entry(session)
+                .or_default()
+                .extend(lanes.iter().copied());
+            let message = ToWorker::Compute {
+                run: self.plan.run.clone(),
+                step: flight.step,
+                generation: self.generation,
+                lanes,
+                sole_owner: false,
+            };
+            out.push(Action::Send { session, message });
+        }
+        let mut known = flight.redone.iter_mut();
+        match known.rfind(|r| r.from == from && r.reason == reason) {
+            Some(redone) => redone.lanes.extend(given),
+            None => flight.redone.push(Redone {
+                step: flight.step,
+                from,
+                reason,
+                lanes: given,
+                delay_ms: 0,
+            }),
+        }
+    }
+
+    /// What was given away in the step in flight, and what it cost.
+    pub(super) fn redone(&mut self, now: u64) -> Vec<Redone> {
+        let Phase::Stepping(flight) = &mut self.phase else {
+            return Vec::new();
+        };
+        let delay_ms = now.saturating_sub(flight.undisturbed_ms);
+        let mut redone = std::mem::take(&mut flight.redone);
+        for each in &mut redone {
+            each.lanes.sort_unstable();
+            each.delay_ms = delay_ms;
+        }
+        redone
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}

@@ -1,0 +1,293 @@
+//! The worker processes of the simulation.
+
+use super::trainer::{Effect, State, Trainer};
+use super::world::{Connection, Down, Next, Up, Worker, World};
+use crate::aggregate::{Aggregator, decode};
+use crate::cluster::Limits;
+use crate::cluster::events::{Event, LeftReason, MemberInfo};
+use crate::cluster::messages::{FromWorker, StateSource};
+use crate::cluster::silence::Silence;
+use crate::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
+use crate::ids::{SessionId, Step};
+use crate::tree::Tree;
+
+impl World {
+    pub fn add_worker(&mut self) -> usize {
+        let w = self.workers.len();
+        let skew = 950 + self.draw(100);
+        let lane_ms = match self.draw(6) {
+            0 => 60,
+            n => 3 + n,
+        };
+        self.workers.push(Worker {
+            machine: WorkerMachine::default(),
+            trainer: Trainer::default(),
+            load: 0,
+            alive: false,
+            life: 0,
+            session: None,
+            connection: Connection::default(),
+            silence: Silence::new(Limits::default().silence, 0),
+            frozen_until: 0,
+            cut_until: 0,
+            lane_ms,
+            skew,
+            working: false,
+        });
+        self.start_worker(w);
+        w
+    }
+
+    pub(super) fn start_worker(&mut self, w: usize) {
+        let worker = &mut self.workers[w];
+        if worker.alive {
+            return;
+        }
+        worker.alive = true;
+        worker.life += 1;
+        worker.machine = WorkerMachine::default();
+        worker.trainer = Trainer::default();
+        worker.session = None;
+        worker.frozen_until = 0;
+        worker.working = false;
+        let life = worker.life;
+        self.after(0, Next::Connect(w));
+        self.after(0, Next::Beat(w, life));
+    }
+
+    pub fn kill_worker(&mut self, w: usize, comes_back: bool) {
+        let worker = &mut self.workers[w];
+        if !worker.alive {
+            return;
+        }
+        worker.alive = false;
+        worker.frozen_until = 0;
+        let cut = worker.cut_until > self.now;
+        if let Some(session) = worker.session.take()
+            && !cut
+        {
+            self.after(1, Next::ClosedAbove(session, LeftReason::ConnectionClosed));
+        }
+        if comes_back {
+            let pause = 20 + self.draw(3_000);
+            self.after(pause, Next::WorkerStart(w));
+        }
+    }
+
+    pub fn ask_to_leave(&mut self, w: usize) {
+        if self.workers[w].alive {
+            self.tell(w, WorkerEvent::LeaveRequested);
+        }
+    }
+
+    pub(super) fn connect(&mut self, w: usize) {
+        let worker = &self.workers[w];
+        if !worker.alive || worker.session.is_some() {
+            return;
+        }
+        let reachable = worker.cut_until <= self.now && self.coordinator.is_some();
+        if !reachable || !worker.machine.settled() {
+            let pause = 100 + self.draw(400);
+            return self.after(pause, Next::Connect(w));
+        }
+        self.next_session += 1;
+        let session = SessionId(self.next_session);
+        let worker = &mut self.workers[w];
+        worker.session = Some(session);
+        worker.connection = Connection::default();
+        worker.silence = Silence::new(Limits::default().silence, self.now);
+        let holding = worker.machine.holding();
+        let coordinator = self.coordinator.as_mut().expect("reachable");
+        coordinator.sessions.insert(session, (w, None));
+        let info = MemberInfo {
+            host: "sim".into(),
+            pid: w as u32,
+            device: "cpu".into(),
+            threads: 1,
+            fingerprint: "sim".into(),
+        };
+        self.event(Event::Joined {
+            session,
+            info,
+            holding,
+        });
+        self.tell(w, WorkerEvent::Up);
+    }
+
+    pub(super) fn down(&mut self, w: usize) {
+        let Some(session) = self.workers[w].session.take() else {
+            return;
+        };
+        if self.workers[w].cut_until <= self.now {
+            self.after(1, Next::ClosedAbove(session, LeftReason::ConnectionClosed));
+        }
+        self.tell(w, WorkerEvent::Down);
+        if self.workers[w].machine.is_leaving() {
+            self.workers[w].alive = false;
+            return;
+        }
+        let pause = 100 + self.draw(200);
+        self.after(pause, Next::Connect(w));
+    }
+
+    pub(super) fn beat(&mut self, w: usize, life: u64) {
+        let worker = &self.workers[w];
+        if !worker.alive || worker.life != life {
+            return;
+        }
+        if worker.session.is_some() {
+            self.send_up(w, Up::Control(FromWorker::Heartbeat));
+            if self.workers[w].silence.exceeded(self.now).is_some() {
+                self.down(w);
+            }
+        }
+        let every = Limits::default().silence.heartbeat_ms() * self.workers[w].skew / 1000;
+        self.after(every, Next::Beat(w, life));
+    }
+
+    pub(super) fn arrive_down(&mut self, w: usize, session: SessionId, number: u64, down: Down) {
+        let now = self.now;
+        let worker = &mut self.workers[w];
+        if !worker.alive || worker.session != Some(session) {
+            return;
+        }
+        worker.silence.heard(now);
+        let direction = match &down {
+            Down::Control(_) => &mut worker.connection.control_down,
+            Down::Root(..) => &mut worker.connection.root_down,
+        };
+        match direction.incoming.accept(number) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => return self.down(w),
+        }
+        match down {
+            Down::Control(message) => self.tell(w, WorkerEvent::Told(message)),
+            Down::Root(step, root) => {
+                worker.trainer.roots.insert(step, root);
+                self.wake(w);
+            }
+        }
+    }
+
+    pub(super) fn tell(&mut self, w: usize, event: WorkerEvent) {
+        for order in self.workers[w].machine.handle(event) {
+            self.obey(w, order);
+        }
+        self.wake(w);
+    }
+
+    pub(super) fn obey(&mut self, w: usize, order: Order) {
+        let worker = &mut self.workers[w];
+        let life = worker.life;
+        match order {
+            Order::Say(message) => self.send_up(w, Up::Control(message)),
+            Order::Load { load, source, .. } => {
+                worker.load = load;
+                worker.trainer = Trainer::default();
+                worker.trainer.attach();
+                self.open_exchange(w, source.step());
+                let pause = 5 + self.draw(300);
+                self.after(pause, Next::Loaded(w, life, load, source));
+            }
+            Order::Attach { step, .. } => {
+                worker.trainer.attach();
+                let load = worker.load;
+                self.open_exchange(w, step);
+                self.after(1, Next::Loaded(w, life, load, StateSource::Held(step)));
+            }
+            order => worker.trainer.give(order),
+        }
+    }
+
+    pub(super) fn open_exchange(&mut self, w: usize, after: Step) {
+        let Some(session) = self.workers[w].session else {
+            return;
+        };
+        let Some(coordinator) = self.coordinator.as_mut() else {
+            return;
+        };
+        let Some(slot) = coordinator.sessions.get_mut(&session) else {
+            return;
+        };
+        slot.1 = Some(after);
+        let complete =
+            |(step, sums): (&Step, &Aggregator)| Some((*step, decode(&sums.root(0)?.data)));
+        let roots: Vec<_> = coordinator
+            .sums
+            .range(after + 1..)
+            .filter_map(complete)
+            .collect();
+        for (step, root) in roots {
+            self.send_down(w, session, Down::Root(step, root));
+        }
+    }
+
+    pub(super) fn loaded(&mut self, w: usize, life: u64, load: u64, source: StateSource) {
+        let worker = &mut self.workers[w];
+        if !worker.alive || worker.life != life || worker.load != load {
+            return;
+        }
+        let step = source.step();
+        let state = match source {
+            StateSource::Held(_) => worker.trainer.state.clone(),
+            StateSource::Checkpoint(step) => self.disk.checkpoints.get(&step).cloned(),
+            StateSource::Seed | StateSource::Start => Some(State::seed()),
+        };
+        let Some(state) = state else { return };
+        let state_hash = Some(state.hash());
+        if !matches!(source, StateSource::Held(_)) {
+            worker.trainer.install(state);
+        }
+        let report = Report::Loaded { step, state_hash };
+        self.tell(w, WorkerEvent::Did { load, report });
+    }
+
+    pub(super) fn wake(&mut self, w: usize) {
+        let worker = &mut self.workers[w];
+        if worker.alive && !worker.working && worker.trainer.busy() {
+            worker.working = true;
+            let (cost, life) = (worker.lane_ms, worker.life);
+            let jitter = self.draw(3);
+            self.after(cost + jitter, Next::Work(w, life));
+        }
+    }
+
+    pub(super) fn work(&mut self, w: usize, life: u64) {
+        let tree = Tree::new(self.lanes);
+        let worker = &mut self.workers[w];
+        if !worker.alive || worker.life != life {
+            return;
+        }
+        worker.working = false;
+        if worker.trainer.busy() {
+            let load = worker.load;
+            let lane_ms = worker.lane_ms;
+            for effect in worker.trainer.work(tree, lane_ms) {
+                match effect {
+                    Effect::Report(report) => self.report(w, load, report),
+                    Effect::Push(step, node, sum) => self.send_up(w, Up::Push(step, node, sum)),
+                    Effect::Upload(state) => {
+                        let pause = 5 + self.draw(400);
+                        if let Some(session) = self.workers[w].session {
+                            self.after(pause, Next::Uploaded(session, state));
+                        }
+                    }
+                }
+            }
+        }
+        self.wake(w);
+    }
+
+    pub(super) fn report(&mut self, w: usize, load: u64, report: Report) {
+        if let (Report::Applied { step, .. }, Some((victim, at))) = (&report, self.corrupt)
+            && victim == w
+            && *step >= at
+        {
+            self.corrupt = None;
+            let state = self.workers[w].trainer.state.as_mut().expect("applied");
+            state.params[1] += 1.0;
+        }
+        self.tell(w, WorkerEvent::Did { load, report });
+    }
+}
