@@ -16,8 +16,12 @@ pub const FRAME: u32 = 256 << 10;
 pub const STREAM_WINDOW: u32 = 4 << 20;
 /// HTTP/2 window of a connection.
 pub const CONNECTION_WINDOW: u32 = 8 << 20;
-/// Time between keepalive pings, and how long an answer may take.
-pub const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Time between keepalive pings, and how long an answer may take: a connection that is cut without a word is given up
+/// within the sum of both.
+pub const KEEPALIVE: Duration = Duration::from_secs(2);
+
+/// Time between signs of life on an exchange that has nothing to say.
+pub const EXCHANGE_BEAT: Duration = Duration::from_millis(500);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 

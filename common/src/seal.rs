@@ -141,6 +141,7 @@ fn chunk_check(number: u64, kind: &Kind) -> u32 {
             hasher.update(&credit.below.to_le_bytes());
         }
         Kind::Open(open) => hasher.update(&open.after.to_le_bytes()),
+        Kind::Alive(v1::Empty {}) => {}
     }
     hasher.finalize()
 }

@@ -9,6 +9,7 @@ use cohort_common::aggregate::{Aggregator, OfferError, Stamp};
 use cohort_common::cluster::Event;
 use cohort_common::cluster::events::LeftReason;
 use cohort_common::ids::{RunId, SessionId, Step};
+use cohort_common::net::EXCHANGE_BEAT;
 use cohort_common::seal::{Opener, Sealer};
 use cohort_common::tree::{Node, Tree};
 use cohort_proto::v1;
@@ -179,6 +180,7 @@ impl Stream {
                     roots = Some(tokio::spawn(sending));
                 }
                 Kind::Node(node) if roots.is_some() => self.push(node).await?,
+                Kind::Alive(_) => {}
                 _ => return Err(Status::invalid_argument("only node chunks are pushed")),
             }
         }
@@ -283,6 +285,7 @@ async fn send_roots(
         tokio::select! {
             changed = opened.changed() => if changed.is_err() { return },
             () = way.out.closed() => return,
+            () = tokio::time::sleep(EXCHANGE_BEAT) => if way.alive().await.is_none() { return },
         }
     }
 }
@@ -321,8 +324,13 @@ impl Way {
             tokio::select! {
                 changed = leading.changed() => changed.ok()?,
                 () = self.out.closed() => return None,
+                () = tokio::time::sleep(EXCHANGE_BEAT) => self.alive().await?,
             }
         }
+    }
+
+    async fn alive(&mut self) -> Option<()> {
+        self.send(Kind::Alive(v1::Empty {})).await
     }
 
     async fn send(&mut self, kind: Kind) -> Option<()> {

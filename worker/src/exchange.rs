@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use cohort_common::aggregate::encode;
 use cohort_common::ids::Step;
 use cohort_common::layout::{chunk_count, chunk_range};
-use cohort_common::net::Credentials;
+use cohort_common::net::{Credentials, EXCHANGE_BEAT};
 use cohort_common::seal::{Opener, Sealer, checksum};
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_MESSAGE;
@@ -219,12 +219,15 @@ async fn send(shared: Arc<Shared>, mut sealer: Sealer, out: mpsc::Sender<v1::Chu
         if shared.lock().closed {
             return;
         }
-        let Some(chunk) = shared.next_chunk() else {
-            shared.sendable.notified().await;
-            continue;
+        let kind = match shared.next_chunk() {
+            Some(chunk) => Kind::Node(chunk),
+            None => tokio::select! {
+                () = shared.sendable.notified() => continue,
+                () = tokio::time::sleep(EXCHANGE_BEAT) => Kind::Alive(v1::Empty {}),
+            },
         };
         // A connection that is gone is noticed at the other end of the stream.
-        if out.send(sealer.chunk(Kind::Node(chunk))).await.is_err() {
+        if out.send(sealer.chunk(kind)).await.is_err() {
             return;
         }
     }
@@ -268,7 +271,7 @@ impl Shared {
                         return format!("the owner sent nonsense: {error}");
                     }
                 }
-                Ok(Some(Kind::Open(_)) | None) => {}
+                Ok(Some(Kind::Open(_) | Kind::Alive(_)) | None) => {}
                 Err(error) => return error.to_string(),
             }
         }

@@ -398,8 +398,16 @@ impl Machine {
             Phase::Loading(waiting) => format!("loading on {waiting:?}"),
             Phase::Stepping(flight) => {
                 let lanes = 0..flight.sums.len() as u32;
-                let open: Vec<u32> = lanes.filter(|l| !flight.settled(*l)).collect();
-                format!("stepping, open {open:?} of {:?}", flight.assigned)
+                let silent = |l: &Lane| flight.sums[*l as usize].is_none();
+                let silent: Vec<Lane> = lanes.clone().filter(silent).collect();
+                let open: Vec<Lane> = lanes.filter(|l| !flight.settled(*l)).collect();
+                format!(
+                    "stepping, owned by {:?}, root {}, open {open:?}, without sums {silent:?}, of {:?}, disputed {:?}",
+                    flight.sole_owner,
+                    flight.root.is_some(),
+                    flight.assigned,
+                    active.disputed,
+                )
             }
             Phase::Evaluating(eval) => format!("evaluating {:?}", eval.assigned),
             Phase::Snapshotting(reason) => format!("snapshotting for {reason:?}"),

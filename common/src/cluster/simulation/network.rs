@@ -19,7 +19,7 @@ impl World {
         let connection = &mut self.workers[w].connection;
         let direction = match &up {
             Up::Control(_) => &mut connection.control_up,
-            Up::Push(..) => &mut connection.push_up,
+            Up::Push(..) | Up::Alive => &mut connection.push_up,
         };
         let number = direction.out.number();
         direction.last = direction.last.max(arrival);
@@ -35,7 +35,7 @@ impl World {
         let connection = &mut self.workers[w].connection;
         let direction = match &down {
             Down::Control(_) => &mut connection.control_down,
-            Down::Root(..) => &mut connection.root_down,
+            Down::Root(..) | Down::Alive => &mut connection.root_down,
         };
         let number = direction.out.number();
         direction.last = direction.last.max(arrival);

@@ -137,6 +137,7 @@ impl World {
         }
         if worker.session.is_some() {
             self.send_up(w, Up::Control(FromWorker::Heartbeat));
+            self.send_up(w, Up::Alive);
             if self.workers[w].silence.exceeded(self.now).is_some() {
                 self.down(w);
             }
@@ -154,7 +155,7 @@ impl World {
         worker.silence.heard(now);
         let direction = match &down {
             Down::Control(_) => &mut worker.connection.control_down,
-            Down::Root(..) => &mut worker.connection.root_down,
+            Down::Root(..) | Down::Alive => &mut worker.connection.root_down,
         };
         match direction.incoming.accept(number) {
             Ok(true) => {}
@@ -163,6 +164,7 @@ impl World {
         }
         match down {
             Down::Control(message) => self.tell(w, WorkerEvent::Told(message)),
+            Down::Alive => {}
             Down::Root(step, root) => {
                 worker.trainer.roots.insert(step, root);
                 self.wake(w);

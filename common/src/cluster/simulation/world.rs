@@ -24,6 +24,7 @@ use crate::tree::Node;
 pub(super) enum Up {
     Control(FromWorker),
     Push(Step, Node, Vec<f32>),
+    Alive,
 }
 
 /// What is on its way down.
@@ -31,6 +32,7 @@ pub(super) enum Up {
 pub(super) enum Down {
     Control(ToWorker),
     Root(Step, Vec<f32>),
+    Alive,
 }
 
 /// What happens next.
@@ -313,6 +315,7 @@ impl World {
                 .collect();
             for (session, w) in all {
                 self.send_down(w, session, Down::Control(ToWorker::Ping));
+                self.send_down(w, session, Down::Alive);
             }
         }
         self.after(limits.tick_ms, Next::CoordinatorTick(boot));
@@ -401,7 +404,7 @@ impl World {
         let connection = &mut self.workers[w].connection;
         let direction = match &up {
             Up::Control(_) => &mut connection.control_up,
-            Up::Push(..) => &mut connection.push_up,
+            Up::Push(..) | Up::Alive => &mut connection.push_up,
         };
         match direction.incoming.accept(number) {
             Ok(true) => {}
@@ -415,6 +418,7 @@ impl World {
         match up {
             Up::Control(message) => self.event(Event::Said { session, message }),
             Up::Push(step, node, data) => self.pushed(session, step, node, &data),
+            Up::Alive => {}
         }
     }
 
@@ -428,12 +432,18 @@ impl World {
             check: crc32fast::hash(&data),
             from,
         };
-        let offered = sums.offer(node, 0, &data, stamp).expect("honest peers");
+        let run = plan(self.lanes, self.steps).run;
+        let offered = match sums.offer(node, 0, &data, stamp) {
+            Ok(offered) => offered,
+            Err(error) => {
+                let error = error.to_string();
+                return self.event(Event::RunBroken { run, error });
+            }
+        };
         let totals = offered
             .all_complete
             .then(|| sums.totals().expect("complete"));
         let root = sums.root(0).map(|r| decode(&r.data));
-        let run = plan(self.lanes, self.steps).run;
         if !offered.delivered.is_empty() {
             self.event(Event::Delivered {
                 run: run.clone(),
