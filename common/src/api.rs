@@ -186,9 +186,7 @@ impl RunEvent {
                 step,
                 replayed,
                 ..
-            } => format!(
-                "worker {worker} joined at step {step}: it replayed {replayed} steps and nobody waited"
-            ),
+            } => format!("worker {worker} joined at step {step}, after replaying {replayed} steps"),
             Self::WorkerLeft { worker, step, .. } => {
                 format!("worker {worker} left at step {step}, as it was asked to")
             }

@@ -18,7 +18,7 @@ pub const STREAM_WINDOW: u32 = 4 << 20;
 pub const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Time between keepalive pings, and how long an answer may take: a connection that is cut without a word is given up
 /// within the sum of both.
-pub const KEEPALIVE: Duration = Duration::from_secs(2);
+pub const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// Time between signs of life on an exchange that has nothing to say.
 pub const EXCHANGE_BEAT: Duration = Duration::from_millis(500);

@@ -304,10 +304,20 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
             loss: sums.loss,
             weight: sums.weight,
         }),
-        FromWorker::Failed { run, step, message } => Kind::Failed(v1::RunFailed {
+        FromWorker::SnapshotLost { run, step } => Kind::SnapshotLost(v1::SnapshotLost {
+            run: name(run),
+            step,
+        }),
+        FromWorker::Failed {
+            run,
+            step,
+            message,
+            only_here,
+        } => Kind::Failed(v1::RunFailed {
             run: name(run),
             step,
             message,
+            only_here,
         }),
     };
     v1::FromWorker { kind: Some(kind) }
@@ -358,10 +368,15 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
                 unit: m.unit,
                 sums: sums(m.loss, m.weight),
             },
+            Kind::SnapshotLost(m) => FromWorker::SnapshotLost {
+                run: run_id(&m.run)?,
+                step: m.step,
+            },
             Kind::Failed(m) => FromWorker::Failed {
                 run: run_id(&m.run)?,
                 step: m.step,
                 message: m.message,
+                only_here: m.only_here,
             },
         },
     )

@@ -222,8 +222,13 @@ impl Driver {
             Command::CheckpointDone(done) => {
                 let (run, step) = (done.run.clone(), done.info.step);
                 let state_hash = done.state_hash;
+                let wanted = self.machine.is_writing(&run, step);
                 if let Some(record) = self.runs.get_mut(&run) {
                     record.written.insert(step, done.info);
+                    if !wanted && record.checkpoints.iter().all(|c| c.step != step) {
+                        // It came too late: nobody vouches for it any more.
+                        record.drop_checkpoint(&self.cluster, step);
+                    }
                 }
                 self.handle(Event::CheckpointWritten {
                     run,

@@ -67,7 +67,7 @@ pub enum Error {
     Listener(#[from] std::io::Error),
     /// The driver is gone.
     #[error(
-        "the coordinator contradicted itself and stopped ({0}); start it again, its runs go on from their newest checkpoints, and report the log"
+        "the coordinator contradicted itself and stopped ({0}); start it again, its runs go on, and report the log"
     )]
     Driver(String),
     /// An answer for people.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use cohort_common::api::{CheckpointInfo, EvalEvent, FinishedEvent, RunEvent, StepEvent};
-use cohort_common::checkpoint::{CheckpointMeta, RunState};
+use cohort_common::checkpoint::{CheckpointMeta, RunState, remove_checkpoint};
 use cohort_common::cluster::events::{Change, Happening, StepRecord};
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::cluster::{Event, RunPlan};
@@ -258,7 +258,7 @@ impl RunRecord {
         for step in surplus {
             let path = cluster.home().checkpoint(&self.name, step);
             tokio::task::spawn_blocking(move || {
-                if let Err(error) = std::fs::remove_dir_all(&path) {
+                if let Err(error) = remove_checkpoint(&path) {
                     error!(path = %path.display(), %error, "cannot delete an old checkpoint");
                 }
             });
@@ -271,8 +271,9 @@ impl RunRecord {
         self.written.remove(&step);
         let path = cluster.home().checkpoint(&self.name, step);
         // At once, before it can be asked for again; it is a handful of files.
-        if let Err(error) = std::fs::remove_dir_all(&path) {
-            error!(path = %path.display(), %error, "cannot delete a damaged checkpoint");
+        // It is not there if its upload had not come to an end.
+        if let Err(error) = remove_checkpoint(&path) {
+            error!(path = %path.display(), %error, "cannot delete a checkpoint");
         }
     }
 

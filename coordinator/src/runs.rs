@@ -35,6 +35,9 @@ const START_FILES: &[&str] = &[
 /// Entries at the ledger's end that can prove what a worker brings back.
 const PROOFS: u64 = 8;
 
+/// Roots that are kept at most: their commits must fit into a worker's outbox.
+const MOST_RETAINED: usize = 128;
+
 /// Bytes of roots that are kept for workers that catch up.
 const RETAINED: usize = 512 << 20;
 
@@ -257,8 +260,20 @@ async fn newest_state(
 ) -> Result<StateSource, Status> {
     let first = first_source(spec);
     let directory = cluster.home().checkpoints(name);
+    let run = name.clone();
+    let recorded = cluster.store().call(move |s| s.checkpoints(&run)).await;
+    let recorded = recorded.map_err(failed)?;
     blocking(move || {
-        let found = cohort_common::checkpoint::list_checkpoints(&directory).map_err(failed)?;
+        let listed = cohort_common::checkpoint::list_checkpoints(&directory).map_err(failed)?;
+        // One that was written just when a coordinator was killed: no worker has vouched for it.
+        let (found, unvouched): (Vec<_>, Vec<_>) = listed
+            .into_iter()
+            .partition(|(step, _)| recorded.iter().any(|row| row.step == *step));
+        for (_, path) in unvouched {
+            tracing::warn!(path = %path.display(), "deleted a checkpoint that nobody vouches for");
+            cohort_common::checkpoint::remove_checkpoint(&path)
+                .map_err(|error| failed(format!("{}: {error}", path.display())))?;
+        }
         let Some((step, path)) = found.into_iter().next_back() else {
             return Ok(first);
         };
@@ -381,7 +396,7 @@ async fn enqueue(
     let record = blocking(move || {
         let tokenizer = corpus.tokenizer_json().map_err(failed)?;
         let root = Layout::of(&spec.model).len() * size_of::<f32>();
-        let retain = (RETAINED / root.max(1)).clamp(3, 256) as u64;
+        let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
         let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref());
         let epoch_samples = match spec.kind {

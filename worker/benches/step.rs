@@ -5,6 +5,7 @@
 //! ```
 //!
 //! MODEL is `a`, `b-llama`, `b-gpt2` or `c`; without one, all but `c` run. `bench/step_pytorch.py` does the same in PyTorch.
+//! `price` instead of a model shows what being safe costs without a fault, against a step of the `small` preset.
 
 use std::time::{Duration, Instant};
 
@@ -128,6 +129,86 @@ fn measure(case: &Case, threads: usize, budget: Duration) -> (f64, f64) {
     (median(steps), median(updates))
 }
 
+/// What a step of the `small` preset costs on one worker of several, and what of that is the price of being safe:
+/// checksums of what travels, the hash of the root, the hash of the state, the ledger's entry, signs of life.
+fn price(threads: usize, budget: Duration) {
+    const LANES: f64 = 8.0;
+    let case = case("b-llama");
+    let (step, update) = measure(&case, threads, budget);
+    let step = LANES * (step - update) + update;
+    let train = train();
+    let mut engine =
+        Engine::new(&case.model, Some(&train), DeviceChoice::Cpu, threads).expect("an engine");
+    engine.init(1).expect("initial weights");
+    let root: Vec<f32> = engine.params().to_vec();
+    let bytes = cohort_common::aggregate::encode(&root);
+    let time = |work: &mut dyn FnMut()| {
+        let once = |work: &mut dyn FnMut()| {
+            let begin = Instant::now();
+            work();
+            begin.elapsed().as_secs_f64()
+        };
+        median((0..9).map(|_| once(work)).collect())
+    };
+    // A worker pushes about one gradient in a step and receives one root; each is read once for its checksum.
+    let checks = 2.0
+        * time(&mut || {
+            std::hint::black_box(cohort_common::seal::checksum(&bytes));
+        });
+    let root_hash = time(&mut || {
+        engine.install(|| cohort_common::aggregate::totals_of(&root));
+    });
+    let every = cohort_common::ledger::STATE_HASH_EVERY as f64;
+    let state_hash = time(&mut || {
+        std::hint::black_box(engine.state_hash());
+    }) / every;
+    let entry = cohort_common::ledger::Entry {
+        step: 1,
+        first_position: 0,
+        samples: 32,
+        lanes: vec![Default::default(); LANES as usize],
+        loss_sum: 1.0,
+        weight: 1.0,
+        grad_norm: 1.0,
+        learning_rate: 1.0,
+        root_hash: [0; 32],
+        state_hash_before: None,
+        previous: [0; 32],
+    };
+    let ledger = time(&mut || {
+        std::hint::black_box(entry.hash());
+    });
+    let mut sealer = cohort_common::seal::Sealer::default();
+    let ping = cohort_common::wire::to_worker(&cohort_common::cluster::ToWorker::Ping);
+    // Four each way in a second.
+    let beats = 8.0 * step * time(&mut || drop(sealer.frame(&ping)));
+    println!(
+        "a step of 8 lanes: {:.0} ms on {threads} threads",
+        step * 1e3
+    );
+    let parts = [
+        ("checksums", checks),
+        ("root hash", root_hash),
+        ("state hash", state_hash),
+        ("ledger entry", ledger),
+        ("signs of life", beats),
+    ];
+    for (name, seconds) in parts {
+        println!(
+            "{name:14} {:8.3} ms  {:.3} %",
+            seconds * 1e3,
+            100.0 * seconds / step
+        );
+    }
+    let all: f64 = parts.iter().map(|(_, s)| s).sum();
+    println!(
+        "{:14} {:8.3} ms  {:.3} %",
+        "in all",
+        all * 1e3,
+        100.0 * all / step
+    );
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -148,6 +229,9 @@ fn main() {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = option("--threads", cores as f64) as usize;
     let seconds = option("--seconds", 5.0);
+    if args.iter().any(|arg| arg == "price") {
+        return price(threads, Duration::from_secs_f64(seconds));
+    }
     let all = ["a", "b-llama", "b-gpt2", "c"];
     let named: Vec<_> = all
         .into_iter()

@@ -322,7 +322,11 @@ impl Driver {
                 Vec::new()
             }
             Err(message) => {
-                let report = Report::Failed { step, message };
+                let report = Report::Failed {
+                    step,
+                    message,
+                    only_here: true,
+                };
                 self.handle(WorkerEvent::Did { load, report })
             }
         }

@@ -23,11 +23,13 @@ pub enum Stop {
     Obsolete,
     /// The run cannot go on.
     Failed(String),
+    /// This worker cannot go on, but another may be able to: its text cannot be fetched or read.
+    Unable(String),
 }
 
 impl From<String> for Stop {
     fn from(error: String) -> Self {
-        Self::Failed(error)
+        Self::Unable(error)
     }
 }
 

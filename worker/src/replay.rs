@@ -113,7 +113,9 @@ fn compute(
 
 fn failed(step: u64, stop: Stop) -> String {
     match stop {
-        Stop::Failed(error) => format!("step {step} cannot be computed again: {error}"),
+        Stop::Failed(error) | Stop::Unable(error) => {
+            format!("step {step} cannot be computed again: {error}")
+        }
         Stop::Cancelled | Stop::Obsolete => format!("step {step} was cancelled"),
     }
 }

@@ -182,6 +182,17 @@ impl Trainer {
         }
     }
 
+    fn fail(&mut self, step: Step, message: String, only_here: bool) {
+        error!(step, message, "the run cannot go on here");
+        if let Some(loaded) = self.run.take() {
+            loaded.say(Report::Failed {
+                step,
+                message,
+                only_here,
+            });
+        }
+    }
+
     fn load(&mut self, load: Load) {
         self.run = None;
         let (number, step) = (load.load, load.step);
@@ -191,7 +202,11 @@ impl Trainer {
                 self.run = Some(loaded);
             }
             Err(message) => {
-                let failed = Report::Failed { step, message };
+                let failed = Report::Failed {
+                    step,
+                    message,
+                    only_here: true,
+                };
                 let _ = self.out.blocking_send((number, failed));
             }
         }
@@ -245,11 +260,8 @@ impl Trainer {
         match done {
             Ok(()) | Err(Stop::Obsolete) => {}
             Err(Stop::Cancelled) => self.run = None,
-            Err(Stop::Failed(message)) => {
-                error!(step, message, "the run cannot go on");
-                loaded.say(Report::Failed { step, message });
-                self.run = None;
-            }
+            Err(Stop::Failed(message)) => self.fail(step, message, false),
+            Err(Stop::Unable(message)) => self.fail(step, message, true),
         }
     }
 }
@@ -473,10 +485,12 @@ impl Loaded {
             .runtime()
             .spawn(async move { send_state(run, step, state, pieces).await });
         let client = client.clone();
+        let (out, load) = (self.out.clone(), self.load);
         client.runtime().clone().spawn(async move {
             if let Err(error) = client.upload(ReceiverStream::new(stream)).await {
-                // The coordinator knows: it has the other end of the stream.
                 error!(step, error, "a snapshot could not be uploaded");
+                // The coordinator may not even have seen its beginning.
+                let _ = out.send((load, Report::SnapshotLost { step })).await;
             }
         });
     }

@@ -152,6 +152,20 @@ impl Drop for UnfinishedDir {
     }
 }
 
+/// Deletes a checkpoint so that it is there whole or not at all at any moment: it loses its name first.
+///
+/// # Errors
+/// What the file system says; a checkpoint that is not there is none.
+pub fn remove_checkpoint(path: &Path) -> std::io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let doomed = path.with_file_name(format!("{UNFINISHED}deleted-{}-{name}", std::process::id()));
+    match std::fs::rename(path, &doomed) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => std::fs::remove_dir_all(&doomed),
+    }
+}
+
 /// Removes what writers that died left in `directory`. Nobody may be writing there. Returns how many were removed.
 pub fn remove_unfinished(directory: &Path) -> Result<usize, CheckpointError> {
     let mut removed = 0;

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::CheckpointError;
 pub use export::export;
-pub use files::remove_unfinished;
+pub use files::{remove_checkpoint, remove_unfinished};
 pub use manifest::{
     FORMAT, FileEntry, Manifest, ManifestError, RunState, directory_name, is_plain_name,
     parse_directory_name,

@@ -1,6 +1,6 @@
 //! Hashes of the state are compared: between workers, with what is on disk, and with those of whoever joins. A mismatch
 //! is never averaged over. The deviating worker is named and taken out; what may have been made from its gradients since
-//! the last state that all agreed on is withdrawn and made again.
+//! the newest checkpoint that all agreed on is withdrawn and made again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -113,16 +113,14 @@ impl Machine {
             None => camps.values().flatten().copied().collect(),
         };
         let names: Vec<String> = deviating.iter().map(ToString::to_string).collect();
+        let names = match names.is_empty() {
+            true => "a worker that is gone".into(),
+            false => names.join(", "),
+        };
         let back = active.durable.source.step();
         let verdict = match majority {
-            Some(_) => format!(
-                "{} deviates from the others and is taken out",
-                names.join(", ")
-            ),
-            None => format!(
-                "{} disagree, and no majority tells who is right",
-                names.join(", ")
-            ),
+            Some(_) => format!("{names} deviates from the others and is taken out"),
+            None => format!("{names} disagree, and no majority tells who is right"),
         };
         if majority.is_none() {
             active.stalemates += 1;
@@ -138,6 +136,12 @@ impl Machine {
             back + 1
         );
         let through = active.now_at();
+        if let Some(writing) = &active.writing {
+            // Whatever it holds, nobody vouches for it.
+            let step = writing.step;
+            let run = run.clone();
+            out.push(Action::DropCheckpoint { run, step });
+        }
         active.last_workers -= deviating.len().min(active.last_workers);
         active.return_to_durable();
         active.recovery = None;
@@ -186,12 +190,14 @@ impl Machine {
             return;
         }
         match active.agreed(step) {
-            Some(agreed) if agreed != written => {
+            Some(agreed) if agreed == written => self.checkpoint_good(now, out),
+            _ => {
                 let run = active.plan.run.clone();
+                let donor = writing.donor;
                 active.writing = None;
                 active.boundary.checkpoint = true;
                 let text = format!(
-                    "the checkpoint of step {step} is not what the workers hold: it was damaged on its way, and is written again"
+                    "the checkpoint of step {step} is not what the workers hold, or nobody is left to vouch for it; another is written"
                 );
                 out.push(Action::DropCheckpoint {
                     run: run.clone(),
@@ -199,11 +205,9 @@ impl Machine {
                 });
                 let run = Some(run);
                 out.push(Action::Note { run, text });
-                if matches!(active.phase, Phase::Snapshotting(_)) {
-                    self.at_boundary(now, out);
-                }
+                self.dismiss_donor(now, donor, out);
+                self.go_on_waiting(now, out);
             }
-            _ => self.checkpoint_good(now, out),
         }
     }
 }

@@ -21,17 +21,20 @@ impl Machine {
         }
         let at_end = active.at_end();
         let saved = active.saved();
-        if active.stop_requested && !at_end {
-            if saved {
-                let (run, step) = (active.plan.run.clone(), active.step);
-                return self.end_run(now, &run, Change::Stopped { step }, out);
-            }
+        // A snapshot is taken only where the workers hash their states and can vouch for it. Where that is not so, a
+        // stop or a checkpoint waits for the next boundary, which is.
+        let hashed = active.hashed.contains(&active.step);
+        if active.stop_requested && !at_end && saved {
+            let (run, step) = (active.plan.run.clone(), active.step);
+            return self.end_run(now, &run, Change::Stopped { step }, out);
+        }
+        if active.stop_requested && !at_end && hashed {
             return self.snapshot_and_wait(SnapshotReason::Stop, out);
         }
         if at_end && !saved {
             return self.snapshot_and_wait(SnapshotReason::Final, out);
         }
-        if active.boundary.checkpoint && !saved {
+        if active.boundary.checkpoint && !saved && hashed {
             if active.writing.is_some() {
                 active.phase = Phase::Snapshotting(SnapshotReason::Backlog);
                 return;
@@ -72,9 +75,15 @@ impl Machine {
         let (going, staying): (Vec<_>, Vec<_>) =
             active.ready.iter().copied().partition(|s| leaving(s));
         if going.is_empty() {
+            active.leaving = false;
             return true;
         }
+        active.leaving = true;
         if staying.is_empty() && !active.saved() {
+            if !active.hashed.contains(&active.step) {
+                // One more step, whose state they can vouch for.
+                return true;
+            }
             self.snapshot_and_wait(SnapshotReason::Farewell, out);
             return false;
         }
@@ -163,14 +172,19 @@ impl Machine {
         out.push(Action::CheckpointGood { run, step });
         self.dismiss_donor(now, writing.donor, out);
         self.serve_joiners(false, out);
-        let snapshotting = |a: &Active| matches!(a.phase, Phase::Snapshotting(_));
-        if self.active.as_ref().is_some_and(snapshotting) {
+        self.go_on_waiting(now, out);
+    }
+
+    /// Goes on where training stands until something is written, or until somebody has caught up.
+    pub(super) fn go_on_waiting(&mut self, now: u64, out: &mut Vec<Action>) {
+        let waits = |a: &Active| matches!(a.phase, Phase::Snapshotting(_) | Phase::Yielding);
+        if self.active.as_ref().is_some_and(waits) {
             self.at_boundary(now, out);
         }
     }
 
     /// A worker that only stayed to upload may go.
-    fn dismiss_donor(&mut self, now: u64, donor: SessionId, out: &mut Vec<Action>) {
+    pub(super) fn dismiss_donor(&mut self, now: u64, donor: SessionId, out: &mut Vec<Action>) {
         let active = self.active.as_ref().expect("a run is active");
         let waits = |m: &crate::cluster::coordinator::Member| m.leaving;
         if !active.ready.contains(&donor) && self.members.get(&donor).is_some_and(waits) {
@@ -189,10 +203,9 @@ impl Machine {
         let Some(active) = self.active_as(run) else {
             return;
         };
-        if active.writing.as_ref().is_none_or(|w| w.step != step) {
+        let Some(writing) = active.writing.take_if(|w| w.step == step) else {
             return;
-        }
-        active.writing = None;
+        };
         active.snapshot_failed = Some(active.step);
         let text = format!(
             "the checkpoint of step {step} could not be written: {error}; make room on the disk, then resume the run"
@@ -205,9 +218,8 @@ impl Machine {
             Some(SnapshotReason::Backlog) | None => {
                 let run = Some(run.clone());
                 out.push(Action::Note { run, text });
-                if reason.is_some() {
-                    self.at_boundary(now, out);
-                }
+                self.dismiss_donor(now, writing.donor, out);
+                self.go_on_waiting(now, out);
             }
             Some(_) => self.end_run(now, run, Change::Failed { error: text }, out),
         }
@@ -223,12 +235,27 @@ impl Machine {
         let Some(active) = self.active_as(run) else {
             return;
         };
-        if active.writing.as_ref().is_some_and(|w| w.step == step) {
-            active.writing = None;
-            active.boundary.checkpoint = true;
-            if matches!(active.phase, Phase::Snapshotting(_)) {
-                self.at_boundary(now, out);
-            }
+        // One that is on disk already is not lost any more.
+        let open = |w: &mut Writing| w.step == step && w.written.is_none();
+        let Some(writing) = active.writing.take_if(open) else {
+            return;
+        };
+        active.boundary.checkpoint = true;
+        self.dismiss_donor(now, writing.donor, out);
+        self.go_on_waiting(now, out);
+    }
+
+    /// The donor says that it could not upload.
+    pub(super) fn snapshot_lost(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        run: &RunId,
+        step: Step,
+        out: &mut Vec<Action>,
+    ) {
+        if self.active_as(run).is_some_and(|a| a.donates(session)) {
+            self.checkpoint_lost(now, run, step, out);
         }
     }
 

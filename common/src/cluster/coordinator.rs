@@ -204,13 +204,20 @@ impl Machine {
                 unit,
                 sums,
             } => self.unit_done(now, &run, step, split, unit, sums, out),
-            FromWorker::Failed { run, step, message } => {
-                self.failed(now, session, &run, step, message, out);
+            FromWorker::SnapshotLost { run, step } => {
+                self.snapshot_lost(now, session, &run, step, out);
             }
+            FromWorker::Failed {
+                run,
+                step,
+                message,
+                only_here,
+            } => self.failed(now, session, &run, step, message, only_here, out),
         }
     }
 
-    /// A worker cannot go on. One that has no lanes yet only takes itself out.
+    /// A worker cannot go on. Where another may be able to, it only takes itself out.
+    #[allow(clippy::too_many_arguments)]
     fn failed(
         &mut self,
         now: u64,
@@ -218,10 +225,18 @@ impl Machine {
         run: &RunId,
         step: Step,
         message: String,
+        only_here: bool,
         out: &mut Vec<Action>,
     ) {
-        let joins = |a: &Active| a.joiners.contains_key(&session) && !a.ready.is_empty();
-        if self.active_as(run).is_some_and(|a| joins(a)) {
+        let spared = |a: &Active| {
+            let loads = match &a.phase {
+                Phase::Loading(waiting) => waiting.iter().any(|s| *s != session),
+                _ => false,
+            };
+            let others = loads || a.ready.iter().any(|s| *s != session);
+            others && (only_here || a.joiners.contains_key(&session))
+        };
+        if self.active_as(run).is_some_and(|a| spared(a)) {
             let reason = LeftReason::Unable(message);
             return self.expel(now, session, reason, out);
         }
@@ -271,6 +286,9 @@ impl Machine {
         let member = self.members.get_mut(&session).expect("it spoke");
         member.leaving = true;
         let busy = |a: &Active| a.ready.contains(&session) || a.donates(session);
+        if let Some(active) = &mut self.active {
+            active.leaving |= active.ready.contains(&session);
+        }
         if !self.active.as_ref().is_some_and(busy) {
             self.expel(now, session, LeftReason::Farewell, out);
         }
@@ -381,6 +399,14 @@ impl Machine {
 
     pub(super) fn active_as(&mut self, run: &RunId) -> Option<&mut Active> {
         self.active.as_mut().filter(|a| a.plan.run == *run)
+    }
+
+    /// Whether a checkpoint of this step is waited for.
+    pub fn is_writing(&self, run: &RunId, step: Step) -> bool {
+        let active = self.active.as_ref().filter(|a| a.plan.run == *run);
+        active
+            .and_then(|a| a.writing.as_ref())
+            .is_some_and(|w| w.step == step)
     }
 
     /// The state that a worker can load now, and the step at which it stands.

@@ -191,7 +191,14 @@ pub enum FromWorker {
         /// What it found.
         sums: LaneSums,
     },
-    /// The run cannot go on.
+    /// The state of this step could not be uploaded.
+    SnapshotLost {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+    },
+    /// The run cannot go on here.
     Failed {
         /// The run.
         run: RunId,
@@ -199,6 +206,8 @@ pub enum FromWorker {
         step: Step,
         /// For people.
         message: String,
+        /// Whether another worker may be able to: a file could not be fetched, a disk is full.
+        only_here: bool,
     },
 }
 

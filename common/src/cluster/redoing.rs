@@ -29,7 +29,12 @@ impl Machine {
             return;
         };
         let was_ready = active.ready.remove(&session);
-        active.joiners.remove(&session);
+        if active.joiners.remove(&session).is_some() {
+            // What it said of its state was about one that nobody has any more.
+            for votes in active.votes.values_mut() {
+                votes.remove(&session);
+            }
+        }
         active.kept.remove(&session);
         if active.donates(session) {
             active.writing = None;

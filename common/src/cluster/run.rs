@@ -164,6 +164,8 @@ pub(super) struct Active {
     /// Lanes of the next step that workers had computed when they came back.
     pub kept: BTreeMap<SessionId, BTreeSet<Lane>>,
     pub stop_requested: bool,
+    /// Whether workers with lanes were asked to go.
+    pub leaving: bool,
     /// Workers that were there when people were last told that more are waited for.
     pub waiting_said: Option<usize>,
     /// The step at which a state for joiners could not be written.
@@ -276,6 +278,7 @@ impl Active {
             assigned_at: 0,
             kept: BTreeMap::new(),
             stop_requested: false,
+            leaving: false,
             waiting_said: None,
             snapshot_failed: None,
             last_loss: f64::NAN,
@@ -308,6 +311,7 @@ impl Active {
             || self.checkpoint_due(step)
             || self.boundary.checkpoint
             || self.stop_requested
+            || self.leaving
             || !self.joiners.is_empty()
     }
 

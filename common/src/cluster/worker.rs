@@ -85,12 +85,19 @@ pub enum Report {
         /// What it found.
         sums: LaneSums,
     },
+    /// A snapshot could not be uploaded.
+    SnapshotLost {
+        /// The state's step.
+        step: Step,
+    },
     /// The run cannot go on here. Its state is dropped.
     Failed {
         /// The step.
         step: Step,
         /// For people.
         message: String,
+        /// Whether another worker may be able to.
+        only_here: bool,
     },
 }
 
@@ -306,7 +313,12 @@ impl WorkerMachine {
                     let have = have.unwrap_or_else(|| "nothing".into());
                     let message =
                         format!("asked for step {step} of {run} from memory, but {have} is there");
-                    out.push(Order::Say(FromWorker::Failed { run, step, message }));
+                    out.push(Order::Say(FromWorker::Failed {
+                        run,
+                        step,
+                        message,
+                        only_here: true,
+                    }));
                 }
             }
             return;
@@ -392,9 +404,19 @@ impl WorkerMachine {
                 unit,
                 sums,
             },
-            Report::Failed { step, message } => {
+            Report::SnapshotLost { step } => FromWorker::SnapshotLost { run, step },
+            Report::Failed {
+                step,
+                message,
+                only_here,
+            } => {
                 self.run = None;
-                FromWorker::Failed { run, step, message }
+                FromWorker::Failed {
+                    run,
+                    step,
+                    message,
+                    only_here,
+                }
             }
         };
         if self.up {

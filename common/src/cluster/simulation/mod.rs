@@ -91,7 +91,7 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         chain: Chain::new(1, 0, genesis(b"simulated")),
         recent: Vec::new(),
         expected: 0,
-        retain: 6,
+        retain: 3 + (steps % 4),
     }
 }
 
@@ -198,6 +198,7 @@ fn run_schedule(seed: u64) {
             swapped: 2,
         };
     }
+    world.harmed_uploads = seed.is_multiple_of(3);
     let faulty = seed % 16 != 15;
     let mut next = 0;
     while world.end.is_none() && world.now < HUNG_MS {

@@ -129,6 +129,8 @@ pub struct World {
     pub evals: BTreeMap<Step, LaneSums>,
     pub end: Option<Change>,
     pub harm: Harm,
+    /// Whether uploads of states break off, or arrive changed, now and then.
+    pub harmed_uploads: bool,
     pub happened: Vec<Happening>,
     pub withdrawn: u32,
     /// A fault of one worker's memory: it happens after this step.
@@ -155,6 +157,7 @@ impl World {
             evals: BTreeMap::new(),
             end: None,
             harm: Harm::default(),
+            harmed_uploads: false,
             happened: Vec::new(),
             withdrawn: 0,
             corrupt: None,
@@ -469,6 +472,13 @@ impl World {
         let step = state.step;
         if !self.is_open(session) {
             return self.event(Event::CheckpointLost { run, step });
+        }
+        if self.harmed_uploads && self.draw(8) == 0 {
+            return self.event(Event::CheckpointLost { run, step });
+        }
+        let mut state = state;
+        if self.harmed_uploads && self.draw(8) == 0 {
+            state.params[0] += 1.0;
         }
         let coordinator = self.coordinator.as_mut().expect("checked");
         let state_hash = state.hash();
