@@ -119,26 +119,36 @@ impl Machine {
         let idle = |s: &&SessionId| flight.open_lanes(**s).is_empty();
         let mut idle: Vec<SessionId> = active.ready.iter().filter(idle).copied().collect();
         idle.sort_by(|a, b| millis(a).total_cmp(&millis(b)).then(a.cmp(b)));
-        let mut moves: Vec<(SessionId, SessionId, Lane)> = Vec::new();
-        for taker in idle {
-            let candidates = active.ready.iter().filter_map(|owner| {
-                let mut open = flight.open_lanes(*owner);
-                open.retain(|l| flight.holders(*l).count() == 1);
-                open.retain(|l| !moves.iter().any(|(_, _, taken)| taken == l));
-                // The last of them is the one that its owner would come to last.
-                let lane = open.pop()?;
-                let since = now.saturating_sub(flight.last_done_ms[owner]) as f64;
-                let ahead = (open.len() + 1) as f64 * millis(owner);
-                let overdue = since > LATE * millis(owner) + LATE_MS;
-                let slower = !open.is_empty() && ahead - since > LATE * millis(&taker) + LATE_MS;
-                let left = if overdue { f64::MAX } else { ahead - since };
-                (overdue || slower).then_some((left, *owner, lane))
-            });
-            let worst = candidates.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
-            if let Some((_, owner, lane)) = worst {
-                moves.push((owner, taker, lane));
+        let mut shares = vec![0u32; flight.sums.len()];
+        for lane in flight.assigned.values().flatten() {
+            shares[*lane as usize] += 1;
+        }
+        // Each lane that one worker alone has, and how long its worker will still need for it.
+        let mut late: Vec<(f64, SessionId, Lane)> = Vec::new();
+        for owner in &active.ready {
+            let mut open = flight.open_lanes(*owner);
+            open.retain(|l| shares[*l as usize] == 1);
+            let since = now.saturating_sub(flight.last_done_ms[owner]) as f64;
+            let overdue = since > LATE * millis(owner) + LATE_MS;
+            for (place, lane) in open.into_iter().enumerate() {
+                let left = (place + 1) as f64 * millis(owner) - since;
+                match (overdue, place) {
+                    (true, _) => late.push((f64::MAX, *owner, lane)),
+                    // The first is being computed: unless it is overdue, nobody is faster.
+                    (false, 0) => {}
+                    (false, _) => late.push((left, *owner, lane)),
+                }
             }
         }
+        // The last first: their owner would come to them last.
+        late.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, b.2).cmp(&(b.1, a.2))));
+        let mut late = late.into_iter();
+        let take = |taker: SessionId| {
+            let (left, owner, lane) = late.next()?;
+            let worthwhile = left > LATE * millis(&taker) + LATE_MS;
+            worthwhile.then_some((owner, taker, lane))
+        };
+        let moves: Vec<(SessionId, SessionId, Lane)> = idle.into_iter().map_while(take).collect();
         for (owner, taker, lane) in moves {
             let moves = BTreeMap::from([(taker, vec![lane])]);
             active.give(owner, RedoReason::Late, moves, out);
