@@ -36,7 +36,8 @@ impl Machine {
             }
         }
         active.kept.remove(&session);
-        if active.donates(session) {
+        let was_donor = active.donates(session);
+        if was_donor {
             active.writing = None;
             active.boundary.checkpoint = true;
         }
@@ -60,9 +61,9 @@ impl Machine {
         self.release(out);
         let active = self.active.as_ref().expect("a run is active");
         if !was_ready {
-            // It may be the one that everybody yields to.
-            if matches!(active.phase, Phase::Yielding) {
-                self.at_boundary(now, out);
+            // It may be the one that everybody yields to, or whose upload everybody waits for.
+            if was_donor || matches!(active.phase, Phase::Yielding) {
+                self.go_on_waiting(now, out);
             }
             return;
         }
