@@ -7,6 +7,7 @@ mod corpora;
 mod data;
 mod driver;
 mod exchange;
+mod happenings;
 mod ledger;
 pub mod offline;
 mod query;

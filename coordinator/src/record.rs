@@ -6,18 +6,17 @@ use std::time::Instant;
 
 use cohort_common::api::{CheckpointInfo, EvalEvent, FinishedEvent, RunEvent, StepEvent};
 use cohort_common::checkpoint::{CheckpointMeta, RunState, remove_checkpoint};
-use cohort_common::cluster::events::{Change, Happening, StepRecord};
+use cohort_common::cluster::events::{Change, StepRecord};
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::cluster::{Event, RunPlan};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
-use cohort_common::ids::{Lane, RunId, SessionId, Step};
+use cohort_common::ids::{RunId, Step};
 use tracing::error;
 
 use crate::driver::{Cluster, now_ms};
-use crate::store::{
-    Appended, AttemptRow, CheckpointRow, EvalRow, FaultRow, Receipt, RunStatus, StepRow, Store,
-};
+use crate::happenings::fault_of;
+use crate::store::{Appended, CheckpointRow, EvalRow, Receipt, RunStatus, StepRow, Store};
 
 /// Tokens and bytes of a split, for bits per byte.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +76,7 @@ impl RunRecord {
     }
 
     /// Writes to the store without waiting for the disk.
-    async fn write(
+    pub(crate) async fn write(
         &self,
         cluster: &Cluster,
         request: impl FnOnce(&Store) -> Result<(), crate::store::StoreError> + Send + 'static,
@@ -89,7 +88,7 @@ impl RunRecord {
         }
     }
 
-    async fn event(&self, cluster: &Cluster, event: RunEvent) {
+    pub(crate) async fn event(&self, cluster: &Cluster, event: RunEvent) {
         let name = self.name.clone();
         self.write(cluster, move |store| record_event(store, &name, &event))
             .await;
@@ -290,82 +289,6 @@ impl RunRecord {
         }
     }
 
-    /// Records who has which lanes from a step on.
-    pub async fn assigned(
-        &self,
-        cluster: &Cluster,
-        step: Step,
-        generation: u64,
-        lanes: Vec<(SessionId, Vec<Lane>)>,
-    ) {
-        let lanes = lanes.into_iter().map(|(s, l)| (s.to_string(), l)).collect();
-        let name = self.name.clone();
-        let record = move |s: &Store| s.record_assignment(&name, step, generation, &lanes);
-        self.write(cluster, record).await;
-    }
-
-    /// Records what happened to a worker, and tells people.
-    pub async fn happened(&self, cluster: &Cluster, what: Happening) {
-        let run = self.run();
-        let event = match what {
-            Happening::Lost {
-                session,
-                step,
-                reason,
-            } => RunEvent::WorkerLost {
-                run,
-                worker: session.to_string(),
-                step,
-                reason: reason.to_string(),
-            },
-            Happening::Joined {
-                session,
-                step,
-                replayed,
-            } => RunEvent::WorkerJoined {
-                run,
-                worker: session.to_string(),
-                step,
-                replayed,
-            },
-            Happening::Left { session, step } => RunEvent::WorkerLeft {
-                run,
-                worker: session.to_string(),
-                step,
-            },
-            Happening::Redone(redone) => {
-                let attempt = |worker: SessionId, lane: Lane, outcome: &str| AttemptRow {
-                    step: redone.step,
-                    lane,
-                    worker: worker.to_string(),
-                    outcome: outcome.into(),
-                };
-                let word = redone.reason.word();
-                let rows: Vec<AttemptRow> = redone
-                    .lanes
-                    .iter()
-                    .flat_map(|(l, by)| [attempt(redone.from, *l, word), attempt(*by, *l, "done")])
-                    .collect();
-                let name = self.name.clone();
-                self.write(cluster, move |s| s.record_attempts(&name, &rows))
-                    .await;
-                let mut by: Vec<SessionId> = redone.lanes.iter().map(|(_, by)| *by).collect();
-                by.sort_unstable();
-                by.dedup();
-                RunEvent::Redone {
-                    run,
-                    step: redone.step,
-                    worker: redone.from.to_string(),
-                    reason: redone.reason.to_string(),
-                    lanes: redone.lanes.iter().map(|(l, _)| *l).collect(),
-                    by: by.iter().map(ToString::to_string).collect(),
-                    delay_ms: redone.delay_ms,
-                }
-            }
-        };
-        self.event(cluster, event).await;
-    }
-
     /// Records what became of the run. Says whether the run rests now.
     pub async fn changed(&mut self, cluster: &Cluster, change: Change) -> bool {
         let (status, event) = self.describe(change).await;
@@ -460,34 +383,10 @@ pub fn record_event(
     let json = serde_json::to_string(event).expect("events are JSON");
     let time = now_ms();
     store.record_event(Some(name), time, event.kind(), &json)?;
-    match fault_row(event, time) {
+    match fault_of(event, time) {
         Some(fault) => store.record_fault(name, &fault),
         None => Ok(()),
     }
-}
-
-/// The fault that an event about workers is.
-fn fault_row(event: &RunEvent, time_ms: u64) -> Option<FaultRow> {
-    let (worker, step, delay_ms) = match event {
-        RunEvent::WorkerLost { worker, step, .. }
-        | RunEvent::WorkerJoined { worker, step, .. }
-        | RunEvent::WorkerLeft { worker, step, .. } => (worker, *step, None),
-        RunEvent::Redone {
-            worker,
-            step,
-            delay_ms,
-            ..
-        } => (worker, *step, Some(*delay_ms)),
-        _ => return None,
-    };
-    Some(FaultRow {
-        step,
-        time_ms,
-        kind: event.kind().to_owned(),
-        worker: worker.clone(),
-        text: event.membership()?,
-        delay_ms,
-    })
 }
 
 fn step_row(event: &StepEvent, time_ms: u64) -> StepRow {
@@ -526,66 +425,6 @@ mod tests {
             val_loss: Some(val_loss),
             state_hash: String::new(),
         }
-    }
-
-    #[test]
-    fn events_about_workers_are_faults_too() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("cohort.db")).unwrap();
-        let new = crate::store::tests::new_run("tiny-1");
-        store.create_run(&new, 1).unwrap();
-        let run = || "tiny-1".to_owned();
-        let events = [
-            RunEvent::Training {
-                run: run(),
-                workers: 2,
-            },
-            RunEvent::WorkerLost {
-                run: run(),
-                worker: "w2".into(),
-                step: 41,
-                reason: "connection closed".into(),
-            },
-            RunEvent::Redone {
-                run: run(),
-                step: 41,
-                worker: "w2".into(),
-                reason: "lost".into(),
-                lanes: vec![4, 5],
-                by: vec!["w1".into()],
-                delay_ms: 250,
-            },
-            RunEvent::WorkerJoined {
-                run: run(),
-                worker: "w3".into(),
-                step: 50,
-                replayed: 9,
-            },
-            RunEvent::WorkerLeft {
-                run: run(),
-                worker: "w3".into(),
-                step: 60,
-            },
-        ];
-        for event in &events {
-            record_event(&store, &new.name, event).unwrap();
-        }
-        assert_eq!(store.events(Some(&new.name), 0, 9).unwrap().len(), 5);
-        let faults = store.faults(&new.name, 9).unwrap();
-        let facts: Vec<_> = faults
-            .iter()
-            .map(|f| (f.kind.as_str(), f.worker.as_str(), f.step, f.delay_ms))
-            .collect();
-        assert_eq!(
-            facts,
-            [
-                ("worker_lost", "w2", 41, None),
-                ("redone", "w2", 41, Some(250)),
-                ("worker_joined", "w3", 50, None),
-                ("worker_left", "w3", 60, None),
-            ]
-        );
-        assert_eq!(Some(&faults[1].text), events[2].membership().as_ref());
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
-use crate::cluster::messages::{FromWorker, Holding, StateSource, ToWorker};
+use crate::cluster::messages::{FromWorker, Holding, ToWorker};
 use crate::cluster::run::{Active, Phase, RunPlan};
 use crate::cluster::silence::{Silence, SilenceLimits};
 use crate::ids::{Lane, RunId, SessionId, Step};
@@ -409,13 +409,9 @@ impl Machine {
             .is_some_and(|w| w.step == step)
     }
 
-    /// The state that a worker can load now, and the step at which it stands.
-    pub fn durable(&self) -> Option<StateSource> {
-        self.active.as_ref().map(|active| active.durable.source)
-    }
-
-    /// How it stands, in a few lines for logs and failures.
-    pub fn summary(&self) -> String {
+    /// How it stands, in a few lines for the failure of a test.
+    #[cfg(test)]
+    pub(super) fn summary(&self) -> String {
         let Some(active) = &self.active else {
             return format!("no run; members {:?}", self.members.keys());
         };

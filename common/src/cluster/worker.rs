@@ -216,7 +216,8 @@ impl WorkerMachine {
     }
 
     /// Whether the process was asked to end.
-    pub fn is_leaving(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_leaving(&self) -> bool {
         self.leaving
     }
 
