@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use cohort_common::rng::philox;
 use cohort_common::spec::{Architecture, ModelConfig, ScheduleKind, TrainConfig};
+use cohort_common::tree::Node;
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Site, Update};
 
 /// The allocator of the `cohort` binary, so that the figures are the product's.
@@ -106,7 +107,6 @@ fn measure(case: &Case, threads: usize, budget: Duration) -> (f64, f64) {
     while steps.len() < 5 || start.elapsed() < budget {
         step += 1;
         let begin = Instant::now();
-        gradient.fill(0.0);
         let site = Site {
             seed: 1,
             step,
@@ -114,8 +114,8 @@ fn measure(case: &Case, threads: usize, budget: Duration) -> (f64, f64) {
             micro_batch: 0,
         };
         let sums = engine
-            .accumulate(&batch, site, &mut gradient)
-            .expect("a gradient");
+            .gradient(Node::leaf(0), &[(&batch, site)], &mut gradient)
+            .expect("a gradient")[0];
         let middle = Instant::now();
         let update = Update {
             step,

@@ -93,6 +93,15 @@ pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// `a * b + c` as the kernels of this processor compute it.
+#[cfg(test)]
+pub fn fma_as_the_kernels(a: f32, b: f32, c: f32) -> f32 {
+    match instruction_set() {
+        InstructionSet::Baseline => fma::<BASELINE_FMA>(a, b, c),
+        _ => a.mul_add(b, c),
+    }
+}
+
 /// e^x to about two units in the last place; inputs below -87.3 give about 1e-38, above 88.3 about 2e38; NaN stays.
 /// Range reduction and polynomial of Cephes' `expf`.
 #[inline(always)]
