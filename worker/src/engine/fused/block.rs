@@ -121,7 +121,7 @@ impl CustomOp1 for Block {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = elements(x, layout)?;
-        let mut y = vec![0.0; x.len()];
+        let mut y = self.pass.fused.buffers.take(x.len());
         let activations = self.pass.block_forward(self.layer, x, &mut y, None);
         match self.pass.gradient {
             Some(_) => *self.saved.lock().expect("no panic while saving") = Some(activations),
@@ -424,7 +424,7 @@ impl Pass {
             dx1: buffers.take(dy.len()),
             dout: buffers.take(where_dropped(&masks.after_attention)),
             dqkv: buffers.take(saved.qkv.len()),
-            dx: vec![0.0; dy.len()],
+            dx: buffers.take(dy.len()),
             partials1: buffers.take(self.partials(&block.norm1, self.samples)),
             partials2: buffers.take(self.partials(&block.norm2, self.samples)),
         };

@@ -46,7 +46,7 @@ impl CustomOp1 for Embed {
     fn cpu_fwd(&self, _anchor: &CpuStorage, _layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let pass = &*self.pass;
         let (rows, width) = (pass.rows(), pass.width());
-        let mut x = vec![0.0; rows * width];
+        let mut x = pass.fused.buffers.take(rows * width);
         pass.embed(&mut x, 0);
         if let Some(masks) = pass.masks(PLACE) {
             self.drop(&mut x, &masks);

@@ -61,7 +61,8 @@ impl CustomOp1 for Head {
         pass.norm_forward(norm, &mut hidden, &mut stats, x);
         let mut dhidden = buffers.take(hidden.len());
         let losses = project(pass, &hidden, &self.targets, Some(&mut dhidden));
-        let mut dx = vec![0.0; x.len()];
+        let mut dx = buffers.take(x.len());
+        dx.fill(0.0);
         let mut partials = buffers.take(pass.partials(norm, pass.samples));
         pass.norm_backward(norm, &mut dx, &mut partials, (&dhidden, x, &stats));
         pass.norm_gradient(norm, &partials);

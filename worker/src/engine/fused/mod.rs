@@ -119,18 +119,20 @@ impl Fused {
     /// The sums of a batch, without dropout and without gradient.
     pub fn score(self: &Arc<Self>, params: &Arc<Vec<f32>>, batch: &Batch) -> Result<Sums> {
         let pass = self.inference(params, &batch.inputs, batch.samples, batch.length);
-        let x = pass.blocks(&mut Tape::new(false))?;
+        let x = pass.blocks(&mut Tape::new(&self.buffers, false))?;
         let targets = head::Targets {
             tokens: batch.targets.clone(),
             weights: batch.weights.clone(),
         };
-        Ok(slice(&x, |x| head::score(&pass, x, &targets))?)
+        let sums = slice(&x, |x| head::score(&pass, x, &targets))?;
+        tape::recycle(&self.buffers, x)?;
+        Ok(sums)
     }
 
     /// Logits of one sequence, `[tokens, vocab]`.
     pub fn logits(self: &Arc<Self>, params: &Arc<Vec<f32>>, tokens: &[u32]) -> Result<Vec<f32>> {
         let pass = self.inference(params, tokens, 1, tokens.len());
-        let x = pass.blocks(&mut Tape::new(false))?;
+        let x = pass.blocks(&mut Tape::new(&self.buffers, false))?;
         Ok(slice(&x, |x| head::logits(&pass, x))?)
     }
 
@@ -195,7 +197,7 @@ impl Pass {
     }
 
     fn forward_backward(self: &Arc<Self>, targets: head::Targets) -> Result<Vec<Sums>> {
-        let mut tape = Tape::new(true);
+        let mut tape = Tape::new(&self.fused.buffers, true);
         let x = self.blocks(&mut tape)?;
         let (op, sums) = head::Head::new(self.clone(), targets);
         let loss = tape.apply(x, op)?;

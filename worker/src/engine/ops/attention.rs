@@ -9,6 +9,8 @@
 //!
 //! dV = Aᵀ dO,   dP = M∘(dO Vᵀ),   dS = P∘(dP - d),   dQ = dS K / sqrt(D),   dK = dSᵀ Q / sqrt(D)
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use super::dropout::{Mask, Masks};
@@ -136,27 +138,29 @@ pub fn forward(
     log_sums
         .par_chunks_mut(shape.group() * shape.queries)
         .enumerate()
-        .for_each_init(Scratch::default, |scratch, (task, log_sums)| {
-            let (sample, group) = (task / shape.kv_heads, task % shape.kv_heads);
-            let keys = inputs.keys(shape, sample, group, shape.keys);
-            let values = inputs.values(shape, sample, group, shape.keys);
-            let Scratch { right, p, .. } = scratch;
-            let [right_keys, right_values, ..] = right;
-            let keys = pack(right_keys, keys.t());
-            let values = pack(right_values, values);
-            for (i, log_sums) in log_sums.chunks_exact_mut(shape.queries).enumerate() {
-                let head = group * shape.group() + i;
-                let masks = masks.map(|masks| masks.of(sample));
-                let place = (sample, head);
-                let operands = (inputs, &keys, &values);
-                forward_head(shape, shared, log_sums, operands, masks, place, p);
-            }
+        .for_each(|(task, log_sums)| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let (sample, group) = (task / shape.kv_heads, task % shape.kv_heads);
+                let keys = inputs.keys(shape, sample, group, shape.keys);
+                let values = inputs.values(shape, sample, group, shape.keys);
+                let Scratch { right, p, .. } = scratch;
+                let [right_keys, right_values, ..] = right;
+                let keys = pack(right_keys, keys.t());
+                let values = pack(right_values, values);
+                for (i, log_sums) in log_sums.chunks_exact_mut(shape.queries).enumerate() {
+                    let head = group * shape.group() + i;
+                    let masks = masks.map(|masks| masks.of(sample));
+                    let place = (sample, head);
+                    let operands = (inputs, &keys, &values);
+                    forward_head(shape, shared, log_sums, operands, masks, place, p);
+                }
+            })
         });
 }
 
 /// Packs a right operand that several blocks of rows share.
 fn pack<'a>(memory: &'a mut Aligned, b: Matrix) -> Panels<'a> {
-    Panels::pack(memory.take(Panels::len(b.rows(), b.cols())), b)
+    Panels::pack_here(memory.take(Panels::len(b.rows(), b.cols())), b)
 }
 
 fn forward_head(
@@ -243,19 +247,26 @@ pub fn backward(shape: Shape, dpacked: &mut [f32], dout: &[f32], saved: Saved) {
     let inputs = Inputs::packed(shape, saved.packed);
     (0..shape.samples * shape.kv_heads)
         .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, task| {
-            let (sample, group) = (task / shape.kv_heads, task % shape.kv_heads);
-            let Scratch { right, p, ds } = scratch;
-            let [keys_t, values_t, keys, rest @ ..] = right;
-            let k = inputs.keys(shape, sample, group, shape.keys);
-            let v = inputs.values(shape, sample, group, shape.keys);
-            let packed = (&pack(keys_t, k.t()), &pack(values_t, v.t()), &pack(keys, k));
-            for i in 0..shape.group() {
-                let head = group * shape.group() + i;
-                let place = (sample, head, i == 0);
-                backward_head(shape, shared, dout, saved, place, packed, (rest, p, ds));
-            }
+        .for_each(|task| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let (sample, group) = (task / shape.kv_heads, task % shape.kv_heads);
+                let Scratch { right, p, ds } = scratch;
+                let [keys_t, values_t, keys, rest @ ..] = right;
+                let k = inputs.keys(shape, sample, group, shape.keys);
+                let v = inputs.values(shape, sample, group, shape.keys);
+                let packed = (&pack(keys_t, k.t()), &pack(values_t, v.t()), &pack(keys, k));
+                for i in 0..shape.group() {
+                    let head = group * shape.group() + i;
+                    let place = (sample, head, i == 0);
+                    backward_head(shape, shared, dout, saved, place, packed, (rest, p, ds));
+                }
+            })
         });
+}
+
+thread_local! {
+    /// What one task needs. Nothing in a task hands work to other threads, so it is never borrowed twice.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 #[derive(Default)]

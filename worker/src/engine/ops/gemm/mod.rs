@@ -289,7 +289,7 @@ unsafe fn product(
         let depth = DEPTH.min(a.cols - start);
         let a = a.columns(start, depth);
         // Packing a row costs about as much as multiplying it with a third of a panel.
-        let packed = (panels.len() > 2).then(|| {
+        let packed = (panels.len() > 4).then(|| {
             let left = left.take(a.rows.next_multiple_of(ROWS) * depth);
             pack::pack_left(left, a);
             &*left

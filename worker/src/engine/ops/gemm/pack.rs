@@ -39,7 +39,20 @@ impl<'a> Panels<'a> {
         depth * cols.next_multiple_of(PANEL)
     }
 
-    /// Packs `b` into `out`.
+    /// Packs `b` into `out` on the calling thread.
+    pub fn pack_here(out: &'a mut [f32], b: Matrix) -> Self {
+        let (depth, cols) = (b.rows, b.cols);
+        assert_eq!(out.len(), Self::len(depth, cols), "room for the panels");
+        pack_panels(out, b);
+        Self {
+            data: out,
+            stride: depth,
+            depth,
+            cols,
+        }
+    }
+
+    /// Packs `b` into `out`, on all threads.
     pub fn pack(out: &'a mut [f32], b: Matrix) -> Self {
         let (depth, cols) = (b.rows, b.cols);
         assert_eq!(out.len(), Self::len(depth, cols), "room for the panels");
@@ -48,16 +61,7 @@ impl<'a> Panels<'a> {
             .enumerate()
             .for_each(|(task, out)| {
                 let first = 4 * task * PANEL;
-                match b.col_stride {
-                    1 => copy_rows(out, b.columns(first, (cols - first).min(4 * PANEL))),
-                    _ => out
-                        .chunks_exact_mut(PANEL * depth)
-                        .enumerate()
-                        .for_each(|(j, out)| {
-                            let first = first + j * PANEL;
-                            transpose(out, PANEL, b.columns(first, (cols - first).min(PANEL)).t());
-                        }),
-                }
+                pack_panels(out, b.columns(first, (cols - first).min(4 * PANEL)));
             });
         Self {
             data: out,
@@ -94,6 +98,20 @@ impl<'a> Panels<'a> {
     pub fn at(&self, index: usize, row: usize) -> (*const f32, usize) {
         let rest = &self.data[(index * self.stride + row) * PANEL..];
         (rest.as_ptr(), (self.cols - index * PANEL).min(PANEL))
+    }
+}
+
+fn pack_panels(out: &mut [f32], b: Matrix) {
+    if b.col_stride == 1 {
+        return copy_rows(out, b);
+    }
+    for (j, out) in out.chunks_exact_mut(PANEL * b.rows).enumerate() {
+        let first = j * PANEL;
+        transpose(
+            out,
+            PANEL,
+            b.columns(first, (b.cols - first).min(PANEL)).t(),
+        );
     }
 }
 
@@ -139,10 +157,16 @@ fn transpose(out: &mut [f32], width: usize, a: Matrix) {
         out.fill(0.0);
     }
     let shared = Shared::new(out);
-    let quads = a.rows / 4 * 4;
+    // Four rows at a time; the last four overlap those before them.
+    let quads = || {
+        (0..a.rows / 4 * 4)
+            .step_by(4)
+            .chain((a.rows % 4 > 0 && a.rows > 4).then(|| a.rows - 4))
+    };
+    let singles = if a.rows < 4 { 0..a.rows } else { 0..0 };
     for start in (0..a.cols).step_by(LINE) {
         let end = (start + LINE).min(a.cols);
-        for i in (0..quads).step_by(4) {
+        for i in quads() {
             let mut p = start;
             #[cfg(target_arch = "x86_64")]
             while p + 4 <= end {
@@ -163,7 +187,7 @@ fn transpose(out: &mut [f32], width: usize, a: Matrix) {
                 }
             }
         }
-        for i in quads..a.rows {
+        for i in singles.clone() {
             for p in start..end {
                 // SAFETY: inside `out`; nobody else writes there.
                 unsafe { *shared.at(p * width + i) = a.data[i * a.row_stride + p] };
