@@ -196,7 +196,11 @@ impl Pass {
         gemm::scratch(sizes.iter().sum(), |mut memory| {
             let pieces = sizes.map(|size| cut(&mut memory, size));
             let [qkv, out, up, down] = pieces;
-            let pack = |l: &Linear, to| pack(l.shape, to, &self.params[l.weight.clone()]);
+            let parts = self.samples.div_ceil(self.part_samples());
+            let pack = |l: &Linear, to| {
+                let weight = &self.params[l.weight.clone()];
+                pack(l.shape, to, weight).shared_by(parts)
+            };
             work(&Weights {
                 qkv: pack(&block.qkv, qkv),
                 out: pack(&block.out, out),

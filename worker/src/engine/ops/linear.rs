@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, Panels, gradient, matmul, multiply};
+use super::gemm::{Matrix, Panels, for_all_threads, gradient, matmul, multiply};
 use super::lanes::Lanes;
 use super::{ROW_BLOCK, simd};
 
@@ -41,6 +41,8 @@ impl Shape {
 pub struct Packed<'a> {
     shape: Shape,
     panels: Panels<'a>,
+    /// Tasks of one product, roughly.
+    tasks: usize,
 }
 
 impl Shape {
@@ -56,6 +58,7 @@ impl Shape {
         Packed {
             shape: self,
             panels,
+            tasks: for_all_threads(),
         }
     }
 
@@ -66,11 +69,18 @@ impl Shape {
         Packed {
             shape: self,
             panels,
+            tasks: for_all_threads(),
         }
     }
 }
 
 impl Packed<'_> {
+    /// The same weight for products that run `parts` at a time, beside each other.
+    pub fn shared_by(self, parts: usize) -> Self {
+        let tasks = self.tasks.div_ceil(parts);
+        Self { tasks, ..self }
+    }
+
     /// `y = x W + b (+ residual)`: x is `[rows, inputs]`, y and the residual are `[rows, outputs]`.
     pub fn forward(
         &self,
@@ -84,7 +94,7 @@ impl Packed<'_> {
         } = self.shape;
         let add = fill(y, outputs, bias, residual);
         let x = Matrix::new(x, x.len() / inputs, inputs);
-        multiply(y, outputs, x, &self.panels, add);
+        multiply(y, outputs, x, &self.panels, add, self.tasks);
     }
 
     /// `dx = dy Wᵀ`.
@@ -93,7 +103,7 @@ impl Packed<'_> {
             inputs, outputs, ..
         } = self.shape;
         let dy = Matrix::new(dy, dy.len() / outputs, outputs);
-        multiply(dx, inputs, dy, &self.panels, false);
+        multiply(dx, inputs, dy, &self.panels, false, self.tasks);
     }
 }
 

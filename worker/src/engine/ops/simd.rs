@@ -15,16 +15,6 @@ pub enum InstructionSet {
     Avx512,
 }
 
-impl std::fmt::Display for InstructionSet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Baseline => std::env::consts::ARCH,
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-        })
-    }
-}
-
 impl InstructionSet {
     /// What decides the bits of a result: whether a product and a sum are rounded once or twice.
     pub fn arithmetic(self) -> &'static str {

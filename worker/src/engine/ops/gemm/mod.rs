@@ -121,14 +121,16 @@ pub fn matmul(out: &mut [f32], a: Matrix, b: Matrix, add: bool) {
                 let wide = width.min(cols - first);
                 let part = &mut packed[..Panels::len(deep, wide)];
                 let panels = Panels::pack(part, b.columns(first, wide));
-                multiply(&mut out[first..], cols, a, &panels, add || start > 0);
+                let add = add || start > 0;
+                multiply(&mut out[first..], cols, a, &panels, add, for_all_threads());
             }
         }
     });
 }
 
-/// As [`matmul`], with a right operand that is packed already and rows of `out` that lie `stride` apart.
-pub fn multiply(out: &mut [f32], stride: usize, a: Matrix, b: &Panels, add: bool) {
+/// As [`matmul`], with a right operand that is packed already and rows of `out` that lie `stride` apart, in about `tasks`
+/// tasks.
+pub fn multiply(out: &mut [f32], stride: usize, a: Matrix, b: &Panels, add: bool, tasks: usize) {
     assert_eq!(a.cols, b.depth, "inner sizes differ");
     assert!(
         a.rows == 0 || (a.rows - 1) * stride + b.cols <= out.len(),
@@ -137,7 +139,7 @@ pub fn multiply(out: &mut [f32], stride: usize, a: Matrix, b: &Panels, add: bool
         b.cols
     );
     let out = Shared::new(out);
-    let (rows, panels) = task_size(a.rows, b.count());
+    let (rows, panels) = task_size(a.rows, b.count(), tasks);
     let across = b.count().div_ceil(panels);
     let tasks = a.rows.div_ceil(rows) * across;
     (0..tasks).into_par_iter().for_each(|task| {
@@ -180,13 +182,9 @@ pub fn gradient(out: &mut [f32], x: Matrix, dy: Matrix, lanes: &Lanes, fresh: bo
             let (x, dy) = (x.rows_of(start, deep), dy.rows_of(start, deep));
             scratch(Panels::len(deep, dy.cols), |packed| {
                 let stride = dy.cols;
-                multiply(
-                    out,
-                    stride,
-                    x.t(),
-                    &Panels::pack(packed, dy),
-                    !fresh || start > 0,
-                );
+                let packed = Panels::pack(packed, dy);
+                let add = !fresh || start > 0;
+                multiply(out, stride, x.t(), &packed, add, for_all_threads());
             });
         }
         return;
@@ -199,7 +197,7 @@ pub fn gradient(out: &mut [f32], x: Matrix, dy: Matrix, lanes: &Lanes, fresh: bo
 
 fn along_the_tree(out: &mut [f32], x: Matrix, dy: &Panels, lanes: &Lanes) {
     let (stride, shared) = (dy.cols, Shared::new(out));
-    let (rows, panels) = task_size(x.rows, dy.count());
+    let (rows, panels) = task_size(x.rows, dy.count(), for_all_threads());
     // The partial sums of one task stay in the cache.
     let (rows, panels) = (rows.min(96), panels.min(4));
     let across = dy.count().div_ceil(panels);
@@ -251,13 +249,16 @@ fn along_the_tree(out: &mut [f32], x: Matrix, dy: &Panels, lanes: &Lanes) {
     });
 }
 
-/// Rows and panels of one task: enough tasks for every thread to have several, and none so large that its operands
-/// leave the cache.
-fn task_size(rows: usize, panels: usize) -> (usize, usize) {
-    let wanted = match rayon::current_num_threads() {
+/// Tasks that keep every thread of the current pool busy to the end.
+pub fn for_all_threads() -> usize {
+    match rayon::current_num_threads() {
         1 => 1,
         threads => 4 * threads,
-    };
+    }
+}
+
+/// Rows and panels of one task: about as many tasks as are wanted, and none so large that its operands leave the cache.
+fn task_size(rows: usize, panels: usize, wanted: usize) -> (usize, usize) {
     let blocks = rows
         .div_ceil(TASK_ROWS)
         .max(wanted.min(rows.div_ceil(8 * ROWS)));
