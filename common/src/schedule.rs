@@ -81,6 +81,7 @@ mod tests {
             eps: 1e-8,
             weight_decay: 0.1,
             grad_clip: 1.0,
+            precision: Default::default(),
             seed: 1,
             eval_every: 0,
             eval_samples: 0,

@@ -23,6 +23,7 @@ fn train(lanes: u32, micro_batch: u32, accumulate: u32) -> TrainConfig {
         eps: 1e-8,
         weight_decay: 0.1,
         grad_clip: 1.0,
+        precision: Default::default(),
         seed: 1,
         eval_every: 0,
         eval_samples: 0,

@@ -31,6 +31,24 @@ pub enum ScheduleKind {
     Constant,
 }
 
+/// What the operands of matrix products are rounded to. Weights, moments and sums stay in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Nothing.
+    #[default]
+    F32,
+    /// bfloat16, to nearest.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether nothing is rounded.
+    pub(super) fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+}
+
 /// Everything that decides an optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
@@ -62,6 +80,9 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Bound on the global gradient norm; 0 turns clipping off.
     pub grad_clip: f64,
+    /// What the operands of matrix products are rounded to. Runs of before there was a choice do not say it.
+    #[serde(default)]
+    pub precision: Precision,
     /// Seed of the initial weights, the sample order and dropout.
     pub seed: u64,
     /// Steps between validations; 0 validates only at the start and the end.

@@ -2,6 +2,7 @@
 
 use candle_core::Device;
 
+use super::ops::gemm::Precision;
 use super::ops::linear::{self, Shape, WeightOrder};
 use super::ops::{cross_entropy, simd};
 
@@ -38,6 +39,7 @@ fn probe() -> String {
                 inputs,
                 outputs,
                 order,
+                precision: Precision::F32,
             };
             linear::forward(
                 shape,

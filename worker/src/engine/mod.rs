@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use cohort_common::layout::Layout;
-use cohort_common::spec::{ModelConfig, TrainConfig};
+use cohort_common::spec::{ModelConfig, Precision, TrainConfig};
 use cohort_common::tree::Node;
 
 use self::composite::Composite;
@@ -159,7 +159,14 @@ impl Engine {
         composite: bool,
     ) -> Result<Self> {
         let layout = Layout::of(model);
-        let fused = Arc::new(Fused::new(model, &layout)?);
+        let precision = train.map(|train| train.precision).unwrap_or_default();
+        if composite && precision != Precision::F32 {
+            return Err(EngineError::Model(
+                "`train.precision` \"bf16\" is computed on the CPU alone so far; use \"f32\""
+                    .into(),
+            ));
+        }
+        let fused = Arc::new(Fused::new(model, &layout, precision)?);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("engine-{index}"))

@@ -6,6 +6,7 @@ use cohort_common::layout::Layout;
 use cohort_common::spec::{Architecture, ModelConfig};
 
 use super::error::{EngineError, Result};
+use super::ops::gemm::Precision;
 use super::ops::linear::{Shape, WeightOrder};
 
 /// A norm's weights.
@@ -62,9 +63,9 @@ pub struct Parameters {
 
 impl Parameters {
     /// Resolves the names of `layout`, which must be the model's. Refuses shapes that no model can have.
-    pub fn new(model: &ModelConfig, layout: &Layout) -> Result<Self> {
+    pub fn new(model: &ModelConfig, layout: &Layout, precision: Precision) -> Result<Self> {
         validate(model)?;
-        let names = Names(layout);
+        let names = Names(layout, precision);
         Ok(match model.architecture {
             Architecture::Llama => llama(model, names),
             Architecture::Gpt2 => gpt2(model, names),
@@ -117,7 +118,7 @@ fn validate(m: &ModelConfig) -> Result<()> {
 }
 
 /// Looks names up in a layout that is known to have them.
-struct Names<'a>(&'a Layout);
+struct Names<'a>(&'a Layout, Precision);
 
 impl Names<'_> {
     fn range(&self, name: &str) -> Range<usize> {
@@ -155,6 +156,7 @@ impl Names<'_> {
             inputs,
             outputs: weight.len() / inputs,
             order: WeightOrder::OutputsFirst,
+            precision: self.1,
         };
         Linear {
             shape,
@@ -170,6 +172,7 @@ impl Names<'_> {
             inputs,
             outputs: weight.len() / inputs,
             order: WeightOrder::InputsFirst,
+            precision: self.1,
         };
         Linear {
             shape,

@@ -63,6 +63,7 @@ fn spec(model: ModelConfig) -> RunSpec {
             eps: 1e-8,
             weight_decay: 0.1,
             grad_clip: 1.0,
+            precision: Default::default(),
             seed: u64::MAX,
             eval_every: 50,
             eval_samples: 0,

@@ -48,6 +48,7 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         eps: 1e-8,
         weight_decay: 0.0,
         grad_clip: 0.0,
+        precision: Default::default(),
         seed: 0,
         eval_every: 7,
         eval_samples: 0,

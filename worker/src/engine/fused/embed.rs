@@ -108,7 +108,7 @@ impl TokenRows {
                     dy.rows_of(range.start, range.len()),
                     x.rows_of(range.start, range.len()),
                 );
-                gemm::gradient(rows, dy, x, &alone, true);
+                gemm::gradient(rows, dy, x, &alone, true, pass.fused.precision);
             }
             pass.fused.buffers.give(columns);
         }

@@ -97,6 +97,7 @@ fn shape(pass: &Pass) -> linear::Shape {
         inputs: m.hidden_size,
         outputs: m.vocab_size,
         order: WeightOrder::OutputsFirst,
+        precision: pass.fused.precision,
     }
 }
 

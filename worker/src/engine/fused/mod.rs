@@ -31,6 +31,7 @@ use self::tape::Tape;
 
 use super::error::Result;
 use super::ops::dropout::Mask;
+use super::ops::gemm::Precision;
 use super::ops::lanes::Lanes;
 use super::ops::{norm, rope};
 use super::parameters::Parameters;
@@ -46,6 +47,7 @@ const PART_ROWS: usize = 256;
 /// What stays the same from one micro-batch to the next.
 pub struct Fused {
     model: ModelConfig,
+    precision: Precision,
     parameters: Parameters,
     rope: Option<rope::Table>,
     buffers: Buffers,
@@ -53,12 +55,13 @@ pub struct Fused {
 
 impl Fused {
     /// Prepares the CPU path of a model.
-    pub fn new(model: &ModelConfig, layout: &Layout) -> Result<Self> {
-        let parameters = Parameters::new(model, layout)?;
+    pub fn new(model: &ModelConfig, layout: &Layout, precision: Precision) -> Result<Self> {
+        let parameters = Parameters::new(model, layout, precision)?;
         let rope = (model.architecture == Architecture::Llama)
             .then(|| rope::Table::new(model.rope_theta, model.head_dim(), model.context));
         Ok(Self {
             model: model.clone(),
+            precision,
             parameters,
             rope,
             buffers: Buffers::default(),

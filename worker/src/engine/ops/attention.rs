@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::dropout::{Mask, Masks};
-use super::gemm::{Aligned, Matrix, Panels, Shared, small};
+use super::gemm::{Aligned, Matrix, Panels, Precision, Shared, small};
 use super::simd::{self, exp, simd_fn};
 
 /// Query rows whose scores are alive at a time.
@@ -160,7 +160,10 @@ pub fn forward(
 
 /// Packs a right operand that several blocks of rows share.
 fn pack<'a>(memory: &'a mut Aligned, b: Matrix) -> Panels<'a> {
-    Panels::pack_here(memory.take(Panels::len(b.rows(), b.cols())), b)
+    Panels::pack_here(
+        memory.take(Panels::len(b.rows(), b.cols(), Precision::F32)),
+        b,
+    )
 }
 
 fn forward_head(
@@ -201,7 +204,7 @@ fn forward_head(
         let at = out.at((sample * shape.queries + start) * shape.width() + head * shape.dim);
         let a = Matrix::new(scores, rows, seen);
         // SAFETY: this task alone writes these rows of this head; `out` has room for them, as checked in `forward`.
-        unsafe { small(at, shape.width(), a, &values.rows_of(0..seen), 1.0, false) };
+        unsafe { small(at, shape.width(), a, &values.rows_to(seen), 1.0, false) };
     }
 }
 
@@ -365,7 +368,7 @@ fn backward_head(
             small(dpacked.at(dv), stride, p.t(), &dout_rows, 1.0, add);
             small(dpacked.at(dk), stride, ds.t(), &q, scale, add);
             let dq = dpacked.at(row_at(start) + head * dim);
-            small(dq, stride, ds, &keys.rows_of(0..seen), scale, false);
+            small(dq, stride, ds, &keys.rows_to(seen), scale, false);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, Panels, for_all_threads, gradient, matmul, multiply};
+use super::gemm::{Matrix, Panels, Precision, for_all_threads, gradient, matmul, multiply};
 use super::lanes::Lanes;
 use super::{ROW_BLOCK, simd};
 
@@ -25,6 +25,8 @@ pub struct Shape {
     pub outputs: usize,
     /// Order of the weight.
     pub order: WeightOrder,
+    /// What its products round operands to.
+    pub precision: Precision,
 }
 
 impl Shape {
@@ -48,13 +50,17 @@ pub struct Packed<'a> {
 impl Shape {
     /// Elements of a packed weight, in either direction.
     pub fn packed_len(&self) -> usize {
-        Panels::len(self.inputs, self.outputs).max(Panels::len(self.outputs, self.inputs))
+        Panels::len(self.inputs, self.outputs, self.precision).max(Panels::len(
+            self.outputs,
+            self.inputs,
+            self.precision,
+        ))
     }
 
     /// Packs the weight for [`Packed::forward`].
     pub fn pack<'a>(self, out: &'a mut [f32], weight: &[f32]) -> Packed<'a> {
-        let out = &mut out[..Panels::len(self.inputs, self.outputs)];
-        let panels = Panels::pack(out, self.weight(weight));
+        let out = &mut out[..Panels::len(self.inputs, self.outputs, self.precision)];
+        let panels = Panels::pack(out, self.weight(weight), self.precision);
         Packed {
             shape: self,
             panels,
@@ -64,8 +70,8 @@ impl Shape {
 
     /// Packs the weight for [`Packed::backward`].
     pub fn pack_backward<'a>(self, out: &'a mut [f32], weight: &[f32]) -> Packed<'a> {
-        let out = &mut out[..Panels::len(self.outputs, self.inputs)];
-        let panels = Panels::pack(out, self.weight(weight).t());
+        let out = &mut out[..Panels::len(self.outputs, self.inputs, self.precision)];
+        let panels = Panels::pack(out, self.weight(weight).t(), self.precision);
         Packed {
             shape: self,
             panels,
@@ -118,7 +124,7 @@ pub fn forward(
 ) {
     let add = fill(y, shape.outputs, bias, residual);
     let x = Matrix::new(x, x.len() / shape.inputs, shape.inputs);
-    matmul(y, x, shape.weight(weight), add);
+    matmul(y, x, shape.weight(weight), add, shape.precision);
 }
 
 /// Sets each row of y to the bias, the residual's row, or their sum; `false` if there is neither.
@@ -145,7 +151,7 @@ fn fill(y: &mut [f32], outputs: usize, bias: Option<&[f32]>, residual: Option<&[
 /// `dx = dy Wᵀ`, with a weight that is packed on the way.
 pub fn backward_input(shape: Shape, dx: &mut [f32], dy: &[f32], weight: &[f32]) {
     let dy = Matrix::new(dy, dy.len() / shape.outputs, shape.outputs);
-    matmul(dx, dy, shape.weight(weight).t(), false);
+    matmul(dx, dy, shape.weight(weight).t(), false, shape.precision);
 }
 
 /// `dW = xᵀ dy` over the lanes' rows, in the weight's own order; added to what is there without `fresh`.
@@ -160,8 +166,8 @@ pub fn backward_weight(
     let x = Matrix::new(x, lanes.rows(), shape.inputs);
     let dy = Matrix::new(dy, lanes.rows(), shape.outputs);
     match shape.order {
-        WeightOrder::InputsFirst => gradient(dw, x, dy, lanes, fresh),
-        WeightOrder::OutputsFirst => gradient(dw, dy, x, lanes, fresh),
+        WeightOrder::InputsFirst => gradient(dw, x, dy, lanes, fresh, shape.precision),
+        WeightOrder::OutputsFirst => gradient(dw, dy, x, lanes, fresh, shape.precision),
     }
 }
 
@@ -190,6 +196,7 @@ mod tests {
                 inputs: 6,
                 outputs: 9,
                 order,
+                precision: Precision::F32,
             };
             let (x, w, b) = (random(ROWS * 6, 1), random(54, 2), random(9, 3));
             let (residual, dy) = (random(ROWS * 9, 4), random(ROWS * 9, 5));
@@ -224,6 +231,7 @@ mod tests {
                     inputs: 4,
                     outputs: 3,
                     order,
+                    precision: Precision::F32,
                 },
                 &mut y,
                 &x,

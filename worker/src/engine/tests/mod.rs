@@ -75,6 +75,7 @@ fn train() -> TrainConfig {
         eps: 1e-8,
         weight_decay: 0.1,
         grad_clip: 1.0,
+        precision: Default::default(),
         seed: 7,
         eval_every: 0,
         eval_samples: 0,

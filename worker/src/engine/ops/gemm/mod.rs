@@ -10,6 +10,7 @@
 //! A gradient of a weight is a sum over the rows of several lanes: [`gradient`] takes it lane by lane, each as if it
 //! were alone, and adds the lanes along the reduction tree while the pieces are still in the cache.
 
+mod bf16;
 mod kernel;
 mod pack;
 
@@ -17,6 +18,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Mutex;
 
+pub use cohort_common::spec::Precision;
 use rayon::prelude::*;
 
 use self::kernel::{Operands, PANEL, ROWS};
@@ -35,6 +37,14 @@ const PACKED: usize = 1 << 20;
 
 /// Rows of a gradient's sum whose right operand is packed at a time.
 const GRADIENT_ROWS: usize = 8 * DEPTH;
+
+/// Rows of a packed right operand of `depth` rows.
+fn packed_rows(precision: Precision, depth: usize) -> usize {
+    match precision {
+        Precision::F32 => depth,
+        Precision::Bf16 => bf16::pairs(depth),
+    }
+}
 
 /// A matrix of f32 somewhere in a slice: element (r, c) is `data[r * row_stride + c * col_stride]`, and one of the
 /// strides is 1.
@@ -107,20 +117,20 @@ impl<'a> Matrix<'a> {
 }
 
 /// `out = a b`, or `out += a b` if `add`; `out` is row-major without gaps. Runs on the threads of the current pool.
-pub fn matmul(out: &mut [f32], a: Matrix, b: Matrix, add: bool) {
+pub fn matmul(out: &mut [f32], a: Matrix, b: Matrix, add: bool, precision: Precision) {
     let (depth, cols) = (b.rows, b.cols);
     assert_eq!(a.cols, depth, "inner sizes differ");
     // Large right operands are packed a piece at a time: first along the inner dimension, then along the columns.
     let rows = GRADIENT_ROWS.min(depth);
     let width = (PACKED / rows).next_multiple_of(PANEL).min(cols);
-    scratch(Panels::len(rows, width), |packed| {
+    scratch(Panels::len(rows, width, precision), |packed| {
         for start in (0..depth).step_by(rows) {
             let deep = rows.min(depth - start);
             let (a, b) = (a.columns(start, deep), b.rows_of(start, deep));
             for first in (0..cols).step_by(width) {
                 let wide = width.min(cols - first);
-                let part = &mut packed[..Panels::len(deep, wide)];
-                let panels = Panels::pack(part, b.columns(first, wide));
+                let part = &mut packed[..Panels::len(deep, wide, precision)];
+                let panels = Panels::pack(part, b.columns(first, wide), precision);
                 let add = add || start > 0;
                 multiply(&mut out[first..], cols, a, &panels, add, for_all_threads());
             }
@@ -170,7 +180,14 @@ pub unsafe fn small(out: *mut f32, stride: usize, a: Matrix, b: &Panels, scale: 
 
 /// `out = Σ xᵀ dy` over rows, taken lane by lane and added along the tree; without `fresh`, added to `out`, which takes
 /// a single lane. x is `[rows, m]`, dy `[rows, n]`, `out` `[m, n]`.
-pub fn gradient(out: &mut [f32], x: Matrix, dy: Matrix, lanes: &Lanes, fresh: bool) {
+pub fn gradient(
+    out: &mut [f32],
+    x: Matrix,
+    dy: Matrix,
+    lanes: &Lanes,
+    fresh: bool,
+    precision: Precision,
+) {
     assert!(
         x.rows == dy.rows && x.rows == lanes.rows(),
         "rows of the lanes"
@@ -180,9 +197,9 @@ pub fn gradient(out: &mut [f32], x: Matrix, dy: Matrix, lanes: &Lanes, fresh: bo
         for start in (0..rows).step_by(GRADIENT_ROWS) {
             let deep = GRADIENT_ROWS.min(rows - start);
             let (x, dy) = (x.rows_of(start, deep), dy.rows_of(start, deep));
-            scratch(Panels::len(deep, dy.cols), |packed| {
+            scratch(Panels::len(deep, dy.cols, precision), |packed| {
                 let stride = dy.cols;
-                let packed = Panels::pack(packed, dy);
+                let packed = Panels::pack(packed, dy, precision);
                 let add = !fresh || start > 0;
                 multiply(out, stride, x.t(), &packed, add, for_all_threads());
             });
@@ -190,22 +207,29 @@ pub fn gradient(out: &mut [f32], x: Matrix, dy: Matrix, lanes: &Lanes, fresh: bo
         return;
     }
     assert!(fresh, "only a single lane is added to what is there");
-    scratch(Panels::len(dy.rows, dy.cols), |packed| {
-        along_the_tree(out, x.t(), &Panels::pack(packed, dy), lanes);
+    let size = Panels::len(lanes.rows_per_lane(), dy.cols, precision);
+    scratch(size * lanes.count(), |packed| {
+        let each = lanes.each().zip(packed.chunks_exact_mut(size));
+        let pack = |((rows, _), packed): ((Range<usize>, u32), _)| {
+            Panels::pack(packed, dy.rows_of(rows.start, rows.len()), precision)
+        };
+        let dy: Vec<Panels> = each.map(pack).collect();
+        along_the_tree(out, x.t(), &dy, lanes);
     });
 }
 
-fn along_the_tree(out: &mut [f32], x: Matrix, dy: &Panels, lanes: &Lanes) {
-    let (stride, shared) = (dy.cols, Shared::new(out));
-    let (rows, panels) = task_size(x.rows, dy.count(), for_all_threads());
+/// `dy` has one operand for each lane.
+fn along_the_tree(out: &mut [f32], x: Matrix, dy: &[Panels], lanes: &Lanes) {
+    let (stride, count, shared) = (dy[0].cols, dy[0].count(), Shared::new(out));
+    let (rows, panels) = task_size(x.rows, count, for_all_threads());
     // The partial sums of one task stay in the cache.
     let (rows, panels) = (rows.min(96), panels.min(4));
-    let across = dy.count().div_ceil(panels);
+    let across = count.div_ceil(panels);
     let tasks = x.rows.div_ceil(rows) * across;
     (0..tasks).into_par_iter().for_each(|task| {
         let (first, panel) = (task / across * rows, task % across * panels);
         let x = x.rows_of(first, rows.min(x.rows - first));
-        let panels = panel..(panel + panels).min(dy.count());
+        let panels = panel..(panel + panels).min(count);
         let (width, cols) = (
             panels.len() * PANEL,
             (stride - panel * PANEL).min(panels.len() * PANEL),
@@ -215,16 +239,15 @@ fn along_the_tree(out: &mut [f32], x: Matrix, dy: &Panels, lanes: &Lanes) {
             LEFT.with_borrow_mut(|left| {
                 let stack = partial.take(size * lanes.depth());
                 let mut height = 0;
-                for (range, merges) in lanes.each() {
+                for ((range, merges), dy) in lanes.each().zip(dy) {
                     let (deep, part) = (range.len(), &mut stack[height * size..][..size]);
-                    let dy = dy.rows_of(range.clone());
                     // SAFETY: `part` holds these rows of whole panels.
                     unsafe {
                         product(
                             part.as_mut_ptr(),
                             width,
                             x.columns(range.start, deep),
-                            &dy,
+                            dy,
                             panels.clone(),
                             1.0,
                             false,
@@ -286,6 +309,11 @@ unsafe fn product(
     add: bool,
     left: &mut Aligned,
 ) {
+    if b.precision == Precision::Bf16 {
+        assert!(scale == 1.0, "only full precision has a factor");
+        // SAFETY: the caller's promise.
+        return unsafe { product_bf16(out, stride, a, b, panels, add, left) };
+    }
     for start in (0..a.cols).step_by(DEPTH) {
         let depth = DEPTH.min(a.cols - start);
         let a = a.columns(start, depth);
@@ -327,6 +355,41 @@ unsafe fn product(
                         add || start > 0,
                     );
                 }
+            }
+        }
+    }
+}
+
+/// [`product`] in bfloat16, with a factor of 1.
+unsafe fn product_bf16(
+    out: *mut f32,
+    stride: usize,
+    a: Matrix,
+    b: &Panels,
+    panels: Range<usize>,
+    add: bool,
+    left: &mut Aligned,
+) {
+    let pairs = bf16::pairs(a.cols);
+    let packed = left.take(bf16::left_len(a.rows, a.cols));
+    bf16::pack_left(packed, a);
+    for panel in panels.clone() {
+        let (right, cols) = b.at(panel, 0);
+        for row in (0..a.rows).step_by(2 * bf16::TILE) {
+            let from = packed[row * pairs..].as_ptr();
+            let rows = (a.rows - row).min(2 * bf16::TILE);
+            // SAFETY: whole tiles and panels are packed, and the caller answers for `out`.
+            unsafe {
+                let to = out.add(row * stride + (panel - panels.start) * PANEL);
+                bf16::panel(
+                    pairs / bf16::TILE,
+                    from,
+                    right,
+                    (rows, cols),
+                    to,
+                    stride,
+                    add,
+                );
             }
         }
     }
@@ -441,7 +504,7 @@ mod tests {
                     reference(&mut expected, at_a, at_b, [m, n, k]);
                     for threads in [1, 3] {
                         let mut out = before.clone();
-                        pool(threads).install(|| matmul(&mut out, x, y, add));
+                        pool(threads).install(|| matmul(&mut out, x, y, add, Precision::F32));
                         assert!(
                             out == expected,
                             "{m} x {n} x {k}, {left} {right} {add}, {threads} threads"
@@ -453,20 +516,54 @@ mod tests {
     }
 
     #[test]
+    fn bf16_products_round_their_operands_and_little_else() {
+        for [m, n, k] in [[7, 5, 11], [40, 130, 300], [33, 64, 2100]] {
+            // Powers of two and their small multiples are not rounded, so the products are nearly exact.
+            let small = |len, seed| -> Vec<f32> {
+                random(len, seed)
+                    .iter()
+                    .map(|x| (x * 16.0).round() / 16.0)
+                    .collect()
+            };
+            let (a, b) = (small(m * k, 1), small(k * n, 2));
+            let (mut full, mut half) = (vec![1.0; m * n], vec![1.0; m * n]);
+            for (out, precision) in [(&mut full, Precision::F32), (&mut half, Precision::Bf16)] {
+                matmul(
+                    out,
+                    Matrix::new(&a, m, k),
+                    Matrix::new(&b, k, n),
+                    true,
+                    precision,
+                );
+            }
+            for (full, half) in full.iter().zip(&half) {
+                assert!((full - half).abs() < 1e-3, "{full} {half}");
+            }
+            for threads in [1, 3] {
+                let mut again = vec![1.0; m * n];
+                let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
+                pool(threads).install(|| matmul(&mut again, a, b, true, Precision::Bf16));
+                assert!(again == half, "{threads} threads");
+            }
+        }
+    }
+
+    #[test]
     fn rows_do_not_depend_on_their_company() {
-        let (m, n, k) = (64, 100, 320);
+        rows_in_company(Precision::F32);
+        rows_in_company(Precision::Bf16);
+    }
+
+    fn rows_in_company(precision: Precision) {
+        let (m, n, k) = (64, 100, 330);
         let (a, b) = (random(m * k, 1), random(k * n, 2));
         let mut whole = vec![0.0; m * n];
-        matmul(
-            &mut whole,
-            Matrix::new(&a, m, k),
-            Matrix::new(&b, k, n),
-            false,
-        );
+        let b = Matrix::new(&b, k, n);
+        matmul(&mut whole, Matrix::new(&a, m, k), b, false, precision);
         for (first, count) in [(0, 1), (5, 3), (10, 37), (63, 1)] {
             let mut part = vec![0.0; count * n];
             let rows = Matrix::new(&a, m, k).rows_of(first, count);
-            matmul(&mut part, rows, Matrix::new(&b, k, n), false);
+            matmul(&mut part, rows, b, false, precision);
             assert!(
                 part == whole[first * n..][..count * n],
                 "{count} rows from {first}"
@@ -476,6 +573,11 @@ mod tests {
 
     #[test]
     fn gradients_of_lanes_together_equal_those_of_lanes_alone_added_along_the_tree() {
+        lanes_together(Precision::F32);
+        lanes_together(Precision::Bf16);
+    }
+
+    fn lanes_together(precision: Precision) {
         let (m, n) = (100, 130);
         for lanes in [1, 2, 3, 5, 8] {
             for rows in [1, 40, 257] {
@@ -485,16 +587,11 @@ mod tests {
                     let (mut out, at) = (vec![f32::NAN; m * n], lane as usize * rows);
                     let (x, dy) = (Matrix::new(&x, all, m), Matrix::new(&dy, all, n));
                     let alone = Lanes::of(Node::leaf(0), rows);
-                    gradient(
-                        &mut out,
-                        x.rows_of(at, rows),
-                        dy.rows_of(at, rows),
-                        &alone,
-                        true,
-                    );
+                    let (x, dy) = (x.rows_of(at, rows), dy.rows_of(at, rows));
+                    gradient(&mut out, x, dy, &alone, true, precision);
                     out
                 };
-                fn sum(node: Node, lane: &dyn Fn(u32) -> Vec<f32>) -> Vec<f32> {
+                fn sum(node: Node, lane: &impl Fn(u32) -> Vec<f32>) -> Vec<f32> {
                     let Some((left, right)) = node.children() else {
                         return lane(node.first);
                     };
@@ -510,11 +607,11 @@ mod tests {
                 for threads in [1, 2] {
                     let mut out = vec![f32::NAN; m * n];
                     let (x, dy) = (Matrix::new(&x, all, m), Matrix::new(&dy, all, n));
-                    pool(threads)
-                        .install(|| gradient(&mut out, x, dy, &Lanes::of(node, rows), true));
+                    let lanes = Lanes::of(node, rows);
+                    pool(threads).install(|| gradient(&mut out, x, dy, &lanes, true, precision));
                     assert!(
                         out == expected,
-                        "{lanes} lanes of {rows} rows, {threads} threads"
+                        "{node} of {rows} rows, {threads} threads, {precision:?}"
                     );
                 }
             }

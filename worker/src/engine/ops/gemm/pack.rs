@@ -1,19 +1,20 @@
 //! Operands in the order in which the kernels read them.
 
-use std::ops::Range;
-
 use super::kernel::{PANEL, ROWS};
-use super::{Matrix, Shared};
+use super::{Matrix, Precision, Shared, bf16, packed_rows};
 use rayon::prelude::*;
 
 /// Elements of a transposing copy that are finished before the next are begun: a cache line's worth.
 const LINE: usize = 16;
 
-/// A right operand in panels: columns `64 j ..` lie at `[j][depth][64]`, filled up with zeros.
+/// A right operand in panels of 64 columns, the last filled up with zeros: `[panel][depth][64]`, or in bfloat16
+/// `[panel][pair of terms][64]`.
+#[derive(Clone, Copy)]
 pub struct Panels<'a> {
     data: &'a [f32],
     /// Rows from one panel to the next.
     stride: usize,
+    pub precision: Precision,
     pub depth: usize,
     pub cols: usize,
 }
@@ -35,49 +36,60 @@ impl Aligned {
 
 impl<'a> Panels<'a> {
     /// Elements that a packed `[depth, cols]` operand takes.
-    pub fn len(depth: usize, cols: usize) -> usize {
-        depth * cols.next_multiple_of(PANEL)
+    pub fn len(depth: usize, cols: usize, precision: Precision) -> usize {
+        packed_rows(precision, depth) * cols.next_multiple_of(PANEL)
     }
 
-    /// Packs `b` into `out` on the calling thread.
+    /// Packs `b` into `out` in full precision, on the calling thread.
     pub fn pack_here(out: &'a mut [f32], b: Matrix) -> Self {
-        let (depth, cols) = (b.rows, b.cols);
-        assert_eq!(out.len(), Self::len(depth, cols), "room for the panels");
-        pack_panels(out, b);
-        Self {
-            data: out,
-            stride: depth,
-            depth,
-            cols,
-        }
+        Self::pack_by(out, b, Precision::F32, pack_panels)
     }
 
     /// Packs `b` into `out`, on all threads.
-    pub fn pack(out: &'a mut [f32], b: Matrix) -> Self {
-        let (depth, cols) = (b.rows, b.cols);
-        assert_eq!(out.len(), Self::len(depth, cols), "room for the panels");
-        // Several panels to a task, so that long rows are read in long pieces.
-        out.par_chunks_mut(4 * PANEL * depth.max(1))
-            .enumerate()
-            .for_each(|(task, out)| {
+    pub fn pack(out: &'a mut [f32], b: Matrix, precision: Precision) -> Self {
+        Self::pack_by(out, b, precision, |out, b| {
+            // Several panels to a task, so that long rows are read in long pieces.
+            let rows = packed_rows(precision, b.rows).max(1);
+            let tasks = out.par_chunks_mut(4 * PANEL * rows).enumerate();
+            tasks.for_each(|(task, out)| {
                 let first = 4 * task * PANEL;
-                pack_panels(out, b.columns(first, (cols - first).min(4 * PANEL)));
+                let b = b.columns(first, (b.cols - first).min(4 * PANEL));
+                match precision {
+                    Precision::F32 => pack_panels(out, b),
+                    Precision::Bf16 => bf16::pack_panels(out, b),
+                }
             });
+        })
+    }
+
+    fn pack_by(
+        out: &'a mut [f32],
+        b: Matrix,
+        precision: Precision,
+        pack: impl FnOnce(&mut [f32], Matrix),
+    ) -> Self {
+        let (depth, cols) = (b.rows, b.cols);
+        assert_eq!(
+            out.len(),
+            Self::len(depth, cols, precision),
+            "room for the panels"
+        );
+        pack(out, b);
         Self {
             data: out,
-            stride: depth,
+            stride: packed_rows(precision, depth),
+            precision,
             depth,
             cols,
         }
     }
 
-    /// Rows `range` of the inner dimension alone.
-    pub fn rows_of(&self, range: Range<usize>) -> Panels<'a> {
+    /// The first `count` rows of the inner dimension alone; in full precision.
+    pub fn rows_to(&self, count: usize) -> Panels<'a> {
+        assert!(self.precision == Precision::F32 && count <= self.depth);
         Panels {
-            data: &self.data[range.start.min(self.depth) * PANEL..],
-            stride: self.stride,
-            depth: range.len(),
-            cols: self.cols,
+            depth: count,
+            ..*self
         }
     }
 
@@ -151,7 +163,7 @@ pub fn pack_left(out: &mut [f32], a: Matrix) {
 
 /// `out[p * width + i] = a[i][p]` for a matrix of contiguous rows; what is left of each `width` is set to zero where
 /// `a` has fewer rows.
-fn transpose(out: &mut [f32], width: usize, a: Matrix) {
+pub fn transpose(out: &mut [f32], width: usize, a: Matrix) {
     assert!(a.col_stride == 1 && a.rows <= width && out.len() == a.cols * width);
     if a.rows < width {
         out.fill(0.0);
