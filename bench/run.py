@@ -83,13 +83,13 @@ def save(args, name, rows):
 
 def engine(args):
     ours, rows = bench_binary("cohort-worker", "step"), []
-    models = ["a"] if args.quick else ["a", "b-llama", "b-gpt2", "c"]
+    models = ["a"] if args.quick else ["a", "b-llama", "b-gpt2", "b-llama --bf16", "b-gpt2 --bf16", "c"]
     for model in models:
-        row = {"model": model, "ours": [], "theirs": []}
+        row = {"model": model.replace(" --", " "), "ours": [], "theirs": []}
         for _ in range(args.rounds):
-            row["ours"] += run([ours, model, "--seconds", str(args.seconds), "--json"])
+            row["ours"] += run([ours, *model.split(), "--seconds", str(args.seconds), "--json"])
             if args.python:
-                script = ["bench/step_pytorch.py", model, "--seconds", str(args.seconds), "--json"]
+                script = ["bench/step_pytorch.py", *model.split(), "--seconds", str(args.seconds), "--json"]
                 row["theirs"] += run([args.python, *script, "--threads", str(os.cpu_count())])
         rows.append(row)
     save(args, "engine", rows)

@@ -1,7 +1,7 @@
 //! Speed of one training step (forward, backward, update) in tokens per second: the median over steps.
 //!
 //! ```text
-//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--threads N] [--seconds S] [--lanes L] [--json]
+//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--threads N] [--seconds S] [--lanes L] [--bf16] [--json]
 //! cargo bench -p cohort-worker --bench step -- lanes [--threads N] [--seconds S] [--json]
 //! cargo bench -p cohort-worker --bench step -- price [--threads N] [--seconds S]
 //! ```
@@ -15,7 +15,7 @@
 use std::time::{Duration, Instant};
 
 use cohort_common::rng::philox;
-use cohort_common::spec::{Architecture, ModelConfig, ScheduleKind, TrainConfig};
+use cohort_common::spec::{Architecture, ModelConfig, Precision, ScheduleKind, TrainConfig};
 use cohort_common::tree::Node;
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Site, Update};
 
@@ -69,7 +69,7 @@ fn case(name: &'static str) -> Case {
     }
 }
 
-fn train() -> TrainConfig {
+fn train(precision: Precision) -> TrainConfig {
     TrainConfig {
         steps: 1,
         lanes: 1,
@@ -85,7 +85,7 @@ fn train() -> TrainConfig {
         eps: 1e-8,
         weight_decay: 0.1,
         grad_clip: 1.0,
-        precision: Default::default(),
+        precision,
         seed: 1,
         eval_every: 0,
         eval_samples: 0,
@@ -123,8 +123,8 @@ struct Training {
 }
 
 impl Training {
-    fn new(case: &Case, lanes: usize, threads: usize) -> Self {
-        let train = train();
+    fn new(case: &Case, lanes: usize, threads: usize, precision: Precision) -> Self {
+        let train = train(precision);
         let engine = Engine::new(&case.model, Some(&train), DeviceChoice::Cpu, threads);
         let mut engine = engine.expect("an engine");
         engine.init(1).expect("initial weights");
@@ -191,8 +191,14 @@ impl Training {
 }
 
 /// Median seconds per step, and of those the seconds of the update.
-fn measure(case: &Case, lanes: usize, threads: usize, budget: Duration) -> (f64, f64) {
-    let mut training = Training::new(case, lanes, threads);
+fn measure(
+    case: &Case,
+    lanes: usize,
+    threads: usize,
+    budget: Duration,
+    precision: Precision,
+) -> (f64, f64) {
+    let mut training = Training::new(case, lanes, threads, precision);
     let (mut steps, mut updates) = (Vec::new(), Vec::new());
     let start = Instant::now();
     while steps.len() < 5 || start.elapsed() < budget {
@@ -208,7 +214,8 @@ fn compare_lanes(threads: usize, budget: Duration, json: bool) {
     for tokens in [64, 128, 256] {
         let mut case = case("b-llama");
         (case.model.context, case.samples) = (tokens, 8);
-        let mut trainings = [1, 8].map(|lanes| Training::new(&case, lanes, threads));
+        let mut trainings =
+            [1, 8].map(|lanes| Training::new(&case, lanes, threads, Precision::F32));
         let mut ratios = Vec::new();
         let start = Instant::now();
         while ratios.len() < 5 || start.elapsed() < budget {
@@ -241,9 +248,9 @@ fn peak_megabytes() -> f64 {
 fn price(threads: usize, budget: Duration) {
     const LANES: f64 = 8.0;
     let case = case("b-llama");
-    let (step, update) = measure(&case, 1, threads, budget);
+    let (step, update) = measure(&case, 1, threads, budget, Precision::F32);
     let step = LANES * (step - update) + update;
-    let train = train();
+    let train = train(Precision::F32);
     let mut engine =
         Engine::new(&case.model, Some(&train), DeviceChoice::Cpu, threads).expect("an engine");
     engine.init(1).expect("initial weights");
@@ -325,7 +332,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test` runs benches without an argument, to see that they still work.
     if args.is_empty() {
-        measure(&case("a"), 4, 1, Duration::ZERO);
+        measure(&case("a"), 4, 1, Duration::ZERO, Precision::Bf16);
         return;
     }
     let option = |name: &str, default: f64| -> f64 {
@@ -337,6 +344,10 @@ fn main() {
     let threads = option("--threads", cores as f64) as usize;
     let seconds = option("--seconds", 5.0);
     let lanes = option("--lanes", 1.0) as usize;
+    let precision = match args.iter().any(|arg| arg == "--bf16") {
+        true => Precision::Bf16,
+        false => Precision::F32,
+    };
     let json = args.iter().any(|arg| arg == "--json");
     if args.iter().any(|arg| arg == "lanes") {
         return compare_lanes(threads, Duration::from_secs_f64(seconds), json);
@@ -355,7 +366,8 @@ fn main() {
         named
     } {
         let case = case(name);
-        let (step, update) = measure(&case, lanes, threads, Duration::from_secs_f64(seconds));
+        let budget = Duration::from_secs_f64(seconds);
+        let (step, update) = measure(&case, lanes, threads, budget, precision);
         let tokens = (case.samples * case.model.context) as f64;
         let (speed, gigaflops) = (
             tokens / step,

@@ -195,18 +195,14 @@ impl Pass {
         let sizes = linears.map(|l| l.shape.packed_len());
         gemm::scratch(sizes.iter().sum(), |mut memory| {
             let pieces = sizes.map(|size| cut(&mut memory, size));
-            let [qkv, out, up, down] = pieces;
             let parts = self.samples.div_ceil(self.part_samples());
-            let pack = |l: &Linear, to| {
+            let packed = linears.into_par_iter().zip(pieces).map(|(l, to)| {
                 let weight = &self.params[l.weight.clone()];
                 pack(l.shape, to, weight).shared_by(parts)
-            };
-            work(&Weights {
-                qkv: pack(&block.qkv, qkv),
-                out: pack(&block.out, out),
-                up: pack(&block.up, up),
-                down: pack(&block.down, down),
-            })
+            });
+            let packed: Vec<Packed> = packed.collect();
+            let [qkv, out, up, down] = packed.try_into().ok().expect("four weights");
+            work(&Weights { qkv, out, up, down })
         })
     }
 
@@ -440,11 +436,13 @@ impl Pass {
         });
         let ddown = if g.ddown.is_empty() { dy } else { &g.ddown };
         let dout = if g.dout.is_empty() { &g.dx1 } else { &g.dout };
-        self.linear_gradient(&block.down, &saved.activated, ddown);
-        self.linear_gradient(&block.up, &saved.norm2, &g.dup);
+        self.linear_gradients([
+            (&block.down, &saved.activated, ddown),
+            (&block.up, &saved.norm2, &g.dup),
+            (&block.out, &saved.attended, dout),
+            (&block.qkv, &saved.norm1, &g.dqkv),
+        ]);
         self.norm_gradient(&block.norm2, &g.partials2);
-        self.linear_gradient(&block.out, &saved.attended, dout);
-        self.linear_gradient(&block.qkv, &saved.norm1, &g.dqkv);
         self.norm_gradient(&block.norm1, &g.partials1);
         for buffer in [
             g.ddown,
@@ -570,14 +568,23 @@ impl Pass {
         buffers.give(dattended);
     }
 
-    /// Takes the gradients of the weight and the bias: x and dy of all rows.
-    fn linear_gradient(&self, l: &Linear, x: &[f32], dy: &[f32]) {
+    /// Takes the gradients of weights and biases: of each layer x and dy of all rows.
+    fn linear_gradients(&self, layers: [(&Linear, &Vec<f32>, &[f32]); 4]) {
         let mut gradient = self.gradient();
-        if let Some(bias) = &l.bias {
-            linear::backward_bias(&mut gradient[bias.clone()], dy, &self.lanes, self.fresh);
+        for (l, _, dy) in layers {
+            if let Some(bias) = &l.bias {
+                linear::backward_bias(&mut gradient[bias.clone()], dy, &self.lanes, self.fresh);
+            }
         }
-        let dw = &mut gradient[l.weight.clone()];
-        linear::backward_weight(l.shape, dw, x, dy, &self.lanes, self.fresh);
+        let weights = layers.map(|(l, ..)| l.weight.clone());
+        let weights = gradient.get_disjoint_mut(weights);
+        let weights = weights.expect("the weights of a block do not overlap");
+        weights
+            .into_par_iter()
+            .zip(layers)
+            .for_each(|(dw, (l, x, dy))| {
+                linear::backward_weight(l.shape, dw, x, dy, &self.lanes, self.fresh);
+            });
     }
 
     /// Elements of a norm's partial sums over some samples.

@@ -8,11 +8,13 @@
 //! This is what Intel's AMX does (`TDPBF16PS`, Intel SDM volume 2), which computes a group of 16 x 16 elements in one
 //! instruction. On other processors the same steps are taken one by one, to the same bits.
 
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use super::Matrix;
 use super::kernel::PANEL;
-use super::pack::transpose;
+use super::pack::{Aligned, transpose};
 use crate::engine::ops::simd::{fma, simd_fn};
 
 /// Terms of one group.
@@ -79,30 +81,34 @@ pub fn pack_panels(out: &mut [f32], b: Matrix) {
     for (j, out) in out.chunks_exact_mut(PANEL * pairs).enumerate() {
         let b = b.columns(j * PANEL, (b.cols - j * PANEL).min(PANEL));
         if b.col_stride == 1 {
-            let none = vec![0.0; b.cols];
+            let none = [0.0; PANEL];
             for (p, out) in out.chunks_exact_mut(PANEL).enumerate() {
                 let row = |p: usize| match p < b.rows {
                     true => &b.data[p * b.row_stride..][..b.cols],
-                    false => &none[..],
+                    false => &none[..b.cols],
                 };
                 let (own, rest) = out.split_at_mut(b.cols);
                 pair_rows(own, row(2 * p), row(2 * p + 1));
                 rest.fill(0.0);
             }
         } else {
-            let columns = paired(b.t(), b.cols, pairs);
-            transpose(out, PANEL, Matrix::new(&columns, b.cols, pairs));
+            COLUMNS.with_borrow_mut(|columns| {
+                let columns = columns.take(b.cols * pairs);
+                let rows = columns.chunks_exact_mut(pairs).enumerate();
+                rows.for_each(|(column, out)| {
+                    let (own, rest) = out.split_at_mut(b.rows.div_ceil(2));
+                    pair_neighbours(own, &b.data[column * b.col_stride..][..b.rows]);
+                    rest.fill(0.0);
+                });
+                transpose(out, PANEL, Matrix::new(columns, b.cols, pairs));
+            });
         }
     }
 }
 
-/// The rows of `a` in pairs of neighbours, `[rows, pairs]`, filled up with zeros.
-fn paired(a: Matrix, rows: usize, pairs: usize) -> Vec<f32> {
-    let mut out = vec![0.0; rows * pairs];
-    for (row, out) in out.chunks_exact_mut(pairs).enumerate().take(a.rows) {
-        pair_neighbours(out, &a.data[row * a.row_stride..][..a.cols]);
-    }
-    out
+thread_local! {
+    /// The columns of one panel in pairs. Borrowed while nothing else can run on the thread.
+    static COLUMNS: RefCell<Aligned> = RefCell::default();
 }
 
 /// Elements of a packed left operand.
@@ -162,15 +168,18 @@ pub unsafe fn panel(
     const SIDE: usize = 2 * TILE;
     for first in (0..cols).step_by(SIDE) {
         let width = (cols - first).min(SIDE);
-        let mut own = [0.0f32; SIDE * SIDE];
+        let mut own = MaybeUninit::<[f32; SIDE * SIDE]>::uninit();
         let whole = rows == SIDE && width == SIDE;
         // SAFETY: the caller's promise; what is not a whole tile goes through memory of its own.
         unsafe {
             let c = c.add(first);
             let (to, to_step) = match whole {
                 true => (c, step),
-                false => (own.as_mut_ptr(), SIDE),
+                false => (own.as_mut_ptr().cast::<f32>(), SIDE),
             };
+            if !whole {
+                to.write_bytes(0, SIDE * SIDE);
+            }
             if !whole && add {
                 for row in 0..rows {
                     to.add(row * SIDE)

@@ -4,6 +4,8 @@
 //! Each instruction set has its own tile, but all compute an element in the same way (see [`super`]), so the choice is
 //! one of speed alone.
 
+use std::mem::MaybeUninit;
+
 use crate::engine::ops::simd::{InstructionSet, fma, instruction_set};
 
 #[cfg(target_arch = "x86_64")]
@@ -171,13 +173,16 @@ unsafe fn cut<V: Vector, const NV: usize>(
     add: bool,
 ) {
     let whole = cols.is_multiple_of(V::LEN);
-    let mut own = [0.0f32; ROWS * PANEL];
+    let mut own = MaybeUninit::<[f32; ROWS * PANEL]>::uninit();
     // SAFETY: within the panel that the caller vouches for; the right operand's last vector is readable whole.
     unsafe {
         let (to, to_step) = match whole {
             true => (c, step),
-            false => (own.as_mut_ptr(), PANEL),
+            false => (own.as_mut_ptr().cast::<f32>(), PANEL),
         };
+        if !whole {
+            to.write_bytes(0, ROWS * PANEL);
+        }
         if !whole && add {
             for row in 0..rows {
                 to.add(row * PANEL)
