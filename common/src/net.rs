@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Status};
 
 use crate::wire::{RUN_KEY, SESSION_KEY};
@@ -75,6 +75,16 @@ pub async fn connect(url: &str) -> Result<Channel, ConnectError> {
             reason: source.to_string(),
         }
     })
+}
+
+/// The other end of such a connection.
+pub fn server() -> Server {
+    Server::builder()
+        .max_frame_size(FRAME)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
 }
 
 /// A cluster's shared secret, as the metadata value that calls carry.

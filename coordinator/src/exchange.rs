@@ -1,6 +1,8 @@
 //! The coordinator's side of the gradient exchange: it owns every slice. Workers push tree nodes under credits; each
 //! finished root chunk goes back to all of them at once. What is held is what waits for a sibling, within the window
 //! of credits, and the roots of the newest steps.
+//!
+//! What it needs of the coordinator around it is the trait [`Host`], so that a benchmark can drive it without one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,13 +14,17 @@ use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::EXCHANGE_BEAT;
 use cohort_common::seal::{Opener, Sealer};
 use cohort_common::tree::{Node, Tree};
+use cohort_common::wire::{RUN_KEY, SESSION_KEY, run_id};
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
+use cohort_proto::v1::exchange_server::Exchange as Service;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
-use tonic::{Status, Streaming};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
 
-use crate::driver::Cluster;
+use crate::status::{invalid, refused};
 
 /// Chunks that workers may be ahead of the slowest, at most.
 const WINDOW: usize = 32;
@@ -109,45 +115,83 @@ impl Exchange {
     }
 }
 
+/// What the exchange asks and tells the coordinator around it.
+#[tonic::async_trait]
+pub trait Host: Send + Sync {
+    /// Whether a session is open.
+    fn is_open(&self, session: SessionId) -> bool;
+
+    /// Something happened.
+    async fn tell(&self, event: Event);
+}
+
+/// The session that a worker's call belongs to, and whether it is still open.
+pub(crate) fn session_of(host: &dyn Host, metadata: &MetadataMap) -> Result<SessionId, Status> {
+    let session = metadata
+        .get(SESSION_KEY)
+        .and_then(|v| v.to_str().ok()?.parse().ok())
+        .map(SessionId)
+        .ok_or_else(|| Status::unauthenticated("only workers in a session may call this"))?;
+    match host.is_open(session) {
+        true => Ok(session),
+        false => Err(refused("this session has ended; register again")),
+    }
+}
+
+/// Serves the exchange.
+pub struct ExchangeService {
+    /// The sums.
+    pub exchange: Arc<Exchange>,
+    /// Who is told of them.
+    pub host: Arc<dyn Host>,
+}
+
+#[tonic::async_trait]
+impl Service for ExchangeService {
+    type PushPullStream = ReceiverStream<Result<v1::Chunk, Status>>;
+
+    /// What a worker pushes is summed; finished roots are sent to it.
+    async fn push_pull(
+        &self,
+        request: Request<Streaming<v1::Chunk>>,
+    ) -> Result<Response<Self::PushPullStream>, Status> {
+        let session = session_of(&*self.host, request.metadata())?;
+        let run = request.metadata().get(RUN_KEY);
+        let run = run.and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let (out, outgoing) = mpsc::channel(OUTBOX);
+        let stream = Stream {
+            number: self.exchange.enter(session),
+            exchange: self.exchange.clone(),
+            host: self.host.clone(),
+            run: run_id(run).map_err(invalid)?,
+            session,
+        };
+        tokio::spawn(async move {
+            if let Err(status) = stream.receive(request.into_inner(), &out).await {
+                // The receiver is gone if the worker is: then nobody needs the reason.
+                let _ = out.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
 /// A worker's stream for one state of a run.
 struct Stream {
-    cluster: Cluster,
+    exchange: Arc<Exchange>,
+    host: Arc<dyn Host>,
     run: RunId,
     session: SessionId,
     number: u64,
 }
 
-/// Serves one worker's stream: what it pushes is summed, finished roots are sent to it. Returns the stream to it.
-pub fn serve(
-    cluster: Cluster,
-    run: RunId,
-    session: SessionId,
-    incoming: Streaming<v1::Chunk>,
-) -> mpsc::Receiver<Result<v1::Chunk, Status>> {
-    let (out, outgoing) = mpsc::channel(OUTBOX);
-    let stream = Stream {
-        number: cluster.exchange().enter(session),
-        cluster,
-        run,
-        session,
-    };
-    tokio::spawn(async move {
-        if let Err(status) = stream.receive(incoming, &out).await {
-            // The receiver is gone if the worker is: then nobody needs the reason.
-            let _ = out.send(Err(status)).await;
-        }
-    });
-    outgoing
-}
-
 impl Stream {
     /// Whether what comes from here still counts.
     fn check(&self) -> Result<(), Status> {
-        let refused = Status::failed_precondition;
-        if !self.cluster.is_open(self.session) {
+        if !self.host.is_open(self.session) {
             return Err(refused("this session has ended; register again"));
         }
-        match self.cluster.exchange().is_newest(self.session, self.number) {
+        match self.exchange.is_newest(self.session, self.number) {
             true => Ok(()),
             false => Err(refused("this stream was replaced by a newer one")),
         }
@@ -172,7 +216,7 @@ impl Stream {
             match kind {
                 Kind::Open(open) if roots.is_none() => {
                     let sending = send_roots(
-                        self.cluster.clone(),
+                        self.exchange.clone(),
                         self.run.clone(),
                         open.after,
                         out.clone(),
@@ -192,14 +236,14 @@ impl Stream {
         let reason = LeftReason::Protocol(format!("in the exchange, {what}"));
         let session = self.session;
         let status = Status::data_loss(reason.to_string());
-        self.cluster.send(Event::Left { session, reason }).await;
+        self.host.tell(Event::Left { session, reason }).await;
         Err(status)
     }
 
     async fn push(&self, chunk: v1::NodeChunk) -> Result<(), Status> {
-        let (cluster, run, step) = (&self.cluster, &self.run, chunk.step);
+        let (host, run, step) = (&self.host, &self.run, chunk.step);
         // A step that is not held has been committed, or its run has ended: the push came too late to matter.
-        let Some(held) = cluster.exchange().get(run, step) else {
+        let Some(held) = self.exchange.get(run, step) else {
             return Ok(());
         };
         // What was granted once stays granted: the leading chunks only grow.
@@ -227,7 +271,7 @@ impl Stream {
                     "step {step}: {error}; take the one away that you trust less, then `cohort resume {run}`"
                 );
                 let run = run.clone();
-                cluster.send(Event::RunBroken { run, error }).await;
+                host.tell(Event::RunBroken { run, error }).await;
                 return Ok(());
             }
             Err(error) => return Err(Status::invalid_argument(error.to_string())),
@@ -243,14 +287,12 @@ impl Stream {
         if !offered.delivered.is_empty() {
             let run = run.clone();
             let lanes = offered.delivered;
-            cluster.send(Event::Delivered { run, step, lanes }).await;
+            host.tell(Event::Delivered { run, step, lanes }).await;
         }
         if offered.all_complete {
             let totals = held.sums.totals().expect("every root is complete");
             let run = run.clone();
-            cluster
-                .send(Event::RootComplete { run, step, totals })
-                .await;
+            host.tell(Event::RootComplete { run, step, totals }).await;
         }
         Ok(())
     }
@@ -263,12 +305,12 @@ struct Way {
 }
 
 async fn send_roots(
-    cluster: Cluster,
+    exchange: Arc<Exchange>,
     run: RunId,
     after: Step,
     out: mpsc::Sender<Result<v1::Chunk, Status>>,
 ) {
-    let mut opened = cluster.exchange().opened.subscribe();
+    let mut opened = exchange.opened.subscribe();
     let mut done = after;
     let mut way = Way {
         sealer: Sealer::default(),
@@ -276,7 +318,7 @@ async fn send_roots(
     };
     loop {
         opened.mark_unchanged();
-        while let Some(held) = cluster.exchange().next_after(&run, done) {
+        while let Some(held) = exchange.next_after(&run, done) {
             done = held.step;
             if way.send_step(&held).await.is_none() {
                 return;

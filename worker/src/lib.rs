@@ -4,7 +4,7 @@
 mod data;
 mod driver;
 pub mod engine;
-mod exchange;
+pub mod exchange;
 mod lanes;
 mod replay;
 mod session;

@@ -1,0 +1,344 @@
+//! Speed of one all-reduce over the product's own exchange: GB/s = bytes of one gradient / time from the push of a node
+//! to the whole root, the median over steps. The coordinator's service, the worker's client, the connection between
+//! them and the checks are those of `cohort`; the coordinator and each worker are a process of their own.
+//!
+//! ```text
+//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]]
+//! python bench/allreduce_gloo.py [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]
+//! ```
+//!
+//! The second command measures PyTorch's gloo and a plain ring over TCP in the same way. Without any argument a tiny
+//! gradient is summed, which is a test that this file still works.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use cohort_common::cluster::Event;
+use cohort_common::ids::{RunId, SessionId, Step};
+use cohort_common::net::{self, Credentials};
+use cohort_common::tree::Node;
+use cohort_common::wire::MAX_MESSAGE;
+use cohort_coordinator::exchange::{Exchange, ExchangeService, Host};
+use cohort_proto::v1::exchange_server::ExchangeServer;
+use cohort_worker::exchange::ExchangeClient;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+
+/// The allocator of the `cohort` binary, so that the figures are the product's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const RUN: &str = "bench";
+/// Steps before those that count.
+const WARM: usize = 3;
+/// Steps that count, at least and at most.
+const STEPS: (usize, usize) = (5, 200);
+
+/// What to measure.
+struct Options {
+    megabytes: Vec<f64>,
+    workers: Vec<u32>,
+    seconds: f64,
+    json: Option<String>,
+}
+
+/// One process.
+enum Role {
+    Parent(Options),
+    Coordinator { workers: u32, len: usize },
+    Worker(Share),
+}
+
+/// A worker's part.
+struct Share {
+    rank: u32,
+    workers: u32,
+    len: usize,
+    url: String,
+    steps: usize,
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime starts");
+    match role() {
+        Role::Parent(options) => parent(&options),
+        Role::Coordinator { workers, len } => runtime.block_on(coordinator(workers, len)),
+        Role::Worker(share) => worker(&runtime, &share),
+    }
+}
+
+fn role() -> Role {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo adds `--bench` where it benchmarks and nothing where it tests.
+    let tiny = arguments.is_empty();
+    let mut options = Options {
+        megabytes: if tiny {
+            vec![0.6]
+        } else {
+            vec![1.0, 10.0, 100.0]
+        },
+        workers: if tiny { vec![2] } else { vec![2, 4] },
+        seconds: if tiny { 0.0 } else { 3.0 },
+        json: None,
+    };
+    let mut named: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut rest = arguments.iter();
+    while let Some(name) = rest.next() {
+        if name != "--bench" {
+            let value = rest
+                .next()
+                .unwrap_or_else(|| panic!("{name} wants a value"));
+            named.insert(name, value);
+        }
+    }
+    let number = |name: &str| named.get(name).map(|value| parse::<usize>(name, value));
+    if let Some(len) = number("--len") {
+        let workers = number("--workers").expect("given by the parent") as u32;
+        return match named.get("--url") {
+            None => Role::Coordinator { workers, len },
+            Some(url) => Role::Worker(Share {
+                rank: number("--rank").expect("given by the parent") as u32,
+                steps: number("--steps").expect("given by the parent"),
+                workers,
+                len,
+                url: (*url).to_owned(),
+            }),
+        };
+    }
+    for (name, value) in named {
+        match name {
+            "--megabytes" => options.megabytes = list(name, value),
+            "--workers" => options.workers = list(name, value),
+            "--seconds" => options.seconds = parse(name, value),
+            "--json" => options.json = Some(value.to_owned()),
+            _ => panic!("`{name}` is no option; the options stand at the head of this file"),
+        }
+    }
+    Role::Parent(options)
+}
+
+fn parse<T: std::str::FromStr>(name: &str, value: &str) -> T {
+    let parsed = value.parse();
+    parsed.unwrap_or_else(|_| panic!("{name} {value}: not a number"))
+}
+
+fn list<T: std::str::FromStr>(name: &str, value: &str) -> Vec<T> {
+    value.split(',').map(|one| parse(name, one)).collect()
+}
+
+fn parent(options: &Options) {
+    let mut results = Vec::new();
+    println!("{:>8} {:>8} {:>10} {:>8}", "MB", "workers", "ms", "GB/s");
+    for &megabytes in &options.megabytes {
+        for &workers in &options.workers {
+            let len = (megabytes * 1e6 / 4.0) as usize;
+            // About as many steps as fit at 1 GB/s.
+            let fit = options.seconds * 1e3 / megabytes;
+            let steps = (fit as usize).clamp(STEPS.0, STEPS.1) + WARM;
+            let mut times = measure(workers, len, steps);
+            times.sort_by(f64::total_cmp);
+            let median = times[times.len() / 2];
+            let speed = len as f64 * 4.0 / median / 1e9;
+            println!(
+                "{megabytes:>8} {workers:>8} {:>10.2} {speed:>8.2}",
+                median * 1e3
+            );
+            results.push(json!({
+                "megabytes": megabytes,
+                "workers": workers,
+                "median_s": median,
+                "min_s": times[0],
+                "max_s": times[times.len() - 1],
+                "gb_per_s": speed,
+            }));
+        }
+    }
+    if let Some(file) = &options.json {
+        let all = json!({ "what": "cohort", "machine": machine(), "results": results });
+        std::fs::write(file, format!("{all:#}\n")).expect("the file can be written");
+    }
+}
+
+fn machine() -> Value {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus
+        .lines()
+        .find_map(|l| l.strip_prefix("model name")?.split(": ").nth(1));
+    json!({
+        "cpu": model,
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+        "cohort": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// A child that does not outlive this process.
+struct Process(Child);
+
+impl Process {
+    fn start(arguments: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this file has a name"));
+        for (name, value) in arguments {
+            command.args([name, value]);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(command.spawn().expect("a process can be started"))
+    }
+
+    fn output(&mut self) -> impl BufRead {
+        BufReader::new(self.0.stdout.take().expect("it is piped"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // One that has ended already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Seconds of each step, as the first worker saw them.
+fn measure(workers: u32, len: usize, steps: usize) -> Vec<f64> {
+    let (count, len, steps) = (workers.to_string(), len.to_string(), steps.to_string());
+    let mut coordinator = Process::start(&[("--len", &len), ("--workers", &count)]);
+    let mut url = String::new();
+    coordinator
+        .output()
+        .read_line(&mut url)
+        .expect("it says where it listens");
+    let start = |rank: u32| {
+        Process::start(&[
+            ("--len", &len),
+            ("--workers", &count),
+            ("--steps", &steps),
+            ("--rank", &rank.to_string()),
+            ("--url", url.trim()),
+        ])
+    };
+    let mut processes: Vec<Process> = (0..workers).map(start).collect();
+    let mut said = String::new();
+    processes[0]
+        .output()
+        .read_to_string(&mut said)
+        .expect("it says its times");
+    for process in &mut processes {
+        let status = process.0.wait().expect("it ends");
+        assert!(status.success(), "a worker failed");
+    }
+    let times: Vec<f64> = said.split_whitespace().map(|t| parse("time", t)).collect();
+    times[WARM..].to_vec()
+}
+
+/// Stands for the coordinator: opens a step when the one before is complete.
+struct Steps {
+    exchange: Arc<Exchange>,
+    workers: u32,
+    len: usize,
+}
+
+#[tonic::async_trait]
+impl Host for Steps {
+    fn is_open(&self, _: SessionId) -> bool {
+        true
+    }
+
+    async fn tell(&self, event: Event) {
+        match event {
+            Event::RootComplete { run, step, .. } => {
+                // Whoever pushed has applied the step before.
+                self.exchange.release(&run, step - 1);
+                self.exchange.open(&run, step + 1, self.workers, self.len);
+            }
+            Event::Delivered { .. } => {}
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+async fn coordinator(workers: u32, len: usize) {
+    let exchange = Arc::new(Exchange::default());
+    exchange.open(&RunId::new(RUN), 1, workers, len);
+    let host = Arc::new(Steps {
+        exchange: exchange.clone(),
+        workers,
+        len,
+    });
+    let service = ExchangeServer::new(ExchangeService { exchange, host })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    println!("http://{}", listener.local_addr().expect("it is bound"));
+    let incoming = TcpListenerStream::new(listener).map(|stream| {
+        let stream = stream?;
+        stream.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(stream)
+    });
+    let served = net::server()
+        .add_service(service)
+        .serve_with_incoming(incoming);
+    let parent_gone = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]));
+    tokio::select! {
+        served = served => served.expect("it serves"),
+        _ = parent_gone => {}
+    }
+}
+
+/// A gradient that differs from worker to worker.
+fn gradient(rank: u32, len: usize) -> Vec<f32> {
+    let value = |i: usize| ((i * 37 + rank as usize * 101) % 1009) as f32 * 0.37 - 150.0;
+    (0..len).map(value).collect()
+}
+
+fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
+    let Share {
+        rank, workers, len, ..
+    } = *share;
+    let (broken, _reasons) = tokio::sync::mpsc::channel(1);
+    let client = runtime.block_on(async {
+        let credentials = Credentials {
+            session: Some(u64::from(rank) + 1),
+            run: Some(RUN.into()),
+            ..Credentials::default()
+        };
+        let channel = net::connect(&share.url)
+            .await
+            .expect("the coordinator is there");
+        let opened = ExchangeClient::open(channel, credentials, workers, len, 0, broken);
+        opened.await.expect("the exchange opens")
+    });
+    let node = Arc::new(gradient(rank, len));
+    let expected = (workers == 2).then(|| {
+        let (first, second) = (gradient(0, len), gradient(1, len));
+        first
+            .iter()
+            .zip(&second)
+            .map(|(a, b)| a + b)
+            .collect::<Vec<f32>>()
+    });
+    let mut times = Vec::new();
+    for step in 1..=share.steps as Step {
+        let began = Instant::now();
+        client.push(step, Node::leaf(rank), node.clone());
+        let root = client.root(step).expect("the exchange goes on");
+        times.push(began.elapsed());
+        if step == 1 || step == share.steps as Step {
+            assert!(expected.as_ref().is_none_or(|expected| *expected == *root));
+        }
+        client.applied(step);
+    }
+    if rank == 0 {
+        let seconds: Vec<String> = times.iter().map(|t| t.as_secs_f64().to_string()).collect();
+        println!("{}", seconds.join(" "));
+    }
+    client.close();
+}
