@@ -3,7 +3,7 @@
 //! them and the checks are those of `cohort`; the coordinator and each worker are a process of their own.
 //!
 //! ```text
-//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]]
+//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,memory] [--seconds S] [--json FILE]]
 //! python bench/allreduce_gloo.py [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]
 //! ```
 //!
@@ -16,14 +16,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
+use cohort_common::aggregate::Shape;
 use cohort_common::cluster::Event;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::{self, Credentials};
+use cohort_common::spec::Payload;
 use cohort_common::tree::Node;
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_coordinator::exchange::{Exchange, ExchangeService, Host};
 use cohort_proto::v1::exchange_server::ExchangeServer;
-use cohort_worker::exchange::ExchangeClient;
+use cohort_worker::exchange::{ExchangeClient, Sharing};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
@@ -39,10 +41,25 @@ const WARM: usize = 3;
 /// Steps that count, at least and at most.
 const STEPS: (usize, usize) = (5, 200);
 
+/// Options, and what the parent tells its children.
+const NAMES: [&str; 10] = [
+    "--megabytes",
+    "--workers",
+    "--over",
+    "--seconds",
+    "--json",
+    "--len",
+    "--steps",
+    "--rank",
+    "--url",
+    "--payload",
+];
+
 /// What to measure.
 struct Options {
     megabytes: Vec<f64>,
     workers: Vec<u32>,
+    over: Vec<String>,
     seconds: f64,
     json: Option<String>,
 }
@@ -61,6 +78,7 @@ struct Share {
     len: usize,
     url: String,
     steps: usize,
+    over: String,
 }
 
 fn main() {
@@ -77,8 +95,9 @@ fn main() {
 
 fn role() -> Role {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // Cargo adds `--bench` where it benchmarks and nothing where it tests.
-    let tiny = arguments.is_empty();
+    // Cargo adds `--bench` where it benchmarks; where it tests, there are names of tests at most.
+    let known = |a: &String| a == "--bench" || NAMES.contains(&a.as_str());
+    let tiny = !arguments.iter().any(known);
     let mut options = Options {
         megabytes: if tiny {
             vec![0.6]
@@ -86,11 +105,12 @@ fn role() -> Role {
             vec![1.0, 10.0, 100.0]
         },
         workers: if tiny { vec![2] } else { vec![2, 4] },
+        over: vec!["grpc".into(), "memory".into()],
         seconds: if tiny { 0.0 } else { 3.0 },
         json: None,
     };
     let mut named: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut rest = arguments.iter();
+    let mut rest = arguments.iter().filter(|_| !tiny);
     while let Some(name) = rest.next() {
         if name != "--bench" {
             let value = rest
@@ -110,6 +130,7 @@ fn role() -> Role {
                 workers,
                 len,
                 url: (*url).to_owned(),
+                over: named["--over"].to_owned(),
             }),
         };
     }
@@ -117,9 +138,10 @@ fn role() -> Role {
         match name {
             "--megabytes" => options.megabytes = list(name, value),
             "--workers" => options.workers = list(name, value),
+            "--over" => options.over = list(name, value),
             "--seconds" => options.seconds = parse(name, value),
             "--json" => options.json = Some(value.to_owned()),
-            _ => panic!("`{name}` is no option; the options stand at the head of this file"),
+            _ => panic!("`{name}` is no option; the options are {NAMES:?}"),
         }
     }
     Role::Parent(options)
@@ -136,29 +158,35 @@ fn list<T: std::str::FromStr>(name: &str, value: &str) -> Vec<T> {
 
 fn parent(options: &Options) {
     let mut results = Vec::new();
-    println!("{:>8} {:>8} {:>10} {:>8}", "MB", "workers", "ms", "GB/s");
+    println!(
+        "{:>7} {:>8} {:>8} {:>10} {:>8}",
+        "over", "MB", "workers", "ms", "GB/s"
+    );
     for &megabytes in &options.megabytes {
         for &workers in &options.workers {
-            let len = (megabytes * 1e6 / 4.0) as usize;
-            // About as many steps as fit at 1 GB/s.
-            let fit = options.seconds * 1e3 / megabytes;
-            let steps = (fit as usize).clamp(STEPS.0, STEPS.1) + WARM;
-            let mut times = measure(workers, len, steps);
-            times.sort_by(f64::total_cmp);
-            let median = times[times.len() / 2];
-            let speed = len as f64 * 4.0 / median / 1e9;
-            println!(
-                "{megabytes:>8} {workers:>8} {:>10.2} {speed:>8.2}",
-                median * 1e3
-            );
-            results.push(json!({
-                "megabytes": megabytes,
-                "workers": workers,
-                "median_s": median,
-                "min_s": times[0],
-                "max_s": times[times.len() - 1],
-                "gb_per_s": speed,
-            }));
+            for over in &options.over {
+                let len = (megabytes * 1e6 / 4.0) as usize;
+                // About as many steps as fit at 1 GB/s.
+                let fit = options.seconds * 1e3 / megabytes;
+                let steps = (fit as usize).clamp(STEPS.0, STEPS.1) + WARM;
+                let mut times = measure(workers, len, steps, over);
+                times.sort_by(f64::total_cmp);
+                let median = times[times.len() / 2];
+                let speed = len as f64 * 4.0 / median / 1e9;
+                println!(
+                    "{over:>7} {megabytes:>8} {workers:>8} {:>10.2} {speed:>8.2}",
+                    median * 1e3
+                );
+                results.push(json!({
+                    "over": over,
+                    "megabytes": megabytes,
+                    "workers": workers,
+                    "median_s": median,
+                    "min_s": times[0],
+                    "max_s": times[times.len() - 1],
+                    "gb_per_s": speed,
+                }));
+            }
         }
     }
     if let Some(file) = &options.json {
@@ -208,7 +236,7 @@ impl Drop for Process {
 }
 
 /// Seconds of each step, as the first worker saw them.
-fn measure(workers: u32, len: usize, steps: usize) -> Vec<f64> {
+fn measure(workers: u32, len: usize, steps: usize, over: &str) -> Vec<f64> {
     let (count, len, steps) = (workers.to_string(), len.to_string(), steps.to_string());
     let mut coordinator = Process::start(&[("--len", &len), ("--workers", &count)]);
     let mut url = String::new();
@@ -223,6 +251,7 @@ fn measure(workers: u32, len: usize, steps: usize) -> Vec<f64> {
             ("--steps", &steps),
             ("--rank", &rank.to_string()),
             ("--url", url.trim()),
+            ("--over", over),
         ])
     };
     let mut processes: Vec<Process> = (0..workers).map(start).collect();
@@ -242,8 +271,7 @@ fn measure(workers: u32, len: usize, steps: usize) -> Vec<f64> {
 /// Stands for the coordinator: opens a step when the one before is complete.
 struct Steps {
     exchange: Arc<Exchange>,
-    workers: u32,
-    len: usize,
+    shape: Shape,
 }
 
 #[tonic::async_trait]
@@ -257,7 +285,7 @@ impl Host for Steps {
             Event::RootComplete { run, step, .. } => {
                 // Whoever pushed has applied the step before.
                 self.exchange.release(&run, step - 1);
-                self.exchange.open(&run, step + 1, self.workers, self.len);
+                self.exchange.open(&run, step + 1, self.shape);
             }
             Event::Delivered { .. } => {}
             event => panic!("{event:?}"),
@@ -267,11 +295,11 @@ impl Host for Steps {
 
 async fn coordinator(workers: u32, len: usize) {
     let exchange = Arc::new(Exchange::default());
-    exchange.open(&RunId::new(RUN), 1, workers, len);
+    let shape = shape(workers, len);
+    exchange.open(&RunId::new(RUN), 1, shape);
     let host = Arc::new(Steps {
         exchange: exchange.clone(),
-        workers,
-        len,
+        shape,
     });
     let service = ExchangeServer::new(ExchangeService { exchange, host })
         .max_decoding_message_size(MAX_MESSAGE)
@@ -293,6 +321,14 @@ async fn coordinator(workers: u32, len: usize) {
     }
 }
 
+fn shape(lanes: u32, len: usize) -> Shape {
+    Shape {
+        lanes,
+        len,
+        payload: Payload::F32,
+    }
+}
+
 /// A gradient that differs from worker to worker.
 fn gradient(rank: u32, len: usize) -> Vec<f32> {
     let value = |i: usize| ((i * 37 + rank as usize * 101) % 1009) as f32 * 0.37 - 150.0;
@@ -304,6 +340,7 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         rank, workers, len, ..
     } = *share;
     let (broken, _reasons) = tokio::sync::mpsc::channel(1);
+    let sharing = Sharing::new(share.over == "memory");
     let client = runtime.block_on(async {
         let credentials = Credentials {
             session: Some(u64::from(rank) + 1),
@@ -313,7 +350,14 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         let channel = net::connect(&share.url)
             .await
             .expect("the coordinator is there");
-        let opened = ExchangeClient::open(channel, credentials, workers, len, 0, broken);
+        let opened = ExchangeClient::open(
+            channel,
+            credentials,
+            shape(workers, len),
+            0,
+            sharing,
+            broken,
+        );
         opened.await.expect("the exchange opens")
     });
     let node = Arc::new(gradient(rank, len));
@@ -334,6 +378,7 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         if step == 1 || step == share.steps as Step {
             assert!(expected.as_ref().is_none_or(|expected| *expected == *root));
         }
+        client.reuse(root);
         client.applied(step);
     }
     if rank == 0 {

@@ -10,8 +10,9 @@ use tonic::{Request, Status};
 
 use crate::wire::{RUN_KEY, SESSION_KEY};
 
-/// HTTP/2 frame size, on both ends: the setting that matters most for throughput.
-pub const FRAME: u32 = 256 << 10;
+/// HTTP/2 frame size, on both ends: the setting that matters most for throughput. A chunk and what is said of it fit into
+/// one frame; where they do not, the rest is another frame, for which the receiver moves the whole chunk once more.
+pub const FRAME: u32 = (256 + 4) << 10;
 /// HTTP/2 window of one stream.
 pub const STREAM_WINDOW: u32 = 4 << 20;
 /// HTTP/2 window of a connection.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use cohort_common::aggregate::Shape;
 use cohort_common::api::{ClusterInfo, WorkerInfo};
 use cohort_common::checkpoint::CheckpointMeta;
 use cohort_common::cluster::events::{LeftReason, MemberInfo};
@@ -12,6 +13,7 @@ use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
 use cohort_common::home::Home;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::layout::Layout;
+use cohort_common::spec::Payload;
 use cohort_common::wire;
 use cohort_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -326,9 +328,12 @@ impl Driver {
             }
             Action::OpenStep { run, step } => {
                 let spec = &self.runs.get(&run)?.plan.spec;
-                let len = Layout::of(&spec.model).len();
-                let lanes = spec.train.lanes;
-                self.cluster.exchange().open(&run, step, lanes, len);
+                let shape = Shape {
+                    lanes: spec.train.lanes,
+                    len: Layout::of(&spec.model).len(),
+                    payload: Payload::F32,
+                };
+                self.cluster.exchange().open(&run, step, shape);
                 None
             }
             Action::ReleaseRoots { run, through } => {

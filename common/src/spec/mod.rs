@@ -31,5 +31,5 @@ pub use finetune::FinetuneBase;
 pub use memory::{MemoryEstimate, human_bytes, human_count, memory_per_worker};
 pub use model::{Architecture, ModelConfig};
 pub use preset::{PRESETS, Preset};
-pub use run::{CheckpointConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
+pub use run::{CheckpointConfig, Payload, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
 pub use validate::{CorpusOptions, SpecMeant, TokenizerChoice};

@@ -31,6 +31,27 @@ pub enum ScheduleKind {
     Constant,
 }
 
+/// What a node of the reduction tree is rounded to, and how it travels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Payload {
+    /// Not at all; four bytes for each element.
+    #[default]
+    F32,
+    /// To the nearest bfloat16; two bytes for each element.
+    Bf16,
+}
+
+impl Payload {
+    /// Bytes of one element on the wire.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 /// Everything that decides an optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {

@@ -19,7 +19,8 @@ use self::world::{Harm, World};
 use super::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
 use super::messages::StateSource;
 use super::{EvalSplit, Limits, Machine, RunPlan};
-use crate::aggregate::{add, totals_of};
+use crate::aggregate::totals_of;
+use crate::floats::add;
 use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis, state_hash_due};
 use crate::spec::{
