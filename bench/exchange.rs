@@ -3,9 +3,12 @@
 //! them and the checks are those of `cohort`; the coordinator and each worker are a process of their own.
 //!
 //! ```text
-//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,memory] [--seconds S] [--json FILE]]
+//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,grpc-bf16,memory] [--seconds S] [--json FILE]]
 //! python bench/allreduce_gloo.py [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]
 //! ```
+//!
+//! Over `memory` workers and coordinator find out that they share a host; over `grpc` they are told not to, and
+//! `grpc-bf16` sends half the bytes (GB/s counts those of f32 all the same).
 //!
 //! The second command measures PyTorch's gloo and a plain ring over TCP in the same way. Without any argument a tiny
 //! gradient is summed, which is a test that this file still works.
@@ -16,12 +19,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use cohort_common::aggregate::Shape;
+use cohort_common::aggregate::{Shape, leaf, parent};
 use cohort_common::cluster::Event;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::{self, Credentials};
 use cohort_common::spec::Payload;
-use cohort_common::tree::Node;
+use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_coordinator::exchange::{Exchange, ExchangeService, Host};
 use cohort_proto::v1::exchange_server::ExchangeServer;
@@ -42,7 +45,7 @@ const WARM: usize = 3;
 const STEPS: (usize, usize) = (5, 200);
 
 /// Options, and what the parent tells its children.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 9] = [
     "--megabytes",
     "--workers",
     "--over",
@@ -52,7 +55,6 @@ const NAMES: [&str; 10] = [
     "--steps",
     "--rank",
     "--url",
-    "--payload",
 ];
 
 /// What to measure.
@@ -67,15 +69,14 @@ struct Options {
 /// One process.
 enum Role {
     Parent(Options),
-    Coordinator { workers: u32, len: usize },
+    Coordinator(Shape),
     Worker(Share),
 }
 
 /// A worker's part.
 struct Share {
     rank: u32,
-    workers: u32,
-    len: usize,
+    shape: Shape,
     url: String,
     steps: usize,
     over: String,
@@ -87,8 +88,8 @@ fn main() {
         .build()
         .expect("a runtime starts");
     match role() {
-        Role::Parent(options) => parent(&options),
-        Role::Coordinator { workers, len } => runtime.block_on(coordinator(workers, len)),
+        Role::Parent(options) => measure_all(&options),
+        Role::Coordinator(shape) => runtime.block_on(coordinator(shape)),
         Role::Worker(share) => worker(&runtime, &share),
     }
 }
@@ -105,7 +106,7 @@ fn role() -> Role {
             vec![1.0, 10.0, 100.0]
         },
         workers: if tiny { vec![2] } else { vec![2, 4] },
-        over: vec!["grpc".into(), "memory".into()],
+        over: ["grpc", "grpc-bf16", "memory"].map(String::from).to_vec(),
         seconds: if tiny { 0.0 } else { 3.0 },
         json: None,
     };
@@ -122,15 +123,23 @@ fn role() -> Role {
     let number = |name: &str| named.get(name).map(|value| parse::<usize>(name, value));
     if let Some(len) = number("--len") {
         let workers = number("--workers").expect("given by the parent") as u32;
+        let over = named["--over"].to_owned();
+        let shape = Shape {
+            lanes: workers,
+            len,
+            payload: match over.ends_with("bf16") {
+                true => Payload::Bf16,
+                false => Payload::F32,
+            },
+        };
         return match named.get("--url") {
-            None => Role::Coordinator { workers, len },
+            None => Role::Coordinator(shape),
             Some(url) => Role::Worker(Share {
                 rank: number("--rank").expect("given by the parent") as u32,
                 steps: number("--steps").expect("given by the parent"),
-                workers,
-                len,
+                shape,
                 url: (*url).to_owned(),
-                over: named["--over"].to_owned(),
+                over,
             }),
         };
     }
@@ -156,10 +165,10 @@ fn list<T: std::str::FromStr>(name: &str, value: &str) -> Vec<T> {
     value.split(',').map(|one| parse(name, one)).collect()
 }
 
-fn parent(options: &Options) {
+fn measure_all(options: &Options) {
     let mut results = Vec::new();
     println!(
-        "{:>7} {:>8} {:>8} {:>10} {:>8}",
+        "{:>9} {:>8} {:>8} {:>10} {:>8}",
         "over", "MB", "workers", "ms", "GB/s"
     );
     for &megabytes in &options.megabytes {
@@ -174,7 +183,7 @@ fn parent(options: &Options) {
                 let median = times[times.len() / 2];
                 let speed = len as f64 * 4.0 / median / 1e9;
                 println!(
-                    "{over:>7} {megabytes:>8} {workers:>8} {:>10.2} {speed:>8.2}",
+                    "{over:>9} {megabytes:>8} {workers:>8} {:>10.2} {speed:>8.2}",
                     median * 1e3
                 );
                 results.push(json!({
@@ -238,7 +247,8 @@ impl Drop for Process {
 /// Seconds of each step, as the first worker saw them.
 fn measure(workers: u32, len: usize, steps: usize, over: &str) -> Vec<f64> {
     let (count, len, steps) = (workers.to_string(), len.to_string(), steps.to_string());
-    let mut coordinator = Process::start(&[("--len", &len), ("--workers", &count)]);
+    let mut coordinator =
+        Process::start(&[("--len", &len), ("--workers", &count), ("--over", over)]);
     let mut url = String::new();
     coordinator
         .output()
@@ -293,9 +303,8 @@ impl Host for Steps {
     }
 }
 
-async fn coordinator(workers: u32, len: usize) {
+async fn coordinator(shape: Shape) {
     let exchange = Arc::new(Exchange::default());
-    let shape = shape(workers, len);
     exchange.open(&RunId::new(RUN), 1, shape);
     let host = Arc::new(Steps {
         exchange: exchange.clone(),
@@ -321,24 +330,26 @@ async fn coordinator(workers: u32, len: usize) {
     }
 }
 
-fn shape(lanes: u32, len: usize) -> Shape {
-    Shape {
-        lanes,
-        len,
-        payload: Payload::F32,
-    }
+/// A gradient that differs from worker to worker.
+fn gradient(rank: u32, shape: Shape) -> Vec<f32> {
+    let value = |i: usize| ((i * 37 + rank as usize * 101) % 1009) as f32 * 0.37 - 150.0;
+    let mut gradient = (0..shape.len).map(value).collect::<Vec<f32>>();
+    leaf(shape.payload, &mut gradient);
+    gradient
 }
 
-/// A gradient that differs from worker to worker.
-fn gradient(rank: u32, len: usize) -> Vec<f32> {
-    let value = |i: usize| ((i * 37 + rank as usize * 101) % 1009) as f32 * 0.37 - 150.0;
-    (0..len).map(value).collect()
+/// What the exchange must find.
+fn sum(node: Node, shape: Shape) -> Vec<f32> {
+    let Some((left, right)) = node.children() else {
+        return gradient(node.first, shape);
+    };
+    let mut sum_of_both = sum(left, shape);
+    parent(shape.payload, &mut sum_of_both, &sum(right, shape));
+    sum_of_both
 }
 
 fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
-    let Share {
-        rank, workers, len, ..
-    } = *share;
+    let Share { rank, shape, .. } = *share;
     let (broken, _reasons) = tokio::sync::mpsc::channel(1);
     let sharing = Sharing::new(share.over == "memory");
     let client = runtime.block_on(async {
@@ -350,25 +361,11 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         let channel = net::connect(&share.url)
             .await
             .expect("the coordinator is there");
-        let opened = ExchangeClient::open(
-            channel,
-            credentials,
-            shape(workers, len),
-            0,
-            sharing,
-            broken,
-        );
+        let opened = ExchangeClient::open(channel, credentials, shape, 0, sharing, broken);
         opened.await.expect("the exchange opens")
     });
-    let node = Arc::new(gradient(rank, len));
-    let expected = (workers == 2).then(|| {
-        let (first, second) = (gradient(0, len), gradient(1, len));
-        first
-            .iter()
-            .zip(&second)
-            .map(|(a, b)| a + b)
-            .collect::<Vec<f32>>()
-    });
+    let node = Arc::new(gradient(rank, shape));
+    let expected = sum(Tree::new(shape.lanes).root(), shape);
     let mut times = Vec::new();
     for step in 1..=share.steps as Step {
         let began = Instant::now();
@@ -376,7 +373,7 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         let root = client.root(step).expect("the exchange goes on");
         times.push(began.elapsed());
         if step == 1 || step == share.steps as Step {
-            assert!(expected.as_ref().is_none_or(|expected| *expected == *root));
+            assert!(expected[..] == root[..], "step {step}: a wrong root");
         }
         client.reuse(root);
         client.applied(step);

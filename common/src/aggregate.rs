@@ -281,6 +281,11 @@ impl Aggregator {
         self.root.get_or_init(|| (self.make_root)(self.len * 4))
     }
 
+    /// Whether others can read the root where it lies.
+    pub fn is_shared(&self) -> bool {
+        self.root.get().is_some_and(|root| root.address().is_some())
+    }
+
     /// Elements of the gradient.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
@@ -546,11 +551,6 @@ pub fn totals_of(root: &[f32]) -> RootTotals {
     use rayon::prelude::*;
     let chunks: Vec<Digest> = root.par_chunks(CHUNK_LEN).map(Digest::of).collect();
     RootTotals::of(&chunks)
-}
-
-/// [`add`] for whole gradients, on rayon's current pool.
-pub fn add_all(sum: &mut [f32], other: &[f32]) {
-    parent(Payload::F32, sum, other);
 }
 
 /// f32 values as little-endian bytes.

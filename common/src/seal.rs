@@ -153,7 +153,6 @@ fn chunk_check(number: u64, kind: &Kind) -> u32 {
         }
         Kind::SharedRoot(root) => {
             hasher.update(&root.step.to_le_bytes());
-            hasher.update(&root.below.to_le_bytes());
             hash_segment(&mut hasher, root.segment.as_ref());
         }
         Kind::Done(done) => hasher.update(&done.through.to_le_bytes()),

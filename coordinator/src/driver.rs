@@ -13,7 +13,6 @@ use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
 use cohort_common::home::Home;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::layout::Layout;
-use cohort_common::spec::Payload;
 use cohort_common::wire;
 use cohort_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -331,7 +330,7 @@ impl Driver {
                 let shape = Shape {
                     lanes: spec.train.lanes,
                     len: Layout::of(&spec.model).len(),
-                    payload: Payload::F32,
+                    payload: spec.train.payload,
                 };
                 self.cluster.exchange().open(&run, step, shape);
                 None

@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use cohort_common::rng::philox;
-use cohort_common::spec::{Architecture, ModelConfig, ScheduleKind, TrainConfig};
+use cohort_common::spec::{Architecture, ModelConfig, Payload, ScheduleKind, TrainConfig};
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Site, Update};
 
 /// The allocator of the `cohort` binary, so that the figures are the product's.
@@ -73,6 +73,7 @@ fn train() -> TrainConfig {
         eps: 1e-8,
         weight_decay: 0.1,
         grad_clip: 1.0,
+        payload: Payload::F32,
         seed: 1,
         eval_every: 0,
         eval_samples: 0,

@@ -12,7 +12,7 @@ use cohort_common::cluster::{EvalSplit, FromWorker, Holding, StateSource};
 use cohort_common::ids::{RunId, Step};
 use cohort_common::layout::Layout;
 use cohort_common::net::{self, Credentials};
-use cohort_common::spec::{Payload, RunSpec};
+use cohort_common::spec::RunSpec;
 use tokio::sync::mpsc;
 
 use crate::data::{DataClient, RunData};
@@ -296,7 +296,7 @@ impl Driver {
         let shape = Shape {
             lanes: spec.train.lanes,
             len: Layout::of(&spec.model).len(),
-            payload: Payload::F32,
+            payload: spec.train.payload,
         };
         async move {
             let channel = net::connect(&url).await.map_err(|e| e.to_string())?;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_common::aggregate::add_all;
+use cohort_common::aggregate::{leaf, parent};
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::ids::{Lane, Step};
 use cohort_common::layout::CHUNK_LEN;
@@ -94,7 +94,8 @@ impl Work<'_> {
         let second = self.node(step, right)?;
         match (first, second) {
             (Some(mut sum), Some(other)) => {
-                self.engine.install(|| add_all(&mut sum, &other));
+                let payload = self.train.payload;
+                self.engine.install(|| parent(payload, &mut sum, &other));
                 self.free.push(other);
                 return Ok(Some(sum));
             }
@@ -130,6 +131,8 @@ impl Work<'_> {
             sums.weight += found.weight;
         }
         self.check_finite(lane, &gradient, &batches)?;
+        let payload = self.train.payload;
+        self.engine.install(|| leaf(payload, &mut gradient));
         self.hooks.done(lane, sums, started.elapsed());
         Ok(gradient)
     }

@@ -105,7 +105,7 @@ fn copies_are_compared_whatever_way_they_take() {
             let right = node_sum(payload, Node::leaf(0));
             let mut wrong = right.clone();
             wrong[7] = 1e4;
-            let mut push = |node, sum: &[f32], shared, from| {
+            let push = |node, sum: &[f32], shared, from| {
                 sums.offer(node, 0, data(payload, sum, 0, shared), SessionId(from))
             };
             push(Node::leaf(0), &right, first, 1).unwrap();

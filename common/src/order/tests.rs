@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::spec::ScheduleKind;
+use crate::spec::{Payload, ScheduleKind};
 
 fn train(lanes: u32, micro_batch: u32, accumulate: u32) -> TrainConfig {
     TrainConfig {
@@ -23,6 +23,7 @@ fn train(lanes: u32, micro_batch: u32, accumulate: u32) -> TrainConfig {
         eps: 1e-8,
         weight_decay: 0.1,
         grad_clip: 1.0,
+        payload: Payload::F32,
         seed: 1,
         eval_every: 0,
         eval_samples: 0,

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::error::{Place, SpecError};
 use super::suggest::{fields_of, nearest_key, nearest_word};
-use super::{Architecture, ScheduleKind};
+use super::{Architecture, Payload, ScheduleKind};
 
 /// Everything that a spec may say. Every table and every key may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -145,6 +145,7 @@ pub struct TrainTable {
     pub eps: Option<f64>,
     pub weight_decay: Option<f64>,
     pub grad_clip: Option<f64>,
+    pub payload: Option<Payload>,
     pub seed: Option<u64>,
     pub eval_every: Option<u64>,
     pub eval_samples: Option<u64>,

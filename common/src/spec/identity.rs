@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::bounds::number;
 use super::memory::{human_bytes, human_count, memory_per_worker};
-use super::{ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
+use super::{ModelConfig, Payload, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
 
 /// Everything that decides the weights after every step, in a fixed order.
 #[derive(Serialize)]
@@ -27,6 +27,9 @@ struct Identity<'a> {
     eps: f64,
     weight_decay: f64,
     grad_clip: f64,
+    // Left out where it is what it always was, so that older runs are still found.
+    #[serde(skip_serializing_if = "Payload::is_f32")]
+    payload: Payload,
     seed: u64,
     corpus: &'a str,
     start: Option<&'a str>,
@@ -74,6 +77,7 @@ impl RunSpec {
             eps,
             weight_decay,
             grad_clip,
+            payload,
             seed,
             eval_every: _,
             eval_samples: _,
@@ -96,6 +100,7 @@ impl RunSpec {
             eps,
             weight_decay,
             grad_clip,
+            payload,
             seed,
             corpus,
             start: start.as_ref().map(
@@ -183,6 +188,9 @@ impl RunSpec {
             number(t.eps),
             number(t.weight_decay)
         )?;
+        if t.payload == Payload::Bf16 {
+            writeln!(out, "  gradients   rounded to bf16 wherever they are added")?;
+        }
         let share = match t.eval_samples {
             0 => "the whole split".to_string(),
             n => format!("at most {n} samples"),

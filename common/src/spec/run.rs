@@ -43,6 +43,11 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// Whether nothing is rounded.
+    pub(super) fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+
     /// Bytes of one element on the wire.
     pub fn bytes(self) -> usize {
         match self {
@@ -83,6 +88,9 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Bound on the global gradient norm; 0 turns clipping off.
     pub grad_clip: f64,
+    /// What sums of gradients are rounded to. Runs of before there was a choice do not say it.
+    #[serde(default)]
+    pub payload: Payload,
     /// Seed of the initial weights, the sample order and dropout.
     pub seed: u64,
     /// Steps between validations; 0 validates only at the start and the end.

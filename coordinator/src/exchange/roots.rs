@@ -115,9 +115,14 @@ impl Way {
                 };
                 self.send(Kind::Credit(credit)).await?;
             }
-            if sent < ready && !self.lend(held, sent, ready).await? {
-                for index in sent..ready {
-                    self.send_chunk(held, index).await?;
+            match self.lends(held) {
+                // Nobody updates anything before the root is whole, so that is what is told.
+                true if ready == chunks => self.lend(held).await?,
+                true => {}
+                false => {
+                    for index in sent..ready {
+                        self.send_chunk(held, index).await?;
+                    }
                 }
             }
             sent = ready;
@@ -132,22 +137,23 @@ impl Way {
         }
     }
 
-    /// Says that the chunks below `ready` are there, to a worker that can read them. `Some(false)` if they must be sent.
-    async fn lend(&mut self, held: &StepSums, sent: usize, ready: usize) -> Option<bool> {
+    /// Whether this worker reads the root where it lies.
+    fn lends(&self, held: &StepSums) -> bool {
+        self.lent.is_some() && held.sums.is_shared()
+    }
+
+    /// Says where the root is.
+    async fn lend(&mut self, held: &StepSums) -> Option<()> {
         let segment = held.sums.segment();
-        let (Some(lent), Some(address)) = (&self.lent, segment.address()) else {
-            return Some(false);
-        };
-        if sent == 0 {
+        let address = segment.address().expect("it is shared");
+        if let Some(lent) = &self.lent {
             lent.lend(held.step, segment);
         }
         let root = v1::SharedRoot {
             step: held.step,
-            below: ready as u32,
-            segment: (sent == 0).then(|| wire::segment_to(address)),
+            segment: Some(wire::segment_to(address)),
         };
-        self.send(Kind::SharedRoot(root)).await?;
-        Some(true)
+        self.send(Kind::SharedRoot(root)).await
     }
 
     async fn send_chunk(&mut self, held: &StepSums, index: usize) -> Option<()> {

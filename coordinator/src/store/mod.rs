@@ -158,6 +158,7 @@ pub(crate) mod tests {
                 eps: 1e-8,
                 weight_decay: 0.1,
                 grad_clip: 1.0,
+                payload: Payload::F32,
                 seed: u64::MAX,
                 eval_every: 50,
                 eval_samples: 0,

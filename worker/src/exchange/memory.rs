@@ -128,8 +128,8 @@ pub(super) enum Arriving {
         have: Vec<bool>,
         missing: usize,
     },
-    /// Where the owner completes it: the chunks below `below` are there.
-    Lent { segment: Arc<Segment>, below: usize },
+    /// Where the owner has it, whole.
+    Lent(Arc<Segment>),
 }
 
 impl Arriving {
@@ -143,10 +143,10 @@ impl Arriving {
         }
     }
 
-    pub(super) fn is_whole(&self, chunks: usize) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         match self {
             Self::Sent { missing, .. } => *missing == 0,
-            Self::Lent { below, .. } => *below >= chunks,
+            Self::Lent(_) => true,
         }
     }
 
@@ -154,7 +154,7 @@ impl Arriving {
     pub(super) fn root(self, shape: Shape) -> Option<Root> {
         match self {
             Self::Sent { data, .. } => Some(Root::Sent(data)),
-            Self::Lent { segment, .. } => Part::new(&segment, 0, shape.bytes()).map(Root::Lent),
+            Self::Lent(segment) => Part::new(&segment, 0, shape.bytes()).map(Root::Lent),
         }
     }
 

@@ -156,10 +156,7 @@ impl ExchangeClient {
     pub fn root(&self, step: Step) -> Option<Root> {
         let mut state = self.0.lock();
         loop {
-            let whole = state
-                .roots
-                .get(&step)
-                .is_some_and(|r| r.is_whole(self.0.chunks));
+            let whole = state.roots.get(&step).is_some_and(Arriving::is_whole);
             if whole {
                 return state.roots.remove(&step)?.root(self.0.shape);
             }

@@ -22,8 +22,8 @@ use tonic::Streaming;
 use super::memory::{Arriving, publish};
 use super::{Shared, State};
 
-/// Chunks that are shared in one message: enough to make messages cheap, few enough for the owner to begin early.
-const BATCH: usize = 8;
+/// Messages in which a node is shared: few, as each wakes somebody up, but enough for the owner to begin early.
+const BATCHES: usize = 24;
 
 /// What is to be sent next.
 enum Next {
@@ -104,7 +104,10 @@ impl State {
             best.slot = best.slot.or_else(|| memory.slot(best.step));
             Some((memory.segment().clone(), best.slot?))
         });
-        let count = if slot.is_some() { BATCH } else { 1 };
+        let count = match slot {
+            Some(_) => chunks.div_ceil(BATCHES).max(2),
+            None => 1,
+        };
         let end = (best.next + count).min(below(&best.step));
         let next = Chunks {
             step: best.step,
@@ -226,39 +229,31 @@ impl Shared {
         let fresh = || Arriving::sent(spare.pop(), self.shape, self.chunks);
         let root = roots.entry(chunk.step).or_insert_with(fresh);
         root.take(self.shape.payload, index, &chunk.data)?;
-        if root.is_whole(self.chunks) {
+        if root.is_whole() {
             self.received.notify_all();
         }
         Ok(())
     }
 
-    /// Chunks of a root that the owner shares.
+    /// A root that the owner shares.
     fn take_shared(&self, root: &v1::SharedRoot) -> Result<(), String> {
         let mut state = self.lock();
         if root.step <= state.applied {
             return Ok(());
         }
-        if let Some(segment) = &root.segment {
-            let memory = state.memory.as_mut();
-            let memory = memory.ok_or("a root is shared, but no memory is")?;
-            let address = wire::segment_from(segment).map_err(|error| error.to_string())?;
-            if address.bytes < self.shape.bytes() as u64 {
-                return Err(format!("a root has {} bytes", address.bytes));
-            }
-            let segment = memory.owners(address).map_err(|error| {
-                self.sharing.give_up();
-                format!("its memory cannot be read ({error}); from now on gradients are sent")
-            })?;
-            let arriving = Arriving::Lent { segment, below: 0 };
-            state.roots.insert(root.step, arriving);
+        let memory = state.memory.as_mut();
+        let memory = memory.ok_or("a root is shared, but no memory is")?;
+        let segment = root.segment.as_ref().ok_or("a root lies nowhere")?;
+        let address = wire::segment_from(segment).map_err(|error| error.to_string())?;
+        if address.bytes < self.shape.bytes() as u64 {
+            return Err(format!("a root has {} bytes", address.bytes));
         }
-        let Some(Arriving::Lent { below, .. }) = state.roots.get_mut(&root.step) else {
-            return Err(format!("the root of step {} lies nowhere", root.step));
-        };
-        *below = (*below).max(root.below as usize);
-        if *below >= self.chunks {
-            self.received.notify_all();
-        }
+        let segment = memory.owners(address).map_err(|error| {
+            self.sharing.give_up();
+            format!("its memory cannot be read ({error}); from now on gradients are sent")
+        })?;
+        state.roots.insert(root.step, Arriving::Lent(segment));
+        self.received.notify_all();
         Ok(())
     }
 }

@@ -24,7 +24,8 @@ use crate::floats::add;
 use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis, state_hash_due};
 use crate::spec::{
-    Architecture, CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, TrainConfig,
+    Architecture, CheckpointConfig, ModelConfig, Payload, RunKind, RunSpec, ScheduleKind,
+    TrainConfig,
 };
 
 /// Schedules in a usual run of the tests.
@@ -49,6 +50,7 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         eps: 1e-8,
         weight_decay: 0.0,
         grad_clip: 0.0,
+        payload: Payload::F32,
         seed: 0,
         eval_every: 7,
         eval_samples: 0,
