@@ -187,7 +187,7 @@ fn measure_all(options: &Options) {
                     median * 1e3
                 );
                 results.push(json!({
-                    "over": over,
+                    "what": over,
                     "megabytes": megabytes,
                     "workers": workers,
                     "median_s": median,

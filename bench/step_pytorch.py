@@ -1,12 +1,17 @@
 """The PyTorch side of `cargo bench -p cohort-worker --bench step`: the same models, batches and steps.
 
     pip install torch
-    python bench/step_pytorch.py [a] [b-llama] [b-gpt2] [c] [--threads N] [--seconds S]
+    python bench/step_pytorch.py [a] [b-llama] [b-gpt2] [c] [--threads N] [--seconds S] [--bf16] [--json] [--ddp]
 
-Plain modules in float32, scaled_dot_product_attention, fused AdamW; the median over steps.
+Plain modules in float32 (with --bf16 under autocast), scaled_dot_product_attention, fused AdamW; the median over steps.
+With --ddp it is one process of DistributedDataParallel over gloo; the launcher sets RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT, and every process prints its own speed.
 """
 
 import argparse
+import json
+import os
+import resource
 import statistics
 import time
 
@@ -80,35 +85,50 @@ class Model(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def measure(name, seconds):
+def measure(name, args):
     _, _, _, context, samples, vocab = SHAPES[name]
     torch.manual_seed(1)
     model = Model(name)
+    if args.ddp:
+        model = nn.parallel.DistributedDataParallel(model)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
     inputs, targets = (torch.randint(0, vocab, (samples, context)) for _ in range(2))
     times, start = [], time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - start < seconds:
+    # Processes of one group take equally many steps.
+    fixed = 20 if args.ddp else 0
+    while len(times) < max(5, fixed) or (not fixed and time.perf_counter() - start < args.seconds):
         begin = time.perf_counter()
-        loss = model(inputs, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            loss = model(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         loss.item()
         times.append(time.perf_counter() - begin)
     step = statistics.median(times)
-    print(f"{name:8} {samples * context / step:9.0f} tokens/s  {step * 1e3:8.2f} ms per step", flush=True)
+    speed, peak = samples * context / step, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    if args.json:
+        print(json.dumps({"model": name, "tokens_per_s": speed, "step_ms": step * 1e3, "peak_mb": peak}), flush=True)
+    else:
+        print(f"{name:8} {speed:9.0f} tokens/s  {step * 1e3:8.2f} ms per step; peak {peak:.0f} MB", flush=True)
 
 
 parser = argparse.ArgumentParser()
 parser.add_argument("models", nargs="*", choices=[*SHAPES, []])
 parser.add_argument("--threads", type=int, default=None)
 parser.add_argument("--seconds", type=float, default=5.0)
+parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--json", action="store_true")
+parser.add_argument("--ddp", action="store_true")
 args = parser.parse_args()
 if args.threads:
     torch.set_num_threads(args.threads)
-print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+if args.ddp:
+    torch.distributed.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+if not args.json:
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
 for name in args.models or ["a", "b-llama", "b-gpt2"]:
-    measure(name, args.seconds)
+    measure(name, args)

@@ -95,7 +95,7 @@ fn an_unknown_preset() {
     assert_snapshot!(says(&Scene::new(), "presets huge"), @r"
     exit code 1
     --- stderr
-    error: there is no preset `huge`; there are tiny, nanogpt-shakespeare-cpu, small, gpt2
+    error: there is no preset `huge`; there are tiny, nanogpt-shakespeare-cpu, shakespeare-cpu, small, gpt2
     ");
 }
 

@@ -87,6 +87,7 @@ impl Scene {
             .env_remove("COHORT_COORDINATOR")
             .env_remove("COHORT_TOKEN")
             .env_remove("COHORT_LOG")
+            .env_remove("COHORT_INSTRUCTION_SET")
             .env("COHORT_HOME", self.path("home"))
             .stdin(Stdio::null());
         command
@@ -133,6 +134,13 @@ impl Scene {
     /// Starts a process that is killed with the scene's test.
     pub fn start(&self, line: &str) -> Process {
         Self::spawn(self.cohort(line), line)
+    }
+
+    /// The same with a variable in its environment.
+    pub fn start_with(&self, line: &str, (name, value): (&str, &str)) -> Process {
+        let mut command = self.cohort(line);
+        command.env(name, value);
+        Self::spawn(command, line)
     }
 
     /// The same with limits that a shell sets first, such as `ulimit -f 900`.

@@ -31,6 +31,29 @@ fn any_number_of_workers_and_threads_gives_the_same_bits() {
 }
 
 #[test]
+fn processors_of_different_width_train_together_to_the_same_bits() {
+    let scene = Scene::new();
+    let one = scene.finished(&format!("{TRAIN} --local 1"));
+    let (_coordinator, url) = scene.coordinator("");
+    let worker = format!("worker --coordinator {url} --threads 1");
+    let mut workers = [
+        scene.start_with(
+            &format!("{worker} --home wide"),
+            ("COHORT_INSTRUCTION_SET", "avx512"),
+        ),
+        scene.start_with(
+            &format!("{worker} --home narrow"),
+            ("COHORT_INSTRUCTION_SET", "avx2"),
+        ),
+    ];
+    workers
+        .iter_mut()
+        .for_each(|worker| drop(worker.wait_for("joined")));
+    let submit = format!("{TRAIN} --new --coordinator {url} --set train.min_workers=2");
+    assert_eq!(hash(&scene.finished(&submit)), hash(&one));
+}
+
+#[test]
 fn gpt2_with_dropout_gives_the_same_bits_on_lanes_that_are_no_power_of_two() {
     let scene = Scene::new();
     let gpt2 = "--set model.architecture=gpt2 --set model.num_key_value_heads=4 --set model.dropout=0.1 --set train.lanes=5 --set train.steps=6";

@@ -5,12 +5,13 @@
 //! ancestor are never both added. Memory holds only what waits for a sibling, as it arrived or where it lies, plus the
 //! root: one segment, which is written once and sent from where it lies.
 
+mod error;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
-use thiserror::Error;
 
 use crate::floats::{add, add_bytes, bytes_of, from_bf16, round_to_bf16, sum_of_squares, to_bf16};
 use crate::ids::{Lane, SessionId};
@@ -20,58 +21,7 @@ use crate::segment::{Part, Segment};
 use crate::spec::Payload;
 use crate::tree::{Node, Tree};
 
-/// Why a push was refused. Each means a broken or hostile peer; the state is unchanged.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum OfferError {
-    /// The node is not part of the run's tree.
-    #[error("{node} is not a node of the tree over {lanes} lanes")]
-    NoSuchNode {
-        /// What was pushed.
-        node: Node,
-        /// Lanes of the run.
-        lanes: u32,
-    },
-    /// The chunk lies outside the gradient.
-    #[error("chunk {index} lies outside the {chunks} chunks of this gradient")]
-    NoSuchChunk {
-        /// What was pushed.
-        index: usize,
-        /// Chunks of the gradient.
-        chunks: usize,
-    },
-    /// The payload has the wrong size.
-    #[error("chunk {index} has {found} bytes where {expected} were expected")]
-    WrongLength {
-        /// The chunk.
-        index: usize,
-        /// Bytes that were pushed.
-        found: usize,
-        /// Bytes of this chunk.
-        expected: usize,
-    },
-    /// The chunk lies outside the memory that was shared.
-    #[error("chunk {index} of {node} does not lie in the memory that is shared")]
-    Outside {
-        /// The chunk.
-        index: usize,
-        /// The node.
-        node: Node,
-    },
-    /// Two workers computed different bits for the same node.
-    #[error(
-        "workers {first} and {second} disagree on the gradient of {node} (chunk {index}); one of the two machines computes wrongly"
-    )]
-    Mismatch {
-        /// The chunk.
-        index: usize,
-        /// The node.
-        node: Node,
-        /// Who pushed it first.
-        first: SessionId,
-        /// Who pushed it again.
-        second: SessionId,
-    },
-}
+pub use error::OfferError;
 
 /// What is remembered of a push, so that a copy can be compared long after the first has been summed.
 #[derive(Clone, Debug)]
@@ -551,6 +501,11 @@ pub fn totals_of(root: &[f32]) -> RootTotals {
     use rayon::prelude::*;
     let chunks: Vec<Digest> = root.par_chunks(CHUNK_LEN).map(Digest::of).collect();
     RootTotals::of(&chunks)
+}
+
+/// `sum += other` for whole gradients, on rayon's current pool.
+pub fn add_all(sum: &mut [f32], other: &[f32]) {
+    parent(Payload::F32, sum, other);
 }
 
 /// f32 values as little-endian bytes.

@@ -1,16 +1,22 @@
 //! Speed of one training step (forward, backward, update) in tokens per second: the median over steps.
 //!
 //! ```text
-//! cargo bench -p cohort-worker --bench step [-- [MODEL] [--threads N] [--seconds S]]
+//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--threads N] [--seconds S] [--lanes L] [--json]
+//! cargo bench -p cohort-worker --bench step -- lanes [--threads N] [--seconds S] [--json]
+//! cargo bench -p cohort-worker --bench step -- price [--threads N] [--seconds S]
 //! ```
 //!
-//! MODEL is `a`, `b-llama`, `b-gpt2` or `c`; without one, all but `c` run. `bench/step_pytorch.py` does the same in PyTorch.
-//! `price` instead of a model shows what being safe costs without a fault, against a step of the `small` preset.
+//! MODEL is `a`, `b-llama`, `b-llama-8`, `b-gpt2` or `c`; without one, all but `c` run. `--lanes` spreads the batch over so many lanes.
+//! `bench/step_pytorch.py` does the same in PyTorch, and `bench/run.py engine` compares the two.
+//!
+//! `lanes` compares eight lanes with one lane of the same tokens. `price` shows what being safe costs without a fault,
+//! against a step of the `small` preset.
 
 use std::time::{Duration, Instant};
 
 use cohort_common::rng::philox;
 use cohort_common::spec::{Architecture, ModelConfig, Payload, ScheduleKind, TrainConfig};
+use cohort_common::tree::Node;
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Site, Update};
 
 /// The allocator of the `cohort` binary, so that the figures are the product's.
@@ -26,12 +32,14 @@ struct Case {
 
 fn case(name: &'static str) -> Case {
     let architecture = match name {
-        "b-llama" => Architecture::Llama,
+        "b-llama" | "b-llama-8" => Architecture::Llama,
         _ => Architecture::Gpt2,
     };
     let (layers, heads, hidden, context, samples, vocab) = match name {
         "a" => (4, 4, 128, 64, 12, 65),
         "c" => (12, 12, 768, 256, 1, 50_257),
+        // The `small` preset with one sample in each of its lanes.
+        "b-llama-8" => (6, 6, 384, 256, 8, 4096),
         _ => (6, 6, 384, 256, 4, 4096),
     };
     let model = ModelConfig {
@@ -42,7 +50,11 @@ fn case(name: &'static str) -> Case {
         num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: heads,
-        intermediate_size: if name == "b-llama" { 1024 } else { 4 * hidden },
+        intermediate_size: if architecture == Architecture::Llama {
+            1024
+        } else {
+            4 * hidden
+        },
         tie_word_embeddings: true,
         bias: name == "c",
         dropout: 0.0,
@@ -81,53 +93,147 @@ fn train() -> TrainConfig {
     }
 }
 
-fn batch(case: &Case) -> Batch {
+/// Random samples for each lane.
+fn batches(case: &Case, lanes: usize) -> Vec<Batch> {
     let length = case.model.context;
-    let elements = case.samples * length;
+    let samples = case.samples / lanes;
+    assert!(
+        samples * lanes == case.samples,
+        "{} samples for {lanes} lanes",
+        case.samples
+    );
+    let elements = samples * length;
     let token = |i: usize| philox(1, [i as u32, 0, 0, 0])[0] % case.model.vocab_size as u32;
-    Batch {
-        inputs: (0..elements).map(token).collect(),
-        targets: (1..=elements).map(token).collect(),
+    let lane = |lane: usize| Batch {
+        inputs: (0..elements).map(|i| token(lane * elements + i)).collect(),
+        targets: (1..=elements).map(|i| token(lane * elements + i)).collect(),
         weights: vec![1.0; elements],
-        samples: case.samples,
+        samples,
         length,
+    };
+    (0..lanes).map(lane).collect()
+}
+
+/// An engine on its way through steps.
+struct Training {
+    engine: Engine,
+    batches: Vec<Batch>,
+    gradient: Vec<f32>,
+    step: u64,
+}
+
+impl Training {
+    fn new(case: &Case, lanes: usize, threads: usize) -> Self {
+        let train = train();
+        let engine = Engine::new(&case.model, Some(&train), DeviceChoice::Cpu, threads);
+        let mut engine = engine.expect("an engine");
+        engine.init(1).expect("initial weights");
+        Self {
+            engine,
+            batches: batches(case, lanes),
+            gradient: Vec::new(),
+            step: 0,
+        }
+    }
+
+    /// The gradient of a node as a worker takes it: lanes together where they can be, else added along the tree.
+    fn node(&mut self, node: Node, gradient: &mut Vec<f32>) -> f64 {
+        let rows = self.batches[0].samples * self.batches[0].length;
+        if !self.engine.shares(rows, node.size as usize)
+            && let Some((left, right)) = node.children()
+        {
+            let mut other = Vec::new();
+            let weight = self.node(left, gradient) + self.node(right, &mut other);
+            self.engine
+                .install(|| cohort_common::aggregate::add_all(gradient, &other));
+            return weight;
+        }
+        let site = |lane| Site {
+            seed: 1,
+            step: self.step,
+            lane,
+            micro_batch: 0,
+        };
+        let lanes: Vec<_> = node
+            .lanes()
+            .map(|lane| (&self.batches[lane as usize], site(lane)))
+            .collect();
+        let sums = self
+            .engine
+            .gradient(node, &lanes, gradient)
+            .expect("a gradient");
+        sums.iter().map(|sums| sums.weight).sum()
+    }
+
+    /// One step: its seconds, and of those the update's.
+    fn step(&mut self) -> (f64, f64) {
+        let begin = Instant::now();
+        self.step += 1;
+        let root = Node {
+            first: 0,
+            size: self.batches.len() as u32,
+        };
+        let mut gradient = std::mem::take(&mut self.gradient);
+        let weight = self.node(root, &mut gradient);
+        let middle = Instant::now();
+        let update = Update {
+            step: self.step,
+            scale: 1.0 / weight,
+            learning_rate: 1e-3,
+        };
+        self.engine.update(&gradient, update).expect("an update");
+        self.gradient = gradient;
+        (
+            begin.elapsed().as_secs_f64(),
+            middle.elapsed().as_secs_f64(),
+        )
     }
 }
 
 /// Median seconds per step, and of those the seconds of the update.
-fn measure(case: &Case, threads: usize, budget: Duration) -> (f64, f64) {
-    let (train, batch) = (train(), batch(case));
-    let mut engine =
-        Engine::new(&case.model, Some(&train), DeviceChoice::Cpu, threads).expect("an engine");
-    engine.init(1).expect("initial weights");
-    let mut gradient = vec![0.0; engine.layout().len()];
+fn measure(case: &Case, lanes: usize, threads: usize, budget: Duration) -> (f64, f64) {
+    let mut training = Training::new(case, lanes, threads);
     let (mut steps, mut updates) = (Vec::new(), Vec::new());
     let start = Instant::now();
-    let mut step = 0;
     while steps.len() < 5 || start.elapsed() < budget {
-        step += 1;
-        let begin = Instant::now();
-        gradient.fill(0.0);
-        let site = Site {
-            seed: 1,
-            step,
-            lane: 0,
-            micro_batch: 0,
-        };
-        let sums = engine
-            .accumulate(&batch, site, &mut gradient)
-            .expect("a gradient");
-        let middle = Instant::now();
-        let update = Update {
-            step,
-            scale: 1.0 / sums.weight,
-            learning_rate: 1e-3,
-        };
-        engine.update(&gradient, update).expect("an update");
-        steps.push(begin.elapsed().as_secs_f64());
-        updates.push(middle.elapsed().as_secs_f64());
+        let (step, update) = training.step();
+        steps.push(step);
+        updates.push(update);
     }
     (median(steps), median(updates))
+}
+
+/// Eight lanes against one lane of the same tokens, step by step in turn, by the number of tokens in a lane.
+fn compare_lanes(threads: usize, budget: Duration, json: bool) {
+    for tokens in [64, 128, 256] {
+        let mut case = case("b-llama");
+        (case.model.context, case.samples) = (tokens, 8);
+        let mut trainings = [1, 8].map(|lanes| Training::new(&case, lanes, threads));
+        let mut ratios = Vec::new();
+        let start = Instant::now();
+        while ratios.len() < 5 || start.elapsed() < budget {
+            let [one, eight] = &mut trainings;
+            let (one, _) = one.step();
+            let (eight, _) = eight.step();
+            ratios.push(eight / one);
+        }
+        let (steps, ratio) = (ratios.len(), median(ratios));
+        match json {
+            true => println!("{{\"tokens\": {tokens}, \"ratio\": {ratio}, \"steps\": {steps}}}"),
+            false => println!(
+                "8 lanes of {tokens} tokens take {ratio:.3} of the time of one lane of {}",
+                8 * tokens
+            ),
+        }
+    }
+}
+
+/// The most memory that this process has had, in MB.
+fn peak_megabytes() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.map_or(f64::NAN, |kib| kib * 1024.0 / 1e6)
 }
 
 /// What a step of the `small` preset costs on one worker of several, and what of that is the price of being safe:
@@ -135,7 +241,7 @@ fn measure(case: &Case, threads: usize, budget: Duration) -> (f64, f64) {
 fn price(threads: usize, budget: Duration) {
     const LANES: f64 = 8.0;
     let case = case("b-llama");
-    let (step, update) = measure(&case, threads, budget);
+    let (step, update) = measure(&case, 1, threads, budget);
     let step = LANES * (step - update) + update;
     let train = train();
     let mut engine =
@@ -219,7 +325,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test` runs benches without an argument, to see that they still work.
     if args.is_empty() {
-        measure(&case("a"), 1, Duration::ZERO);
+        measure(&case("a"), 4, 1, Duration::ZERO);
         return;
     }
     let option = |name: &str, default: f64| -> f64 {
@@ -230,10 +336,15 @@ fn main() {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = option("--threads", cores as f64) as usize;
     let seconds = option("--seconds", 5.0);
+    let lanes = option("--lanes", 1.0) as usize;
+    let json = args.iter().any(|arg| arg == "--json");
+    if args.iter().any(|arg| arg == "lanes") {
+        return compare_lanes(threads, Duration::from_secs_f64(seconds), json);
+    }
     if args.iter().any(|arg| arg == "price") {
         return price(threads, Duration::from_secs_f64(seconds));
     }
-    let all = ["a", "b-llama", "b-gpt2", "c"];
+    let all = ["a", "b-llama", "b-gpt2", "c", "b-llama-8"];
     let named: Vec<_> = all
         .into_iter()
         .filter(|name| args.iter().any(|arg| arg == name))
@@ -244,15 +355,24 @@ fn main() {
         named
     } {
         let case = case(name);
-        let (step, update) = measure(&case, threads, Duration::from_secs_f64(seconds));
+        let (step, update) = measure(&case, lanes, threads, Duration::from_secs_f64(seconds));
         let tokens = (case.samples * case.model.context) as f64;
-        println!(
-            "{:8} {:9.0} tokens/s  {:8.2} ms per step, of which update {:.2} ms; {:.1} GFLOP/s; {threads} threads",
-            case.name,
+        let (speed, gigaflops) = (
             tokens / step,
+            tokens * case.model.flops_per_token() / step / 1e9,
+        );
+        let (name, peak) = (case.name, peak_megabytes());
+        if json {
+            println!(
+                "{{\"model\": \"{name}\", \"tokens_per_s\": {speed}, \"step_ms\": {}, \"gflops\": {gigaflops}, \"peak_mb\": {peak}}}",
+                step * 1e3
+            );
+            continue;
+        }
+        println!(
+            "{name:8} {speed:9.0} tokens/s  {:8.2} ms per step, of which update {:.2} ms; {gigaflops:.1} GFLOP/s; {threads} threads; peak {peak:.0} MB",
             step * 1e3,
             update * 1e3,
-            tokens * case.model.flops_per_token() / step / 1e9,
         );
     }
 }

@@ -9,11 +9,11 @@ use cohort_common::aggregate::{leaf, parent};
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::ids::{Lane, Step};
 use cohort_common::layout::CHUNK_LEN;
-use cohort_common::spec::TrainConfig;
+use cohort_common::spec::{Payload, TrainConfig};
 use cohort_common::tree::Node;
 
 use crate::data::RunData;
-use crate::engine::{Batch, Engine, EngineError, Site};
+use crate::engine::{Batch, Engine, EngineError, Site, Sums};
 
 /// Why work was not done.
 pub enum Stop {
@@ -51,6 +51,11 @@ pub trait Hooks {
         false
     }
 
+    /// Whether the sum of a node inside this one is known already.
+    fn keeps_part(&self, _node: Node) -> bool {
+        false
+    }
+
     /// The sum of a node that is known already.
     fn kept(&mut self, _node: Node) -> Option<Vec<f32>> {
         None
@@ -84,8 +89,12 @@ impl Work<'_> {
         if let Some(kept) = self.hooks.kept(node) {
             return Ok(Some(kept));
         }
+        let skipped = node.lanes().any(|lane| self.hooks.skips(lane));
+        if !skipped && self.shares(node) && !self.hooks.keeps_part(node) {
+            return self.together(step, node).map(Some);
+        }
         let Some((left, right)) = node.children() else {
-            return match self.hooks.skips(node.first) {
+            return match skipped {
                 true => Ok(None),
                 false => self.lane(step, node.first).map(Some),
             };
@@ -106,31 +115,68 @@ impl Work<'_> {
         Ok(None)
     }
 
+    /// Whether the lanes of a node share one pass. A lane of several micro-batches goes alone: they fill the machine. So do
+    /// lanes whose sums are rounded: the pass adds along the tree, but does not round on the way.
+    fn shares(&self, node: Node) -> bool {
+        let rows = self.train.micro_batch as usize * self.engine.model().context;
+        let exact = self.train.payload == Payload::F32;
+        exact && self.train.accumulate == 1 && self.engine.shares(rows, node.size as usize)
+    }
+
+    fn together(&mut self, step: Step, node: Node) -> Result<Vec<f32>, Stop> {
+        let started = Instant::now();
+        self.hooks.go_on()?;
+        let lanes: Result<Vec<_>, String> = node
+            .lanes()
+            .map(|lane| self.data.lane(self.train, step, lane))
+            .collect();
+        let batches: Vec<_> = lanes?.into_iter().flatten().collect();
+        let micro_batches: Vec<_> = batches
+            .iter()
+            .zip(node.lanes())
+            .map(|((batch, _), lane)| (batch, self.site(step, lane, 0)))
+            .collect();
+        let mut gradient = self.free.pop().unwrap_or_default();
+        let found = self.engine.gradient(node, &micro_batches, &mut gradient)?;
+        for ((lane, sums), (_, samples)) in node.lanes().zip(&found).zip(&batches) {
+            check_loss(sums, lane, 0, samples)?;
+        }
+        self.check_finite(node, &gradient, &batches)?;
+        let time = started.elapsed() / node.size;
+        for (lane, Sums { loss, weight }) in node.lanes().zip(found) {
+            self.hooks.done(lane, LaneSums { loss, weight }, time);
+        }
+        Ok(gradient)
+    }
+
+    fn site(&self, step: Step, lane: Lane, micro_batch: u32) -> Site {
+        Site {
+            seed: self.train.seed,
+            step,
+            lane,
+            micro_batch,
+        }
+    }
+
     fn lane(&mut self, step: Step, lane: Lane) -> Result<Vec<f32>, Stop> {
         let started = Instant::now();
         let batches = self.data.lane(self.train, step, lane)?;
         let mut gradient = self.free.pop().unwrap_or_default();
-        gradient.fill(0.0);
         let mut sums = LaneSums::default();
         for ((batch, samples), micro_batch) in batches.iter().zip(0u32..) {
             self.hooks.go_on()?;
-            let site = Site {
-                seed: self.train.seed,
-                step,
-                lane,
-                micro_batch,
+            let site = self.site(step, lane, micro_batch);
+            let found = match micro_batch {
+                0 => self
+                    .engine
+                    .gradient(Node::leaf(lane), &[(batch, site)], &mut gradient)?[0],
+                _ => self.engine.accumulate(batch, site, &mut gradient)?,
             };
-            let found = self.engine.accumulate(batch, site, &mut gradient)?;
-            if !found.loss.is_finite() {
-                return Err(Stop::Failed(format!(
-                    "the loss of lane {lane}, micro-batch {micro_batch} is {} (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples",
-                    found.loss
-                )));
-            }
+            check_loss(&found, lane, micro_batch, samples)?;
             sums.loss += found.loss;
             sums.weight += found.weight;
         }
-        self.check_finite(lane, &gradient, &batches)?;
+        self.check_finite(Node::leaf(lane), &gradient, &batches)?;
         let payload = self.train.payload;
         self.engine.install(|| leaf(payload, &mut gradient));
         self.hooks.done(lane, sums, started.elapsed());
@@ -139,7 +185,7 @@ impl Work<'_> {
 
     fn check_finite(
         &self,
-        lane: Lane,
+        node: Node,
         gradient: &[f32],
         batches: &[(Batch, Vec<u64>)],
     ) -> Result<(), Stop> {
@@ -159,7 +205,16 @@ impl Work<'_> {
         let name = tensor.map_or("a parameter", |t| t.name.as_str());
         let samples: Vec<u64> = batches.iter().flat_map(|(_, s)| s.clone()).collect();
         Err(Stop::Failed(format!(
-            "the gradient of `{name}` in lane {lane} is not finite (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
+            "the gradient of `{name}` in {node} is not finite (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
         )))
+    }
+}
+
+fn check_loss(sums: &Sums, lane: Lane, micro_batch: u32, samples: &[u64]) -> Result<(), Stop> {
+    match sums.loss {
+        loss if loss.is_finite() => Ok(()),
+        loss => Err(Stop::Failed(format!(
+            "the loss of lane {lane}, micro-batch {micro_batch} is {loss} (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
+        ))),
     }
 }

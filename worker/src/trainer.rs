@@ -291,6 +291,13 @@ impl Hooks for Listener<'_> {
         self.signals.skips(self.step, lane)
     }
 
+    fn keeps_part(&self, node: Node) -> bool {
+        self.computed
+            .nodes
+            .iter()
+            .any(|(kept, _)| node.contains(*kept))
+    }
+
     fn kept(&mut self, node: Node) -> Option<Vec<f32>> {
         let found = self.computed.nodes.iter().find(|(n, _)| *n == node)?;
         let sum = found.1.to_vec();

@@ -28,6 +28,11 @@ pub const PRESETS: &[Preset] = &[
         toml: include_str!("../../presets/nanogpt-shakespeare-cpu.toml"),
     },
     Preset {
+        name: "shakespeare-cpu",
+        summary: "a character model of Shakespeare that beats n-grams in minutes",
+        toml: include_str!("../../presets/shakespeare-cpu.toml"),
+    },
+    Preset {
         name: "small",
         summary: "a llama of 6 layers, for a few books on a few cores",
         toml: include_str!("../../presets/small.toml"),

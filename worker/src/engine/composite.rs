@@ -300,7 +300,7 @@ impl Composite {
             return Ok(x);
         };
         let mut factors = vec![1.0; x.elem_count()];
-        mask.apply(&mut factors);
+        mask.apply(&mut factors, 0);
         let factors = Tensor::from_vec(factors, x.shape(), &self.device)?;
         x * factors
     }

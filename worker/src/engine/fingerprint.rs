@@ -5,8 +5,9 @@ use candle_core::Device;
 use super::ops::linear::{self, Shape, WeightOrder};
 use super::ops::{cross_entropy, simd};
 
-/// Version, system, device, instruction set, and a digest of probe products: the `gemm` crate chooses its blocks by
-/// the processor's features and caches, which no list of features would show.
+/// Version, system, device, arithmetic, and a digest of probe products: what no list of features would show. Processors
+/// that have a fused multiply-add agree with each other, whatever the width of their vectors and the size of their
+/// caches; those without form a class of their own.
 pub fn fingerprint(device: &Device) -> String {
     let place = match device {
         Device::Cpu => "cpu".to_string(),
@@ -17,7 +18,7 @@ pub fn fingerprint(device: &Device) -> String {
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
         std::env::consts::ARCH,
-        simd::instruction_set(),
+        simd::instruction_set().arithmetic(),
         probe()
     )
 }

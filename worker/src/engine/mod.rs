@@ -25,6 +25,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use cohort_common::layout::Layout;
 use cohort_common::spec::{ModelConfig, TrainConfig};
+use cohort_common::tree::Node;
 
 use self::composite::Composite;
 pub use self::device::DeviceChoice;
@@ -261,15 +262,66 @@ impl Engine {
     /// Adds the gradient of `Σ w·nll` over `batch` to `grad` (an empty one starts at zero), with the dropout of `site`.
     /// After an error `grad` may hold part of the sum.
     pub fn accumulate(&mut self, batch: &Batch, site: Site, grad: &mut Vec<f32>) -> Result<Sums> {
-        self.check_batch(batch)?;
+        let node = Node::leaf(site.lane);
         if grad.is_empty() {
-            grad.resize(self.layout.len(), 0.0);
+            let sums = self.gradient(node, &[(batch, site)], grad)?;
+            return Ok(sums[0]);
         }
+        self.check_batch(batch)?;
         self.check_length("the gradients", grad.len())?;
         self.pool.install(|| match &self.composite {
             Some(composite) => Ok(composite.accumulate(batch, site, grad)?),
-            None => self.fused.accumulate(&self.params, batch, site, grad),
+            None => {
+                let lane = [(batch, site)];
+                let sums = self
+                    .fused
+                    .gradient(&self.params, node, &lane, grad, false)?;
+                Ok(sums[0])
+            }
         })
+    }
+
+    /// Whether the lanes of a node, with `rows` tokens each, can share one pass: [`Self::gradient`] takes them together.
+    pub fn shares(&self, rows: usize, lanes: usize) -> bool {
+        lanes == 1 || (self.composite.is_none() && self.fused.shares(rows, lanes))
+    }
+
+    /// The gradient of `Σ w·nll`, summed along the tree over the lanes of `node`, one micro-batch of equal size for each;
+    /// to the bits of lanes computed alone. Overwrites `grad`, and returns the sums of each lane.
+    pub fn gradient(
+        &mut self,
+        node: Node,
+        micro_batches: &[(&Batch, Site)],
+        grad: &mut Vec<f32>,
+    ) -> Result<Vec<Sums>> {
+        for (batch, _) in micro_batches {
+            self.check_batch(batch)?;
+            let (first, _) = micro_batches[0];
+            if (batch.samples, batch.length) != (first.samples, first.length) {
+                return Err(EngineError::Batch(format!(
+                    "lanes that share a pass have micro-batches of {} x {} and of {} x {} tokens",
+                    first.samples, first.length, batch.samples, batch.length
+                )));
+            }
+        }
+        if micro_batches.len() != node.size as usize {
+            let batches = micro_batches.len();
+            return Err(EngineError::Batch(format!(
+                "{batches} micro-batches for {node}"
+            )));
+        }
+        grad.resize(self.layout.len(), 0.0);
+        self.pool
+            .install(|| match (&self.composite, micro_batches) {
+                (Some(composite), [(batch, site)]) => {
+                    grad.fill(0.0);
+                    Ok(vec![composite.accumulate(batch, *site, grad)?])
+                }
+                (Some(_), _) => Err(EngineError::Batch(
+                    "lanes share a pass on the CPU alone".into(),
+                )),
+                (None, lanes) => self.fused.gradient(&self.params, node, lanes, grad, true),
+            })
     }
 
     /// One AdamW step by the gradient `root`.

@@ -202,6 +202,6 @@ fn presets_that_do_not_exist_name_the_nearest() {
     insta::assert_snapshot!(lines.join("\n"), @r#"
     there is no preset `smal`; did you mean `small`?
     there is no preset `nanogpt-shakespear`; did you mean `nanogpt-shakespeare-cpu`?
-    there is no preset `llama-405b-instruct`; there are tiny, nanogpt-shakespeare-cpu, small, gpt2
+    there is no preset `llama-405b-instruct`; there are tiny, nanogpt-shakespeare-cpu, shakespeare-cpu, small, gpt2
     "#);
 }

@@ -1,5 +1,9 @@
 //! One transformer block as a candle operation:
 //! `x1 = x + drop(out(attention(qkv(norm1(x)))))`, `y = x1 + drop(down(act(up(norm2(x1)))))`.
+//!
+//! The weights are packed once for all rows. Then parts of a few samples each go through the whole block one beside the
+//! other, so that what one kernel leaves in the cache the next one finds there, and threads meet only at the end. Sums
+//! over rows (the gradients of weights) follow when all parts are done.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,10 +13,11 @@ use rayon::prelude::*;
 
 use super::cache::LayerCache;
 use super::{Pass, elements, slice};
-use crate::engine::ops::dropout::Mask;
+use crate::engine::ops::dropout::{Mask, Masks};
+use crate::engine::ops::linear::Packed;
 use crate::engine::ops::norm::Stats;
-use crate::engine::ops::{ROW_BLOCK, activation, attention, linear, norm, rope, simd};
-use crate::engine::parameters::{Linear, Norm};
+use crate::engine::ops::{activation, attention, gemm, linear, norm, rope, simd};
+use crate::engine::parameters::{self, Linear, Norm};
 
 /// Block `layer` of a pass.
 pub struct Block {
@@ -21,7 +26,7 @@ pub struct Block {
     saved: Mutex<Option<Activations>>,
 }
 
-/// What backward needs of forward, besides x.
+/// What backward needs of forward, besides x. Rows of all samples, in order.
 pub struct Activations {
     norm1: Vec<f32>,
     stats1: Vec<Stats>,
@@ -36,12 +41,67 @@ pub struct Activations {
     activated: Vec<f32>,
 }
 
-/// The three places of a block where dropout draws.
-#[derive(Clone, Copy)]
-enum Place {
-    Attention,
-    AfterAttention,
-    AfterFeedForward,
+/// The rows of a few samples on their way through a block.
+struct Forward<'a> {
+    first: usize,
+    samples: usize,
+    x: &'a [f32],
+    y: &'a mut [f32],
+    norm1: &'a mut [f32],
+    stats1: &'a mut [Stats],
+    qkv: &'a mut [f32],
+    log_sums: &'a mut [f32],
+    attended: &'a mut [f32],
+    x1: &'a mut [f32],
+    norm2: &'a mut [f32],
+    stats2: &'a mut [Stats],
+    up: &'a mut [f32],
+    activated: &'a mut [f32],
+}
+
+/// The gradients that the sums over rows are made of. Rows of all samples, in order.
+struct Gradients {
+    /// Of what the last product gave: dy without what was dropped; empty where nothing is.
+    ddown: Vec<f32>,
+    dup: Vec<f32>,
+    /// Of x1.
+    dx1: Vec<f32>,
+    /// dx1 without what was dropped; empty where nothing is.
+    dout: Vec<f32>,
+    dqkv: Vec<f32>,
+    dx: Vec<f32>,
+    partials1: Vec<f32>,
+    partials2: Vec<f32>,
+}
+
+/// The rows of a few samples on their way back.
+struct Backward<'a> {
+    first: usize,
+    samples: usize,
+    dy: &'a [f32],
+    ddown: &'a mut [f32],
+    dup: &'a mut [f32],
+    dx1: &'a mut [f32],
+    dout: &'a mut [f32],
+    dqkv: &'a mut [f32],
+    dx: &'a mut [f32],
+    partials1: &'a mut [f32],
+    partials2: &'a mut [f32],
+}
+
+/// The weights of a block, packed for one direction.
+struct Weights<'a> {
+    qkv: Packed<'a>,
+    out: Packed<'a>,
+    up: Packed<'a>,
+    down: Packed<'a>,
+}
+
+/// The masks of the three places of a block where dropout draws; `None` where nothing is dropped.
+struct BlockMasks {
+    attention: Option<Vec<Mask>>,
+    after_attention: Option<Vec<Mask>>,
+    after_feed_forward: Option<Vec<Mask>>,
 }
 
 impl Block {
@@ -61,7 +121,7 @@ impl CustomOp1 for Block {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = elements(x, layout)?;
-        let mut y = vec![0.0; x.len()];
+        let mut y = self.pass.fused.buffers.take(x.len());
         let activations = self.pass.block_forward(self.layer, x, &mut y, None);
         match self.pass.gradient {
             Some(_) => *self.saved.lock().expect("no panic while saving") = Some(activations),
@@ -83,6 +143,13 @@ impl CustomOp1 for Block {
     }
 }
 
+/// Cuts `len` elements off the front.
+fn cut<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    let (front, back) = std::mem::take(rest).split_at_mut(len);
+    *rest = back;
+    front
+}
+
 impl Pass {
     /// Gives the buffers back to the pool.
     pub fn recycle(&self, a: Activations) {
@@ -100,22 +167,58 @@ impl Pass {
         }
     }
 
-    /// The dropout mask of one place; `None` where nothing is dropped.
-    fn mask(&self, layer: usize, place: Place) -> Option<Mask> {
-        self.site.and_then(|site| {
-            Mask::new(
-                site,
-                1 + 3 * layer + place as usize,
-                self.fused.model.dropout,
-            )
+    fn block_masks(&self, layer: usize) -> BlockMasks {
+        BlockMasks {
+            attention: self.masks(1 + 3 * layer),
+            after_attention: self.masks(2 + 3 * layer),
+            after_feed_forward: self.masks(3 + 3 * layer),
+        }
+    }
+
+    /// The masks of samples from `first` on.
+    fn masks_from<'a>(&self, masks: &'a Option<Vec<Mask>>, first: usize) -> Option<Masks<'a>> {
+        masks.as_ref().map(|lanes| Masks {
+            lanes,
+            samples: self.samples_per_lane(),
+            first,
         })
     }
 
-    /// Attends over whole sequences, or after the rows of a cache.
-    fn attention_shape(&self, keys: usize) -> attention::Shape {
+    /// Calls `work` with the weights of a block, packed by `pack`.
+    fn with_weights<R>(
+        &self,
+        block: &parameters::Block,
+        pack: for<'a> fn(linear::Shape, &'a mut [f32], &[f32]) -> Packed<'a>,
+        work: impl FnOnce(&Weights) -> R,
+    ) -> R {
+        let linears = [&block.qkv, &block.out, &block.up, &block.down];
+        let sizes = linears.map(|l| l.shape.packed_len());
+        gemm::scratch(sizes.iter().sum(), |mut memory| {
+            let pieces = sizes.map(|size| cut(&mut memory, size));
+            let [qkv, out, up, down] = pieces;
+            let parts = self.samples.div_ceil(self.part_samples());
+            let pack = |l: &Linear, to| {
+                let weight = &self.params[l.weight.clone()];
+                pack(l.shape, to, weight).shared_by(parts)
+            };
+            work(&Weights {
+                qkv: pack(&block.qkv, qkv),
+                out: pack(&block.out, out),
+                up: pack(&block.up, up),
+                down: pack(&block.down, down),
+            })
+        })
+    }
+
+    fn bias(&self, l: &Linear) -> Option<&[f32]> {
+        l.bias.clone().map(|range| &self.params[range])
+    }
+
+    /// Attention over whole sequences, or after the rows of a cache.
+    fn attention_shape(&self, samples: usize, keys: usize) -> attention::Shape {
         let m = &self.fused.model;
         attention::Shape {
-            samples: self.samples,
+            samples,
             queries: self.length,
             keys,
             heads: m.num_attention_heads,
@@ -133,277 +236,390 @@ impl Pass {
         cache: Option<&mut LayerCache>,
     ) -> Activations {
         let (buffers, block) = (&self.fused.buffers, &self.fused.parameters.blocks[layer]);
-        let rows = self.rows();
+        let (rows, heads) = (self.rows(), self.fused.model.num_attention_heads);
+        let rows_of = |width: usize| buffers.take(rows * width);
+        let mut a = Activations {
+            norm1: rows_of(self.width()),
+            stats1: vec![[0.0; 2]; rows],
+            qkv: rows_of(block.qkv.shape.outputs),
+            log_sums: rows_of(heads),
+            attended: rows_of(self.width()),
+            x1: rows_of(self.width()),
+            norm2: rows_of(self.width()),
+            stats2: vec![[0.0; 2]; rows],
+            up: rows_of(block.up.shape.outputs),
+            activated: rows_of(block.down.shape.inputs),
+        };
+        let masks = self.block_masks(layer);
+        self.with_weights(block, linear::Shape::pack, |weights| {
+            let mut parts = self.forward_parts(x, y, &mut a, rows);
+            match cache {
+                None => parts.into_par_iter().for_each(|part| {
+                    self.part_forward(block, weights, &masks, part, None);
+                }),
+                Some(cache) => {
+                    let part = parts.pop().expect("one sequence is one part");
+                    self.part_forward(block, weights, &masks, part, Some(cache));
+                }
+            }
+        });
+        a
+    }
 
-        let (norm1, stats1) = self.norm_forward(&block.norm1, x);
-        let mut qkv = self.linear_forward(&block.qkv, &norm1);
-        let mut attended = buffers.take(rows * self.width());
-        let log_sums = self.attend(layer, &mut qkv, &mut attended, cache);
-        let mut x1 = buffers.take(x.len());
-        self.add_to_residual(
-            &block.out,
-            &mut x1,
-            &attended,
-            x,
-            self.mask(layer, Place::AfterAttention),
+    fn forward_parts<'a>(
+        &self,
+        x: &'a [f32],
+        y: &'a mut [f32],
+        a: &'a mut Activations,
+        rows: usize,
+    ) -> Vec<Forward<'a>> {
+        let per_part = self.part_samples();
+        let (mut y, mut stats1, mut stats2) = (y, &mut a.stats1[..], &mut a.stats2[..]);
+        let (mut norm1, mut qkv, mut log_sums) =
+            (&mut a.norm1[..], &mut a.qkv[..], &mut a.log_sums[..]);
+        let (mut attended, mut x1, mut norm2) =
+            (&mut a.attended[..], &mut a.x1[..], &mut a.norm2[..]);
+        let (mut up, mut activated) = (&mut a.up[..], &mut a.activated[..]);
+        let widths = [qkv.len(), log_sums.len(), up.len(), activated.len()].map(|len| len / rows);
+        let [qkv_width, heads, up_width, inner] = widths;
+        let part = |first: usize| {
+            let samples = per_part.min(self.samples - first);
+            let (rows, wide) = (samples * self.length, samples * self.length * self.width());
+            Forward {
+                first,
+                samples,
+                x: &x[first * self.length * self.width()..][..wide],
+                y: cut(&mut y, wide),
+                norm1: cut(&mut norm1, wide),
+                stats1: cut(&mut stats1, rows),
+                qkv: cut(&mut qkv, rows * qkv_width),
+                log_sums: cut(&mut log_sums, rows * heads),
+                attended: cut(&mut attended, wide),
+                x1: cut(&mut x1, wide),
+                norm2: cut(&mut norm2, wide),
+                stats2: cut(&mut stats2, rows),
+                up: cut(&mut up, rows * up_width),
+                activated: cut(&mut activated, rows * inner),
+            }
+        };
+        (0..self.samples).step_by(per_part).map(part).collect()
+    }
+
+    fn part_forward(
+        &self,
+        block: &parameters::Block,
+        weights: &Weights,
+        masks: &BlockMasks,
+        part: Forward,
+        cache: Option<&mut LayerCache>,
+    ) {
+        self.norm_forward(&block.norm1, part.norm1, part.stats1, part.x);
+        weights
+            .qkv
+            .forward(part.qkv, part.norm1, self.bias(&block.qkv), None);
+        let dropped = self.masks_from(&masks.attention, part.first);
+        self.attend(
+            part.samples,
+            part.qkv,
+            part.attended,
+            part.log_sums,
+            dropped,
+            cache,
         );
+        let dropped = self.masks_from(&masks.after_attention, part.first);
+        let bias = self.bias(&block.out);
+        self.add_to_residual(&weights.out, part.x1, part.attended, bias, part.x, dropped);
 
-        let (norm2, stats2) = self.norm_forward(&block.norm2, &x1);
-        let up = self.linear_forward(&block.up, &norm2);
-        let mut activated = buffers.take(rows * block.down.shape.inputs);
+        self.norm_forward(&block.norm2, part.norm2, part.stats2, part.x1);
+        weights
+            .up
+            .forward(part.up, part.norm2, self.bias(&block.up), None);
         match self.fused.model.architecture {
-            Architecture::Llama => activation::swiglu(&mut activated, &up, block.down.shape.inputs),
-            Architecture::Gpt2 => activation::gelu(&mut activated, &up),
+            Architecture::Llama => {
+                activation::swiglu(part.activated, part.up, block.down.shape.inputs)
+            }
+            Architecture::Gpt2 => activation::gelu(part.activated, part.up),
         }
+        let dropped = self.masks_from(&masks.after_feed_forward, part.first);
+        let bias = self.bias(&block.down);
         self.add_to_residual(
-            &block.down,
-            y,
-            &activated,
-            &x1,
-            self.mask(layer, Place::AfterFeedForward),
+            &weights.down,
+            part.y,
+            part.activated,
+            bias,
+            part.x1,
+            dropped,
         );
-        Activations {
-            norm1,
-            stats1,
-            qkv,
-            log_sums,
-            attended,
-            x1,
-            norm2,
-            stats2,
-            up,
-            activated,
-        }
     }
 
-    /// The normalised rows and what backward needs of each.
-    pub fn norm_forward(&self, n: &Norm, x: &[f32]) -> (Vec<f32>, Vec<Stats>) {
-        let mut y = self.fused.buffers.take(x.len());
-        let mut stats = vec![[0.0; 2]; x.len() / self.width()];
+    /// Normalises rows, and keeps what backward needs of each.
+    pub fn norm_forward(&self, n: &Norm, y: &mut [f32], stats: &mut [Stats], x: &[f32]) {
+        let (kind, eps) = (self.fused.norm_kind(), self.fused.model.norm_eps);
         let bias = n.bias.clone().map(|range| &self.params[range]);
-        let weight = &self.params[n.weight.clone()];
-        norm::forward(
-            self.fused.norm_kind(),
-            self.fused.model.norm_eps,
-            &mut y,
-            &mut stats,
-            x,
-            weight,
-            bias,
-        );
-        (y, stats)
-    }
-
-    /// `x W + b` in a pooled buffer.
-    fn linear_forward(&self, l: &Linear, x: &[f32]) -> Vec<f32> {
-        let mut y = self
-            .fused
-            .buffers
-            .take(x.len() / l.shape.inputs * l.shape.outputs);
-        let bias = l.bias.clone().map(|range| &self.params[range]);
-        linear::forward(
-            l.shape,
-            &mut y,
-            x,
-            &self.params[l.weight.clone()],
-            bias,
-            None,
-        );
-        y
+        norm::forward(kind, eps, y, stats, x, &self.params[n.weight.clone()], bias);
     }
 
     /// `y = residual + drop(x W + b)`.
     fn add_to_residual(
         &self,
-        l: &Linear,
+        weight: &Packed,
         y: &mut [f32],
         x: &[f32],
+        bias: Option<&[f32]>,
         residual: &[f32],
-        mask: Option<Mask>,
+        masks: Option<Masks>,
     ) {
-        let bias = l.bias.clone().map(|range| &self.params[range]);
-        let weight = &self.params[l.weight.clone()];
-        match mask {
-            None => linear::forward(l.shape, y, x, weight, bias, Some(residual)),
-            Some(mask) => {
-                let width = l.shape.outputs;
-                linear::forward(l.shape, y, x, weight, bias, None);
-                mask.apply(y);
-                y.par_chunks_mut(ROW_BLOCK * width)
-                    .zip(residual.par_chunks(ROW_BLOCK * width))
-                    .for_each(|(y, residual)| simd::add(y, residual));
+        match masks {
+            None => weight.forward(y, x, bias, Some(residual)),
+            Some(masks) => {
+                weight.forward(y, x, bias, None);
+                masks.apply(y, self.length * self.width());
+                simd::add(y, residual);
             }
         }
     }
 
-    /// Rotates `qkv` where the model rotates, fills `out`, and returns the log-sums.
+    /// Rotates `qkv` where the model rotates, and fills `out` and the log-sums.
     fn attend(
         &self,
-        layer: usize,
+        samples: usize,
         qkv: &mut [f32],
         out: &mut [f32],
+        log_sums: &mut [f32],
+        masks: Option<Masks>,
         cache: Option<&mut LayerCache>,
-    ) -> Vec<f32> {
+    ) {
         let past = cache.as_ref().map_or(0, |cache| cache.len());
-        let shape = self.attention_shape(past + self.length);
-        if let Some(table) = &self.fused.rope {
-            let heads = shape.heads + shape.kv_heads;
-            rope::rotate(
-                table,
-                rope::Turn::Forward,
-                qkv,
-                shape.packed(),
-                heads,
-                self.length,
-                past,
-            );
-        }
-        let mut log_sums = self
-            .fused
-            .buffers
-            .take(shape.samples * shape.heads * shape.queries);
+        let shape = self.attention_shape(samples, past + self.length);
+        self.rotate(rope::Turn::Forward, qkv, shape, past);
         let inputs = attention::Inputs::packed(shape, qkv);
         match cache {
-            None => attention::forward(
-                shape,
-                out,
-                &mut log_sums,
-                inputs,
-                self.mask(layer, Place::Attention),
-            ),
+            None => attention::forward(shape, out, log_sums, inputs, masks),
             Some(cache) => {
                 cache.push(qkv, shape);
-                attention::forward(shape, out, &mut log_sums, cache.inputs(qkv, shape), None);
+                attention::forward(shape, out, log_sums, cache.inputs(qkv, shape), None);
             }
         }
-        log_sums
     }
 
-    /// Adds the gradients of the block's weights, and returns that of x.
-    fn block_backward(&self, layer: usize, x: &[f32], dy: &[f32], saved: &Activations) -> Vec<f32> {
-        let (buffers, block) = (&self.fused.buffers, &self.fused.parameters.blocks[layer]);
-        let mut dx = dy.to_vec();
-
-        let dactivated = self.backward_from_residual(
-            &block.down,
-            dy,
-            &saved.activated,
-            self.mask(layer, Place::AfterFeedForward),
-        );
-        let dup = match self.fused.model.architecture {
-            Architecture::Gpt2 => {
-                let mut d = dactivated;
-                activation::gelu_backward(&mut d, &saved.up);
-                d
-            }
-            Architecture::Llama => {
-                let mut d = buffers.take(saved.up.len());
-                d.copy_from_slice(&saved.up);
-                activation::swiglu_backward(&mut d, &dactivated, block.down.shape.inputs);
-                buffers.give(dactivated);
-                d
-            }
-        };
-        let dnorm2 = self.linear_backward(&block.up, &dup, &saved.norm2);
-        self.norm_backward(&block.norm2, &mut dx, &dnorm2, &saved.x1, &saved.stats2);
-        buffers.give(dup);
-        buffers.give(dnorm2);
-
-        let dattended = self.backward_from_residual(
-            &block.out,
-            &dx,
-            &saved.attended,
-            self.mask(layer, Place::AfterAttention),
-        );
-        let dqkv = self.attend_backward(layer, &dattended, saved);
-        let dnorm1 = self.linear_backward(&block.qkv, &dqkv, &saved.norm1);
-        self.norm_backward(&block.norm1, &mut dx, &dnorm1, x, &saved.stats1);
-        for buffer in [dattended, dqkv, dnorm1] {
-            buffers.give(buffer);
-        }
-        dx
-    }
-
-    /// The gradient of the packed rows before rotation.
-    fn attend_backward(&self, layer: usize, dout: &[f32], saved: &Activations) -> Vec<f32> {
-        let shape = self.attention_shape(self.length);
-        let mut dqkv = self.fused.buffers.take(saved.qkv.len());
-        let forward = attention::Saved {
-            packed: &saved.qkv,
-            out: &saved.attended,
-            log_sums: &saved.log_sums,
-            mask: self.mask(layer, Place::Attention),
-        };
-        attention::backward(shape, &mut dqkv, dout, forward);
+    fn rotate(&self, turn: rope::Turn, packed: &mut [f32], shape: attention::Shape, start: usize) {
         if let Some(table) = &self.fused.rope {
             let heads = shape.heads + shape.kv_heads;
             rope::rotate(
                 table,
-                rope::Turn::Backward,
-                &mut dqkv,
+                turn,
+                packed,
                 shape.packed(),
                 heads,
                 self.length,
-                0,
+                start,
             );
         }
-        dqkv
     }
 
-    /// [`Self::linear_backward`] behind the mask of [`Self::add_to_residual`].
-    fn backward_from_residual(
-        &self,
-        l: &Linear,
-        dy: &[f32],
-        x: &[f32],
-        mask: Option<Mask>,
-    ) -> Vec<f32> {
-        let Some(mask) = mask else {
-            return self.linear_backward(l, dy, x);
+    /// Takes the gradients of the block's weights, and returns that of x.
+    fn block_backward(&self, layer: usize, x: &[f32], dy: &[f32], saved: &Activations) -> Vec<f32> {
+        let (buffers, block) = (&self.fused.buffers, &self.fused.parameters.blocks[layer]);
+        let masks = self.block_masks(layer);
+        let where_dropped = |masks: &Option<Vec<Mask>>| masks.as_ref().map_or(0, |_| dy.len());
+        let mut g = Gradients {
+            ddown: buffers.take(where_dropped(&masks.after_feed_forward)),
+            dup: buffers.take(saved.up.len()),
+            dx1: buffers.take(dy.len()),
+            dout: buffers.take(where_dropped(&masks.after_attention)),
+            dqkv: buffers.take(saved.qkv.len()),
+            dx: buffers.take(dy.len()),
+            partials1: buffers.take(self.partials(&block.norm1, self.samples)),
+            partials2: buffers.take(self.partials(&block.norm2, self.samples)),
         };
-        let mut masked = self.fused.buffers.take(dy.len());
-        masked.copy_from_slice(dy);
-        mask.apply(&mut masked);
-        let dx = self.linear_backward(l, &masked, x);
-        self.fused.buffers.give(masked);
-        dx
+        self.with_weights(block, linear::Shape::pack_backward, |weights| {
+            let parts = self.backward_parts(block, dy, &mut g);
+            parts.into_par_iter().for_each(|part| {
+                self.part_backward(block, weights, &masks, x, saved, part);
+            });
+        });
+        let ddown = if g.ddown.is_empty() { dy } else { &g.ddown };
+        let dout = if g.dout.is_empty() { &g.dx1 } else { &g.dout };
+        self.linear_gradient(&block.down, &saved.activated, ddown);
+        self.linear_gradient(&block.up, &saved.norm2, &g.dup);
+        self.norm_gradient(&block.norm2, &g.partials2);
+        self.linear_gradient(&block.out, &saved.attended, dout);
+        self.linear_gradient(&block.qkv, &saved.norm1, &g.dqkv);
+        self.norm_gradient(&block.norm1, &g.partials1);
+        for buffer in [
+            g.ddown,
+            g.dup,
+            g.dx1,
+            g.dout,
+            g.dqkv,
+            g.partials1,
+            g.partials2,
+        ] {
+            buffers.give(buffer);
+        }
+        g.dx
     }
 
-    /// Adds the gradients of the weight and the bias, and returns that of x.
-    fn linear_backward(&self, l: &Linear, dy: &[f32], x: &[f32]) -> Vec<f32> {
+    fn backward_parts<'a>(
+        &self,
+        block: &parameters::Block,
+        dy: &'a [f32],
+        g: &'a mut Gradients,
+    ) -> Vec<Backward<'a>> {
+        let per_part = self.part_samples();
+        let (mut ddown, mut dup, mut dx1) = (&mut g.ddown[..], &mut g.dup[..], &mut g.dx1[..]);
+        let (mut dout, mut dqkv, mut dx) = (&mut g.dout[..], &mut g.dqkv[..], &mut g.dx[..]);
+        let (mut partials1, mut partials2) = (&mut g.partials1[..], &mut g.partials2[..]);
+        let part = |first: usize| {
+            let samples = per_part.min(self.samples - first);
+            let (rows, wide) = (samples * self.length, samples * self.length * self.width());
+            let (drops1, drops2) = (dout.len().min(wide), ddown.len().min(wide));
+            Backward {
+                first,
+                samples,
+                dy: &dy[first * self.length * self.width()..][..wide],
+                ddown: cut(&mut ddown, drops2),
+                dup: cut(&mut dup, rows * block.up.shape.outputs),
+                dx1: cut(&mut dx1, wide),
+                dout: cut(&mut dout, drops1),
+                dqkv: cut(&mut dqkv, rows * block.qkv.shape.outputs),
+                dx: cut(&mut dx, wide),
+                partials1: cut(&mut partials1, self.partials(&block.norm1, samples)),
+                partials2: cut(&mut partials2, self.partials(&block.norm2, samples)),
+            }
+        };
+        (0..self.samples).step_by(per_part).map(part).collect()
+    }
+
+    fn part_backward(
+        &self,
+        block: &parameters::Block,
+        weights: &Weights,
+        masks: &BlockMasks,
+        x: &[f32],
+        saved: &Activations,
+        part: Backward,
+    ) {
+        let buffers = &self.fused.buffers;
+        let (row, rows) = (part.first * self.length, part.samples * self.length);
+        let sample = self.length * self.width();
+        // The part's rows of something that has them all.
+        let own = |all: &[f32]| {
+            let width = all.len() / self.rows();
+            row * width..(row + rows) * width
+        };
+
+        let ddown = match self.masks_from(&masks.after_feed_forward, part.first) {
+            None => part.dy,
+            Some(masks) => {
+                part.ddown.copy_from_slice(part.dy);
+                masks.apply(part.ddown, sample);
+                part.ddown
+            }
+        };
+        let inner = block.down.shape.inputs;
+        match self.fused.model.architecture {
+            Architecture::Gpt2 => {
+                weights.down.backward(part.dup, ddown);
+                activation::gelu_backward(part.dup, &saved.up[own(&saved.up)]);
+            }
+            Architecture::Llama => {
+                let mut dactivated = buffers.take(rows * inner);
+                weights.down.backward(&mut dactivated, ddown);
+                part.dup.copy_from_slice(&saved.up[own(&saved.up)]);
+                activation::swiglu_backward(part.dup, &dactivated, inner);
+                buffers.give(dactivated);
+            }
+        }
+        let mut dnorm = buffers.take(rows * self.width());
+        weights.up.backward(&mut dnorm, part.dup);
+        part.dx1.copy_from_slice(part.dy);
+        let x1 = &saved.x1[own(&saved.x1)];
+        let stats = &saved.stats2[row..row + rows];
+        self.norm_backward(&block.norm2, part.dx1, part.partials2, (&dnorm, x1, stats));
+
+        let dout = match self.masks_from(&masks.after_attention, part.first) {
+            None => &*part.dx1,
+            Some(masks) => {
+                part.dout.copy_from_slice(part.dx1);
+                masks.apply(part.dout, sample);
+                part.dout
+            }
+        };
+        let mut dattended = buffers.take(rows * self.width());
+        weights.out.backward(&mut dattended, dout);
+        let shape = self.attention_shape(part.samples, self.length);
+        let forward = attention::Saved {
+            packed: &saved.qkv[own(&saved.qkv)],
+            out: &saved.attended[own(&saved.attended)],
+            log_sums: &saved.log_sums[own(&saved.log_sums)],
+            masks: self.masks_from(&masks.attention, part.first),
+        };
+        attention::backward(shape, part.dqkv, &dattended, forward);
+        self.rotate(rope::Turn::Backward, part.dqkv, shape, 0);
+        weights.qkv.backward(&mut dnorm, part.dqkv);
+        part.dx.copy_from_slice(part.dx1);
+        let stats = &saved.stats1[row..row + rows];
+        self.norm_backward(
+            &block.norm1,
+            part.dx,
+            part.partials1,
+            (&dnorm, &x[own(x)], stats),
+        );
+        buffers.give(dnorm);
+        buffers.give(dattended);
+    }
+
+    /// Takes the gradients of the weight and the bias: x and dy of all rows.
+    fn linear_gradient(&self, l: &Linear, x: &[f32], dy: &[f32]) {
         let mut gradient = self.gradient();
         if let Some(bias) = &l.bias {
-            linear::backward_bias(&mut gradient[bias.clone()], dy);
+            linear::backward_bias(&mut gradient[bias.clone()], dy, &self.lanes, self.fresh);
         }
-        linear::backward_weight(l.shape, &mut gradient[l.weight.clone()], x, dy);
-        drop(gradient);
-        let mut dx = self.fused.buffers.take(x.len());
-        linear::backward_input(l.shape, &mut dx, dy, &self.params[l.weight.clone()]);
-        dx
+        let dw = &mut gradient[l.weight.clone()];
+        linear::backward_weight(l.shape, dw, x, dy, &self.lanes, self.fresh);
     }
 
-    /// Adds the gradients of the norm's weights, and that of x to `dx`.
-    pub fn norm_backward(&self, n: &Norm, dx: &mut [f32], dy: &[f32], x: &[f32], stats: &[Stats]) {
+    /// Elements of a norm's partial sums over some samples.
+    pub fn partials(&self, n: &Norm, samples: usize) -> usize {
+        samples * norm::partial_len(self.width(), self.length, n.bias.is_some())
+    }
+
+    /// Adds the gradient through the norm to `dx`, and leaves partial sums for [`Self::norm_gradient`]. `(dy, x, stats)`.
+    pub fn norm_backward(
+        &self,
+        n: &Norm,
+        dx: &mut [f32],
+        partials: &mut [f32],
+        (dy, x, stats): (&[f32], &[f32], &[Stats]),
+    ) {
+        let (kind, weight) = (self.fused.norm_kind(), &self.params[n.weight.clone()]);
+        let samples = (self.length, n.bias.is_some());
+        norm::backward(kind, dx, partials, dy, x, stats, weight, samples);
+    }
+
+    /// Takes the gradients of the norm's weights.
+    pub fn norm_gradient(&self, n: &Norm, partials: &[f32]) {
+        let (width, samples) = (self.width(), self.samples_per_lane());
+        let lane = self.partials(n, samples);
+        let rows_per_lane = self.lanes.rows_per_lane();
         let mut gradient = self.gradient();
-        let weight = &self.params[n.weight.clone()];
-        let kind = self.fused.norm_kind();
-        match &n.bias {
-            None => norm::backward(
-                kind,
-                dx,
-                &mut gradient[n.weight.clone()],
-                None,
-                dy,
-                x,
-                stats,
-                weight,
-            ),
-            Some(bias) => {
-                let [dw, db] = gradient
-                    .get_disjoint_mut([n.weight.clone(), bias.clone()])
-                    .expect("weight and bias do not overlap");
-                norm::backward(kind, dx, dw, Some(db), dy, x, stats, weight);
-            }
+        // Weight and bias are summed as one vector, then put where they belong.
+        let both = width * if n.bias.is_some() { 2 } else { 1 };
+        let mut sums = vec![0.0; both];
+        sums[..width].copy_from_slice(&gradient[n.weight.clone()]);
+        if let Some(bias) = &n.bias {
+            sums[width..].copy_from_slice(&gradient[bias.clone()]);
+        }
+        self.lanes.sum(&mut sums, self.fresh, |rows, own| {
+            let partials = &partials[rows.start / rows_per_lane * lane..][..lane];
+            partials
+                .chunks_exact(both)
+                .for_each(|part| simd::add(own, part));
+        });
+        gradient[n.weight.clone()].copy_from_slice(&sums[..width]);
+        if let Some(bias) = &n.bias {
+            gradient[bias.clone()].copy_from_slice(&sums[width..]);
         }
     }
 }

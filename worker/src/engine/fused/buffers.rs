@@ -27,6 +27,9 @@ impl Buffers {
 
     /// Takes a buffer back.
     pub fn give(&self, buffer: Vec<f32>) {
+        if buffer.capacity() == 0 {
+            return;
+        }
         let mut free = self.lock();
         // More than any model's block keeps alive per layer means that batch shapes change: start afresh.
         if free.len() >= 4096 {

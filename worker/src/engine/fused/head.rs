@@ -6,31 +6,40 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
+use super::embed::TokenRows;
 use super::{Pass, elements};
+use crate::engine::Sums;
 use crate::engine::ops::cross_entropy;
+use crate::engine::ops::lanes::Lanes;
 use crate::engine::ops::linear::{self, WeightOrder};
-use crate::engine::{Batch, Sums};
+use cohort_common::tree::Node;
 
 /// Logits alive at a time, in elements. A constant: it decides the order of the sums over rows.
-const ALIVE: usize = 1 << 23;
+pub const ALIVE: usize = 1 << 23;
+
+/// What the rows are scored against.
+pub struct Targets {
+    /// The token after each input.
+    pub tokens: Vec<u32>,
+    /// Its weight.
+    pub weights: Vec<f32>,
+}
 
 /// `Σ w·nll` of x, as a scalar whose gradient is 1.
 pub struct Head {
     pass: Arc<Pass>,
-    targets: Vec<u32>,
-    weights: Vec<f32>,
-    sums: Arc<Mutex<Sums>>,
+    targets: Targets,
+    sums: Arc<Mutex<Vec<Sums>>>,
     dx: Mutex<Option<Vec<f32>>>,
 }
 
 impl Head {
-    /// The operation, and where it will leave the sums in full precision.
-    pub fn new(pass: Arc<Pass>, batch: &Batch) -> (Self, Arc<Mutex<Sums>>) {
-        let sums = Arc::new(Mutex::new(Sums::default()));
+    /// The operation, and where it will leave the sums of each lane in full precision.
+    pub fn new(pass: Arc<Pass>, targets: Targets) -> (Self, Arc<Mutex<Vec<Sums>>>) {
+        let sums = Arc::new(Mutex::default());
         let head = Self {
             pass,
-            targets: batch.targets.clone(),
-            weights: batch.weights.clone(),
+            targets,
             sums: sums.clone(),
             dx: Mutex::new(None),
         };
@@ -46,23 +55,32 @@ impl CustomOp1 for Head {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = elements(x, layout)?;
         let pass = &*self.pass;
-        let norm = &pass.fused.parameters.norm;
-        let (hidden, stats) = pass.norm_forward(norm, x);
-        let mut dhidden = pass.fused.buffers.take(hidden.len());
-        let sums = project(
-            pass,
-            &hidden,
-            &self.targets,
-            &self.weights,
-            Some(&mut dhidden),
-        );
-        let mut dx = vec![0.0; x.len()];
-        pass.norm_backward(norm, &mut dx, &dhidden, x, &stats);
-        pass.fused.buffers.give(hidden);
-        pass.fused.buffers.give(dhidden);
+        let (norm, buffers) = (&pass.fused.parameters.norm, &pass.fused.buffers);
+        let mut hidden = buffers.take(x.len());
+        let mut stats = vec![[0.0; 2]; pass.rows()];
+        pass.norm_forward(norm, &mut hidden, &mut stats, x);
+        let mut dhidden = buffers.take(hidden.len());
+        let losses = project(pass, &hidden, &self.targets, Some(&mut dhidden));
+        let mut dx = buffers.take(x.len());
+        dx.fill(0.0);
+        let mut partials = buffers.take(pass.partials(norm, pass.samples));
+        pass.norm_backward(norm, &mut dx, &mut partials, (&dhidden, x, &stats));
+        pass.norm_gradient(norm, &partials);
+        for buffer in [hidden, dhidden, partials] {
+            buffers.give(buffer);
+        }
         *self.dx.lock().expect("no panic while saving") = Some(dx);
+        let sums = pass.lanes.each().map(|(rows, _)| Sums {
+            loss: losses[rows.clone()].iter().sum(),
+            weight: self.targets.weights[rows]
+                .iter()
+                .map(|&w| f64::from(w))
+                .sum(),
+        });
+        let sums: Vec<Sums> = sums.collect();
+        let loss = sums.iter().map(|sums| sums.loss).sum::<f64>() as f32;
         *self.sums.lock().expect("no panic while saving") = sums;
-        Ok((CpuStorage::F32(vec![sums.loss as f32]), Shape::from(())))
+        Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
     }
 
     fn bwd(&self, x: &Tensor, _loss: &Tensor, _one: &Tensor) -> Result<Option<Tensor>> {
@@ -82,63 +100,68 @@ fn shape(pass: &Pass) -> linear::Shape {
     }
 }
 
-/// Projects normalised rows and scores them, a chunk of rows at a time. With `dhidden`, also fills it and adds the
-/// gradient of the head.
+/// Projects normalised rows and scores them, as many at a time as may be alive; returns the loss of each. With
+/// `dhidden`, also fills it and begins the gradient of the head.
 fn project(
     pass: &Pass,
     hidden: &[f32],
-    targets: &[u32],
-    weights: &[f32],
+    targets: &Targets,
     mut dhidden: Option<&mut [f32]>,
-) -> Sums {
+) -> Vec<f64> {
     let (shape, width) = (shape(pass), pass.width());
     let range = pass.fused.parameters.head.clone();
     let head = &pass.params[range.clone()];
-    let chunk = (ALIVE / shape.outputs).max(1);
-    let mut losses = vec![0.0f64; targets.len()];
-    let mut logits = pass
-        .fused
-        .buffers
-        .take(chunk.min(targets.len()) * shape.outputs);
-    for start in (0..targets.len()).step_by(chunk) {
-        let rows = start..(start + chunk).min(targets.len());
+    let rows = targets.tokens.len();
+    let chunk = (ALIVE / shape.outputs).clamp(1, rows);
+    let mut losses = vec![0.0f64; rows];
+    let mut logits = pass.fused.buffers.take(chunk * shape.outputs);
+    for start in (0..rows).step_by(chunk) {
+        let rows = start..(start + chunk).min(rows);
         let columns = rows.start * width..rows.end * width;
         let hidden = &hidden[columns.clone()];
         let logits = &mut logits[..rows.len() * shape.outputs];
         linear::forward(shape, logits, hidden, head, None, None);
-        let losses = &mut losses[rows.clone()];
-        let (targets, weights) = (&targets[rows.clone()], &weights[rows]);
         cross_entropy::forward(
             logits,
             shape.outputs,
-            targets,
-            weights,
-            losses,
+            &targets.tokens[rows.clone()],
+            &targets.weights[rows.clone()],
+            &mut losses[rows.clone()],
             dhidden.is_some(),
         );
-        if let Some(dhidden) = dhidden.as_deref_mut() {
-            linear::backward_input(shape, &mut dhidden[columns], logits, head);
-            linear::backward_weight(shape, &mut pass.gradient()[range.clone()], hidden, logits);
+        let Some(dhidden) = dhidden.as_deref_mut() else {
+            continue;
+        };
+        linear::backward_input(shape, &mut dhidden[columns], logits, head);
+        let whole = rows.len() == pass.rows();
+        let part = Lanes::of(Node::leaf(0), rows.len());
+        let lanes = if whole { &pass.lanes } else { &part };
+        let fresh = pass.fresh && rows.start == 0;
+        let dw = &mut pass.gradient()[range.clone()];
+        linear::backward_weight(shape, dw, hidden, logits, lanes, fresh);
+        if pass.lanes.count() > 1 {
+            *pass.rows_of_tokens.lock().expect("no panic while saving") =
+                Some(TokenRows::begin(pass, hidden, logits));
         }
     }
     pass.fused.buffers.give(logits);
-    Sums {
-        loss: losses.iter().sum(),
-        weight: weights.iter().map(|&w| f64::from(w)).sum(),
-    }
+    losses
 }
 
 /// The sums of rows that left the last block.
-pub fn score(pass: &Pass, x: &[f32], batch: &Batch) -> Sums {
-    let (hidden, _) = pass.norm_forward(&pass.fused.parameters.norm, x);
-    let sums = project(pass, &hidden, &batch.targets, &batch.weights, None);
+pub fn score(pass: &Pass, x: &[f32], targets: &Targets) -> Sums {
+    let hidden = normalised(pass, x);
+    let losses = project(pass, &hidden, targets, None);
     pass.fused.buffers.give(hidden);
-    sums
+    Sums {
+        loss: losses.iter().sum(),
+        weight: targets.weights.iter().map(|&w| f64::from(w)).sum(),
+    }
 }
 
 /// The logits of rows that left the last block.
 pub fn logits(pass: &Pass, x: &[f32]) -> Vec<f32> {
-    let (hidden, _) = pass.norm_forward(&pass.fused.parameters.norm, x);
+    let hidden = normalised(pass, x);
     let mut logits = vec![0.0; x.len() / pass.width() * pass.fused.model.vocab_size];
     linear::forward(
         shape(pass),
@@ -150,4 +173,11 @@ pub fn logits(pass: &Pass, x: &[f32]) -> Vec<f32> {
     );
     pass.fused.buffers.give(hidden);
     logits
+}
+
+fn normalised(pass: &Pass, x: &[f32]) -> Vec<f32> {
+    let mut hidden = pass.fused.buffers.take(x.len());
+    let mut stats = vec![[0.0; 2]; x.len() / pass.width()];
+    pass.norm_forward(&pass.fused.parameters.norm, &mut hidden, &mut stats, x);
+    hidden
 }

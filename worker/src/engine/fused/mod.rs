@@ -7,6 +7,9 @@
 //! bucket that is complete when its backward returns). For the same reason the operations are not recorded in candle's
 //! graph but on a [`tape::Tape`], which calls their backwards one by one: activations are freed on the way, and
 //! candle's `zeros + add` for every gradient, on a thread pool of its own that spins, is left out.
+//!
+//! Lanes that one worker computes share a pass (`ops/lanes.rs`): rows do not depend on their company, and sums over rows
+//! are taken lane by lane and added along the reduction tree, to the bits of lanes computed alone.
 
 mod block;
 mod buffers;
@@ -20,14 +23,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use candle_core::{CpuStorage, Storage, Tensor};
 use cohort_common::layout::Layout;
 use cohort_common::spec::{Architecture, ModelConfig};
+use cohort_common::tree::Node;
 
 use self::buffers::Buffers;
+use self::embed::TokenRows;
 use self::tape::Tape;
 
 use super::error::Result;
+use super::ops::dropout::Mask;
+use super::ops::lanes::Lanes;
 use super::ops::{norm, rope};
 use super::parameters::Parameters;
 use super::{Batch, Site, Sums};
+
+/// Rows of one pass that several lanes share, at most: their products are as fast as larger ones, and a weight's
+/// operands still fit into the cache.
+const SHARED_ROWS: usize = 2048;
+
+/// Rows that one thread takes through a block at a time.
+const PART_ROWS: usize = 256;
 
 /// What stays the same from one micro-batch to the next.
 pub struct Fused {
@@ -58,24 +72,46 @@ impl Fused {
         }
     }
 
-    /// Adds the gradient of `Σ w·nll` to `gradient`, which comes back also after an error.
-    pub fn accumulate(
+    /// Whether lanes of `rows` rows each may share one pass: few enough rows to sum their gradients in the cache, and
+    /// to have all logits alive. More would gain nothing, as the products are large already.
+    pub fn shares(&self, rows: usize, lanes: usize) -> bool {
+        let all = rows * lanes;
+        all <= SHARED_ROWS && all * self.model.vocab_size <= head::ALIVE
+    }
+
+    /// The gradient of `Σ w·nll` of each micro-batch, summed along the tree of `node`, in `gradient`; the sums of each.
+    /// With `fresh` the gradient is begun, else one lane's is added to. It comes back also after an error.
+    pub fn gradient(
         self: &Arc<Self>,
         params: &Arc<Vec<f32>>,
-        batch: &Batch,
-        site: Site,
+        node: Node,
+        micro_batches: &[(&Batch, Site)],
         gradient: &mut Vec<f32>,
-    ) -> Result<Sums> {
+        fresh: bool,
+    ) -> Result<Vec<Sums>> {
+        let (first, _) = micro_batches.first().expect("a node has a lane");
+        let join = |part: fn(&Batch) -> &[u32]| -> Vec<u32> {
+            let parts = micro_batches.iter().flat_map(|(batch, _)| part(batch));
+            parts.copied().collect()
+        };
         let pass = Arc::new(Pass {
             fused: self.clone(),
             params: params.clone(),
-            tokens: batch.inputs.clone(),
-            samples: batch.samples,
-            length: batch.length,
-            site: Some(site),
+            tokens: join(|batch| &batch.inputs),
+            samples: first.samples * micro_batches.len(),
+            length: first.length,
+            lanes: Lanes::of(node, first.samples * first.length),
+            sites: micro_batches.iter().map(|(_, site)| *site).collect(),
             gradient: Some(Mutex::new(std::mem::take(gradient))),
+            fresh,
+            rows_of_tokens: Mutex::default(),
         });
-        let result = pass.forward_backward(batch);
+        let weights = micro_batches.iter().flat_map(|(batch, _)| &batch.weights);
+        let targets = head::Targets {
+            tokens: join(|batch| &batch.targets),
+            weights: weights.copied().collect(),
+        };
+        let result = pass.forward_backward(targets);
         *gradient = std::mem::take(&mut *pass.gradient());
         result
     }
@@ -83,14 +119,20 @@ impl Fused {
     /// The sums of a batch, without dropout and without gradient.
     pub fn score(self: &Arc<Self>, params: &Arc<Vec<f32>>, batch: &Batch) -> Result<Sums> {
         let pass = self.inference(params, &batch.inputs, batch.samples, batch.length);
-        let x = pass.blocks(&mut Tape::new(false))?;
-        Ok(slice(&x, |x| head::score(&pass, x, batch))?)
+        let x = pass.blocks(&mut Tape::new(&self.buffers, false))?;
+        let targets = head::Targets {
+            tokens: batch.targets.clone(),
+            weights: batch.weights.clone(),
+        };
+        let sums = slice(&x, |x| head::score(&pass, x, &targets))?;
+        tape::recycle(&self.buffers, x)?;
+        Ok(sums)
     }
 
     /// Logits of one sequence, `[tokens, vocab]`.
     pub fn logits(self: &Arc<Self>, params: &Arc<Vec<f32>>, tokens: &[u32]) -> Result<Vec<f32>> {
         let pass = self.inference(params, tokens, 1, tokens.len());
-        let x = pass.blocks(&mut Tape::new(false))?;
+        let x = pass.blocks(&mut Tape::new(&self.buffers, false))?;
         Ok(slice(&x, |x| head::logits(&pass, x))?)
     }
 
@@ -107,8 +149,11 @@ impl Fused {
             tokens: tokens.to_vec(),
             samples,
             length,
-            site: None,
+            lanes: Lanes::of(Node::leaf(0), samples * length),
+            sites: Vec::new(),
             gradient: None,
+            fresh: false,
+            rows_of_tokens: Mutex::default(),
         })
     }
 }
@@ -120,9 +165,15 @@ struct Pass {
     tokens: Vec<u32>,
     samples: usize,
     length: usize,
-    /// Where dropout draws its numbers; `None` drops nothing.
-    site: Option<Site>,
+    /// Whose rows lie where.
+    lanes: Lanes,
+    /// Where dropout draws its numbers, per lane; empty drops nothing.
+    sites: Vec<Site>,
     gradient: Option<Mutex<Vec<f32>>>,
+    /// Whether the gradient is begun here; else one lane's is added to.
+    fresh: bool,
+    /// What the head leaves for the embedding where several lanes share the pass.
+    rows_of_tokens: Mutex<Option<TokenRows>>,
 }
 
 impl Pass {
@@ -145,14 +196,40 @@ impl Pass {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn forward_backward(self: &Arc<Self>, batch: &Batch) -> Result<Sums> {
-        let mut tape = Tape::new(true);
+    fn forward_backward(self: &Arc<Self>, targets: head::Targets) -> Result<Vec<Sums>> {
+        let mut tape = Tape::new(&self.fused.buffers, true);
         let x = self.blocks(&mut tape)?;
-        let (op, sums) = head::Head::new(self.clone(), batch);
+        let (op, sums) = head::Head::new(self.clone(), targets);
         let loss = tape.apply(x, op)?;
         tape.backward(loss)?;
-        let sums = *sums.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        Ok(sums)
+        let mut sums = sums.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Ok(std::mem::take(&mut *sums))
+    }
+
+    /// The dropout masks of one place, one per lane; `None` where nothing is dropped.
+    fn masks(&self, place: usize) -> Option<Vec<Mask>> {
+        let masks = self
+            .sites
+            .iter()
+            .map(|&site| Mask::new(site, place, self.fused.model.dropout));
+        masks
+            .collect::<Option<Vec<_>>>()
+            .filter(|masks| !masks.is_empty())
+    }
+
+    /// Samples of each lane.
+    fn samples_per_lane(&self) -> usize {
+        self.samples / self.lanes.count()
+    }
+
+    /// Cuts the samples into parts that go through a block one beside the other, each on rows that stay in the cache.
+    /// Nothing but speed depends on the cut.
+    fn part_samples(&self) -> usize {
+        let threads = rayon::current_num_threads();
+        let even = self
+            .samples
+            .div_ceil(if threads > 1 { 2 * threads } else { 1 });
+        (PART_ROWS / self.length).clamp(1, even.max(1))
     }
 
     /// The residual stream after the last block.

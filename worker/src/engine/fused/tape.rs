@@ -1,9 +1,14 @@
 //! The order of the operations of one forward, so that backward can go through them the other way round.
 
-use candle_core::{CustomOp1, Result, Tensor};
+use std::sync::Mutex;
 
-/// A chain of operations, each on the result of the one before.
-pub struct Tape {
+use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Tensor};
+
+use super::buffers::Buffers;
+
+/// A chain of operations, each on the result of the one before. What no operation needs any more goes back to the pool.
+pub struct Tape<'a> {
+    buffers: &'a Buffers,
     record: bool,
     entries: Vec<Entry>,
 }
@@ -13,10 +18,11 @@ struct Entry {
     input: Tensor,
 }
 
-impl Tape {
+impl<'a> Tape<'a> {
     /// An empty chain; with `record`, backward is possible and inputs stay alive until then.
-    pub fn new(record: bool) -> Self {
+    pub fn new(buffers: &'a Buffers, record: bool) -> Self {
         Self {
+            buffers,
             record,
             entries: Vec::new(),
         }
@@ -25,9 +31,12 @@ impl Tape {
     /// Applies `op` to `input`.
     pub fn apply(&mut self, input: Tensor, op: impl CustomOp1 + 'static) -> Result<Tensor> {
         let output = input.apply_op1_no_bwd(&op)?;
-        if self.record {
-            let op = Box::new(op);
-            self.entries.push(Entry { op, input });
+        match self.record {
+            true => self.entries.push(Entry {
+                op: Box::new(op),
+                input,
+            }),
+            false => recycle(self.buffers, input)?,
         }
         Ok(output)
     }
@@ -37,12 +46,36 @@ impl Tape {
     pub fn backward(self, mut output: Tensor) -> Result<()> {
         let mut gradient = output.ones_like()?;
         for Entry { op, input } in self.entries.into_iter().rev() {
-            match op.bwd(&input, &output, &gradient)? {
-                Some(of_input) => gradient = of_input,
-                None => return Ok(()),
-            }
-            output = input;
+            let of_input = op.bwd(&input, &output, &gradient)?;
+            recycle(self.buffers, output)?;
+            recycle(self.buffers, gradient)?;
+            let Some(of_input) = of_input else {
+                return recycle(self.buffers, input);
+            };
+            (output, gradient) = (input, of_input);
         }
         Ok(())
     }
+}
+
+/// Gives a tensor's memory back to the pool. Nobody else may hold the tensor.
+pub fn recycle(buffers: &Buffers, tensor: Tensor) -> Result<()> {
+    /// Takes the elements out of a tensor.
+    struct Take(Mutex<Vec<f32>>);
+    impl InplaceOp1 for Take {
+        fn name(&self) -> &'static str {
+            "take"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+            if let CpuStorage::F32(data) = storage {
+                *self.0.lock().expect("no panic while taking") = std::mem::take(data);
+            }
+            Ok(())
+        }
+    }
+    let taken = Take(Mutex::default());
+    tensor.inplace_op1(&taken)?;
+    buffers.give(taken.0.into_inner().expect("no panic while taking"));
+    Ok(())
 }

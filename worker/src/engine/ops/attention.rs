@@ -9,14 +9,16 @@
 //!
 //! dV = Aᵀ dO,   dP = M∘(dO Vᵀ),   dS = P∘(dP - d),   dQ = dS K / sqrt(D),   dK = dSᵀ Q / sqrt(D)
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
-use super::dropout::Mask;
-use super::matmul::{Matrix, Shared, Threads, matmul, matmul_into};
+use super::dropout::{Mask, Masks};
+use super::gemm::{Aligned, Matrix, Panels, Shared, small};
 use super::simd::{self, exp, simd_fn};
 
 /// Query rows whose scores are alive at a time.
-const BLOCK: usize = 32;
+const BLOCK: usize = 24;
 
 /// The sizes of one attention.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +58,7 @@ impl Shape {
     }
 
     /// First mask element of row `row` of a head: rows are padded to a multiple of four.
+    /// `sample` counts within its lane.
     fn mask_start(&self, sample: usize, head: usize, row: usize) -> u64 {
         let row = (sample * self.heads + head) * self.queries + row;
         (row * self.keys.next_multiple_of(4)) as u64
@@ -119,7 +122,7 @@ pub fn forward(
     out: &mut [f32],
     log_sums: &mut [f32],
     inputs: Inputs,
-    mask: Option<Mask>,
+    masks: Option<Masks>,
 ) {
     assert_eq!(
         out.len(),
@@ -135,58 +138,70 @@ pub fn forward(
     log_sums
         .par_chunks_mut(shape.group() * shape.queries)
         .enumerate()
-        .for_each_init(Vec::new, |scratch, (task, log_sums)| {
-            let (sample, group) = (task / shape.kv_heads, task % shape.kv_heads);
-            for (i, log_sums) in log_sums.chunks_exact_mut(shape.queries).enumerate() {
-                let head = group * shape.group() + i;
-                forward_head(
-                    shape,
-                    shared,
-                    log_sums,
-                    inputs,
-                    mask,
-                    (sample, head),
-                    scratch,
-                );
-            }
+        .for_each(|(task, log_sums)| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let (sample, group) = (task / shape.kv_heads, task % shape.kv_heads);
+                let keys = inputs.keys(shape, sample, group, shape.keys);
+                let values = inputs.values(shape, sample, group, shape.keys);
+                let Scratch { right, p, .. } = scratch;
+                let [right_keys, right_values, ..] = right;
+                let keys = pack(right_keys, keys.t());
+                let values = pack(right_values, values);
+                for (i, log_sums) in log_sums.chunks_exact_mut(shape.queries).enumerate() {
+                    let head = group * shape.group() + i;
+                    let masks = masks.map(|masks| masks.of(sample));
+                    let place = (sample, head);
+                    let operands = (inputs, &keys, &values);
+                    forward_head(shape, shared, log_sums, operands, masks, place, p);
+                }
+            })
         });
+}
+
+/// Packs a right operand that several blocks of rows share.
+fn pack<'a>(memory: &'a mut Aligned, b: Matrix) -> Panels<'a> {
+    Panels::pack_here(memory.take(Panels::len(b.rows(), b.cols())), b)
 }
 
 fn forward_head(
     shape: Shape,
     out: Shared,
     log_sums: &mut [f32],
-    inputs: Inputs,
-    mask: Option<Mask>,
+    (inputs, keys, values): (Inputs, &Panels, &Panels),
+    mask: Option<(Mask, usize)>,
     (sample, head): (usize, usize),
     scratch: &mut Vec<f32>,
 ) {
-    let (group, past) = (head / shape.group(), shape.keys - shape.queries);
+    let past = shape.keys - shape.queries;
     for (block, log_sums) in log_sums.chunks_mut(BLOCK).enumerate() {
         let (start, rows) = (block * BLOCK, log_sums.len());
-        let keys = past + start + rows;
-        scratch.resize(rows * keys, 0.0);
-        let scores = &mut scratch[..rows * keys];
-        let (q, k) = (
-            inputs.queries(shape, sample, head, start, rows),
-            inputs.keys(shape, sample, group, keys),
-        );
-        matmul(scores, q, k.t(), shape.scale(), false, Threads::One);
-        for (r, (row, log_sum)) in scores.chunks_exact_mut(keys).zip(log_sums).enumerate() {
-            let (seen, unseen) = row.split_at_mut(past + start + r + 1);
-            *log_sum = softmax(seen);
+        let seen = past + start + rows;
+        scratch.resize(rows * seen, 0.0);
+        let scores = &mut scratch[..rows * seen];
+        let q = inputs.queries(shape, sample, head, start, rows);
+        // SAFETY: `scores` holds the product and is borrowed alone.
+        unsafe {
+            small(
+                scores.as_mut_ptr(),
+                seen,
+                q,
+                &keys.columns_to(seen),
+                shape.scale(),
+                false,
+            )
+        };
+        for (r, (row, log_sum)) in scores.chunks_exact_mut(seen).zip(log_sums).enumerate() {
+            let (row, unseen) = row.split_at_mut(past + start + r + 1);
+            *log_sum = softmax(row);
             unseen.fill(0.0);
-            if let Some(mask) = mask {
-                drop_row(mask, shape.mask_start(sample, head, start + r), seen);
+            if let Some((mask, sample)) = mask {
+                drop_row(mask, shape.mask_start(sample, head, start + r), row);
             }
         }
         let at = out.at((sample * shape.queries + start) * shape.width() + head * shape.dim);
-        let (a, v) = (
-            Matrix::new(scores, rows, keys),
-            inputs.values(shape, sample, group, keys),
-        );
+        let a = Matrix::new(scores, rows, seen);
         // SAFETY: this task alone writes these rows of this head; `out` has room for them, as checked in `forward`.
-        unsafe { matmul_into(at, shape.width(), a, v, 1.0, false, Threads::One) };
+        unsafe { small(at, shape.width(), a, &values.rows_of(0..seen), 1.0, false) };
     }
 }
 
@@ -216,8 +231,8 @@ pub struct Saved<'a> {
     pub out: &'a [f32],
     /// The log-sums.
     pub log_sums: &'a [f32],
-    /// The mask of forward.
-    pub mask: Option<Mask>,
+    /// The masks of forward.
+    pub masks: Option<Masks<'a>>,
 }
 
 /// Fills `dpacked`, the gradient of the packed rows (queries = keys), from `dout`.
@@ -229,19 +244,35 @@ pub fn backward(shape: Shape, dpacked: &mut [f32], dout: &[f32], saved: Saved) {
         "size of the gradient"
     );
     let shared = Shared::new(dpacked);
+    let inputs = Inputs::packed(shape, saved.packed);
     (0..shape.samples * shape.kv_heads)
         .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, task| {
-            let (sample, group) = (task / shape.kv_heads, task % shape.kv_heads);
-            for i in 0..shape.group() {
-                let head = group * shape.group() + i;
-                backward_head(shape, shared, dout, saved, (sample, head), i == 0, scratch);
-            }
+        .for_each(|task| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let (sample, group) = (task / shape.kv_heads, task % shape.kv_heads);
+                let Scratch { right, p, ds } = scratch;
+                let [keys_t, values_t, keys, rest @ ..] = right;
+                let k = inputs.keys(shape, sample, group, shape.keys);
+                let v = inputs.values(shape, sample, group, shape.keys);
+                let packed = (&pack(keys_t, k.t()), &pack(values_t, v.t()), &pack(keys, k));
+                for i in 0..shape.group() {
+                    let head = group * shape.group() + i;
+                    let place = (sample, head, i == 0);
+                    backward_head(shape, shared, dout, saved, place, packed, (rest, p, ds));
+                }
+            })
         });
+}
+
+thread_local! {
+    /// What one task needs. Nothing in a task hands work to other threads, so it is never borrowed twice.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 #[derive(Default)]
 struct Scratch {
+    /// Packed right operands.
+    right: [Aligned; 5],
     /// Scores, then P or A, `[rows, keys]`.
     p: Vec<f32>,
     /// dO Vᵀ, then dS, `[rows, keys]`.
@@ -255,17 +286,19 @@ fn backward_head(
     dpacked: Shared,
     dout: &[f32],
     saved: Saved,
-    (sample, head): (usize, usize),
-    first: bool,
-    scratch: &mut Scratch,
+    (sample, head, first): (usize, usize, bool),
+    (keys_t, values_t, keys): (&Panels, &Panels, &Panels),
+    (right, p, ds): (&mut [Aligned; 2], &mut Vec<f32>, &mut Vec<f32>),
 ) {
     let inputs = Inputs::packed(shape, saved.packed);
+    let mask = saved.masks.map(|masks| masks.of(sample));
     let (group, length, dim, width) = (
         head / shape.group(),
         shape.queries,
         shape.dim,
         shape.width(),
     );
+    let [packed_q, packed_dout] = right;
     let log_sums = &saved.log_sums[(sample * shape.heads + head) * length..][..length];
     let row_at = |row: usize| (sample * length + row) * shape.packed();
     let dk = row_at(0) + width + group * dim;
@@ -274,43 +307,47 @@ fn backward_head(
     for block in (0..blocks).rev() {
         let start = block * BLOCK;
         let rows = BLOCK.min(length - start);
-        let keys = start + rows;
-        scratch.p.resize(rows * keys, 0.0);
-        scratch.ds.resize(rows * keys, 0.0);
-        let (p, ds) = (
-            &mut scratch.p[..rows * keys],
-            &mut scratch.ds[..rows * keys],
-        );
+        let seen = start + rows;
+        p.resize(rows * seen, 0.0);
+        ds.resize(rows * seen, 0.0);
+        let (p, ds) = (&mut p[..rows * seen], &mut ds[..rows * seen]);
 
-        let (q, k) = (
-            inputs.queries(shape, sample, head, start, rows),
-            inputs.keys(shape, sample, group, keys),
-        );
+        let q = inputs.queries(shape, sample, head, start, rows);
         let at_out = (sample * length + start) * width + head * dim;
         let dout_rows = Matrix::strided(&dout[at_out..], rows, dim, width);
-        matmul(p, q, k.t(), shape.scale(), false, Threads::One);
-        matmul(
-            ds,
-            dout_rows,
-            inputs.values(shape, sample, group, keys).t(),
-            1.0,
-            false,
-            Threads::One,
-        );
+        // SAFETY: `p` and `ds` hold the products and are borrowed alone.
+        unsafe {
+            small(
+                p.as_mut_ptr(),
+                seen,
+                q,
+                &keys_t.columns_to(seen),
+                shape.scale(),
+                false,
+            );
+            small(
+                ds.as_mut_ptr(),
+                seen,
+                dout_rows,
+                &values_t.columns_to(seen),
+                1.0,
+                false,
+            );
+        }
         for r in 0..rows {
             let at = at_out + r * width;
             let d = simd::dot(&dout[at..at + dim], &saved.out[at..at + dim]);
             let (p, ds) = (
-                &mut p[r * keys..(r + 1) * keys],
-                &mut ds[r * keys..(r + 1) * keys],
+                &mut p[r * seen..(r + 1) * seen],
+                &mut ds[r * seen..(r + 1) * seen],
             );
-            let seen = start + r + 1;
-            p[seen..].fill(0.0);
-            ds[seen..].fill(0.0);
-            let (p, ds) = (&mut p[..seen], &mut ds[..seen]);
-            match saved.mask {
+            let own = start + r + 1;
+            p[own..].fill(0.0);
+            ds[own..].fill(0.0);
+            let (p, ds) = (&mut p[..own], &mut ds[..own]);
+            match mask {
                 None => backward_row(p, ds, log_sums[start + r], d),
-                Some(mask) => {
+                Some((mask, sample)) => {
                     let mask_start = shape.mask_start(sample, head, start + r);
                     drop_row(mask, mask_start, ds);
                     backward_row(p, ds, log_sums[start + r], d);
@@ -318,24 +355,17 @@ fn backward_head(
                 }
             }
         }
-        let (p, ds) = (Matrix::new(p, rows, keys), Matrix::new(ds, rows, keys));
+        let (p, ds) = (Matrix::new(p, rows, seen), Matrix::new(ds, rows, seen));
         let add = !(first && block + 1 == blocks);
         let (stride, scale) = (shape.packed(), shape.scale());
+        let (q, dout_rows) = (pack(packed_q, q), pack(packed_dout, dout_rows));
         // SAFETY: dQ of this head, and dK and dV of its group, belong to this task alone; `dpacked` has room for
         // whole sequences, as checked in `backward`; dK and dV are complete before anything is added to them.
         unsafe {
-            matmul_into(
-                dpacked.at(dv),
-                stride,
-                p.t(),
-                dout_rows,
-                1.0,
-                add,
-                Threads::One,
-            );
-            matmul_into(dpacked.at(dk), stride, ds.t(), q, scale, add, Threads::One);
+            small(dpacked.at(dv), stride, p.t(), &dout_rows, 1.0, add);
+            small(dpacked.at(dk), stride, ds.t(), &q, scale, add);
             let dq = dpacked.at(row_at(start) + head * dim);
-            matmul_into(dq, stride, ds, k, scale, false, Threads::One);
+            small(dq, stride, ds, &keys.rows_of(0..seen), scale, false);
         }
     }
 }
@@ -365,7 +395,7 @@ mod tests {
         dim: 8,
     };
 
-    fn run(shape: Shape, packed: &[f32], mask: Option<Mask>) -> (Vec<f32>, Vec<f32>) {
+    fn run(shape: Shape, packed: &[f32], masks: Option<Masks>) -> (Vec<f32>, Vec<f32>) {
         let mut out = vec![f32::NAN; shape.samples * shape.queries * shape.width()];
         let mut log_sums = vec![f32::NAN; shape.samples * shape.heads * shape.queries];
         forward(
@@ -373,13 +403,13 @@ mod tests {
             &mut out,
             &mut log_sums,
             Inputs::packed(shape, packed),
-            mask,
+            masks,
         );
         (out, log_sums)
     }
 
-    fn gradient(packed: &[f32], dout: &[f32], mask: Option<Mask>) -> Vec<f32> {
-        let (out, log_sums) = run(SHAPE, packed, mask);
+    fn gradient(packed: &[f32], dout: &[f32], masks: Option<Masks>) -> Vec<f32> {
+        let (out, log_sums) = run(SHAPE, packed, masks);
         let mut dpacked = vec![f32::NAN; packed.len()];
         backward(
             SHAPE,
@@ -389,7 +419,7 @@ mod tests {
                 packed,
                 out: &out,
                 log_sums: &log_sums,
-                mask,
+                masks,
             },
         );
         dpacked
@@ -429,10 +459,16 @@ mod tests {
             lane: 0,
             micro_batch: 0,
         };
-        for mask in [None, Mask::new(site, 0, 0.3)] {
-            let dpacked = gradient(&packed, &dout, mask);
+        let lanes = [0, 1].map(|lane| Mask::new(Site { lane, ..site }, 0, 0.3).expect("a mask"));
+        let masks = Masks {
+            lanes: &lanes,
+            samples: 1,
+            first: 0,
+        };
+        for masks in [None, Some(masks)] {
+            let dpacked = gradient(&packed, &dout, masks);
             check_gradient(&packed, &dpacked, 41, |packed| {
-                weigh(&run(SHAPE, packed, mask).0, &dout)
+                weigh(&run(SHAPE, packed, masks).0, &dout)
             });
         }
     }

@@ -47,17 +47,48 @@ impl Mask {
         factors(self.key, self.threshold, self.keep, start / 4, out);
     }
 
-    /// Multiplies `data`, whose first element is element 0 of the mask, by the factors.
-    pub fn apply(&self, data: &mut [f32]) {
+    /// Multiplies `data`, whose first element is element `start` of the mask, by the factors.
+    pub fn apply(&self, data: &mut [f32], start: u64) {
         data.par_chunks_mut(BLOCK)
             .enumerate()
             .for_each(|(index, data)| {
-                let mut factors = [0.0; 1024];
-                for (i, data) in data.chunks_mut(factors.len()).enumerate() {
-                    let factors = &mut factors[..data.len()];
-                    self.factors((index * BLOCK + i * 1024) as u64, factors);
-                    simd::multiply(data, factors);
+                let mut factors = [0.0; 1024 + 4];
+                for (i, data) in data.chunks_mut(1024).enumerate() {
+                    let at = start + (index * BLOCK + i * 1024) as u64;
+                    let skipped = (at % 4) as usize;
+                    let factors = &mut factors[..skipped + data.len()];
+                    self.factors(at - at % 4, factors);
+                    simd::multiply(data, &factors[skipped..]);
                 }
+            });
+    }
+}
+
+/// The masks of consecutive samples of several lanes.
+#[derive(Clone, Copy)]
+pub struct Masks<'a> {
+    /// One for each lane.
+    pub lanes: &'a [Mask],
+    /// Samples of a lane.
+    pub samples: usize,
+    /// The first sample, counted from the first lane's first.
+    pub first: usize,
+}
+
+impl Masks<'_> {
+    /// The mask of a sample's lane, and the sample's place in the lane.
+    pub fn of(&self, sample: usize) -> (Mask, usize) {
+        let sample = self.first + sample;
+        (self.lanes[sample / self.samples], sample % self.samples)
+    }
+
+    /// Multiplies samples of `size` elements each by their factors.
+    pub fn apply(&self, data: &mut [f32], size: usize) {
+        data.par_chunks_mut(size)
+            .enumerate()
+            .for_each(|(sample, data)| {
+                let (mask, place) = self.of(sample);
+                mask.apply(data, (place * size) as u64);
             });
     }
 }
@@ -136,10 +167,13 @@ mod tests {
     fn a_mask_keeps_its_share_and_does_not_depend_on_how_it_is_cut() {
         let mask = Mask::new(SITE, 0, 0.25).expect("a mask");
         let mut whole = vec![1.0; 40_000];
-        mask.apply(&mut whole);
+        mask.apply(&mut whole, 0);
         let mut part = vec![0.0; 101];
         mask.factors(20_000, &mut part);
         assert_eq!(whole[20_000..20_101], part);
+        let mut odd = vec![1.0; 3_001];
+        mask.apply(&mut odd, 20_003);
+        assert_eq!(whole[20_003..23_004], odd);
         let kept = whole.iter().filter(|&&x| x != 0.0).count() as f64 / 40_000.0;
         assert!((kept - 0.75).abs() < 0.01, "{kept}");
         assert!(
@@ -153,7 +187,9 @@ mod tests {
     fn every_part_of_the_site_changes_the_mask() {
         let draw = |site, place| {
             let mut row = vec![1.0; 256];
-            Mask::new(site, place, 0.5).expect("a mask").apply(&mut row);
+            Mask::new(site, place, 0.5)
+                .expect("a mask")
+                .apply(&mut row, 0);
             row
         };
         let base = draw(SITE, 0);

@@ -3,9 +3,9 @@
 
 use rayon::prelude::*;
 
-use super::ROW_BLOCK;
-use super::matmul::{Matrix, Threads, matmul};
-use super::simd;
+use super::gemm::{Matrix, Panels, for_all_threads, gradient, matmul, multiply};
+use super::lanes::Lanes;
+use super::{ROW_BLOCK, simd};
 
 /// How the weight lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,77 @@ impl Shape {
     }
 }
 
-/// `y = x W + b (+ residual)`: x is `[rows, inputs]`, y and the residual are `[rows, outputs]`.
+/// A weight in panels, for the products of one direction.
+pub struct Packed<'a> {
+    shape: Shape,
+    panels: Panels<'a>,
+    /// Tasks of one product, roughly.
+    tasks: usize,
+}
+
+impl Shape {
+    /// Elements of a packed weight, in either direction.
+    pub fn packed_len(&self) -> usize {
+        Panels::len(self.inputs, self.outputs).max(Panels::len(self.outputs, self.inputs))
+    }
+
+    /// Packs the weight for [`Packed::forward`].
+    pub fn pack<'a>(self, out: &'a mut [f32], weight: &[f32]) -> Packed<'a> {
+        let out = &mut out[..Panels::len(self.inputs, self.outputs)];
+        let panels = Panels::pack(out, self.weight(weight));
+        Packed {
+            shape: self,
+            panels,
+            tasks: for_all_threads(),
+        }
+    }
+
+    /// Packs the weight for [`Packed::backward`].
+    pub fn pack_backward<'a>(self, out: &'a mut [f32], weight: &[f32]) -> Packed<'a> {
+        let out = &mut out[..Panels::len(self.outputs, self.inputs)];
+        let panels = Panels::pack(out, self.weight(weight).t());
+        Packed {
+            shape: self,
+            panels,
+            tasks: for_all_threads(),
+        }
+    }
+}
+
+impl Packed<'_> {
+    /// The same weight for products that run `parts` at a time, beside each other.
+    pub fn shared_by(self, parts: usize) -> Self {
+        let tasks = self.tasks.div_ceil(parts);
+        Self { tasks, ..self }
+    }
+
+    /// `y = x W + b (+ residual)`: x is `[rows, inputs]`, y and the residual are `[rows, outputs]`.
+    pub fn forward(
+        &self,
+        y: &mut [f32],
+        x: &[f32],
+        bias: Option<&[f32]>,
+        residual: Option<&[f32]>,
+    ) {
+        let Shape {
+            inputs, outputs, ..
+        } = self.shape;
+        let add = fill(y, outputs, bias, residual);
+        let x = Matrix::new(x, x.len() / inputs, inputs);
+        multiply(y, outputs, x, &self.panels, add, self.tasks);
+    }
+
+    /// `dx = dy Wᵀ`.
+    pub fn backward(&self, dx: &mut [f32], dy: &[f32]) {
+        let Shape {
+            inputs, outputs, ..
+        } = self.shape;
+        let dy = Matrix::new(dy, dy.len() / outputs, outputs);
+        multiply(dx, inputs, dy, &self.panels, false, self.tasks);
+    }
+}
+
+/// [`Packed::forward`] with a weight that is packed on the way, a piece at a time.
 pub fn forward(
     shape: Shape,
     y: &mut [f32],
@@ -46,26 +116,16 @@ pub fn forward(
     bias: Option<&[f32]>,
     residual: Option<&[f32]>,
 ) {
-    let rows = x.len() / shape.inputs;
-    let start = match (bias, residual) {
-        (None, None) => false,
-        (bias, residual) => {
-            fill(y, shape.outputs, bias, residual);
-            true
-        }
-    };
-    matmul(
-        y,
-        Matrix::new(x, rows, shape.inputs),
-        shape.weight(weight),
-        1.0,
-        start,
-        Threads::Pool,
-    );
+    let add = fill(y, shape.outputs, bias, residual);
+    let x = Matrix::new(x, x.len() / shape.inputs, shape.inputs);
+    matmul(y, x, shape.weight(weight), add);
 }
 
-/// Sets each row of y to the bias, the residual's row, or their sum.
-fn fill(y: &mut [f32], outputs: usize, bias: Option<&[f32]>, residual: Option<&[f32]>) {
+/// Sets each row of y to the bias, the residual's row, or their sum; `false` if there is neither.
+fn fill(y: &mut [f32], outputs: usize, bias: Option<&[f32]>, residual: Option<&[f32]>) -> bool {
+    if bias.is_none() && residual.is_none() {
+        return false;
+    }
     let block = ROW_BLOCK * outputs;
     y.par_chunks_mut(block).enumerate().for_each(|(index, y)| {
         if let Some(residual) = residual {
@@ -79,56 +139,47 @@ fn fill(y: &mut [f32], outputs: usize, bias: Option<&[f32]>, residual: Option<&[
             }
         }
     });
+    true
 }
 
-/// `dx = dy Wᵀ`.
+/// `dx = dy Wᵀ`, with a weight that is packed on the way.
 pub fn backward_input(shape: Shape, dx: &mut [f32], dy: &[f32], weight: &[f32]) {
-    let rows = dy.len() / shape.outputs;
-    matmul(
-        dx,
-        Matrix::new(dy, rows, shape.outputs),
-        shape.weight(weight).t(),
-        1.0,
-        false,
-        Threads::Pool,
-    );
+    let dy = Matrix::new(dy, dy.len() / shape.outputs, shape.outputs);
+    matmul(dx, dy, shape.weight(weight).t(), false);
 }
 
-/// `dW += xᵀ dy`, in the weight's own order.
-pub fn backward_weight(shape: Shape, dw: &mut [f32], x: &[f32], dy: &[f32]) {
-    let rows = dy.len() / shape.outputs;
-    let (x, dy) = (
-        Matrix::new(x, rows, shape.inputs),
-        Matrix::new(dy, rows, shape.outputs),
-    );
+/// `dW = xᵀ dy` over the lanes' rows, in the weight's own order; added to what is there without `fresh`.
+pub fn backward_weight(
+    shape: Shape,
+    dw: &mut [f32],
+    x: &[f32],
+    dy: &[f32],
+    lanes: &Lanes,
+    fresh: bool,
+) {
+    let x = Matrix::new(x, lanes.rows(), shape.inputs);
+    let dy = Matrix::new(dy, lanes.rows(), shape.outputs);
     match shape.order {
-        WeightOrder::InputsFirst => matmul(dw, x.t(), dy, 1.0, true, Threads::Pool),
-        WeightOrder::OutputsFirst => matmul(dw, dy.t(), x, 1.0, true, Threads::Pool),
+        WeightOrder::InputsFirst => gradient(dw, x, dy, lanes, fresh),
+        WeightOrder::OutputsFirst => gradient(dw, dy, x, lanes, fresh),
     }
 }
 
-/// `db += Σ_rows dy`.
-pub fn backward_bias(db: &mut [f32], dy: &[f32]) {
+/// `db = Σ_rows dy` over the lanes' rows; added to what is there without `fresh`.
+pub fn backward_bias(db: &mut [f32], dy: &[f32], lanes: &Lanes, fresh: bool) {
     let width = db.len();
-    let partials: Vec<Vec<f32>> = dy
-        .par_chunks(ROW_BLOCK * width)
-        .map(|block| {
-            let mut sum = vec![0.0; width];
-            block
-                .chunks_exact(width)
-                .for_each(|row| simd::add(&mut sum, row));
-            sum
-        })
-        .collect();
-    for partial in &partials {
-        simd::add(db, partial);
-    }
+    lanes.sum(db, fresh, |rows, db| {
+        for row in dy[rows.start * width..rows.end * width].chunks_exact(width) {
+            simd::add(db, row);
+        }
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::ops::testing::{check_gradient, random, weigh};
+    use cohort_common::tree::Node;
 
     const ROWS: usize = 70;
 
@@ -153,8 +204,9 @@ mod tests {
                 vec![0.0; b.len()],
             );
             backward_input(shape, &mut dx, &dy, &w);
-            backward_weight(shape, &mut dw, &x, &dy);
-            backward_bias(&mut db, &dy);
+            let lanes = Lanes::of(Node::leaf(0), ROWS);
+            backward_weight(shape, &mut dw, &x, &dy, &lanes, true);
+            backward_bias(&mut db, &dy, &lanes, true);
             check_gradient(&x, &dx, 17, |x| loss(x, &w, &b));
             check_gradient(&w, &dw, 5, |w| loss(&x, w, &b));
             check_gradient(&b, &db, 1, |b| loss(&x, &w, b));

@@ -11,7 +11,7 @@
 use rayon::prelude::*;
 
 use super::ROW_BLOCK;
-use super::simd::{self, simd_fn, sum_by};
+use super::simd::{simd_fn, sum_by};
 
 /// Which of the two norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,41 +67,43 @@ simd_fn! {
     }
 }
 
-/// Adds the gradient through the norm to `dx`, and to `dw` and `db`.
+/// Elements of the partial sums of one sample of `length` rows.
+pub fn partial_len(width: usize, length: usize, bias: bool) -> usize {
+    length.div_ceil(ROW_BLOCK) * width * if bias { 2 } else { 1 }
+}
+
+/// Adds the gradient through the norm to `dx`. For each sample of `length` rows it leaves partial sums of dw (and db)
+/// in `partials`, one row of dw (and db) for each [`ROW_BLOCK`] rows.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     kind: Kind,
     dx: &mut [f32],
-    dw: &mut [f32],
-    db: Option<&mut [f32]>,
+    partials: &mut [f32],
     dy: &[f32],
     x: &[f32],
     stats: &[Stats],
     weight: &[f32],
+    (length, bias): (usize, bool),
 ) {
     let width = weight.len();
-    let block = ROW_BLOCK * width;
-    let with_bias = db.is_some();
-    let partials: Vec<Vec<f32>> = dx
-        .par_chunks_mut(block)
-        .zip(dy.par_chunks(block))
-        .zip(x.par_chunks(block))
-        .zip(stats.par_chunks(ROW_BLOCK))
-        .map(|(((dx, dy), x), stats)| {
-            let mut partial = vec![0.0; if with_bias { 2 * width } else { width }];
-            let (dw, db) = partial.split_at_mut(width);
-            backward_rows(kind, dx, dw, db, dy, x, stats, weight);
-            partial
-        })
-        .collect();
-    for partial in &partials {
-        simd::add(dw, &partial[..width]);
-    }
-    if let Some(db) = db {
-        for partial in &partials {
-            simd::add(db, &partial[width..]);
-        }
-    }
+    let (sample, block) = (length * width, ROW_BLOCK * width);
+    dx.par_chunks_mut(sample)
+        .zip(partials.par_chunks_mut(partial_len(width, length, bias)))
+        .zip(dy.par_chunks(sample))
+        .zip(x.par_chunks(sample))
+        .zip(stats.par_chunks(length))
+        .for_each(|((((dx, partials), dy), x), stats)| {
+            dx.par_chunks_mut(block)
+                .zip(partials.par_chunks_mut(if bias { 2 * width } else { width }))
+                .zip(dy.par_chunks(block))
+                .zip(x.par_chunks(block))
+                .zip(stats.par_chunks(ROW_BLOCK))
+                .for_each(|((((dx, partial), dy), x), stats)| {
+                    partial.fill(0.0);
+                    let (dw, db) = partial.split_at_mut(width);
+                    backward_rows(kind, dx, dw, db, dy, x, stats, weight);
+                });
+        });
 }
 
 simd_fn! {
@@ -137,6 +139,7 @@ simd_fn! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ops::simd;
     use crate::engine::ops::testing::{check_gradient, random, weigh};
 
     const EPS: f32 = 1e-5;
@@ -183,7 +186,21 @@ mod tests {
         for kind in [Kind::Rms, Kind::Layer] {
             let (_, stats) = run(kind, &x, &w, Some(&b));
             let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; width], vec![0.0; width]);
-            backward(kind, &mut dx, &mut dw, Some(&mut db), &dy, &x, &stats, &w);
+            let mut partials = vec![f32::NAN; partial_len(width, rows, true)];
+            backward(
+                kind,
+                &mut dx,
+                &mut partials,
+                &dy,
+                &x,
+                &stats,
+                &w,
+                (rows, true),
+            );
+            for part in partials.chunks_exact(2 * width) {
+                simd::add(&mut dw, &part[..width]);
+                simd::add(&mut db, &part[width..]);
+            }
             check_gradient(&x, &dx, 7, |x| weigh(&run(kind, x, &w, Some(&b)).0, &dy));
             check_gradient(&w, &dw, 1, |w| weigh(&run(kind, &x, w, Some(&b)).0, &dy));
             check_gradient(&b, &db, 1, |b| weigh(&run(kind, &x, &w, Some(b)).0, &dy));

@@ -2,6 +2,8 @@
 //! compiler turns into vectors, and compiled three times (baseline, AVX2, AVX-512); the best one that the processor
 //! has is chosen at run time. No libc function is called, so results depend on the instruction set alone.
 
+use std::sync::OnceLock;
+
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
@@ -13,19 +15,36 @@ pub enum InstructionSet {
     Avx512,
 }
 
-impl std::fmt::Display for InstructionSet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Baseline => std::env::consts::ARCH,
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-        })
+impl InstructionSet {
+    /// What decides the bits of a result: whether a product and a sum are rounded once or twice.
+    pub fn arithmetic(self) -> &'static str {
+        match self {
+            Self::Baseline if !BASELINE_FMA => "separate-multiply-add",
+            _ => "fused-multiply-add",
+        }
     }
 }
 
-/// The best instruction set that this processor has.
+/// Names the instruction set to compute with, instead of the best: `avx512`, `avx2` or `baseline`. One that the processor
+/// lacks is passed over. For comparisons: `avx2` and `avx512` give the same bits.
+const CHOICE: &str = "COHORT_INSTRUCTION_SET";
+
+/// The instruction set that is computed with: the best that this processor has, or the one that is named by
+/// `COHORT_INSTRUCTION_SET`.
 #[inline]
 pub fn instruction_set() -> InstructionSet {
+    static CHOSEN: OnceLock<InstructionSet> = OnceLock::new();
+    *CHOSEN.get_or_init(|| {
+        let best = best();
+        match std::env::var(CHOICE).as_deref() {
+            Ok("baseline") => InstructionSet::Baseline,
+            Ok("avx2") if best == InstructionSet::Avx512 => InstructionSet::Avx2,
+            _ => best,
+        }
+    })
+}
+
+fn best() -> InstructionSet {
     #[cfg(target_arch = "x86_64")]
     {
         let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
@@ -91,6 +110,15 @@ pub(crate) use simd_fn;
 #[inline(always)]
 pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// `a * b + c` as the kernels of this processor compute it.
+#[cfg(test)]
+pub fn fma_as_the_kernels(a: f32, b: f32, c: f32) -> f32 {
+    match instruction_set() {
+        InstructionSet::Baseline => fma::<BASELINE_FMA>(a, b, c),
+        _ => a.mul_add(b, c),
+    }
 }
 
 /// e^x to about two units in the last place; inputs below -87.3 give about 1e-38, above 88.3 about 2e38; NaN stays.

@@ -1,5 +1,7 @@
 //! The two paths against each other, every parameter's gradient, finite differences, threads, generation.
 
+use cohort_common::tree::Node;
+
 use super::*;
 use crate::engine::{EngineError, Sampling, Sums, generate};
 
@@ -142,6 +144,54 @@ fn gradients_add_up_over_micro_batches() {
             .zip(&twice)
             .all(|(a, b)| (2.0 * a - b).abs() <= 1e-4 * (1.0 + a.abs()))
     );
+}
+
+#[test]
+fn lanes_that_share_a_pass_have_the_bits_of_lanes_alone() {
+    for model in models() {
+        let engine = &mut engine(&model, 2);
+        let batches: Vec<Batch> = (0..5)
+            .map(|lane| {
+                let mut batch = batch(&model, 2, 21);
+                let vocab = model.vocab_size as u32;
+                batch
+                    .inputs
+                    .iter_mut()
+                    .for_each(|t| *t = (*t * 7 + lane) % vocab);
+                batch
+            })
+            .collect();
+        let lane = |lane: u32| (&batches[lane as usize], Site { lane, ..SITE });
+        fn sum(engine: &mut Engine, node: Node, batches: &[Batch]) -> Vec<f32> {
+            let Some((left, right)) = node.children() else {
+                let lane = node.first;
+                let mut gradient = Vec::new();
+                let alone = [(&batches[lane as usize], Site { lane, ..SITE })];
+                engine
+                    .gradient(node, &alone, &mut gradient)
+                    .expect("a gradient");
+                return gradient;
+            };
+            let mut total = sum(engine, left, batches);
+            let other = sum(engine, right, batches);
+            total.iter_mut().zip(other).for_each(|(a, b)| *a += b);
+            total
+        }
+        for node in [Node { first: 0, size: 5 }, Node { first: 2, size: 2 }] {
+            let together: Vec<_> = node.lanes().map(lane).collect();
+            let mut shared = vec![f32::NAN; 3];
+            let sums = engine
+                .gradient(node, &together, &mut shared)
+                .expect("a gradient");
+            let alone = sum(engine, node, &batches);
+            assert!(shared == alone, "{node} of {model:?}");
+            for (at, sums) in node.lanes().zip(sums) {
+                let mut gradient = Vec::new();
+                let single = engine.gradient(Node::leaf(at), &[lane(at)], &mut gradient);
+                assert_eq!(single.expect("a gradient"), [sums]);
+            }
+        }
+    }
 }
 
 #[test]

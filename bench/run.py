@@ -1,0 +1,316 @@
+#!/usr/bin/env python3
+"""Benchmarks of Cohort, each beside what people would use otherwise.
+
+    python3 bench/run.py engine            one training step against PyTorch: tokens/s and peak memory
+    python3 bench/run.py lanes             eight lanes against one lane of the same tokens
+    python3 bench/run.py workers           two workers of one thread against one, and DDP over gloo
+    python3 bench/run.py overhead          `--local 1` against the same steps in one process without a cluster
+    python3 bench/run.py exchange          the exchange alone, gloo, and a ring over TCP
+    python3 bench/run.py text TEXT         from raw text to a trained nanoGPT character model, against PyTorch
+    python3 bench/run.py preset TEXT       the preset shakespeare-cpu
+    python3 bench/run.py table             BENCHMARKS.md from the results
+
+Options: --python PATH (an interpreter with torch: `python3 -m venv v && v/bin/pip install torch numpy`; without one, the
+other side is left out), --rounds N (pairs; default 5), --seconds S (of one measurement; default 3), --quick (the smallest
+run that shows that all still works; leaves the results alone).
+
+What is compared runs in turn, so that a change of the machine's mood meets both. Figures are medians over the rounds, and a
+ratio is the median of the rounds' ratios. Results lie in bench/results/NAME.json, with every single measurement.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+median = statistics.median
+
+
+def run(command, env=None):
+    """The JSON lines that a command prints."""
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"failed with code {done.returncode}: {' '.join(map(str, command))}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def bench_binary(package, name):
+    """Builds a bench and returns where it lies."""
+    command = ["cargo", "bench", "-p", package, "--bench", name, "--no-run", "--message-format=json"]
+    found = [m for m in run(command) if m.get("target", {}).get("name") == name and m.get("executable")]
+    return found[-1]["executable"]
+
+
+def cohort():
+    subprocess.run(["cargo", "build", "--release"], cwd=ROOT, check=True)
+    return ROOT / "target" / "release" / "cohort"
+
+
+def machine(args):
+    facts = {"date": time.strftime("%Y-%m-%d"), "system": platform.platform(terse=True), "cores": os.cpu_count()}
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        facts["processor"] = next(l.split(":")[1].strip() for l in info.splitlines() if l.startswith("model name"))
+        flags = next(l for l in info.splitlines() if l.startswith("flags")).split()
+        wanted = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
+        facts["features"] = " ".join(f for f in wanted if f in flags)
+    except (OSError, StopIteration):
+        facts["processor"] = platform.processor()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    facts["commit"] = commit.stdout.strip()
+    if args.python:
+        facts["torch"] = subprocess.check_output([args.python, "-c", "import torch; print(torch.__version__)"], text=True).strip()
+    return facts
+
+
+def save(args, name, rows):
+    result = {"machine": machine(args), "rounds": args.rounds, "rows": rows}
+    print(json.dumps(result, indent=1))
+    if not args.quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def engine(args):
+    ours, rows = bench_binary("cohort-worker", "step"), []
+    models = ["a"] if args.quick else ["a", "b-llama", "b-gpt2", "c"]
+    for model in models:
+        row = {"model": model, "ours": [], "theirs": []}
+        for _ in range(args.rounds):
+            row["ours"] += run([ours, model, "--seconds", str(args.seconds), "--json"])
+            if args.python:
+                script = ["bench/step_pytorch.py", model, "--seconds", str(args.seconds), "--json"]
+                row["theirs"] += run([args.python, *script, "--threads", str(os.cpu_count())])
+        rows.append(row)
+    save(args, "engine", rows)
+
+
+def lanes(args):
+    ours = bench_binary("cohort-worker", "step")
+    save(args, "lanes", [r for _ in range(args.rounds) for r in run([ours, "lanes", "--seconds", str(args.seconds), "--json"])])
+
+
+# Specs whose steps are those of the models of the engine's bench: A with its own text, B on 8 lanes of one sample.
+SPECS = {
+    "a": ["--preset", "nanogpt-shakespeare-cpu", "--set", "train.eval_every=0"],
+    "b": ["--preset", "small", "--set", "train.micro_batch=1", "--set", "train.eval_every=0"],
+}
+
+
+def train(binary, spec, text, workers, threads, steps):
+    """Tokens per second of a run on a private cluster: the median over its steps but the first tenth."""
+    home = tempfile.mkdtemp(prefix="cohort-bench-")
+    try:
+        command = [binary, "pretrain", *spec, "--corpus", text, "--local", str(workers), "--threads", str(threads)]
+        options = ["--home", home, "--json", "--set", f"train.steps={steps}", "--set", "train.eval_samples=16"]
+        events = run([*command, *options])
+        speeds = [e["tokens_per_second"] for e in events if e["event"] == "step"][steps // 10 :]
+        return median(speeds)
+    finally:
+        shutil.rmtree(home)
+
+
+def text_for_runs():
+    """Some text that every checkout has: the project's own sources."""
+    file = Path(tempfile.mkdtemp(prefix="cohort-bench-text-")) / "sources.txt"
+    sources = sorted(p for p in ROOT.glob("*/src/**/*.rs"))
+    file.write_text("\n".join(p.read_text() for p in sources))
+    return file
+
+
+def workers(args):
+    binary, text, rows = cohort(), text_for_runs(), []
+    models = {"a": 20} if args.quick else {"a": 300, "b": 12}
+    for model, steps in models.items():
+        row = {"model": model, "one": [], "two": [], "ddp_one": [], "ddp_two": []}
+        for _ in range(args.rounds):
+            row["one"].append(train(binary, SPECS[model], text, 1, 1, steps))
+            row["two"].append(train(binary, SPECS[model], text, 2, 1, steps))
+            if args.python:
+                name = {"a": "a", "b": "b-llama"}[model]
+                row["ddp_one"].append(ddp(args.python, name, 1))
+                row["ddp_two"].append(ddp(args.python, name, 2))
+        rows.append(row)
+    save(args, "workers", rows)
+
+
+def ddp(python, model, world):
+    """Tokens per second of all processes of one thread."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [python, "bench/step_pytorch.py", model, "--threads", "1", "--ddp", "--json"]
+    group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **group, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(world)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        sys.exit("DistributedDataParallel failed")
+    return sum(json.loads(line)["tokens_per_s"] for out in outputs for line in out.splitlines() if line.startswith("{"))
+
+
+def overhead(args):
+    binary, text, rows = cohort(), text_for_runs(), []
+    ours = bench_binary("cohort-worker", "step")
+    models = {"a": 20} if args.quick else {"a": 400, "b": 12}
+    for model, steps in models.items():
+        row = {"model": model, "cluster": [], "alone": []}
+        for _ in range(args.rounds):
+            row["cluster"].append(train(binary, SPECS[model], text, 1, os.cpu_count(), steps))
+            plain = {"a": ["a", "--lanes", "4"], "b": ["b-llama-8", "--lanes", "8"]}[model]
+            row["alone"] += [r["tokens_per_s"] for r in run([ours, *plain, "--seconds", str(args.seconds), "--json"])]
+        rows.append(row)
+    save(args, "overhead", rows)
+
+
+def exchange(args):
+    ours, rows = bench_binary("cohort-train", "exchange"), []
+    size = ["--megabytes", "1"] if args.quick else []
+
+    def results(command):
+        with tempfile.NamedTemporaryFile() as file:
+            options = ["--seconds", str(args.seconds), "--json", file.name]
+            subprocess.run([*command, *size, *options], cwd=ROOT, check=True)
+            return json.load(open(file.name))["results"]
+
+    for _ in range(args.rounds):
+        rows.append({"ours": results([ours])})
+        if args.python and not args.quick:
+            rows[-1]["theirs"] = results([args.python, "bench/allreduce_gloo.py"])
+    save(args, "exchange", rows)
+
+
+def pretrain_whole(binary, preset, text, options=()):
+    """Wall-clock seconds of a whole command, data preparation and validations included, and its validation losses."""
+    home = tempfile.mkdtemp(prefix="cohort-bench-")
+    try:
+        begin = time.perf_counter()
+        command = [binary, "pretrain", "--preset", preset, "--corpus", text, "--local", "1", "--home", home, "--json", *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        evals = []
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "eval":
+                evals.append([event["step"], event["loss"], time.perf_counter() - begin])
+        if process.wait():
+            sys.exit("the run failed")
+        return {"all_s": time.perf_counter() - begin, "evals": evals}
+    finally:
+        shutil.rmtree(home)
+
+
+def text(args):
+    binary, row = cohort(), {"ours": [], "theirs": []}
+    for _ in range(args.rounds):
+        options = ["--set", "train.steps=20"] if args.quick else []
+        row["ours"].append(pretrain_whole(binary, "nanogpt-shakespeare-cpu", args.text, options))
+        if args.python:
+            script = ["bench/shakespeare_pytorch.py", args.text, "--threads", str(os.cpu_count())]
+            row["theirs"] += run([args.python, *script, *(["--steps", "20"] if args.quick else [])])
+    save(args, "text", [row])
+
+
+def preset(args):
+    options = ["--set", "train.steps=3"] if args.quick else []
+    save(args, "preset", [pretrain_whole(cohort(), "shakespeare-cpu", args.text, options)])
+
+
+def ratios(above, below):
+    return [a / b for a, b in zip(above, below)]
+
+
+def table(_args):
+    """BENCHMARKS.md."""
+    found = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    out = [(ROOT / "bench" / "head.md").read_text().rstrip(), ""]
+
+    def section(name, title, command):
+        if name not in found:
+            return None
+        facts = found[name]["machine"]
+        where = f"{facts['processor']}, {facts['cores']} cores, {facts.get('features', '')}"
+        torch = f"; PyTorch {facts['torch']}" if "torch" in facts else ""
+        out.extend([f"## {title}", "", f"`python3 bench/run.py {command}`; {found[name]['rounds']} rounds, {facts['date']}, commit {facts['commit']}; {where}{torch}.", ""])
+        return found[name]["rows"]
+
+    def lines(head, rows):
+        out.extend(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+    if rows := section("engine", "One training step", "engine"):
+        body = []
+        for row in rows:
+            ours = [r["tokens_per_s"] for r in row["ours"]]
+            theirs = [r["tokens_per_s"] for r in row["theirs"]]
+            memory = [median(r["peak_mb"] for r in row[side]) if row[side] else float("nan") for side in ("ours", "theirs")]
+            line = [row["model"], f"{median(ours):,.0f}", f"{median(r['gflops'] for r in row['ours']):.0f}"]
+            line += [f"{median(theirs):,.0f}", f"**{median(ratios(ours, theirs)):.2f}**"] if theirs else ["", ""]
+            body.append([*line, f"{memory[0]:,.0f}", f"{memory[1]:,.0f}", f"{memory[0] / memory[1]:.2f}"])
+        lines(["model", "tokens/s", "GFLOP/s", "PyTorch tokens/s", "ratio", "peak MB", "PyTorch peak MB", "ratio"], body)
+    if rows := section("lanes", "Lanes", "lanes"):
+        tokens = sorted({r["tokens"] for r in rows})
+        lines(["tokens in a lane", "8 lanes in the time of one"], [[str(t), f"{median(r['ratio'] for r in rows if r['tokens'] == t):.3f}"] for t in tokens])
+    if rows := section("workers", "Two workers of one thread", "workers"):
+        body = []
+        for row in rows:
+            line = [row["model"], f"{median(row['one']):,.0f}", f"{median(row['two']):,.0f}", f"**{100 * median(ratios(row['two'], row['one'])) / 2:.0f} %**"]
+            if row["ddp_one"]:
+                line += [f"{median(row['ddp_one']):,.0f}", f"{median(row['ddp_two']):,.0f}", f"{100 * median(ratios(row['ddp_two'], row['ddp_one'])) / 2:.0f} %"]
+            body.append(line + [""] * (7 - len(line)))
+        lines(["model", "one", "two", "of twice one", "DDP one", "DDP two", "of twice one"], body)
+    if rows := section("overhead", "The cluster's price", "overhead"):
+        lines(["model", "`--local 1`, tokens/s", "without a cluster", "ratio"], [[r["model"], f"{median(r['cluster']):,.0f}", f"{median(r['alone']):,.0f}", f"**{100 * median(ratios(r['cluster'], r['alone'])):.1f} %**"] for r in rows])
+    if rows := section("exchange", "The exchange alone", "exchange"):
+        exchange_table(rows, lines)
+    if rows := section("text", "From raw text to a trained model", "text TEXT"):
+        row = rows[0]
+        ours = [r["all_s"] for r in row["ours"]]
+        body = [["Cohort, everything included", f"{median(ours):.1f} s", f"{median(r['evals'][-1][1] for r in row['ours']):.3f}"]]
+        if row["theirs"]:
+            body.append(["PyTorch, training alone", f"{median(r['training_s'] for r in row['theirs']):.1f} s", f"{median(r['loss'] for r in row['theirs']):.3f}"])
+            body.append(["ratio", f"**{median(ratios(ours, [r['training_s'] for r in row['theirs']])):.2f}**", ""])
+        lines(["nanoGPT's CPU recipe, Tiny Shakespeare", "time", "validation loss, nats"], body)
+    if rows := section("preset", "The preset shakespeare-cpu", "preset TEXT"):
+        lines(["step", "validation loss, nats", "seconds since the start"], [[str(step), f"{loss:.4f}", f"{seconds:.0f}"] for step, loss, seconds in rows[0]["evals"]])
+    (ROOT / "BENCHMARKS.md").write_text("\n".join(out).rstrip() + "\n")
+
+
+def exchange_table(rows, lines):
+    cases = {}
+    for row in rows:
+        for case in [*row["ours"], *row.get("theirs", [])]:
+            key = (case["what"], case["workers"], case["megabytes"])
+            cases.setdefault(key, []).append(case["gb_per_s"])
+    lines(["what", "workers", "MB", "GB/s"], [[what, str(n), str(mb), f"{median(speeds):.2f}"] for (what, n, mb), speeds in sorted(cases.items())])
+
+
+def main():
+    commands = [engine, lanes, workers, overhead, exchange, text, preset, table]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=[c.__name__ for c in commands])
+    parser.add_argument("text", nargs="?")
+    parser.add_argument("--python")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.seconds = 1, 0.1
+    if args.command in ("text", "preset") and not args.text:
+        parser.error(f"{args.command} needs a text file")
+    next(c for c in commands if c.__name__ == args.command)(args)
+
+
+if __name__ == "__main__":
+    main()

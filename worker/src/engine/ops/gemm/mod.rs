@@ -1,0 +1,523 @@
+//! Matrix products of f32 on the CPU.
+//!
+//! **The order of summation.** Element (i, j) of a product is built of blocks of [`DEPTH`] terms. Within a block the
+//! terms are added one after the other, each by one fused multiply-add, beginning with zero; then the block is added
+//! to the element, blocks in order. That is the whole rule. It knows nothing of the other rows and columns, of tiles,
+//! threads, caches or the width of a vector. So a row's result is the same in any company, which lets lanes share
+//! their products; and every processor with a fused multiply-add gives the same bits. Those without round the product
+//! and the sum apart.
+//!
+//! A gradient of a weight is a sum over the rows of several lanes: [`gradient`] takes it lane by lane, each as if it
+//! were alone, and adds the lanes along the reduction tree while the pieces are still in the cache.
+
+mod kernel;
+mod pack;
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use self::kernel::{Operands, PANEL, ROWS};
+pub use self::pack::{Aligned, Panels};
+use super::lanes::Lanes;
+use super::simd;
+
+/// Terms that are summed before they are added to an element.
+pub const DEPTH: usize = 256;
+
+/// Rows of a left operand that one task takes at most: with [`DEPTH`] columns they fill a part of the second cache.
+const TASK_ROWS: usize = 192;
+
+/// Elements of a right operand that are packed at a time, if it need not be packed whole.
+const PACKED: usize = 1 << 20;
+
+/// Rows of a gradient's sum whose right operand is packed at a time.
+const GRADIENT_ROWS: usize = 8 * DEPTH;
+
+/// A matrix of f32 somewhere in a slice: element (r, c) is `data[r * row_stride + c * col_stride]`, and one of the
+/// strides is 1.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// A row-major matrix whose rows are `stride` elements apart.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(
+            rows == 0 || (rows - 1) * stride + cols <= data.len(),
+            "a {rows} x {cols} matrix with stride {stride} does not fit {} elements",
+            data.len()
+        );
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride: stride,
+            col_stride: 1,
+        }
+    }
+
+    /// A row-major matrix without gaps.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// The transpose; moves nothing.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// `count` rows from `first` on.
+    pub fn rows_of(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.rows, "rows beyond the matrix");
+        Self {
+            data: &self.data[(first * self.row_stride).min(self.data.len())..],
+            rows: count,
+            ..self
+        }
+    }
+
+    /// `count` columns from `first` on.
+    pub fn columns(self, first: usize, count: usize) -> Self {
+        self.t().rows_of(first, count).t()
+    }
+}
+
+/// `out = a b`, or `out += a b` if `add`; `out` is row-major without gaps. Runs on the threads of the current pool.
+pub fn matmul(out: &mut [f32], a: Matrix, b: Matrix, add: bool) {
+    let (depth, cols) = (b.rows, b.cols);
+    assert_eq!(a.cols, depth, "inner sizes differ");
+    // Large right operands are packed a piece at a time: first along the inner dimension, then along the columns.
+    let rows = GRADIENT_ROWS.min(depth);
+    let width = (PACKED / rows).next_multiple_of(PANEL).min(cols);
+    scratch(Panels::len(rows, width), |packed| {
+        for start in (0..depth).step_by(rows) {
+            let deep = rows.min(depth - start);
+            let (a, b) = (a.columns(start, deep), b.rows_of(start, deep));
+            for first in (0..cols).step_by(width) {
+                let wide = width.min(cols - first);
+                let part = &mut packed[..Panels::len(deep, wide)];
+                let panels = Panels::pack(part, b.columns(first, wide));
+                let add = add || start > 0;
+                multiply(&mut out[first..], cols, a, &panels, add, for_all_threads());
+            }
+        }
+    });
+}
+
+/// As [`matmul`], with a right operand that is packed already and rows of `out` that lie `stride` apart, in about `tasks`
+/// tasks.
+pub fn multiply(out: &mut [f32], stride: usize, a: Matrix, b: &Panels, add: bool, tasks: usize) {
+    assert_eq!(a.cols, b.depth, "inner sizes differ");
+    assert!(
+        a.rows == 0 || (a.rows - 1) * stride + b.cols <= out.len(),
+        "the product has {} x {} elements",
+        a.rows,
+        b.cols
+    );
+    let out = Shared::new(out);
+    let (rows, panels) = task_size(a.rows, b.count(), tasks);
+    let across = b.count().div_ceil(panels);
+    let tasks = a.rows.div_ceil(rows) * across;
+    (0..tasks).into_par_iter().for_each(|task| {
+        let (first, panel) = (task / across * rows, task % across * panels);
+        let a = a.rows_of(first, rows.min(a.rows - first));
+        let panels = panel..(panel + panels).min(b.count());
+        let to = out.at(first * stride + panel * PANEL);
+        LEFT.with_borrow_mut(|left| {
+            // SAFETY: the tasks' pieces of `out` are disjoint and lie inside it, as checked above.
+            unsafe { product(to, stride, a, b, panels, 1.0, add, left) }
+        });
+    });
+}
+
+/// A product on the calling thread, into rows that lie `stride` elements apart: for small products in a parallel loop.
+///
+/// # Safety
+///
+/// For each of the `a.rows` rows, `b.cols` elements from `out + row * stride` on must be valid for reads and writes,
+/// initialised if `add`, and used by nobody else during the call.
+pub unsafe fn small(out: *mut f32, stride: usize, a: Matrix, b: &Panels, scale: f32, add: bool) {
+    assert_eq!(a.cols, b.depth, "inner sizes differ");
+    LEFT.with_borrow_mut(|left| {
+        // SAFETY: the caller's promise.
+        unsafe { product(out, stride, a, b, 0..b.count(), scale, add, left) }
+    });
+}
+
+/// `out = Σ xᵀ dy` over rows, taken lane by lane and added along the tree; without `fresh`, added to `out`, which takes
+/// a single lane. x is `[rows, m]`, dy `[rows, n]`, `out` `[m, n]`.
+pub fn gradient(out: &mut [f32], x: Matrix, dy: Matrix, lanes: &Lanes, fresh: bool) {
+    assert!(
+        x.rows == dy.rows && x.rows == lanes.rows(),
+        "rows of the lanes"
+    );
+    assert_eq!(out.len(), x.cols * dy.cols, "size of the gradient");
+    if let Some(rows) = lanes.alone() {
+        for start in (0..rows).step_by(GRADIENT_ROWS) {
+            let deep = GRADIENT_ROWS.min(rows - start);
+            let (x, dy) = (x.rows_of(start, deep), dy.rows_of(start, deep));
+            scratch(Panels::len(deep, dy.cols), |packed| {
+                let stride = dy.cols;
+                let packed = Panels::pack(packed, dy);
+                let add = !fresh || start > 0;
+                multiply(out, stride, x.t(), &packed, add, for_all_threads());
+            });
+        }
+        return;
+    }
+    assert!(fresh, "only a single lane is added to what is there");
+    scratch(Panels::len(dy.rows, dy.cols), |packed| {
+        along_the_tree(out, x.t(), &Panels::pack(packed, dy), lanes);
+    });
+}
+
+fn along_the_tree(out: &mut [f32], x: Matrix, dy: &Panels, lanes: &Lanes) {
+    let (stride, shared) = (dy.cols, Shared::new(out));
+    let (rows, panels) = task_size(x.rows, dy.count(), for_all_threads());
+    // The partial sums of one task stay in the cache.
+    let (rows, panels) = (rows.min(96), panels.min(4));
+    let across = dy.count().div_ceil(panels);
+    let tasks = x.rows.div_ceil(rows) * across;
+    (0..tasks).into_par_iter().for_each(|task| {
+        let (first, panel) = (task / across * rows, task % across * panels);
+        let x = x.rows_of(first, rows.min(x.rows - first));
+        let panels = panel..(panel + panels).min(dy.count());
+        let (width, cols) = (
+            panels.len() * PANEL,
+            (stride - panel * PANEL).min(panels.len() * PANEL),
+        );
+        let size = x.rows * width;
+        PARTIAL.with_borrow_mut(|partial| {
+            LEFT.with_borrow_mut(|left| {
+                let stack = partial.take(size * lanes.depth());
+                let mut height = 0;
+                for (range, merges) in lanes.each() {
+                    let (deep, part) = (range.len(), &mut stack[height * size..][..size]);
+                    let dy = dy.rows_of(range.clone());
+                    // SAFETY: `part` holds these rows of whole panels.
+                    unsafe {
+                        product(
+                            part.as_mut_ptr(),
+                            width,
+                            x.columns(range.start, deep),
+                            &dy,
+                            panels.clone(),
+                            1.0,
+                            false,
+                            left,
+                        );
+                    }
+                    height += 1;
+                    for _ in 0..merges {
+                        height -= 1;
+                        let (lower, upper) = stack.split_at_mut(height * size);
+                        simd::add(&mut lower[(height - 1) * size..], &upper[..size]);
+                    }
+                }
+                assert_eq!(height, 1, "the lanes are one node of the tree");
+                for (row, sum) in stack[..size].chunks_exact(width).enumerate() {
+                    let to = shared.at((first + row) * stride + panel * PANEL);
+                    // SAFETY: this task's piece of `out`, which no other task touches.
+                    unsafe { to.copy_from_nonoverlapping(sum.as_ptr(), cols) };
+                }
+            });
+        });
+    });
+}
+
+/// Tasks that keep every thread of the current pool busy to the end.
+pub fn for_all_threads() -> usize {
+    match rayon::current_num_threads() {
+        1 => 1,
+        threads => 4 * threads,
+    }
+}
+
+/// Rows and panels of one task: about as many tasks as are wanted, and none so large that its operands leave the cache.
+fn task_size(rows: usize, panels: usize, wanted: usize) -> (usize, usize) {
+    let blocks = rows
+        .div_ceil(TASK_ROWS)
+        .max(wanted.min(rows.div_ceil(8 * ROWS)));
+    let across = wanted.div_ceil(blocks).min(panels.div_ceil(2)).max(1);
+    (
+        rows.div_ceil(blocks).next_multiple_of(ROWS).max(ROWS),
+        panels.div_ceil(across).max(1),
+    )
+}
+
+/// One product on one thread.
+///
+/// # Safety
+///
+/// As for [`small`], for the columns of `panels` alone; `out` is where the first of them begins. Where a panel is not
+/// full, only its own columns are touched.
+#[allow(clippy::too_many_arguments)]
+unsafe fn product(
+    out: *mut f32,
+    stride: usize,
+    a: Matrix,
+    b: &Panels,
+    panels: Range<usize>,
+    scale: f32,
+    add: bool,
+    left: &mut Aligned,
+) {
+    for start in (0..a.cols).step_by(DEPTH) {
+        let depth = DEPTH.min(a.cols - start);
+        let a = a.columns(start, depth);
+        // Packing a row costs about as much as multiplying it with a third of a panel.
+        let packed = (panels.len() > 4).then(|| {
+            let left = left.take(a.rows.next_multiple_of(ROWS) * depth);
+            pack::pack_left(left, a);
+            &*left
+        });
+        for panel in panels.clone() {
+            let (right, cols) = b.at(panel, start);
+            for row in (0..a.rows).step_by(ROWS) {
+                let (from, a_row, a_col) = match packed {
+                    Some(left) => (left[row * depth..].as_ptr(), 1, ROWS),
+                    None => {
+                        let a = a.rows_of(row, 1);
+                        (a.data.as_ptr(), a.row_stride, a.col_stride)
+                    }
+                };
+                let o = Operands {
+                    depth,
+                    a: from,
+                    a_row,
+                    a_col,
+                    b: right,
+                    b_row: PANEL,
+                    scale,
+                };
+                // SAFETY: the left operand's elements lie in its slice, the right one's in whole panels, and the
+                // caller answers for `out`.
+                unsafe {
+                    let to = out.add(row * stride + (panel - panels.start) * PANEL);
+                    kernel::panel(
+                        o,
+                        ROWS.min(a.rows - row),
+                        cols,
+                        to,
+                        stride,
+                        add || start > 0,
+                    );
+                }
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// A packed left operand, and partial sums. Never borrowed while other tasks may run on the thread.
+    static LEFT: RefCell<Aligned> = RefCell::default();
+    static PARTIAL: RefCell<Aligned> = RefCell::default();
+}
+
+/// Memory for packed right operands, which outlive the switch to another task.
+static SCRATCH: Mutex<Vec<Aligned>> = Mutex::new(Vec::new());
+
+/// Calls `f` with `len` elements of scratch memory.
+pub fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    let free = || {
+        SCRATCH
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    };
+    let mut memory = free().pop().unwrap_or_default();
+    let result = f(memory.take(len));
+    free().push(memory);
+    result
+}
+
+/// A mutable slice that tasks of one parallel loop share, each writing places of its own.
+#[derive(Clone, Copy)]
+pub struct Shared {
+    pointer: *mut f32,
+    len: usize,
+}
+
+// SAFETY: a plain pointer; whoever writes through it promises disjointness (see `at`).
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Shares `data` for as long as the borrow lasts; the caller keeps the borrow alive around the loop.
+    pub fn new(data: &mut [f32]) -> Self {
+        Self {
+            pointer: data.as_mut_ptr(),
+            len: data.len(),
+        }
+    }
+
+    /// A pointer to element `offset`. Dereferencing it is sound only where no other task uses the same element.
+    pub fn at(self, offset: usize) -> *mut f32 {
+        assert!(offset < self.len, "element {offset} of {}", self.len);
+        // SAFETY: inside the allocation, as just checked.
+        unsafe { self.pointer.add(offset) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ops::testing::{pool, random};
+    use cohort_common::tree::Node;
+
+    /// The rule of the module's head, word by word.
+    fn reference(
+        out: &mut [f32],
+        a: impl Fn(usize, usize) -> f32,
+        b: impl Fn(usize, usize) -> f32,
+        [m, n, k]: [usize; 3],
+    ) {
+        for i in 0..m {
+            for j in 0..n {
+                for block in (0..k).step_by(DEPTH) {
+                    let mut sum = 0.0f32;
+                    for p in block..(block + DEPTH).min(k) {
+                        sum = simd::fma_as_the_kernels(a(i, p), b(p, j), sum);
+                    }
+                    out[i * n + j] += sum;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_follow_the_rule_to_the_bit_in_every_orientation() {
+        for [m, n, k] in [
+            [7, 5, 11],
+            [64, 130, 300],
+            [200, 70, 513],
+            [1, 200, 64],
+            [33, 64, 2100],
+        ] {
+            let (a, b, before) = (random(m * k, 1), random(k * n, 2), random(m * n, 3));
+            for (left, right) in [(false, false), (true, false), (false, true), (true, true)] {
+                let at_a = |i: usize, p: usize| if left { a[p * m + i] } else { a[i * k + p] };
+                let at_b = |p: usize, j: usize| if right { b[j * k + p] } else { b[p * n + j] };
+                let x = if left {
+                    Matrix::new(&a, k, m).t()
+                } else {
+                    Matrix::new(&a, m, k)
+                };
+                let y = if right {
+                    Matrix::new(&b, n, k).t()
+                } else {
+                    Matrix::new(&b, k, n)
+                };
+                for add in [false, true] {
+                    let mut expected = if add {
+                        before.clone()
+                    } else {
+                        vec![0.0; m * n]
+                    };
+                    reference(&mut expected, at_a, at_b, [m, n, k]);
+                    for threads in [1, 3] {
+                        let mut out = before.clone();
+                        pool(threads).install(|| matmul(&mut out, x, y, add));
+                        assert!(
+                            out == expected,
+                            "{m} x {n} x {k}, {left} {right} {add}, {threads} threads"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_do_not_depend_on_their_company() {
+        let (m, n, k) = (64, 100, 320);
+        let (a, b) = (random(m * k, 1), random(k * n, 2));
+        let mut whole = vec![0.0; m * n];
+        matmul(
+            &mut whole,
+            Matrix::new(&a, m, k),
+            Matrix::new(&b, k, n),
+            false,
+        );
+        for (first, count) in [(0, 1), (5, 3), (10, 37), (63, 1)] {
+            let mut part = vec![0.0; count * n];
+            let rows = Matrix::new(&a, m, k).rows_of(first, count);
+            matmul(&mut part, rows, Matrix::new(&b, k, n), false);
+            assert!(
+                part == whole[first * n..][..count * n],
+                "{count} rows from {first}"
+            );
+        }
+    }
+
+    #[test]
+    fn gradients_of_lanes_together_equal_those_of_lanes_alone_added_along_the_tree() {
+        let (m, n) = (100, 130);
+        for lanes in [1, 2, 3, 5, 8] {
+            for rows in [1, 40, 257] {
+                let all = rows * lanes as usize;
+                let (x, dy) = (random(all * m, 1), random(all * n, 2));
+                let lane = |lane: u32| {
+                    let (mut out, at) = (vec![f32::NAN; m * n], lane as usize * rows);
+                    let (x, dy) = (Matrix::new(&x, all, m), Matrix::new(&dy, all, n));
+                    let alone = Lanes::of(Node::leaf(0), rows);
+                    gradient(
+                        &mut out,
+                        x.rows_of(at, rows),
+                        dy.rows_of(at, rows),
+                        &alone,
+                        true,
+                    );
+                    out
+                };
+                fn sum(node: Node, lane: &dyn Fn(u32) -> Vec<f32>) -> Vec<f32> {
+                    let Some((left, right)) = node.children() else {
+                        return lane(node.first);
+                    };
+                    let (mut left, right) = (sum(left, lane), sum(right, lane));
+                    left.iter_mut().zip(right).for_each(|(a, b)| *a += b);
+                    left
+                }
+                let node = Node {
+                    first: 0,
+                    size: lanes,
+                };
+                let expected = sum(node, &lane);
+                for threads in [1, 2] {
+                    let mut out = vec![f32::NAN; m * n];
+                    let (x, dy) = (Matrix::new(&x, all, m), Matrix::new(&dy, all, n));
+                    pool(threads)
+                        .install(|| gradient(&mut out, x, dy, &Lanes::of(node, rows), true));
+                    assert!(
+                        out == expected,
+                        "{lanes} lanes of {rows} rows, {threads} threads"
+                    );
+                }
+            }
+        }
+    }
+}

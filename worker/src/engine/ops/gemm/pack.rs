@@ -1,0 +1,213 @@
+//! Operands in the order in which the kernels read them.
+
+use std::ops::Range;
+
+use super::kernel::{PANEL, ROWS};
+use super::{Matrix, Shared};
+use rayon::prelude::*;
+
+/// Elements of a transposing copy that are finished before the next are begun: a cache line's worth.
+const LINE: usize = 16;
+
+/// A right operand in panels: columns `64 j ..` lie at `[j][depth][64]`, filled up with zeros.
+pub struct Panels<'a> {
+    data: &'a [f32],
+    /// Rows from one panel to the next.
+    stride: usize,
+    pub depth: usize,
+    pub cols: usize,
+}
+
+/// Memory that is aligned to whole cache lines, so that no vector straddles two.
+#[derive(Default)]
+pub struct Aligned(Vec<f32>);
+
+impl Aligned {
+    /// `len` elements with whatever they were.
+    pub fn take(&mut self, len: usize) -> &mut [f32] {
+        if self.0.len() < len + LINE {
+            self.0.resize(len + LINE, 0.0);
+        }
+        let start = self.0.as_ptr().align_offset(64).min(LINE);
+        &mut self.0[start..start + len]
+    }
+}
+
+impl<'a> Panels<'a> {
+    /// Elements that a packed `[depth, cols]` operand takes.
+    pub fn len(depth: usize, cols: usize) -> usize {
+        depth * cols.next_multiple_of(PANEL)
+    }
+
+    /// Packs `b` into `out` on the calling thread.
+    pub fn pack_here(out: &'a mut [f32], b: Matrix) -> Self {
+        let (depth, cols) = (b.rows, b.cols);
+        assert_eq!(out.len(), Self::len(depth, cols), "room for the panels");
+        pack_panels(out, b);
+        Self {
+            data: out,
+            stride: depth,
+            depth,
+            cols,
+        }
+    }
+
+    /// Packs `b` into `out`, on all threads.
+    pub fn pack(out: &'a mut [f32], b: Matrix) -> Self {
+        let (depth, cols) = (b.rows, b.cols);
+        assert_eq!(out.len(), Self::len(depth, cols), "room for the panels");
+        // Several panels to a task, so that long rows are read in long pieces.
+        out.par_chunks_mut(4 * PANEL * depth.max(1))
+            .enumerate()
+            .for_each(|(task, out)| {
+                let first = 4 * task * PANEL;
+                pack_panels(out, b.columns(first, (cols - first).min(4 * PANEL)));
+            });
+        Self {
+            data: out,
+            stride: depth,
+            depth,
+            cols,
+        }
+    }
+
+    /// Rows `range` of the inner dimension alone.
+    pub fn rows_of(&self, range: Range<usize>) -> Panels<'a> {
+        Panels {
+            data: &self.data[range.start.min(self.depth) * PANEL..],
+            stride: self.stride,
+            depth: range.len(),
+            cols: self.cols,
+        }
+    }
+
+    /// The first `count` columns alone.
+    pub fn columns_to(&self, count: usize) -> Panels<'a> {
+        Panels {
+            cols: count.min(self.cols),
+            ..*self
+        }
+    }
+
+    /// Number of panels.
+    pub fn count(&self) -> usize {
+        self.cols.div_ceil(PANEL)
+    }
+
+    /// Where row `row` of panel `index` begins, and how many columns the panel has.
+    pub fn at(&self, index: usize, row: usize) -> (*const f32, usize) {
+        let rest = &self.data[(index * self.stride + row) * PANEL..];
+        (rest.as_ptr(), (self.cols - index * PANEL).min(PANEL))
+    }
+}
+
+fn pack_panels(out: &mut [f32], b: Matrix) {
+    if b.col_stride == 1 {
+        return copy_rows(out, b);
+    }
+    for (j, out) in out.chunks_exact_mut(PANEL * b.rows).enumerate() {
+        let first = j * PANEL;
+        transpose(
+            out,
+            PANEL,
+            b.columns(first, (b.cols - first).min(PANEL)).t(),
+        );
+    }
+}
+
+/// Rows of `b`, cut into panels.
+fn copy_rows(out: &mut [f32], b: Matrix) {
+    let depth = b.rows;
+    for p in 0..depth {
+        let row = &b.data[p * b.row_stride..][..b.cols];
+        for (j, part) in row.chunks(PANEL).enumerate() {
+            let out = &mut out[(j * depth + p) * PANEL..][..PANEL];
+            out[..part.len()].copy_from_slice(part);
+            out[part.len()..].fill(0.0);
+        }
+    }
+}
+
+/// Packs rows of a left operand: `[tile][depth][6]`, the last tile filled up with whatever was there.
+pub fn pack_left(out: &mut [f32], a: Matrix) {
+    let depth = a.cols;
+    for (tile, out) in out.chunks_exact_mut(ROWS * depth).enumerate() {
+        let part = a.rows_of(tile * ROWS, (a.rows - tile * ROWS).min(ROWS));
+        match part.col_stride {
+            1 => transpose(out, ROWS, part),
+            _ => {
+                assert_eq!(
+                    part.row_stride, 1,
+                    "columns are contiguous where rows are not"
+                );
+                for (p, out) in out.chunks_exact_mut(ROWS).enumerate() {
+                    out[..part.rows]
+                        .copy_from_slice(&part.data[p * part.col_stride..][..part.rows]);
+                }
+            }
+        }
+    }
+}
+
+/// `out[p * width + i] = a[i][p]` for a matrix of contiguous rows; what is left of each `width` is set to zero where
+/// `a` has fewer rows.
+fn transpose(out: &mut [f32], width: usize, a: Matrix) {
+    assert!(a.col_stride == 1 && a.rows <= width && out.len() == a.cols * width);
+    if a.rows < width {
+        out.fill(0.0);
+    }
+    let shared = Shared::new(out);
+    // Four rows at a time; the last four overlap those before them.
+    let quads = || {
+        (0..a.rows / 4 * 4)
+            .step_by(4)
+            .chain((a.rows % 4 > 0 && a.rows > 4).then(|| a.rows - 4))
+    };
+    let singles = if a.rows < 4 { 0..a.rows } else { 0..0 };
+    for start in (0..a.cols).step_by(LINE) {
+        let end = (start + LINE).min(a.cols);
+        for i in quads() {
+            let mut p = start;
+            #[cfg(target_arch = "x86_64")]
+            while p + 4 <= end {
+                let from = &a.data[i * a.row_stride + p..];
+                assert!(
+                    from.len() >= 3 * a.row_stride + 4 && (p + 3) * width + i + 4 <= a.cols * width
+                );
+                // SAFETY: four elements of four rows on both sides, as just checked; every x86-64 has SSE.
+                unsafe {
+                    transpose_quad(shared.at(p * width + i), width, from.as_ptr(), a.row_stride)
+                };
+                p += 4;
+            }
+            for p in p..end {
+                for i in i..i + 4 {
+                    // SAFETY: inside `out`; nobody else writes there.
+                    unsafe { *shared.at(p * width + i) = a.data[i * a.row_stride + p] };
+                }
+            }
+        }
+        for i in singles.clone() {
+            for p in start..end {
+                // SAFETY: inside `out`; nobody else writes there.
+                unsafe { *shared.at(p * width + i) = a.data[i * a.row_stride + p] };
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn transpose_quad(to: *mut f32, width: usize, from: *const f32, stride: usize) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|row| _mm_loadu_ps(from.add(row * stride)));
+        let (low, high) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+        let (low2, high2) = (_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+        _mm_storeu_ps(to, _mm_movelh_ps(low, low2));
+        _mm_storeu_ps(to.add(width), _mm_movehl_ps(low2, low));
+        _mm_storeu_ps(to.add(2 * width), _mm_movelh_ps(high, high2));
+        _mm_storeu_ps(to.add(3 * width), _mm_movehl_ps(high2, high));
+    }
+}
