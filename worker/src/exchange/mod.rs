@@ -54,9 +54,18 @@ impl Sharing {
     }
 }
 
-/// The exchange of one run. Clones share it.
+/// The exchange of one run. Clones share it; it ends with the last.
 #[derive(Clone)]
-pub struct ExchangeClient(Arc<Shared>);
+pub struct ExchangeClient(Arc<Handle>);
+
+/// What the tasks of the stream do not have: a stream that nobody uses must not speak, as a newer one has its place.
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
 
 struct Shared {
     root: Node,
@@ -68,6 +77,8 @@ struct Shared {
     sendable: Notify,
     /// A root is complete, or none will be.
     received: Condvar,
+    /// Nobody wants what comes any more.
+    closing: Notify,
 }
 
 #[derive(Default)]
@@ -133,10 +144,15 @@ impl ExchangeClient {
             }),
             sendable: Notify::new(),
             received: Condvar::new(),
+            closing: Notify::new(),
         });
         tokio::spawn(stream::send(shared.clone(), sealer, out));
         tokio::spawn(stream::receive(shared.clone(), incoming, broken));
-        Ok(Self(shared))
+        Ok(Self(Arc::new(Handle(shared))))
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.0.0
     }
 
     /// Pushes a node as soon as credits allow.
@@ -148,28 +164,28 @@ impl ExchangeClient {
             next: 0,
             slot: None,
         };
-        self.0.lock().pending.push(pending);
-        self.0.sendable.notify_one();
+        self.shared().lock().pending.push(pending);
+        self.shared().sendable.notify_one();
     }
 
     /// Waits for the root of a step; blocks the thread. `None` if the exchange ended.
     pub fn root(&self, step: Step) -> Option<Root> {
-        let mut state = self.0.lock();
+        let mut state = self.shared().lock();
         loop {
             let whole = state.roots.get(&step).is_some_and(Arriving::is_whole);
             if whole {
-                return state.roots.remove(&step)?.root(self.0.shape);
+                return state.roots.remove(&step)?.root(self.shared().shape);
             }
             if state.closed {
                 return None;
             }
-            state = self.0.received.wait(state).expect(POISON);
+            state = self.shared().received.wait(state).expect(POISON);
         }
     }
 
     /// Forgets a step that is applied. Its root must not be read any more.
     pub fn applied(&self, step: Step) {
-        let mut state = self.0.lock();
+        let mut state = self.shared().lock();
         state.applied = step;
         state.pending.retain(|p| p.step > step);
         state.credits.retain(|s, _| *s > step);
@@ -179,13 +195,13 @@ impl ExchangeClient {
         }
         state.done = state.shares;
         drop(state);
-        self.0.sendable.notify_one();
+        self.shared().sendable.notify_one();
     }
 
     /// Takes a root back that is not needed any more, to use its buffer again.
     pub fn reuse(&self, root: Root) {
         if let Root::Sent(buffer) = root {
-            let mut state = self.0.lock();
+            let mut state = self.shared().lock();
             state.spare.push(buffer);
             state.spare.truncate(SPARE);
         }
@@ -193,7 +209,7 @@ impl ExchangeClient {
 
     /// Ends the exchange; whoever waits for a root is told.
     pub fn close(&self) {
-        self.0.close();
+        self.shared().close();
     }
 }
 
@@ -208,6 +224,7 @@ impl Shared {
         self.lock().closed = true;
         self.received.notify_all();
         self.sendable.notify_one();
+        self.closing.notify_one();
     }
 
     /// The owner has said whether it shares memory.

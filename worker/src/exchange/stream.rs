@@ -157,7 +157,10 @@ pub(super) async fn receive(
     mut incoming: Streaming<v1::Chunk>,
     broken: mpsc::Sender<String>,
 ) {
-    let reason = shared.receive(&mut incoming).await;
+    let reason = tokio::select! {
+        reason = shared.receive(&mut incoming) => reason,
+        () = shared.closing.notified() => return,
+    };
     if !shared.lock().closed {
         // If nobody listens the session has ended, too.
         let _ = broken.try_send(reason);
