@@ -177,12 +177,18 @@ def overhead(args):
 
 def exchange(args):
     ours, rows = bench_binary("cohort-train", "exchange"), []
-    for _ in range(args.rounds):
+    size = ["--megabytes", "1"] if args.quick else []
+
+    def results(command):
         with tempfile.NamedTemporaryFile() as file:
-            subprocess.run([ours, "--json", file.name, *(["--sizes", "1"] if args.quick else [])], cwd=ROOT, check=True)
-            rows.append({"ours": json.load(open(file.name))})
+            options = ["--seconds", str(args.seconds), "--json", file.name]
+            subprocess.run([*command, *size, *options], cwd=ROOT, check=True)
+            return json.load(open(file.name))["results"]
+
+    for _ in range(args.rounds):
+        rows.append({"ours": results([ours])})
         if args.python and not args.quick:
-            rows[-1]["theirs"] = run([args.python, "bench/allreduce_gloo.py", "--json"])
+            rows[-1]["theirs"] = results([args.python, "bench/allreduce_gloo.py"])
     save(args, "exchange", rows)
 
 
@@ -285,7 +291,7 @@ def exchange_table(rows, lines):
     for row in rows:
         for case in [*row["ours"], *row.get("theirs", [])]:
             key = (case["what"], case["workers"], case["megabytes"])
-            cases.setdefault(key, []).append(case["gigabytes_per_s"])
+            cases.setdefault(key, []).append(case["gb_per_s"])
     lines(["what", "workers", "MB", "GB/s"], [[what, str(n), str(mb), f"{median(speeds):.2f}"] for (what, n, mb), speeds in sorted(cases.items())])
 
 

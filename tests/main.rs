@@ -4,6 +4,7 @@
 mod chaos;
 mod cluster;
 mod deploy;
+mod exchange;
 #[cfg(unix)]
 mod faults;
 mod messages;

@@ -2,70 +2,40 @@
 //! coordinator in a star, a worker that is alone, later the owners of a sharded exchange.
 //!
 //! A node of a chunk is set once, from a push or from its two children. Later copies are dropped, and a node and its
-//! ancestor are never both added. Memory holds only what waits for a sibling, plus the finished chunks.
+//! ancestor are never both added. Memory holds only what waits for a sibling, as it arrived or where it lies, plus the
+//! root: one segment, which is written once and sent from where it lies.
+
+mod error;
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
-use thiserror::Error;
 
+use crate::floats::{add, add_bytes, bytes_of, from_bf16, round_to_bf16, sum_of_squares, to_bf16};
 use crate::ids::{Lane, SessionId};
-use crate::layout::{chunk_count, chunk_range};
+use crate::layout::{CHUNK_LEN, chunk_count, chunk_range};
+use crate::seal::checksum;
+use crate::segment::{Part, Segment};
+use crate::spec::Payload;
 use crate::tree::{Node, Tree};
 
-/// Why a push was refused. Each means a broken or hostile peer; the state is unchanged.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum OfferError {
-    /// The node is not part of the run's tree.
-    #[error("{node} is not a node of the tree over {lanes} lanes")]
-    NoSuchNode {
-        /// What was pushed.
-        node: Node,
-        /// Lanes of the run.
-        lanes: u32,
-    },
-    /// The chunk lies outside the gradient.
-    #[error("chunk {index} lies outside the {chunks} chunks of this gradient")]
-    NoSuchChunk {
-        /// What was pushed.
-        index: usize,
-        /// Chunks of the gradient.
-        chunks: usize,
-    },
-    /// The payload has the wrong size.
-    #[error("chunk {index} has {found} bytes where {expected} were expected")]
-    WrongLength {
-        /// The chunk.
-        index: usize,
-        /// Bytes that were pushed.
-        found: usize,
-        /// Bytes of this chunk.
-        expected: usize,
-    },
-    /// Two workers computed different bits for the same node.
-    #[error(
-        "workers {first} and {second} disagree on the gradient of {node} (chunk {index}); one of the two machines computes wrongly"
-    )]
-    Mismatch {
-        /// The chunk.
-        index: usize,
-        /// The node.
-        node: Node,
-        /// Who pushed it first.
-        first: SessionId,
-        /// Who pushed it again.
-        second: SessionId,
-    },
-}
+pub use error::OfferError;
 
 /// What is remembered of a push, so that a copy can be compared long after the first has been summed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    /// CRC-32 of the data.
-    pub check: u32,
-    /// Who pushed it.
-    pub from: SessionId,
+#[derive(Clone, Debug)]
+struct Stamp {
+    check: Check,
+    from: SessionId,
+}
+
+/// CRC-32 of a chunk as it travels.
+#[derive(Clone, Debug)]
+enum Check {
+    Known(u32),
+    /// Taken with the sum, while the data is in the cache anyway, or when it is needed before.
+    Of(Part),
 }
 
 /// What a push did.
@@ -79,34 +49,137 @@ pub struct Offered {
     pub delivered: Vec<Lane>,
 }
 
-/// The finished root of one chunk.
+impl Offered {
+    /// Takes in what another push did.
+    pub fn join(&mut self, other: Self) {
+        self.chunk_complete |= other.chunk_complete;
+        self.all_complete |= other.all_complete;
+        self.delivered.extend(other.delivered);
+    }
+}
+
+/// One chunk of a node.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// As it travels.
+    Wire {
+        /// Little-endian: f32, or bf16 where that is the payload.
+        data: Bytes,
+        /// CRC-32 of `data`, which was compared.
+        check: u32,
+    },
+    /// f32 where the worker left it. It stays as it is until the step is committed: until its last root is complete.
+    Shared(Part),
+}
+
+/// The finished root of one chunk, as it travels.
 #[derive(Clone, Debug)]
 pub struct RootChunk {
-    /// f32 little-endian.
+    /// Little-endian: f32, or bf16 where that is the payload.
     pub data: Bytes,
-    /// Σ x² in f64, elements in order.
-    pub sum_of_squares: f64,
-    /// BLAKE3 of `data`.
-    pub hash: [u8; 32],
     /// CRC-32 of `data`.
     pub check: u32,
 }
 
+/// What is summed in a step of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Lanes.
+    pub lanes: u32,
+    /// Elements of a gradient.
+    pub len: usize,
+    /// What nodes are rounded to.
+    pub payload: Payload,
+}
+
+impl Shape {
+    /// Bytes of a gradient in memory.
+    pub fn bytes(self) -> usize {
+        self.len * 4
+    }
+}
+
+/// A checksum that is taken of floats as they would travel.
+#[derive(Default)]
+struct Taking(crc32fast::Hasher);
+
+impl Taking {
+    fn update(&mut self, payload: Payload, values: &[f32]) {
+        match payload {
+            Payload::F32 => self.0.update(bytes_of(values)),
+            Payload::Bf16 => self.0.update(&to_bf16(values)),
+        }
+    }
+}
+
+/// Elements that are summed at a time: what is done to them is done in the innermost cache.
+const BLOCK: usize = 2048;
+
+/// Where the root of a step is to lie.
+pub type MakeRoot = Box<dyn Fn(usize) -> Arc<Segment> + Send + Sync>;
+
 /// The sums of one step. Safe to share between the streams that feed it; sums are taken outside the locks.
-#[derive(Debug)]
 pub struct Aggregator {
     tree: Tree,
     len: usize,
+    payload: Payload,
     chunks: Vec<Mutex<ChunkState>>,
     progress: Mutex<Progress>,
+    /// Made when there is something to sum: a step that its sole owner sums costs nothing here.
+    root: OnceLock<Arc<Segment>>,
+    make_root: MakeRoot,
+}
+
+impl fmt::Debug for Aggregator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Aggregator")
+            .field("tree", &self.tree)
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
 struct ChunkState {
-    waiting: HashMap<Node, Vec<f32>>,
+    waiting: HashMap<Node, Waiting>,
     stamps: HashMap<Node, Stamp>,
     covered: Vec<bool>,
-    root: Option<RootChunk>,
+    /// Somebody writes the root, or has written it.
+    claimed: bool,
+    root: Option<Arc<Finished>>,
+}
+
+/// A summand.
+#[derive(Debug)]
+enum Waiting {
+    Wire(Bytes),
+    Shared(Part),
+    Sum(Vec<f32>),
+}
+
+impl Waiting {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Wire(data) => data,
+            Self::Shared(part) => part.as_ref(),
+            Self::Sum(sum) => bytes_of(sum),
+        }
+    }
+}
+
+/// What is known of a chunk's root.
+#[derive(Debug)]
+struct Finished {
+    digest: Digest,
+    /// Made for the first who wants it.
+    wire: OnceLock<RootChunk>,
+}
+
+/// What a commit wants to know of a chunk.
+#[derive(Clone, Copy, Debug)]
+struct Digest {
+    sum_of_squares: f64,
+    hash: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -118,12 +191,29 @@ struct Progress {
 }
 
 impl Aggregator {
-    /// An empty aggregation over `lanes` lanes of gradients of `len` elements.
+    /// An empty aggregation over `lanes` lanes of gradients of `len` elements, in memory of this process.
     pub fn new(lanes: u32, len: usize) -> Self {
+        let private = |bytes| Arc::new(Segment::private(bytes));
+        let shape = Shape {
+            lanes,
+            len,
+            payload: Payload::F32,
+        };
+        Self::with_root(shape, Box::new(private))
+    }
+
+    /// An empty aggregation whose root lies in a segment of at least as many bytes as asked for, which nobody reads.
+    pub fn with_root(shape: Shape, make_root: MakeRoot) -> Self {
+        let Shape {
+            lanes,
+            len,
+            payload,
+        } = shape;
         let chunks = chunk_count(len);
         Self {
             tree: Tree::new(lanes),
             len,
+            payload,
             chunks: (0..chunks).map(|_| Mutex::default()).collect(),
             progress: Mutex::new(Progress {
                 missing_per_lane: vec![chunks; lanes as usize],
@@ -131,7 +221,25 @@ impl Aggregator {
                 leading: 0,
                 missing: chunks,
             }),
+            root: OnceLock::new(),
+            make_root,
         }
+    }
+
+    /// The segment of the root.
+    pub fn segment(&self) -> &Arc<Segment> {
+        self.root.get_or_init(|| (self.make_root)(self.len * 4))
+    }
+
+    /// Whether others can read the root where it lies.
+    pub fn is_shared(&self) -> bool {
+        self.root.get().is_some_and(|root| root.address().is_some())
+    }
+
+    /// Elements of the gradient.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
     }
 
     /// Number of chunks.
@@ -146,40 +254,91 @@ impl Aggregator {
 
     /// The finished root of a chunk, if it is finished.
     pub fn root(&self, index: usize) -> Option<RootChunk> {
-        lock(self.chunks.get(index)?).root.clone()
+        let finished = lock(self.chunks.get(index)?).root.clone()?;
+        let make = || {
+            let range = chunk_range(index, self.len);
+            let part = Part::new(self.segment(), range.start as u64 * 4, range.len() * 4);
+            let part = part.expect("chunks lie inside");
+            let data: Bytes = match self.payload {
+                Payload::F32 => Bytes::from_owner(part),
+                Payload::Bf16 => to_bf16(part.floats()).into(),
+            };
+            let check = checksum(&data);
+            RootChunk { data, check }
+        };
+        Some(finished.wire.get_or_init(make).clone())
     }
 
-    /// Adds one chunk of one node. `data` is f32 little-endian.
+    /// Adds one chunk of one node that `from` pushed.
     pub fn offer(
         &self,
         node: Node,
         index: usize,
-        data: &[u8],
-        stamp: Stamp,
+        data: Data,
+        from: SessionId,
     ) -> Result<Offered, OfferError> {
-        self.check(node, index, data)?;
+        self.check(node, index, &data)?;
+        let check = match &data {
+            Data::Wire { check, .. } => Check::Known(*check),
+            Data::Shared(part) => Check::Of(part.clone()),
+        };
         let mut state = lock(&self.chunks[index]);
-        let known = *state.stamps.entry(node).or_insert(stamp);
-        if known.check != stamp.check {
-            let (first, second) = (known.from, stamp.from);
-            return Err(OfferError::Mismatch {
-                index,
-                node,
-                first,
-                second,
-            });
-        }
+        self.compare(&mut state, index, node, Stamp { check, from })?;
         let newly: Vec<Lane> = state.cover(self.tree.root().size, node);
         if newly.is_empty() {
             return Ok(Offered::default());
         }
         state.waiting.retain(|held, _| !node.contains(*held));
         drop(state);
-        let root = self.climb(node, index, decode(data));
+        let summand = match data {
+            Data::Shared(part) => Waiting::Shared(part),
+            Data::Wire { data, .. } => match self.payload {
+                Payload::F32 => Waiting::Wire(data),
+                Payload::Bf16 => Waiting::Sum(from_bf16(&data)),
+            },
+        };
+        let root = self.climb(node, index, summand);
         Ok(self.advance(index, &newly, root))
     }
 
-    fn check(&self, node: Node, index: usize, data: &[u8]) -> Result<(), OfferError> {
+    /// Two copies of a node must be the same. The first is remembered.
+    fn compare(
+        &self,
+        state: &mut ChunkState,
+        index: usize,
+        node: Node,
+        second: Stamp,
+    ) -> Result<(), OfferError> {
+        let Some(first) = state.stamps.get(&node) else {
+            state.stamps.insert(node, second);
+            return Ok(());
+        };
+        let same = self.check_of(&first.check) == self.check_of(&second.check);
+        let shared = |stamp: &Stamp| matches!(stamp.check, Check::Of(_));
+        // Once a step is complete, what was shared for it may be overwritten, and says nothing any more.
+        if same || (shared(first) || shared(&second)) && lock(&self.progress).missing == 0 {
+            return Ok(());
+        }
+        Err(OfferError::Mismatch {
+            index,
+            node,
+            first: first.from,
+            second: second.from,
+        })
+    }
+
+    fn check_of(&self, check: &Check) -> u32 {
+        match check {
+            Check::Known(check) => *check,
+            Check::Of(part) => {
+                let mut taking = Taking::default();
+                taking.update(self.payload, part.floats());
+                taking.0.finalize()
+            }
+        }
+    }
+
+    fn check(&self, node: Node, index: usize, data: &Data) -> Result<(), OfferError> {
         if !self.tree.has(node) {
             let lanes = self.tree.root().size;
             return Err(OfferError::NoSuchNode { node, lanes });
@@ -188,19 +347,24 @@ impl Aggregator {
         if index >= chunks {
             return Err(OfferError::NoSuchChunk { index, chunks });
         }
-        let expected = chunk_range(index, self.len).len() * 4;
-        if data.len() != expected {
-            return Err(OfferError::WrongLength {
+        let elements = chunk_range(index, self.len).len();
+        let (found, expected) = match data {
+            Data::Wire { data, .. } => (data.len(), elements * self.payload.bytes()),
+            Data::Shared(part) => (part.as_ref().len(), elements * 4),
+        };
+        match found == expected {
+            true => Ok(()),
+            false => Err(OfferError::WrongLength {
                 index,
-                found: data.len(),
+                found,
                 expected,
-            });
+            }),
         }
-        Ok(())
     }
 
     /// Sums upwards for as long as the sibling is there. Returns whether the root is now complete.
-    fn climb(&self, mut node: Node, index: usize, mut sum: Vec<f32>) -> bool {
+    fn climb(&self, mut node: Node, index: usize, mut sum: Waiting) -> bool {
+        let root = self.tree.root();
         while let Some(family) = self.tree.family(node) {
             let mut state = lock(&self.chunks[index]);
             let Some(sibling) = state.waiting.remove(&family.sibling) else {
@@ -209,17 +373,63 @@ impl Aggregator {
                 return false;
             };
             drop(state);
-            // Addition commutes to the bit, so the sum may be taken into either buffer.
-            add(&mut sum, &sibling);
+            let summands = [(node, &sum), (family.sibling, &sibling)];
             node = family.parent;
+            if node == root {
+                return self.finish(index, |out| self.add(index, out, summands));
+            }
+            let mut out = vec![0.0; chunk_range(index, self.len).len()];
+            self.add(index, &mut out, summands);
+            sum = Waiting::Sum(out);
         }
-        let root = finish(&sum);
+        self.finish(index, |out| {
+            bytemuck::cast_slice_mut(out).copy_from_slice(sum.bytes());
+        })
+    }
+
+    /// `out` = the sum, rounded; and the checksums of what is shared are taken on the way.
+    fn add(&self, index: usize, out: &mut [f32], summands: [(Node, &Waiting); 2]) {
+        let mut checks = summands.map(|(node, summand)| match summand {
+            Waiting::Shared(part) => Some((node, part, Taking::default())),
+            _ => None,
+        });
+        let [a, b] = summands.map(|(_, summand)| summand.bytes());
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            let at = block * BLOCK;
+            for (_, part, taking) in checks.iter_mut().flatten() {
+                taking.update(self.payload, &part.floats()[at..at + out.len()]);
+            }
+            let bytes = at * 4..(at + out.len()) * 4;
+            add_bytes(out, &a[bytes.clone()], &b[bytes]);
+            round(self.payload, out);
+        }
+        if checks.iter().all(Option::is_none) {
+            return;
+        }
+        let mut state = lock(&self.chunks[index]);
+        for (node, _, taking) in checks.into_iter().flatten() {
+            if let Some(stamp) = state.stamps.get_mut(&node) {
+                stamp.check = Check::Known(taking.0.finalize());
+            }
+        }
+    }
+
+    /// Writes a chunk of the root, unless somebody else does. Returns whether it is complete now.
+    fn finish(&self, index: usize, write: impl FnOnce(&mut [f32])) -> bool {
         let mut state = lock(&self.chunks[index]);
         state.waiting.clear();
-        if state.root.is_some() {
+        if std::mem::replace(&mut state.claimed, true) {
             return false;
         }
-        state.root = Some(root);
+        drop(state);
+        // SAFETY: the segment was made for this root, which nobody reads before it is complete; the claim was ours.
+        let out = unsafe { self.segment().floats_mut(chunk_range(index, self.len)) };
+        write(out);
+        let digest = Digest::of(out);
+        lock(&self.chunks[index]).root = Some(Arc::new(Finished {
+            digest,
+            wire: OnceLock::new(),
+        }));
         true
     }
 
@@ -247,18 +457,9 @@ impl Aggregator {
 
     /// The sums over all chunks, in index order; `None` until every root is complete.
     pub fn totals(&self) -> Option<RootTotals> {
-        let mut hasher = blake3::Hasher::new();
-        let mut sum_of_squares = 0.0;
-        for chunk in &self.chunks {
-            let state = lock(chunk);
-            let root = state.root.as_ref()?;
-            hasher.update(&root.hash);
-            sum_of_squares += root.sum_of_squares;
-        }
-        Some(RootTotals {
-            sum_of_squares,
-            hash: *hasher.finalize().as_bytes(),
-        })
+        let digest = |chunk: &Mutex<ChunkState>| Some(lock(chunk).root.as_ref()?.digest);
+        let digests: Option<Vec<Digest>> = self.chunks.iter().map(digest).collect();
+        digests.map(|digests| RootTotals::of(&digests))
     }
 }
 
@@ -271,58 +472,75 @@ pub struct RootTotals {
     pub hash: [u8; 32],
 }
 
+impl RootTotals {
+    fn of(chunks: &[Digest]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        let mut sum_of_squares = 0.0;
+        for chunk in chunks {
+            hasher.update(&chunk.hash);
+            sum_of_squares += chunk.sum_of_squares;
+        }
+        Self {
+            sum_of_squares,
+            hash: *hasher.finalize().as_bytes(),
+        }
+    }
+}
+
+impl Digest {
+    fn of(chunk: &[f32]) -> Self {
+        Self {
+            sum_of_squares: sum_of_squares(chunk),
+            hash: *blake3::hash(bytes_of(chunk)).as_bytes(),
+        }
+    }
+}
+
 /// The totals of a root that one worker holds whole: the same numbers that an [`Aggregator`] finds.
 pub fn totals_of(root: &[f32]) -> RootTotals {
     use rayon::prelude::*;
-    let chunks: Vec<RootChunk> = (0..chunk_count(root.len()))
-        .into_par_iter()
-        .map(|index| {
-            let mut chunk = finish(&root[chunk_range(index, root.len())]);
-            chunk.data = Bytes::new();
-            chunk
-        })
-        .collect();
-    let mut hasher = blake3::Hasher::new();
-    let mut sum_of_squares = 0.0;
-    for chunk in &chunks {
-        hasher.update(&chunk.hash);
-        sum_of_squares += chunk.sum_of_squares;
-    }
-    RootTotals {
-        sum_of_squares,
-        hash: *hasher.finalize().as_bytes(),
-    }
+    let chunks: Vec<Digest> = root.par_chunks(CHUNK_LEN).map(Digest::of).collect();
+    RootTotals::of(&chunks)
 }
 
-/// `sum += other`, element by element.
-pub fn add(sum: &mut [f32], other: &[f32]) {
-    assert_eq!(sum.len(), other.len());
-    for (a, b) in sum.iter_mut().zip(other) {
-        *a += b;
-    }
-}
-
-/// [`add`] for whole gradients, on rayon's current pool.
+/// `sum += other` for whole gradients, on rayon's current pool.
 pub fn add_all(sum: &mut [f32], other: &[f32]) {
-    use rayon::prelude::*;
-    assert_eq!(sum.len(), other.len());
-    let len = crate::layout::CHUNK_LEN;
-    let chunks = sum.par_chunks_mut(len).zip(other.par_chunks(len));
-    chunks.for_each(|(sum, other)| add(sum, other));
+    parent(Payload::F32, sum, other);
 }
 
 /// f32 values as little-endian bytes.
 pub fn encode(values: &[f32]) -> Bytes {
-    let mut out = Vec::with_capacity(values.len() * 4);
-    out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-    out.into()
+    Bytes::copy_from_slice(bytes_of(values))
 }
 
-/// Little-endian bytes as f32 values; a rest of less than four bytes is left out.
-pub fn decode(data: &[u8]) -> Vec<f32> {
-    data.chunks_exact(4)
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect()
+/// What every node of the tree is rounded to, whether it travels or not.
+fn round(payload: Payload, node: &mut [f32]) {
+    match payload {
+        Payload::F32 => {}
+        Payload::Bf16 => round_to_bf16(node),
+    }
+}
+
+/// Makes a lane's gradient a leaf of the tree, on rayon's current pool.
+pub fn leaf(payload: Payload, gradient: &mut [f32]) {
+    use rayon::prelude::*;
+    if payload != Payload::F32 {
+        let chunks = gradient.par_chunks_mut(CHUNK_LEN);
+        chunks.for_each(|chunk| round(payload, chunk));
+    }
+}
+
+/// Makes a node of the tree its sibling's and its own sum, the parent: `node += sibling`. On rayon's current pool.
+pub fn parent(payload: Payload, node: &mut [f32], sibling: &[f32]) {
+    use rayon::prelude::*;
+    assert_eq!(node.len(), sibling.len());
+    let chunks = node
+        .par_chunks_mut(CHUNK_LEN)
+        .zip(sibling.par_chunks(CHUNK_LEN));
+    chunks.for_each(|(node, sibling)| {
+        add(node, sibling);
+        round(payload, node);
+    });
 }
 
 impl ChunkState {
@@ -339,18 +557,11 @@ impl ChunkState {
     }
 }
 
-fn finish(sum: &[f32]) -> RootChunk {
-    let data = encode(sum);
-    RootChunk {
-        sum_of_squares: sum.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
-        hash: *blake3::hash(&data).as_bytes(),
-        check: crc32fast::hash(&data),
-        data,
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .expect("no thread panics while it holds this lock")
 }
+
+#[cfg(test)]
+mod tests;

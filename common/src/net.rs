@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Status};
 
 use crate::wire::{RUN_KEY, SESSION_KEY};
 
-/// HTTP/2 frame size, on both ends: the setting that matters most for throughput.
-pub const FRAME: u32 = 256 << 10;
+/// HTTP/2 frame size, on both ends: the setting that matters most for throughput. A chunk and what is said of it fit into
+/// one frame; where they do not, the rest is another frame, for which the receiver moves the whole chunk once more.
+pub const FRAME: u32 = (256 + 4) << 10;
 /// HTTP/2 window of one stream.
 pub const STREAM_WINDOW: u32 = 4 << 20;
 /// HTTP/2 window of a connection.
@@ -75,6 +76,16 @@ pub async fn connect(url: &str) -> Result<Channel, ConnectError> {
             reason: source.to_string(),
         }
     })
+}
+
+/// The other end of such a connection.
+pub fn server() -> Server {
+    Server::builder()
+        .max_frame_size(FRAME)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
 }
 
 /// A cluster's shared secret, as the metadata value that calls carry.

@@ -64,6 +64,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::spec::Payload;
 
     fn train(schedule: ScheduleKind, steps: u64, warmup_steps: u64) -> TrainConfig {
         TrainConfig {
@@ -82,6 +83,7 @@ mod tests {
             weight_decay: 0.1,
             grad_clip: 1.0,
             precision: Default::default(),
+            payload: Payload::F32,
             seed: 1,
             eval_every: 0,
             eval_samples: 0,

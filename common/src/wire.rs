@@ -13,10 +13,11 @@ use crate::cluster::{EvalSplit, FromWorker, Holding, StateSource, ToWorker};
 use crate::home::RunName;
 use crate::ids::RunId;
 use crate::ledger::Entry;
+use crate::segment::Address;
 use crate::spec::RunSpec;
 
 /// Version of the protocol. Both ends must agree: mixing builds could mix results.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -410,6 +411,27 @@ pub fn member_from(register: v1::Register) -> MemberInfo {
         threads: register.threads,
         fingerprint: short(register.fingerprint),
     }
+}
+
+/// Where a segment is found, on the wire.
+pub fn segment_to(address: &Address) -> v1::Segment {
+    v1::Segment {
+        pid: address.pid,
+        fd: address.fd,
+        nonce: address.nonce.to_vec().into(),
+        bytes: address.bytes,
+    }
+}
+
+/// Where a segment is found, from the wire.
+pub fn segment_from(segment: &v1::Segment) -> Result<Address, WireError> {
+    let nonce = segment.nonce.as_ref().try_into();
+    Ok(Address {
+        pid: segment.pid,
+        fd: segment.fd,
+        nonce: nonce.map_err(|_| bad("Segment", "its nonce has not 16 bytes"))?,
+        bytes: segment.bytes,
+    })
 }
 
 /// A value of `api` as a message.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use cohort_common::aggregate::Shape;
 use cohort_common::api::{ClusterInfo, WorkerInfo};
 use cohort_common::checkpoint::CheckpointMeta;
 use cohort_common::cluster::events::{LeftReason, MemberInfo};
@@ -19,7 +20,7 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 use tracing::{error, info, warn};
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Host};
 use crate::record::{CheckpointDone, RunRecord};
 use crate::store::StoreHandle;
 
@@ -75,7 +76,7 @@ pub struct Cluster(Arc<Shared>);
 
 struct Shared {
     commands: mpsc::Sender<Command>,
-    exchange: Exchange,
+    exchange: Arc<Exchange>,
     home: Home,
     store: StoreHandle,
     sessions: std::sync::Mutex<HashSet<SessionId>>,
@@ -90,7 +91,7 @@ impl Cluster {
         let (commands, queue) = mpsc::channel(QUEUE);
         let cluster = Self(Arc::new(Shared {
             commands,
-            exchange: Exchange::default(),
+            exchange: Arc::default(),
             home,
             store,
             sessions: std::sync::Mutex::default(),
@@ -113,7 +114,7 @@ impl Cluster {
     }
 
     /// The sums of the steps in flight.
-    pub fn exchange(&self) -> &Exchange {
+    pub fn exchange(&self) -> &Arc<Exchange> {
         &self.0.exchange
     }
 
@@ -158,14 +159,20 @@ impl Cluster {
             .map_err(|_| Status::unavailable("the coordinator is shutting down"))
     }
 
-    /// Whether a session is open.
-    pub fn is_open(&self, session: SessionId) -> bool {
-        self.sessions().contains(&session)
-    }
-
     fn sessions(&self) -> std::sync::MutexGuard<'_, HashSet<SessionId>> {
         let sessions = self.0.sessions.lock();
         sessions.expect("no thread panics while it holds this lock")
+    }
+}
+
+#[tonic::async_trait]
+impl Host for Cluster {
+    fn is_open(&self, session: SessionId) -> bool {
+        self.sessions().contains(&session)
+    }
+
+    async fn tell(&self, event: Event) {
+        self.send(event).await;
     }
 }
 
@@ -320,9 +327,12 @@ impl Driver {
             }
             Action::OpenStep { run, step } => {
                 let spec = &self.runs.get(&run)?.plan.spec;
-                let len = Layout::of(&spec.model).len();
-                let lanes = spec.train.lanes;
-                self.cluster.exchange().open(&run, step, lanes, len);
+                let shape = Shape {
+                    lanes: spec.train.lanes,
+                    len: Layout::of(&spec.model).len(),
+                    payload: spec.train.payload,
+                };
+                self.cluster.exchange().open(&run, step, shape);
                 None
             }
             Action::ReleaseRoots { run, through } => {

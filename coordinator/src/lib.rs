@@ -6,7 +6,7 @@ mod audit;
 mod corpora;
 mod data;
 mod driver;
-mod exchange;
+pub mod exchange;
 mod happenings;
 mod ledger;
 pub mod offline;
@@ -21,6 +21,7 @@ pub mod store;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cohort_common::cluster::Limits;
 use cohort_common::home::{Home, HomeError};
@@ -33,7 +34,6 @@ use cohort_proto::v1::workers_server::WorkersServer;
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
 use tonic::{Request, Status};
 use tracing::info;
 
@@ -159,8 +159,9 @@ async fn route(
         cluster: cluster.clone(),
         limits,
     };
-    let exchange = service::ExchangeService {
-        cluster: cluster.clone(),
+    let exchange = exchange::ExchangeService {
+        exchange: cluster.exchange().clone(),
+        host: Arc::new(cluster.clone()),
     };
     let data = data::DataService {
         cluster: cluster.clone(),
@@ -172,12 +173,7 @@ async fn route(
         stream.set_nodelay(true)?;
         Ok::<_, std::io::Error>(stream)
     });
-    let server = Server::builder()
-        .max_frame_size(net::FRAME)
-        .initial_stream_window_size(net::STREAM_WINDOW)
-        .initial_connection_window_size(net::CONNECTION_WINDOW)
-        .http2_keepalive_interval(Some(net::KEEPALIVE))
-        .http2_keepalive_timeout(Some(net::KEEPALIVE))
+    let server = net::server()
         .add_service(guarded!(WorkersServer, sessions))
         .add_service(guarded!(ExchangeServer, exchange))
         .add_service(guarded!(DataServer, data))

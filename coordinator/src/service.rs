@@ -1,17 +1,15 @@
-//! The services of clients and of the exchange: rpcs of a few lines that check, ask and answer.
+//! The service of clients: rpcs of a few lines that check, ask and answer.
 
 use cohort_common::api::{NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo, Submit};
 use cohort_common::cluster::Event;
 use cohort_common::home::RunName;
-use cohort_common::ids::{RunId, SessionId};
-use cohort_common::wire::{RUN_KEY, SESSION_KEY, from_json, json, run_id};
+use cohort_common::ids::RunId;
+use cohort_common::wire::{from_json, json};
 use cohort_proto::v1;
 use cohort_proto::v1::client_server::Client;
-use cohort_proto::v1::exchange_server::Exchange;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 
 use crate::data::blocking;
 use crate::driver::{Cluster, Command, now_ms};
@@ -22,43 +20,6 @@ use crate::{audit, corpora, ledger, query, runs};
 
 /// Events in one look at the store.
 const EVENTS: u32 = 512;
-
-/// The session that a worker's call belongs to, and whether it is still open.
-pub fn session_of(cluster: &Cluster, metadata: &MetadataMap) -> Result<SessionId, Status> {
-    let session = metadata
-        .get(SESSION_KEY)
-        .and_then(|v| v.to_str().ok()?.parse().ok())
-        .map(SessionId)
-        .ok_or_else(|| Status::unauthenticated("only workers in a session may call this"))?;
-    match cluster.is_open(session) {
-        true => Ok(session),
-        false => Err(refused("this session has ended; register again")),
-    }
-}
-
-/// Serves [`Exchange`].
-pub struct ExchangeService {
-    /// The cluster.
-    pub cluster: Cluster,
-}
-
-#[tonic::async_trait]
-impl Exchange for ExchangeService {
-    type PushPullStream = ReceiverStream<Result<v1::Chunk, Status>>;
-
-    async fn push_pull(
-        &self,
-        request: Request<Streaming<v1::Chunk>>,
-    ) -> Result<Response<Self::PushPullStream>, Status> {
-        let session = session_of(&self.cluster, request.metadata())?;
-        let run = request.metadata().get(RUN_KEY);
-        let run = run.and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let run = run_id(run).map_err(invalid)?;
-        let cluster = self.cluster.clone();
-        let outgoing = crate::exchange::serve(cluster, run, session, request.into_inner());
-        Ok(Response::new(ReceiverStream::new(outgoing)))
-    }
-}
 
 /// Serves [`Client`].
 pub struct ClientService {

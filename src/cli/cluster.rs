@@ -42,6 +42,9 @@ pub struct WorkerArgs {
     /// Compute threads [default: one per core]
     #[arg(long, value_name = "T", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Send gradients even if the coordinator is on this host, instead of leaving them in memory that both see
+    #[arg(long)]
+    pub no_shared_memory: bool,
     /// Seconds that handing over may take when it is asked to end (SIGTERM, Ctrl-C); a second time ends it at once
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0, value_parser = grace)]
     pub grace: f64,

@@ -186,6 +186,7 @@ async fn compute(
         device: args.device.parse()?,
         threads: args.threads.unwrap_or(0),
         cache: Home::open(&context.home)?.worker(),
+        shared_memory: false,
         grace: std::time::Duration::ZERO,
     };
     let replay = Replay {

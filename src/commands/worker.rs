@@ -20,6 +20,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         device: args.device.parse()?,
         threads: args.threads.unwrap_or(0),
         cache: Home::open(&home)?.worker(),
+        shared_memory: !args.no_shared_memory,
         grace: Duration::from_secs_f64(args.grace),
     };
     tokio::select! {

@@ -187,7 +187,7 @@ async fn push(url: &str, session: u64, step: u64) -> Result<(), tonic::Status> {
         data: data.into(),
     };
     let mut sealer = Sealer::default();
-    let open = sealer.chunk(v1::chunk::Kind::Open(v1::Open { after: 0 }));
+    let open = sealer.chunk(v1::chunk::Kind::Open(v1::Open::default()));
     let node = sealer.chunk(v1::chunk::Kind::Node(node));
     let mut request = Request::new(iter([open, node]));
     request.metadata_mut().insert(SESSION_KEY, session.into());

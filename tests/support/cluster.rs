@@ -135,13 +135,15 @@ impl<'s> Cluster<'s> {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// One more worker, behind a proxy and with a cache of its own; gives its index.
+    /// One more worker, behind a proxy and with a cache of its own; gives its index. Those with an odd index send their
+    /// gradients, past whatever their proxy does; the others share memory with the coordinator.
     pub fn add_worker(&mut self) -> usize {
         let index = self.workers.len();
+        let flag = ["", "--no-shared-memory"][index % 2];
         let proxy = Proxy::new(&format!("127.0.0.1:{}", self.port));
         let url = proxy.url();
         let process = self.scene.start(&format!(
-            "worker --coordinator {url} --threads 1 --home cache-{index}"
+            "worker --coordinator {url} --threads 1 --home cache-{index} {flag}"
         ));
         self.workers.push(Worker {
             process,

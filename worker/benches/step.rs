@@ -15,7 +15,9 @@
 use std::time::{Duration, Instant};
 
 use cohort_common::rng::philox;
-use cohort_common::spec::{Architecture, ModelConfig, Precision, ScheduleKind, TrainConfig};
+use cohort_common::spec::{
+    Architecture, ModelConfig, Payload, Precision, ScheduleKind, TrainConfig,
+};
 use cohort_common::tree::Node;
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Site, Update};
 
@@ -86,6 +88,7 @@ fn train(precision: Precision) -> TrainConfig {
         weight_decay: 0.1,
         grad_clip: 1.0,
         precision,
+        payload: Payload::F32,
         seed: 1,
         eval_every: 0,
         eval_samples: 0,

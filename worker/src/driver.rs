@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
 use cohort_common::cluster::{EvalSplit, FromWorker, Holding, StateSource};
 use cohort_common::ids::{RunId, Step};
@@ -15,7 +16,7 @@ use cohort_common::spec::RunSpec;
 use tokio::sync::mpsc;
 
 use crate::data::{DataClient, RunData};
-use crate::exchange::ExchangeClient;
+use crate::exchange::{ExchangeClient, Sharing};
 use crate::trainer::{Job, Load, Signals, Trainer};
 use crate::{Config, Error, state};
 
@@ -48,6 +49,7 @@ pub struct Driver {
     run: Option<Attached>,
     link: Option<Link>,
     sessions: u64,
+    sharing: Sharing,
 }
 
 /// The run that is loaded or being loaded.
@@ -71,6 +73,7 @@ impl Driver {
             .spawn(move || trainer.run(queue))
             .expect("a thread can be started");
         Self {
+            sharing: Sharing::new(config.shared_memory),
             config,
             machine: WorkerMachine::default(),
             jobs,
@@ -289,10 +292,15 @@ impl Driver {
         };
         let broken = link.broken.clone();
         let url = self.config.coordinator.clone();
-        let (lanes, len) = (spec.train.lanes, Layout::of(&spec.model).len());
+        let sharing = self.sharing.clone();
+        let shape = Shape {
+            lanes: spec.train.lanes,
+            len: Layout::of(&spec.model).len(),
+            payload: spec.train.payload,
+        };
         async move {
             let channel = net::connect(&url).await.map_err(|e| e.to_string())?;
-            ExchangeClient::open(channel, credentials, lanes, len, after, broken).await
+            ExchangeClient::open(channel, credentials, shape, after, sharing, broken).await
         }
     }
 

@@ -5,11 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_common::aggregate::add_all;
+use cohort_common::aggregate::{leaf, parent};
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::ids::{Lane, Step};
 use cohort_common::layout::CHUNK_LEN;
-use cohort_common::spec::TrainConfig;
+use cohort_common::spec::{Payload, TrainConfig};
 use cohort_common::tree::Node;
 
 use crate::data::RunData;
@@ -103,7 +103,8 @@ impl Work<'_> {
         let second = self.node(step, right)?;
         match (first, second) {
             (Some(mut sum), Some(other)) => {
-                self.engine.install(|| add_all(&mut sum, &other));
+                let payload = self.train.payload;
+                self.engine.install(|| parent(payload, &mut sum, &other));
                 self.free.push(other);
                 return Ok(Some(sum));
             }
@@ -114,10 +115,12 @@ impl Work<'_> {
         Ok(None)
     }
 
-    /// Whether the lanes of a node share one pass. A lane of several micro-batches goes alone: they fill the machine.
+    /// Whether the lanes of a node share one pass. A lane of several micro-batches goes alone: they fill the machine. So do
+    /// lanes whose sums are rounded: the pass adds along the tree, but does not round on the way.
     fn shares(&self, node: Node) -> bool {
         let rows = self.train.micro_batch as usize * self.engine.model().context;
-        self.train.accumulate == 1 && self.engine.shares(rows, node.size as usize)
+        let exact = self.train.payload == Payload::F32;
+        exact && self.train.accumulate == 1 && self.engine.shares(rows, node.size as usize)
     }
 
     fn together(&mut self, step: Step, node: Node) -> Result<Vec<f32>, Stop> {
@@ -174,6 +177,8 @@ impl Work<'_> {
             sums.weight += found.weight;
         }
         self.check_finite(Node::leaf(lane), &gradient, &batches)?;
+        let payload = self.train.payload;
+        self.engine.install(|| leaf(payload, &mut gradient));
         self.hooks.done(lane, sums, started.elapsed());
         Ok(gradient)
     }

@@ -4,7 +4,7 @@
 mod data;
 mod driver;
 pub mod engine;
-mod exchange;
+pub mod exchange;
 mod lanes;
 mod replay;
 mod session;
@@ -36,6 +36,8 @@ pub struct Config {
     pub threads: usize,
     /// Directory for shards and states.
     pub cache: PathBuf,
+    /// Whether gradients may stay in shared memory where the coordinator is on this host.
+    pub shared_memory: bool,
     /// How long handing over may take when the process is asked to end.
     pub grace: Duration,
 }

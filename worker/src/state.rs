@@ -1,6 +1,7 @@
 //! Gets the state that a run starts or goes on from: files over gRPC, verified by hash, read once and deleted.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cohort_common::checkpoint::Checkpoint;
 use cohort_common::cluster::StateSource;
@@ -84,7 +85,10 @@ pub async fn fetch(
     if source == StateSource::Seed {
         return Ok(Fetched::Seed);
     }
-    let directory = cache.join(format!("state-{run}-{}", std::process::id()));
+    // Another fetch may still be under way, and deletes its own when it is given up.
+    static FETCHES: AtomicU64 = AtomicU64::new(0);
+    let number = FETCHES.fetch_add(1, Ordering::Relaxed);
+    let directory = cache.join(format!("state-{run}-{}-{number}", std::process::id()));
     let state = TempState(directory.clone());
     let source = wire::source_to(run, source);
     client.state(source, &directory).await?;

@@ -26,7 +26,7 @@ use tracing::error;
 use crate::Config;
 use crate::data::{DataClient, RunData};
 use crate::engine::{DeviceChoice, Engine, State, Update};
-use crate::exchange::ExchangeClient;
+use crate::exchange::{ExchangeClient, Root};
 use crate::lanes::{Hooks, Stop, Work};
 use crate::state::Fetched;
 
@@ -417,8 +417,8 @@ impl Loaded {
         let own = self.own_root.take();
         let root = match (self.step + 1 == step, own) {
             (false, _) => None,
-            (true, Some(root)) => Some(root),
-            (true, None) => self.exchange.root(step).map(Arc::new),
+            (true, Some(root)) => Some(Root::Own(root)),
+            (true, None) => self.exchange.root(step),
         };
         let Some(root) = root else {
             // The session ended before the root was here. The next one brings it again.
@@ -432,6 +432,13 @@ impl Loaded {
         };
         self.engine.update(&root, update)?;
         self.step = step;
+        let own = match root {
+            Root::Own(root) => Some(root),
+            root => {
+                self.exchange.reuse(root);
+                None
+            }
+        };
         self.exchange.applied(step);
         self.signals.forget(step);
         let state_hash = match commit.hash_state {
@@ -440,7 +447,7 @@ impl Loaded {
         };
         self.say(Report::Applied { step, state_hash });
         let computed = std::mem::take(&mut self.computed).nodes;
-        let buffers = computed.into_iter().map(|(_, sum)| sum).chain([root]);
+        let buffers = computed.into_iter().map(|(_, sum)| sum).chain(own);
         self.free
             .extend(buffers.filter_map(|sum| Arc::try_unwrap(sum).ok()));
         // More would only be needed for a deeper tree than this step had.

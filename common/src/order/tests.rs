@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::spec::ScheduleKind;
+use crate::spec::{Payload, ScheduleKind};
 
 fn train(lanes: u32, micro_batch: u32, accumulate: u32) -> TrainConfig {
     TrainConfig {
@@ -24,6 +24,7 @@ fn train(lanes: u32, micro_batch: u32, accumulate: u32) -> TrainConfig {
         weight_decay: 0.1,
         grad_clip: 1.0,
         precision: Default::default(),
+        payload: Payload::F32,
         seed: 1,
         eval_every: 0,
         eval_samples: 0,

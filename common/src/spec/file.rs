@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::error::{Place, SpecError};
 use super::suggest::{fields_of, nearest_key, nearest_word};
-use super::{Architecture, Precision, ScheduleKind};
+use super::{Architecture, Payload, Precision, ScheduleKind};
 
 /// Everything that a spec may say. Every table and every key may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -146,6 +146,7 @@ pub struct TrainTable {
     pub weight_decay: Option<f64>,
     pub grad_clip: Option<f64>,
     pub precision: Option<Precision>,
+    pub payload: Option<Payload>,
     pub seed: Option<u64>,
     pub eval_every: Option<u64>,
     pub eval_samples: Option<u64>,

@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::bounds::number;
 use super::memory::{human_bytes, human_count, memory_per_worker};
-use super::{ModelConfig, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig};
+use super::{
+    ModelConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
+};
 
 /// Everything that decides the weights after every step, in a fixed order.
 #[derive(Serialize)]
@@ -30,6 +32,8 @@ struct Identity<'a> {
     // Left out where it is what it always was, so that older runs are still found.
     #[serde(skip_serializing_if = "Precision::is_f32")]
     precision: Precision,
+    #[serde(skip_serializing_if = "Payload::is_f32")]
+    payload: Payload,
     seed: u64,
     corpus: &'a str,
     start: Option<&'a str>,
@@ -78,6 +82,7 @@ impl RunSpec {
             weight_decay,
             grad_clip,
             precision,
+            payload,
             seed,
             eval_every: _,
             eval_samples: _,
@@ -101,6 +106,7 @@ impl RunSpec {
             weight_decay,
             grad_clip,
             precision,
+            payload,
             seed,
             corpus,
             start: start.as_ref().map(
@@ -193,6 +199,9 @@ impl RunSpec {
                 out,
                 "  precision   bf16 products, f32 sums, weights and moments"
             )?;
+        }
+        if t.payload == Payload::Bf16 {
+            writeln!(out, "  gradients   rounded to bf16 wherever they are added")?;
         }
         let share = match t.eval_samples {
             0 => "the whole split".to_string(),

@@ -32,6 +32,6 @@ pub use memory::{MemoryEstimate, human_bytes, human_count, memory_per_worker};
 pub use model::{Architecture, ModelConfig};
 pub use preset::{PRESETS, Preset};
 pub use run::{
-    CheckpointConfig, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
+    CheckpointConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
 pub use validate::{CorpusOptions, SpecMeant, TokenizerChoice};

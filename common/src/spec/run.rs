@@ -49,6 +49,32 @@ impl Precision {
     }
 }
 
+/// What a node of the reduction tree is rounded to, and how it travels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Payload {
+    /// Not at all; four bytes for each element.
+    #[default]
+    F32,
+    /// To the nearest bfloat16; two bytes for each element.
+    Bf16,
+}
+
+impl Payload {
+    /// Whether nothing is rounded.
+    pub(super) fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+
+    /// Bytes of one element on the wire.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 /// Everything that decides an optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
@@ -83,6 +109,9 @@ pub struct TrainConfig {
     /// What the operands of matrix products are rounded to. Runs of before there was a choice do not say it.
     #[serde(default)]
     pub precision: Precision,
+    /// What sums of gradients are rounded to. Runs of before there was a choice do not say it.
+    #[serde(default)]
+    pub payload: Payload,
     /// Seed of the initial weights, the sample order and dropout.
     pub seed: u64,
     /// Steps between validations; 0 validates only at the start and the end.

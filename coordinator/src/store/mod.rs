@@ -159,6 +159,7 @@ pub(crate) mod tests {
                 weight_decay: 0.1,
                 grad_clip: 1.0,
                 precision: Default::default(),
+                payload: Payload::F32,
                 seed: u64::MAX,
                 eval_every: 50,
                 eval_samples: 0,

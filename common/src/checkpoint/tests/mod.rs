@@ -14,7 +14,8 @@ use super::*;
 use crate::hf::{self, SpecialTokens};
 use crate::layout::{CHUNK_LEN, Layout};
 use crate::spec::{
-    Architecture, CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, TrainConfig,
+    Architecture, CheckpointConfig, ModelConfig, Payload, RunKind, RunSpec, ScheduleKind,
+    TrainConfig,
 };
 
 fn model(architecture: Architecture, bias: bool) -> ModelConfig {
@@ -64,6 +65,7 @@ fn spec(model: ModelConfig) -> RunSpec {
             weight_decay: 0.1,
             grad_clip: 1.0,
             precision: Default::default(),
+            payload: Payload::F32,
             seed: u64::MAX,
             eval_every: 50,
             eval_samples: 0,

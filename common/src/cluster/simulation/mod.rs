@@ -19,11 +19,13 @@ use self::world::{Harm, World};
 use super::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
 use super::messages::StateSource;
 use super::{EvalSplit, Limits, Machine, RunPlan};
-use crate::aggregate::{add, totals_of};
+use crate::aggregate::totals_of;
+use crate::floats::add;
 use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis, state_hash_due};
 use crate::spec::{
-    Architecture, CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, TrainConfig,
+    Architecture, CheckpointConfig, ModelConfig, Payload, RunKind, RunSpec, ScheduleKind,
+    TrainConfig,
 };
 
 /// Schedules in a usual run of the tests.
@@ -49,6 +51,7 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         weight_decay: 0.0,
         grad_clip: 0.0,
         precision: Default::default(),
+        payload: Payload::F32,
         seed: 0,
         eval_every: 7,
         eval_samples: 0,

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::aggregate::{add, totals_of};
+use crate::aggregate::totals_of;
 use crate::cluster::messages::{Commit, LaneSums};
 use crate::cluster::worker::{Order, Report};
+use crate::floats::add;
 use crate::ids::{Lane, Step};
 use crate::lanes;
 use crate::tree::{Node, Tree};

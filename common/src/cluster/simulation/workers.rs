@@ -2,12 +2,13 @@
 
 use super::trainer::{Effect, State, Trainer};
 use super::world::{Connection, Down, Next, Up, Worker, World};
-use crate::aggregate::{Aggregator, decode};
+use crate::aggregate::Aggregator;
 use crate::cluster::Limits;
 use crate::cluster::events::{Event, LeftReason, MemberInfo};
 use crate::cluster::messages::{FromWorker, StateSource};
 use crate::cluster::silence::Silence;
 use crate::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
+use crate::floats::floats_of;
 use crate::ids::{SessionId, Step};
 use crate::tree::Tree;
 
@@ -214,7 +215,7 @@ impl World {
         };
         slot.1 = Some(after);
         let complete =
-            |(step, sums): (&Step, &Aggregator)| Some((*step, decode(&sums.root(0)?.data)));
+            |(step, sums): (&Step, &Aggregator)| Some((*step, floats_of(&sums.root(0)?.data)));
         let roots: Vec<_> = coordinator
             .sums
             .range(after + 1..)

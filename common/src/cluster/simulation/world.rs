@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use super::plan;
 use super::trainer::{State, Trainer};
-use crate::aggregate::{Aggregator, Stamp, decode, encode};
+use crate::aggregate::{Aggregator, Data, encode};
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason};
 use crate::cluster::messages::{FromWorker, LaneSums, StateSource, ToWorker};
 use crate::cluster::sequence::{Incoming, Outgoing};
 use crate::cluster::silence::Silence;
 use crate::cluster::worker::WorkerMachine;
 use crate::cluster::{Limits, Machine, RunPlan};
+use crate::floats::floats_of;
 use crate::ids::{SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis};
 use crate::rng::philox;
@@ -431,12 +432,9 @@ impl World {
             return;
         };
         let data = encode(data);
-        let stamp = Stamp {
-            check: crc32fast::hash(&data),
-            from,
-        };
+        let check = crc32fast::hash(&data);
         let run = plan(self.lanes, self.steps).run;
-        let offered = match sums.offer(node, 0, &data, stamp) {
+        let offered = match sums.offer(node, 0, Data::Wire { data, check }, from) {
             Ok(offered) => offered,
             Err(error) => {
                 let error = error.to_string();
@@ -446,7 +444,7 @@ impl World {
         let totals = offered
             .all_complete
             .then(|| sums.totals().expect("complete"));
-        let root = sums.root(0).map(|r| decode(&r.data));
+        let root = sums.root(0).map(|r| floats_of(&r.data));
         if !offered.delivered.is_empty() {
             self.event(Event::Delivered {
                 run: run.clone(),

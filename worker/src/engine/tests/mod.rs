@@ -6,7 +6,7 @@ mod training;
 mod whole;
 
 use cohort_common::rng::philox;
-use cohort_common::spec::{Architecture, ModelConfig, ScheduleKind, TrainConfig};
+use cohort_common::spec::{Architecture, ModelConfig, Payload, ScheduleKind, TrainConfig};
 
 use super::{Batch, DeviceChoice, Engine, Site};
 
@@ -76,6 +76,7 @@ fn train() -> TrainConfig {
         weight_decay: 0.1,
         grad_clip: 1.0,
         precision: Default::default(),
+        payload: Payload::F32,
         seed: 7,
         eval_every: 0,
         eval_samples: 0,

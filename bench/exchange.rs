@@ -1,0 +1,386 @@
+//! Speed of one all-reduce over the product's own exchange: GB/s = bytes of one gradient / time from the push of a node
+//! to the whole root, the median over steps. The coordinator's service, the worker's client, the connection between
+//! them and the checks are those of `cohort`; the coordinator and each worker are a process of their own.
+//!
+//! ```text
+//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,grpc-bf16,memory] [--seconds S] [--json FILE]]
+//! python bench/allreduce_gloo.py [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]
+//! ```
+//!
+//! Over `memory` workers and coordinator find out that they share a host; over `grpc` they are told not to, and
+//! `grpc-bf16` sends half the bytes (GB/s counts those of f32 all the same).
+//!
+//! The second command measures PyTorch's gloo and a plain ring over TCP in the same way. Without any argument a tiny
+//! gradient is summed, which is a test that this file still works.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use cohort_common::aggregate::{Shape, leaf, parent};
+use cohort_common::cluster::Event;
+use cohort_common::ids::{RunId, SessionId, Step};
+use cohort_common::net::{self, Credentials};
+use cohort_common::spec::Payload;
+use cohort_common::tree::{Node, Tree};
+use cohort_common::wire::MAX_MESSAGE;
+use cohort_coordinator::exchange::{Exchange, ExchangeService, Host};
+use cohort_proto::v1::exchange_server::ExchangeServer;
+use cohort_worker::exchange::{ExchangeClient, Sharing};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+
+/// The allocator of the `cohort` binary, so that the figures are the product's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const RUN: &str = "bench";
+/// Steps before those that count.
+const WARM: usize = 3;
+/// Steps that count, at least and at most.
+const STEPS: (usize, usize) = (5, 200);
+
+/// Options, and what the parent tells its children.
+const NAMES: [&str; 9] = [
+    "--megabytes",
+    "--workers",
+    "--over",
+    "--seconds",
+    "--json",
+    "--len",
+    "--steps",
+    "--rank",
+    "--url",
+];
+
+/// What to measure.
+struct Options {
+    megabytes: Vec<f64>,
+    workers: Vec<u32>,
+    over: Vec<String>,
+    seconds: f64,
+    json: Option<String>,
+}
+
+/// One process.
+enum Role {
+    Parent(Options),
+    Coordinator(Shape),
+    Worker(Share),
+}
+
+/// A worker's part.
+struct Share {
+    rank: u32,
+    shape: Shape,
+    url: String,
+    steps: usize,
+    over: String,
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime starts");
+    match role() {
+        Role::Parent(options) => measure_all(&options),
+        Role::Coordinator(shape) => runtime.block_on(coordinator(shape)),
+        Role::Worker(share) => worker(&runtime, &share),
+    }
+}
+
+fn role() -> Role {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo adds `--bench` where it benchmarks; where it tests, there are names of tests at most.
+    let known = |a: &String| a == "--bench" || NAMES.contains(&a.as_str());
+    let tiny = !arguments.iter().any(known);
+    let mut options = Options {
+        megabytes: if tiny {
+            vec![0.6]
+        } else {
+            vec![1.0, 10.0, 100.0]
+        },
+        workers: if tiny { vec![2] } else { vec![2, 4] },
+        over: ["grpc", "grpc-bf16", "memory"].map(String::from).to_vec(),
+        seconds: if tiny { 0.0 } else { 3.0 },
+        json: None,
+    };
+    let mut named: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut rest = arguments.iter().filter(|_| !tiny);
+    while let Some(name) = rest.next() {
+        if name != "--bench" {
+            let value = rest
+                .next()
+                .unwrap_or_else(|| panic!("{name} wants a value"));
+            named.insert(name, value);
+        }
+    }
+    let number = |name: &str| named.get(name).map(|value| parse::<usize>(name, value));
+    if let Some(len) = number("--len") {
+        let workers = number("--workers").expect("given by the parent") as u32;
+        let over = named["--over"].to_owned();
+        let shape = Shape {
+            lanes: workers,
+            len,
+            payload: match over.ends_with("bf16") {
+                true => Payload::Bf16,
+                false => Payload::F32,
+            },
+        };
+        return match named.get("--url") {
+            None => Role::Coordinator(shape),
+            Some(url) => Role::Worker(Share {
+                rank: number("--rank").expect("given by the parent") as u32,
+                steps: number("--steps").expect("given by the parent"),
+                shape,
+                url: (*url).to_owned(),
+                over,
+            }),
+        };
+    }
+    for (name, value) in named {
+        match name {
+            "--megabytes" => options.megabytes = list(name, value),
+            "--workers" => options.workers = list(name, value),
+            "--over" => options.over = list(name, value),
+            "--seconds" => options.seconds = parse(name, value),
+            "--json" => options.json = Some(value.to_owned()),
+            _ => panic!("`{name}` is no option; the options are {NAMES:?}"),
+        }
+    }
+    Role::Parent(options)
+}
+
+fn parse<T: std::str::FromStr>(name: &str, value: &str) -> T {
+    let parsed = value.parse();
+    parsed.unwrap_or_else(|_| panic!("{name} {value}: not a number"))
+}
+
+fn list<T: std::str::FromStr>(name: &str, value: &str) -> Vec<T> {
+    value.split(',').map(|one| parse(name, one)).collect()
+}
+
+fn measure_all(options: &Options) {
+    let mut results = Vec::new();
+    println!(
+        "{:>9} {:>8} {:>8} {:>10} {:>8}",
+        "over", "MB", "workers", "ms", "GB/s"
+    );
+    for &megabytes in &options.megabytes {
+        for &workers in &options.workers {
+            for over in &options.over {
+                let len = (megabytes * 1e6 / 4.0) as usize;
+                // About as many steps as fit at 1 GB/s.
+                let fit = options.seconds * 1e3 / megabytes;
+                let steps = (fit as usize).clamp(STEPS.0, STEPS.1) + WARM;
+                let mut times = measure(workers, len, steps, over);
+                times.sort_by(f64::total_cmp);
+                let median = times[times.len() / 2];
+                let speed = len as f64 * 4.0 / median / 1e9;
+                println!(
+                    "{over:>9} {megabytes:>8} {workers:>8} {:>10.2} {speed:>8.2}",
+                    median * 1e3
+                );
+                results.push(json!({
+                    "what": over,
+                    "megabytes": megabytes,
+                    "workers": workers,
+                    "median_s": median,
+                    "min_s": times[0],
+                    "max_s": times[times.len() - 1],
+                    "gb_per_s": speed,
+                }));
+            }
+        }
+    }
+    if let Some(file) = &options.json {
+        let all = json!({ "what": "cohort", "machine": machine(), "results": results });
+        std::fs::write(file, format!("{all:#}\n")).expect("the file can be written");
+    }
+}
+
+fn machine() -> Value {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus
+        .lines()
+        .find_map(|l| l.strip_prefix("model name")?.split(": ").nth(1));
+    json!({
+        "cpu": model,
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+        "cohort": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// A child that does not outlive this process.
+struct Process(Child);
+
+impl Process {
+    fn start(arguments: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this file has a name"));
+        for (name, value) in arguments {
+            command.args([name, value]);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(command.spawn().expect("a process can be started"))
+    }
+
+    fn output(&mut self) -> impl BufRead {
+        BufReader::new(self.0.stdout.take().expect("it is piped"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // One that has ended already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Seconds of each step, as the first worker saw them.
+fn measure(workers: u32, len: usize, steps: usize, over: &str) -> Vec<f64> {
+    let (count, len, steps) = (workers.to_string(), len.to_string(), steps.to_string());
+    let mut coordinator =
+        Process::start(&[("--len", &len), ("--workers", &count), ("--over", over)]);
+    let mut url = String::new();
+    coordinator
+        .output()
+        .read_line(&mut url)
+        .expect("it says where it listens");
+    let start = |rank: u32| {
+        Process::start(&[
+            ("--len", &len),
+            ("--workers", &count),
+            ("--steps", &steps),
+            ("--rank", &rank.to_string()),
+            ("--url", url.trim()),
+            ("--over", over),
+        ])
+    };
+    let mut processes: Vec<Process> = (0..workers).map(start).collect();
+    let mut said = String::new();
+    processes[0]
+        .output()
+        .read_to_string(&mut said)
+        .expect("it says its times");
+    for process in &mut processes {
+        let status = process.0.wait().expect("it ends");
+        assert!(status.success(), "a worker failed");
+    }
+    let times: Vec<f64> = said.split_whitespace().map(|t| parse("time", t)).collect();
+    times[WARM..].to_vec()
+}
+
+/// Stands for the coordinator: opens a step when the one before is complete.
+struct Steps {
+    exchange: Arc<Exchange>,
+    shape: Shape,
+}
+
+#[tonic::async_trait]
+impl Host for Steps {
+    fn is_open(&self, _: SessionId) -> bool {
+        true
+    }
+
+    async fn tell(&self, event: Event) {
+        match event {
+            Event::RootComplete { run, step, .. } => {
+                // Whoever pushed has applied the step before.
+                self.exchange.release(&run, step - 1);
+                self.exchange.open(&run, step + 1, self.shape);
+            }
+            Event::Delivered { .. } => {}
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+async fn coordinator(shape: Shape) {
+    let exchange = Arc::new(Exchange::default());
+    exchange.open(&RunId::new(RUN), 1, shape);
+    let host = Arc::new(Steps {
+        exchange: exchange.clone(),
+        shape,
+    });
+    let service = ExchangeServer::new(ExchangeService { exchange, host })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    println!("http://{}", listener.local_addr().expect("it is bound"));
+    let incoming = TcpListenerStream::new(listener).map(|stream| {
+        let stream = stream?;
+        stream.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(stream)
+    });
+    let served = net::server()
+        .add_service(service)
+        .serve_with_incoming(incoming);
+    let parent_gone = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]));
+    tokio::select! {
+        served = served => served.expect("it serves"),
+        _ = parent_gone => {}
+    }
+}
+
+/// A gradient that differs from worker to worker.
+fn gradient(rank: u32, shape: Shape) -> Vec<f32> {
+    let value = |i: usize| ((i * 37 + rank as usize * 101) % 1009) as f32 * 0.37 - 150.0;
+    let mut gradient = (0..shape.len).map(value).collect::<Vec<f32>>();
+    leaf(shape.payload, &mut gradient);
+    gradient
+}
+
+/// What the exchange must find.
+fn sum(node: Node, shape: Shape) -> Vec<f32> {
+    let Some((left, right)) = node.children() else {
+        return gradient(node.first, shape);
+    };
+    let mut sum_of_both = sum(left, shape);
+    parent(shape.payload, &mut sum_of_both, &sum(right, shape));
+    sum_of_both
+}
+
+fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
+    let Share { rank, shape, .. } = *share;
+    let (broken, _reasons) = tokio::sync::mpsc::channel(1);
+    let sharing = Sharing::new(share.over == "memory");
+    let client = runtime.block_on(async {
+        let credentials = Credentials {
+            session: Some(u64::from(rank) + 1),
+            run: Some(RUN.into()),
+            ..Credentials::default()
+        };
+        let channel = net::connect(&share.url)
+            .await
+            .expect("the coordinator is there");
+        let opened = ExchangeClient::open(channel, credentials, shape, 0, sharing, broken);
+        opened.await.expect("the exchange opens")
+    });
+    let node = Arc::new(gradient(rank, shape));
+    let expected = sum(Tree::new(shape.lanes).root(), shape);
+    let mut times = Vec::new();
+    for step in 1..=share.steps as Step {
+        let began = Instant::now();
+        client.push(step, Node::leaf(rank), node.clone());
+        let root = client.root(step).expect("the exchange goes on");
+        times.push(began.elapsed());
+        if step == 1 || step == share.steps as Step {
+            assert!(expected[..] == root[..], "step {step}: a wrong root");
+        }
+        client.reuse(root);
+        client.applied(step);
+    }
+    if rank == 0 {
+        let seconds: Vec<String> = times.iter().map(|t| t.as_secs_f64().to_string()).collect();
+        println!("{}", seconds.join(" "));
+    }
+    client.close();
+}

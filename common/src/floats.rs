@@ -1,0 +1,209 @@
+//! The loops over gradients: sums, squares, rounding, bytes. Each gives the same bits on every processor; where wider
+//! instructions are there, they are found at run time and used.
+
+use bytemuck::cast_slice;
+
+#[cfg(target_endian = "big")]
+compile_error!("gradients are little-endian on the wire and are sent as they lie in memory");
+
+/// Partial sums of squares. They decide bits: it is a part of what a gradient norm is.
+const PARTS: usize = 16;
+
+/// Compiles a loop three times, for what processors can do, and takes the widest that this one can. No loop here
+/// contracts or reorders, so all three give the same bits.
+macro_rules! widest {
+    ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
+        $(#[$doc])*
+        $visibility fn $name($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn plain($($argument: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+                fn avx512($($argument: $type),*) $(-> $result)? {
+                    plain($($argument),*)
+                }
+
+                #[target_feature(enable = "avx2")]
+                fn avx2($($argument: $type),*) $(-> $result)? {
+                    plain($($argument),*)
+                }
+
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the processor has these instructions.
+                    return unsafe { avx512($($argument),*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has these instructions.
+                    return unsafe { avx2($($argument),*) };
+                }
+            }
+            plain($($argument),*)
+        }
+    };
+}
+
+widest! {
+    /// `sum += other`, element by element.
+    ///
+    /// # Panics
+    /// If they differ in length.
+    pub fn add(sum: &mut [f32], other: &[f32]) {
+        assert_eq!(sum.len(), other.len());
+        for (a, b) in sum.iter_mut().zip(other) {
+            *a += b;
+        }
+    }
+}
+
+widest! {
+    /// `out = a + b`, where `a` and `b` are bytes of f32, wherever they begin.
+    ///
+    /// # Panics
+    /// If they differ in length.
+    pub fn add_bytes(out: &mut [f32], a: &[u8], b: &[u8]) {
+        assert!(a.len() == out.len() * 4 && b.len() == a.len());
+        for ((out, a), b) in out.iter_mut().zip(a.as_chunks().0).zip(b.as_chunks().0) {
+            *out = f32::from_le_bytes(*a) + f32::from_le_bytes(*b);
+        }
+    }
+}
+
+widest! {
+    /// Σ x² in f64: 16 partial sums over the elements with the same remainder of their index, then those in order.
+    pub fn sum_of_squares(values: &[f32]) -> f64 {
+        let mut parts = [0.0f64; PARTS];
+        let (blocks, rest) = values.as_chunks::<PARTS>();
+        for block in blocks {
+            for (part, &x) in parts.iter_mut().zip(block) {
+                *part += f64::from(x) * f64::from(x);
+            }
+        }
+        for (part, &x) in parts.iter_mut().zip(rest) {
+            *part += f64::from(x) * f64::from(x);
+        }
+        parts.iter().sum()
+    }
+}
+
+/// The nearest bf16, ties to even; what is not a number stays so.
+#[inline(always)]
+fn nearest(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+    match x.is_nan() {
+        true => (bits >> 16) as u16 | 0x40,
+        false => rounded,
+    }
+}
+
+widest! {
+    /// Rounds each element to the nearest bf16, ties to even.
+    pub fn round_to_bf16(values: &mut [f32]) {
+        for value in values {
+            *value = f32::from_bits(u32::from(nearest(*value)) << 16);
+        }
+    }
+}
+
+widest! {
+    /// Bytes of bf16 as f32; a rest of one byte is left out.
+    pub fn from_bf16(data: &[u8]) -> Vec<f32> {
+        let widen = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+        data.as_chunks().0.iter().map(widen).collect()
+    }
+}
+
+widest! {
+    /// Values as bytes of bf16. Those that are no bf16 are rounded.
+    pub fn to_bf16(values: &[f32]) -> Vec<u8> {
+        let narrow: Vec<u16> = values.iter().map(|&x| nearest(x)).collect();
+        cast_slice(&narrow).to_vec()
+    }
+}
+
+/// f32 values as they lie in memory, which is little-endian.
+pub fn bytes_of(values: &[f32]) -> &[u8] {
+    cast_slice(values)
+}
+
+/// Bytes of f32 as values; a rest of less than four bytes is left out.
+pub fn floats_of(data: &[u8]) -> Vec<f32> {
+    data.as_chunks()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bf16_is_rounded_as_the_half_crate_does(bits: u32) {
+            let x = f32::from_bits(bits);
+            let mut rounded = [x];
+            round_to_bf16(&mut rounded);
+            let expected = bf16::from_f32(x);
+            prop_assert_eq!(rounded[0].to_bits(), u32::from(expected.to_bits()) << 16);
+            prop_assert_eq!(to_bf16(&rounded), expected.to_bits().to_le_bytes());
+            prop_assert_eq!(from_bf16(&to_bf16(&rounded))[0].to_bits(), rounded[0].to_bits());
+        }
+
+        #[test]
+        fn bytes_are_added_wherever_they_begin(
+            pairs in prop::collection::vec((-1e3f32..1e3, -1e3f32..1e3), 0..70),
+            (a, b) in (0usize..4, 0usize..4),
+        ) {
+            let (left, right): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let shifted = |by: usize, values: &[f32]| {
+                let mut bytes = vec![0; by];
+                bytes.extend_from_slice(bytes_of(values));
+                bytes
+            };
+            let mut sum = left.clone();
+            add(&mut sum, &right);
+            let mut out = vec![0.0; sum.len()];
+            add_bytes(&mut out, &shifted(a, &left)[a..], &shifted(b, &right)[b..]);
+            prop_assert_eq!(&out, &sum);
+            prop_assert_eq!(floats_of(bytes_of(&sum)), sum);
+        }
+
+        #[test]
+        fn squares_are_summed_in_sixteen_parts(values in prop::collection::vec(-1e3f32..1e3, 0..100)) {
+            let mut parts = [0.0f64; 16];
+            for (i, &x) in values.iter().enumerate() {
+                parts[i % 16] += f64::from(x) * f64::from(x);
+            }
+            let expected = parts.into_iter().fold(0.0, |sum, part| sum + part);
+            prop_assert_eq!(sum_of_squares(&values).to_bits(), expected.to_bits());
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_even_neighbour() {
+        let one_up = f32::from_bits(0x3f81_0000);
+        let mut values = [
+            f32::from_bits(0x3f80_8000),
+            f32::from_bits(0x3f81_8000),
+            f32::from_bits(0x3f80_8001),
+            f32::MAX,
+            f32::NAN,
+        ];
+        round_to_bf16(&mut values);
+        assert_eq!(values[0], 1.0);
+        assert_eq!(values[1], f32::from_bits(0x3f82_0000));
+        assert_eq!(values[2], one_up);
+        assert_eq!(values[3], f32::INFINITY);
+        assert!(values[4].is_nan());
+    }
+}

@@ -1,0 +1,180 @@
+//! What goes to a worker: credits, and roots as they are completed, as bytes or as places in this process's memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use cohort_common::ids::{RunId, Step};
+use cohort_common::net::EXCHANGE_BEAT;
+use cohort_common::seal::Sealer;
+use cohort_common::segment::Segment;
+use cohort_common::wire;
+use cohort_proto::v1;
+use cohort_proto::v1::chunk::Kind;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::{Exchange, POISON, StepSums, WINDOW};
+
+/// Roots that a worker reads where they lie.
+#[derive(Debug, Default)]
+pub(super) struct Lent(Mutex<BTreeMap<Step, Lease>>);
+
+/// A root that is lent.
+#[derive(Debug)]
+struct Lease {
+    segment: Arc<Segment>,
+    returned: bool,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.returned {
+            // The stream has ended, and its worker may still read. Memory that it keeps mapped stays its own.
+            self.segment.burn();
+        }
+    }
+}
+
+impl Lent {
+    fn lend(&self, step: Step, segment: &Arc<Segment>) {
+        let lease = Lease {
+            segment: segment.clone(),
+            returned: false,
+        };
+        self.0.lock().expect(POISON).insert(step, lease);
+    }
+
+    /// The worker is done with everything up to this step.
+    pub(super) fn give_back(&self, through: Step) {
+        let mut lent = self.0.lock().expect(POISON);
+        while let Some(mut lease) = lent.first_entry().filter(|lease| *lease.key() <= through) {
+            lease.get_mut().returned = true;
+            lease.remove();
+        }
+    }
+}
+
+/// The way to a worker.
+struct Way {
+    sealer: Sealer,
+    lent: Option<Arc<Lent>>,
+    out: mpsc::Sender<Result<v1::Chunk, Status>>,
+}
+
+/// Sends the roots of the steps after `after`; where memory is shared, `lent` notes what is read.
+pub(super) async fn send_roots(
+    exchange: Arc<Exchange>,
+    run: RunId,
+    after: Step,
+    lent: Option<Arc<Lent>>,
+    out: mpsc::Sender<Result<v1::Chunk, Status>>,
+) {
+    let mut opened = exchange.opened.subscribe();
+    let mut done = after;
+    let mut way = Way {
+        sealer: Sealer::default(),
+        lent,
+        out,
+    };
+    if way.lent.is_some() && way.send(Kind::Shares(v1::Empty {})).await.is_none() {
+        return;
+    }
+    loop {
+        opened.mark_unchanged();
+        while let Some(held) = exchange.next_after(&run, done) {
+            done = held.step;
+            if way.send_step(&held).await.is_none() {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = opened.changed() => if changed.is_err() { return },
+            () = way.out.closed() => return,
+            () = tokio::time::sleep(EXCHANGE_BEAT) => if way.alive().await.is_none() { return },
+        }
+    }
+}
+
+impl Way {
+    /// Sends one step's credits and roots as they are completed. `None` when the receiver is gone.
+    async fn send_step(&mut self, held: &StepSums) -> Option<()> {
+        let mut leading = held.leading.subscribe();
+        let chunks = held.sums.chunks();
+        let (mut sent, mut granted) = (0, 0);
+        loop {
+            let ready = *leading.borrow_and_update();
+            let below = match self.lent {
+                Some(_) => chunks,
+                None => (ready + WINDOW).min(chunks),
+            };
+            if below > granted {
+                granted = below;
+                let credit = v1::Credit {
+                    step: held.step,
+                    below: below as u32,
+                };
+                self.send(Kind::Credit(credit)).await?;
+            }
+            match self.lends(held) {
+                // Nobody updates anything before the root is whole, so that is what is told.
+                true if ready == chunks => self.lend(held).await?,
+                true => {}
+                false => {
+                    for index in sent..ready {
+                        self.send_chunk(held, index).await?;
+                    }
+                }
+            }
+            sent = ready;
+            if sent == chunks {
+                return Some(());
+            }
+            tokio::select! {
+                changed = leading.changed() => changed.ok()?,
+                () = self.out.closed() => return None,
+                () = tokio::time::sleep(EXCHANGE_BEAT) => self.alive().await?,
+            }
+        }
+    }
+
+    /// Whether this worker reads the root where it lies.
+    fn lends(&self, held: &StepSums) -> bool {
+        self.lent.is_some() && held.sums.is_shared()
+    }
+
+    /// Says where the root is.
+    async fn lend(&mut self, held: &StepSums) -> Option<()> {
+        let segment = held.sums.segment();
+        let address = segment.address().expect("it is shared");
+        if let Some(lent) = &self.lent {
+            lent.lend(held.step, segment);
+        }
+        let root = v1::SharedRoot {
+            step: held.step,
+            segment: Some(wire::segment_to(address)),
+        };
+        self.send(Kind::SharedRoot(root)).await
+    }
+
+    async fn send_chunk(&mut self, held: &StepSums, index: usize) -> Option<()> {
+        let chunk = held.sums.root(index).expect("leading roots are complete");
+        let node = v1::NodeChunk {
+            step: held.step,
+            first: held.root.first,
+            size: held.root.size,
+            index: index as u32,
+            check: chunk.check,
+            data: chunk.data,
+        };
+        self.send(Kind::Node(node)).await
+    }
+
+    async fn alive(&mut self) -> Option<()> {
+        self.send(Kind::Alive(v1::Empty {})).await
+    }
+
+    async fn send(&mut self, kind: Kind) -> Option<()> {
+        let chunk = self.sealer.chunk(kind);
+        self.out.send(Ok(chunk)).await.ok()
+    }
+}

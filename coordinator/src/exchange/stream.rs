@@ -1,0 +1,230 @@
+//! What a worker pushes: chunks of nodes, as bytes or as places in its memory.
+
+use std::sync::Arc;
+
+use cohort_common::aggregate::{Data, OfferError, Offered};
+use cohort_common::cluster::Event;
+use cohort_common::cluster::events::LeftReason;
+use cohort_common::ids::{RunId, SessionId, Step};
+use cohort_common::layout::{CHUNK_LEN, chunk_range};
+use cohort_common::seal::Opener;
+use cohort_common::segment::{Part, Segment};
+use cohort_common::tree::Node;
+use cohort_common::wire;
+use cohort_proto::v1;
+use cohort_proto::v1::chunk::Kind;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tonic::{Status, Streaming};
+use tracing::info;
+
+use super::roots::{Lent, send_roots};
+use super::{Exchange, Host, StepSums, WINDOW};
+use crate::status::invalid;
+
+/// Bytes of a worker's segment, at most. It is address space; memory is what the worker uses of it.
+const MAX_SEGMENT: u64 = 4 << 40;
+
+/// A worker's stream for one state of a run.
+pub(super) struct Stream {
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) host: Arc<dyn Host>,
+    pub(super) run: RunId,
+    pub(super) session: SessionId,
+    pub(super) number: u64,
+    pub(super) shared: Option<Shared>,
+}
+
+/// What a stream between two processes of one host has.
+pub(super) struct Shared {
+    /// The worker's nodes.
+    nodes: Arc<Segment>,
+    /// The roots that it reads.
+    lent: Arc<Lent>,
+}
+
+impl Stream {
+    /// Whether what comes from here still counts.
+    fn check(&self) -> Result<(), Status> {
+        let refused = Status::failed_precondition;
+        if !self.host.is_open(self.session) {
+            return Err(refused("this session has ended; register again"));
+        }
+        match self.exchange.is_newest(self.session, self.number) {
+            true => Ok(()),
+            false => Err(refused("this stream was replaced by a newer one")),
+        }
+    }
+
+    pub(super) async fn receive(
+        &mut self,
+        mut incoming: Streaming<v1::Chunk>,
+        out: &mpsc::Sender<Result<v1::Chunk, Status>>,
+    ) -> Result<(), Status> {
+        let mut opener = Opener::default();
+        let mut roots = None;
+        while let Some(chunk) = incoming.next().await {
+            // An error here is a connection that closed; the session notices by itself.
+            let Ok(chunk) = chunk else { return Ok(()) };
+            self.check()?;
+            let kind = match opener.chunk(chunk) {
+                Ok(Some(kind)) => kind,
+                Ok(None) => continue,
+                Err(error) => return self.broken(error.to_string()).await,
+            };
+            match kind {
+                Kind::Open(open) if roots.is_none() => {
+                    self.shared = open.segment.as_ref().and_then(|s| self.share(s));
+                    let sending = send_roots(
+                        self.exchange.clone(),
+                        self.run.clone(),
+                        open.after,
+                        self.shared.as_ref().map(|shared| shared.lent.clone()),
+                        out.clone(),
+                    );
+                    roots = Some(tokio::spawn(sending));
+                }
+                Kind::Node(node) if roots.is_some() => self.push(node).await?,
+                Kind::SharedNode(node) if roots.is_some() => self.push_shared(node).await?,
+                Kind::Done(done) => {
+                    if let Some(shared) = &self.shared {
+                        shared.lent.give_back(done.through);
+                    }
+                }
+                Kind::Alive(_) => {}
+                _ => return Err(Status::invalid_argument("only node chunks are pushed")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the worker's memory; `None` where it is on another host, or another user's.
+    fn share(&self, segment: &v1::Segment) -> Option<Shared> {
+        let worker = self.session;
+        let opened = wire::segment_from(segment)
+            .map_err(|error| error.to_string())
+            .and_then(|a| Segment::open(&a, MAX_SEGMENT).map_err(|error| error.to_string()));
+        match opened {
+            Ok(nodes) => {
+                info!(%worker, "on this host: gradients stay in shared memory");
+                Some(Shared {
+                    nodes: Arc::new(nodes),
+                    lent: Arc::default(),
+                })
+            }
+            Err(reason) => {
+                info!(%worker, reason, "not on this host, as it seems: gradients are sent");
+                None
+            }
+        }
+    }
+
+    /// What this worker pushes cannot be relied on: its session ends, and others do its work.
+    async fn broken(&self, what: String) -> Result<(), Status> {
+        let reason = LeftReason::Protocol(format!("in the exchange, {what}"));
+        let session = self.session;
+        let status = Status::data_loss(reason.to_string());
+        self.host.tell(Event::Left { session, reason }).await;
+        Err(status)
+    }
+
+    /// The step of a push, if it is held. One that is not has been committed, or its run has ended: the push came too
+    /// late to matter.
+    fn held(&self, step: Step, node: Node, last: u32) -> Result<Option<Arc<StepSums>>, Status> {
+        let Some(held) = self.exchange.get(&self.run, step) else {
+            return Ok(None);
+        };
+        // What is shared takes no memory here, so all of it may be pushed at once. What was granted once stays granted:
+        // the leading chunks only grow.
+        let below = match &self.shared {
+            Some(_) => held.sums.chunks(),
+            None => held.sums.leading() + WINDOW,
+        };
+        match (last as usize) < below {
+            true => Ok(Some(held)),
+            false => Err(Status::resource_exhausted(format!(
+                "chunk {last} of {node}, step {step}, was pushed with credit below {below}"
+            ))),
+        }
+    }
+
+    async fn push(&self, chunk: v1::NodeChunk) -> Result<(), Status> {
+        let node = Node {
+            first: chunk.first,
+            size: chunk.size,
+        };
+        let Some(held) = self.held(chunk.step, node, chunk.index)? else {
+            return Ok(());
+        };
+        let data = Data::Wire {
+            data: chunk.data,
+            check: chunk.check,
+        };
+        let offered = held.offer(node, chunk.index as usize, data, self.session);
+        self.offered(&held, offered).await
+    }
+
+    async fn push_shared(&self, chunks: v1::SharedNode) -> Result<(), Status> {
+        let Some(shared) = &self.shared else {
+            return Err(invalid("no memory is shared with this worker"));
+        };
+        let node = Node {
+            first: chunks.first,
+            size: chunks.size,
+        };
+        let Some(last) = chunks.below.checked_sub(1).filter(|l| *l >= chunks.index) else {
+            return Err(invalid("a push without chunks"));
+        };
+        let Some(held) = self.held(chunks.step, node, last)? else {
+            return Ok(());
+        };
+        let (nodes, sums, from) = (shared.nodes.clone(), held.clone(), self.session);
+        // Some megabytes at a time: too long for a thread that others wait for.
+        let summing = tokio::task::spawn_blocking(move || {
+            let mut all = Offered::default();
+            for index in chunks.index as usize..chunks.below as usize {
+                let bytes = chunk_range(index, sums.sums.len()).len() * 4;
+                let start = (index * CHUNK_LEN * 4) as u64;
+                let start = chunks.offset.checked_add(start);
+                let part = start.and_then(|start| Part::new(&nodes, start, bytes));
+                let part = part.ok_or(OfferError::Outside { index, node })?;
+                all.join(sums.offer(node, index, Data::Shared(part), from)?);
+            }
+            Ok(all)
+        });
+        let offered = summing.await.expect("sums do not panic");
+        self.offered(&held, offered).await
+    }
+
+    /// Tells what a push did.
+    async fn offered(
+        &self,
+        held: &StepSums,
+        offered: Result<Offered, OfferError>,
+    ) -> Result<(), Status> {
+        let (host, step) = (&self.host, held.step);
+        let offered = match offered {
+            Ok(offered) => offered,
+            Err(error @ OfferError::Mismatch { .. }) => {
+                let run = self.run.clone();
+                let error = format!(
+                    "step {step}: {error}; take the one away that you trust less, then `cohort resume {run}`"
+                );
+                host.tell(Event::RunBroken { run, error }).await;
+                return Ok(());
+            }
+            Err(error) => return Err(invalid(error)),
+        };
+        if !offered.delivered.is_empty() {
+            let run = self.run.clone();
+            let lanes = offered.delivered;
+            host.tell(Event::Delivered { run, step, lanes }).await;
+        }
+        if offered.all_complete {
+            let totals = held.sums.totals().expect("every root is complete");
+            let run = self.run.clone();
+            host.tell(Event::RootComplete { run, step, totals }).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! The ways of a gradient: through memory that both ends see, or over the network. No bit depends on them.
+
+use crate::support::cluster::{Cluster, Reference};
+use crate::support::{Process, Scene};
+
+const TRAIN: &str = "pretrain spec.toml --corpus text.txt --set train.steps=60";
+/// What the coordinator logs where a gradient stays.
+const SHARED: &str = "gradients stay in shared memory";
+
+/// A worker.
+fn worker(scene: &Scene, url: &str, flags: &str) -> Process {
+    scene.start(&format!(
+        "worker --coordinator {url} --threads 1 --home cache {flags}"
+    ))
+}
+
+/// Trains on workers of these flags. Gives the last event, and what the coordinator logged.
+fn train(set: &str, flags: &[&str]) -> (serde_json::Value, String) {
+    let scene = Scene::new();
+    let (mut coordinator, url) = scene.coordinator("");
+    let mut workers: Vec<Process> = flags.iter().map(|f| worker(&scene, &url, f)).collect();
+    for worker in &mut workers {
+        worker.wait_for("joined");
+    }
+    let last = scene.finished(&format!(
+        "{TRAIN} {set} --coordinator {url} --set train.min_workers={}",
+        flags.len()
+    ));
+    let log = coordinator.tail(1_000);
+    (last, log)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn workers_find_out_that_they_share_a_host_and_it_changes_no_bit() {
+    let (shared, log) = train("", &["", ""]);
+    assert_eq!(log.matches(SHARED).count(), 2, "{log}");
+    let (sent, log) = train("", &["--no-shared-memory", "--no-shared-memory"]);
+    assert!(!log.contains(SHARED), "{log}");
+    let (mixed, log) = train("", &["", "--no-shared-memory", ""]);
+    assert_eq!(log.matches(SHARED).count(), 2, "{log}");
+    for other in [sent, mixed] {
+        assert_eq!(other["state_hash"], shared["state_hash"]);
+    }
+}
+
+#[test]
+fn rounded_to_bf16_the_result_does_not_depend_on_the_cluster_either() {
+    let bf16 = "--set train.payload=bf16";
+    let (alone, _) = train(bf16, &[""]);
+    for flags in [
+        &["", ""][..],
+        &["--no-shared-memory"; 3][..],
+        &["", "--no-shared-memory"],
+    ] {
+        let (several, _) = train(bf16, flags);
+        assert_eq!(several["state_hash"], alone["state_hash"], "{flags:?}");
+    }
+    let (exact, _) = train("", &[""]);
+    assert_ne!(exact["state_hash"], alone["state_hash"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_worker_may_die_while_its_memory_is_read() {
+    let scene = Scene::new();
+    let line = format!("{TRAIN} --set train.eval_every=0");
+    let reference = Reference::of(&scene, &line, 3);
+    let scene = Scene::new();
+    let mut cluster = Cluster::start(&scene, 3);
+    cluster.submit(&format!("{line} --new"));
+    cluster.wait_for_step(10);
+    // The first shares memory, and so does its successor.
+    cluster.workers[0].kill();
+    cluster.add_worker();
+    cluster.add_worker();
+    cluster.wait_for_step(30);
+    cluster.workers[4].kill();
+    cluster.finish();
+    let differences = reference.differences(&cluster);
+    assert!(differences.is_empty(), "{differences:#?}");
+}

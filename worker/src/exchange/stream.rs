@@ -1,0 +1,262 @@
+//! The traffic of an exchange: what goes out as credits allow, and what comes in.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cohort_common::floats::{bytes_of, to_bf16};
+use cohort_common::ids::Step;
+use cohort_common::layout::chunk_range;
+use cohort_common::net::EXCHANGE_BEAT;
+use cohort_common::seal::{Opener, Sealer, checksum};
+use cohort_common::segment::Segment;
+use cohort_common::spec::Payload;
+use cohort_common::tree::Node;
+use cohort_common::wire;
+use cohort_proto::v1;
+use cohort_proto::v1::chunk::Kind;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tonic::Streaming;
+
+use super::memory::{Arriving, publish};
+use super::{Shared, State};
+
+/// Messages in which a node is shared: few, as each wakes somebody up, but enough for the owner to begin early.
+const BATCHES: usize = 24;
+
+/// What is to be sent next.
+enum Next {
+    /// That steps are applied.
+    Done(Step),
+    /// Chunks of a node.
+    Chunks(Chunks),
+}
+
+struct Chunks {
+    step: Step,
+    node: Node,
+    data: Arc<Vec<f32>>,
+    range: Range<usize>,
+    /// Where they are to be copied, if they are not to be sent.
+    slot: Option<(Arc<Segment>, usize)>,
+}
+
+/// A chunk of a node, as bytes.
+struct ChunkBytes(Arc<Vec<f32>>, Range<usize>);
+
+impl AsRef<[u8]> for ChunkBytes {
+    fn as_ref(&self) -> &[u8] {
+        bytes_of(&self.0[self.1.clone()])
+    }
+}
+
+impl Chunks {
+    fn message(self, payload: Payload) -> Kind {
+        let Self {
+            step,
+            node: Node { first, size },
+            data,
+            range,
+            slot,
+        } = self;
+        let index = range.start as u32;
+        if let Some((segment, slot)) = slot {
+            let below = range.end as u32;
+            publish(&segment, slot, &data, range);
+            return Kind::SharedNode(v1::SharedNode {
+                step,
+                first,
+                size,
+                index,
+                offset: slot as u64,
+                below,
+            });
+        }
+        let elements = chunk_range(range.start, data.len());
+        let data: Bytes = match payload {
+            Payload::F32 => Bytes::from_owner(ChunkBytes(data, elements)),
+            Payload::Bf16 => to_bf16(&data[elements]).into(),
+        };
+        Kind::Node(v1::NodeChunk {
+            step,
+            first,
+            size,
+            index,
+            check: checksum(&data),
+            data,
+        })
+    }
+}
+
+impl State {
+    /// The next chunks that may be sent, lowest index first: redone lanes catch up before anything else goes on.
+    fn next(&mut self, chunks: usize) -> Option<Next> {
+        if std::mem::take(&mut self.done) {
+            return Some(Next::Done(self.applied));
+        }
+        let credits = &self.credits;
+        let below = |step: &Step| credits.get(step).copied().unwrap_or(0);
+        let ready = self.pending.iter_mut().filter(|p| p.next < below(&p.step));
+        let best = ready.min_by_key(|p| (p.step, p.next))?;
+        let memory = self.memory.as_mut().filter(|_| self.shares);
+        let slot = memory.and_then(|memory| {
+            best.slot = best.slot.or_else(|| memory.slot(best.step));
+            Some((memory.segment().clone(), best.slot?))
+        });
+        let count = match slot {
+            Some(_) => chunks.div_ceil(BATCHES).max(2),
+            None => 1,
+        };
+        let end = (best.next + count).min(below(&best.step));
+        let next = Chunks {
+            step: best.step,
+            node: best.node,
+            data: best.data.clone(),
+            range: best.next..end,
+            slot,
+        };
+        best.next = end;
+        self.pending.retain(|p| p.next < chunks);
+        Some(Next::Chunks(next))
+    }
+}
+
+pub(super) async fn send(shared: Arc<Shared>, mut sealer: Sealer, out: mpsc::Sender<v1::Chunk>) {
+    loop {
+        let next = {
+            let mut state = shared.lock();
+            if state.closed {
+                return;
+            }
+            state.next(shared.chunks)
+        };
+        let payload = shared.shape.payload;
+        let kind = match next {
+            Some(Next::Done(through)) => Kind::Done(v1::Done { through }),
+            Some(Next::Chunks(chunks)) if chunks.slot.is_some() => {
+                // Copying megabytes takes too long for a thread that others wait for.
+                let copying = tokio::task::spawn_blocking(move || chunks.message(payload));
+                copying.await.expect("copying does not panic")
+            }
+            Some(Next::Chunks(chunks)) => chunks.message(payload),
+            None => tokio::select! {
+                () = shared.sendable.notified() => continue,
+                () = tokio::time::sleep(EXCHANGE_BEAT) => Kind::Alive(v1::Empty {}),
+            },
+        };
+        // A connection that is gone is noticed at the other end of the stream.
+        if out.send(sealer.chunk(kind)).await.is_err() {
+            return;
+        }
+    }
+}
+
+pub(super) async fn receive(
+    shared: Arc<Shared>,
+    mut incoming: Streaming<v1::Chunk>,
+    broken: mpsc::Sender<String>,
+) {
+    let reason = tokio::select! {
+        reason = shared.receive(&mut incoming) => reason,
+        () = shared.closing.notified() => return,
+    };
+    if !shared.lock().closed {
+        // If nobody listens the session has ended, too.
+        let _ = broken.try_send(reason);
+    }
+    shared.close();
+}
+
+impl Shared {
+    /// Takes in what comes; ends with the reason why no more will.
+    async fn receive(&self, incoming: &mut Streaming<v1::Chunk>) -> String {
+        let mut opener = Opener::default();
+        loop {
+            let chunk = match incoming.next().await {
+                None => return "the owner closed the exchange".into(),
+                Some(Err(status)) => return status.message().to_owned(),
+                Some(Ok(chunk)) => chunk,
+            };
+            let taken = match opener.chunk(chunk) {
+                Ok(Some(Kind::Credit(credit))) => {
+                    self.credit(&credit);
+                    Ok(())
+                }
+                Ok(Some(Kind::Node(node))) => self.take(&node),
+                Ok(Some(Kind::SharedRoot(root))) => self.take_shared(&root),
+                Ok(Some(Kind::Shares(_))) => {
+                    self.lock().shares = true;
+                    Ok(())
+                }
+                Ok(Some(_) | None) => Ok(()),
+                Err(error) => return error.to_string(),
+            };
+            if let Err(error) = taken {
+                return format!("the owner sent nonsense: {error}");
+            }
+        }
+    }
+
+    fn credit(&self, credit: &v1::Credit) {
+        let mut state = self.lock();
+        self.settle_sharing(&mut state);
+        if credit.step > state.applied {
+            let held = state.credits.entry(credit.step).or_default();
+            *held = (*held).max(credit.below as usize);
+        }
+        drop(state);
+        self.sendable.notify_one();
+    }
+
+    /// A chunk of a root.
+    fn take(&self, chunk: &v1::NodeChunk) -> Result<(), String> {
+        let node = Node {
+            first: chunk.first,
+            size: chunk.size,
+        };
+        let index = chunk.index as usize;
+        if node != self.root || index >= self.chunks {
+            return Err(format!("chunk {index} of {node} is not a part of the root"));
+        }
+        let elements = chunk_range(index, self.shape.len).len();
+        if chunk.data.len() != elements * self.shape.payload.bytes() {
+            let bytes = chunk.data.len();
+            return Err(format!("chunk {index} of the root has {bytes} bytes"));
+        }
+        let mut state = self.lock();
+        if chunk.step <= state.applied {
+            return Ok(());
+        }
+        let State { roots, spare, .. } = &mut *state;
+        let fresh = || Arriving::sent(spare.pop(), self.shape, self.chunks);
+        let root = roots.entry(chunk.step).or_insert_with(fresh);
+        root.take(self.shape.payload, index, &chunk.data)?;
+        if root.is_whole() {
+            self.received.notify_all();
+        }
+        Ok(())
+    }
+
+    /// A root that the owner shares.
+    fn take_shared(&self, root: &v1::SharedRoot) -> Result<(), String> {
+        let mut state = self.lock();
+        if root.step <= state.applied {
+            return Ok(());
+        }
+        let memory = state.memory.as_mut();
+        let memory = memory.ok_or("a root is shared, but no memory is")?;
+        let segment = root.segment.as_ref().ok_or("a root lies nowhere")?;
+        let address = wire::segment_from(segment).map_err(|error| error.to_string())?;
+        if address.bytes < self.shape.bytes() as u64 {
+            return Err(format!("a root has {} bytes", address.bytes));
+        }
+        let segment = memory.owners(address).map_err(|error| {
+            self.sharing.give_up();
+            format!("its memory cannot be read ({error}); from now on gradients are sent")
+        })?;
+        state.roots.insert(root.step, Arriving::Lent(segment));
+        self.received.notify_all();
+        Ok(())
+    }
+}
