@@ -11,6 +11,7 @@
 //! Lanes that one worker computes share a pass (`ops/lanes.rs`): rows do not depend on their company, and sums over rows
 //! are taken lane by lane and added along the reduction tree, to the bits of lanes computed alone.
 
+mod backward;
 mod block;
 mod buffers;
 mod cache;

@@ -173,7 +173,7 @@ pub fn transpose(out: &mut [f32], width: usize, a: Matrix) {
     let quads = || {
         (0..a.rows / 4 * 4)
             .step_by(4)
-            .chain((a.rows % 4 > 0 && a.rows > 4).then(|| a.rows - 4))
+            .chain((!a.rows.is_multiple_of(4) && a.rows > 4).then(|| a.rows - 4))
     };
     let singles = if a.rows < 4 { 0..a.rows } else { 0..0 };
     for start in (0..a.cols).step_by(LINE) {
