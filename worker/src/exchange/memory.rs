@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use cohort_common::aggregate::Shape;
-use cohort_common::floats::from_bf16;
+use cohort_common::floats::{copy_out, from_bf16};
 use cohort_common::ids::Step;
 use cohort_common::layout::chunk_range;
 use cohort_common::segment::{Address, Part, Segment};
@@ -93,7 +93,7 @@ pub(super) fn publish(segment: &Segment, slot: usize, data: &[f32], chunks: Rang
         // SAFETY: the segment is of this process; a slot belongs to one node, of which each chunk is copied once, before
         // the owner hears of it.
         let out = unsafe { segment.floats_mut(start..start + range.len()) };
-        out.copy_from_slice(&data[range]);
+        copy_out(out, &data[range]);
     }
 }
 
