@@ -153,8 +153,12 @@ pub fn pack_left(out: &mut [f32], a: Matrix) {
                     "columns are contiguous where rows are not"
                 );
                 for (p, out) in out.chunks_exact_mut(ROWS).enumerate() {
-                    out[..part.rows]
-                        .copy_from_slice(&part.data[p * part.col_stride..][..part.rows]);
+                    let from = &part.data[p * part.col_stride..][..part.rows];
+                    // A whole tile is copied by a few moves, without a call.
+                    match (out.first_chunk_mut::<ROWS>(), from.first_chunk::<ROWS>()) {
+                        (Some(out), Some(from)) => *out = *from,
+                        _ => out[..from.len()].copy_from_slice(from),
+                    }
                 }
             }
         }
