@@ -4,6 +4,13 @@
 use super::{Architecture, ModelConfig, TrainConfig};
 use crate::layout::Layout;
 
+/// Tokens of one pass that several lanes share, at most: its products are as fast as larger ones, and a weight's operands
+/// still fit into the cache.
+pub const SHARED_TOKENS: usize = 2048;
+
+/// Logits of one pass that are alive at a time, at most. Part of the order of summation: another number is another run.
+pub const LOGITS_ALIVE: usize = 1 << 23;
+
 /// Bytes for each parameter: itself, its gradient and two moments, in 32 bits each.
 const BYTES_PER_PARAMETER: u64 = 16;
 
@@ -14,7 +21,7 @@ pub struct MemoryEstimate {
     pub parameters: u64,
     /// Bytes of parameters, gradients and moments.
     pub state_bytes: u64,
-    /// Bytes of the activations of one micro-batch.
+    /// Bytes of the activations of one pass.
     pub activation_bytes: u64,
 }
 
@@ -25,14 +32,26 @@ impl MemoryEstimate {
     }
 }
 
-/// The memory of a worker that computes one micro-batch at a time.
+/// Tokens of the largest pass of a worker that has all lanes: one micro-batch, or as many lanes as may share.
+fn tokens_of_a_pass(model: &ModelConfig, train: &TrainConfig) -> usize {
+    let lane = (train.micro_batch as usize).saturating_mul(model.context);
+    let bound = SHARED_TOKENS.min(LOGITS_ALIVE / model.vocab_size.max(1));
+    let lanes = match train.accumulate {
+        1 => (bound / lane.max(1)).clamp(1, train.lanes.max(1) as usize),
+        _ => 1,
+    };
+    lane.saturating_mul(lanes)
+}
+
+/// The memory of a worker that computes one pass at a time.
 pub fn memory_per_worker(model: &ModelConfig, train: &TrainConfig) -> MemoryEstimate {
     let parameters = Layout::of(model).len() as u64;
     let hidden = model.hidden_size as f64;
     let inner = model.intermediate_size as f64;
     let kv = (model.num_key_value_heads * model.head_dim()) as f64;
     // Values kept per token and layer: norms, projections, attention's output, residuals, and the feed-forward's
-    // inner values; then one row of attention weights per head; and the logits with their gradient.
+    // inner values; then one row of attention weights per head, where a device keeps them; and the logits with their
+    // gradient.
     let inner_values = match model.architecture {
         Architecture::Llama => 4.0,
         Architecture::Gpt2 => 2.0,
@@ -40,7 +59,7 @@ pub fn memory_per_worker(model: &ModelConfig, train: &TrainConfig) -> MemoryEsti
     let attention = (model.num_attention_heads * model.context) as f64;
     let layer = 7.0 * hidden + 2.0 * kv + inner_values * inner + attention;
     let per_token = model.num_hidden_layers as f64 * layer + 2.0 * model.vocab_size as f64;
-    let tokens = f64::from(train.micro_batch) * model.context as f64;
+    let tokens = tokens_of_a_pass(model, train) as f64;
     MemoryEstimate {
         parameters,
         state_bytes: parameters.saturating_mul(BYTES_PER_PARAMETER),

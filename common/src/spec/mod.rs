@@ -28,7 +28,9 @@ pub use file::{
     TokenizerTable, TrainTable,
 };
 pub use finetune::FinetuneBase;
-pub use memory::{MemoryEstimate, human_bytes, human_count, memory_per_worker};
+pub use memory::{
+    LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, memory_per_worker,
+};
 pub use model::{Architecture, ModelConfig};
 pub use preset::{PRESETS, Preset};
 pub use run::{

@@ -250,7 +250,7 @@ fn a_run_introduces_itself() {
       optimizer   AdamW, betas 0.9 and 0.95, eps 1e-8, weight decay 0.1, clip 1
       validation  every 200 steps, at most 1024 samples
       checkpoints every 200 steps, the last 3 and the best stay
-      memory      about 314.1 MB per worker (195.1 MB state, 119.0 MB activations)
+      memory      about 552.2 MB per worker (195.1 MB state, 357.0 MB activations)
       corpus      base-corpus
     "#);
 }

@@ -12,10 +12,8 @@ use crate::engine::Sums;
 use crate::engine::ops::cross_entropy;
 use crate::engine::ops::lanes::Lanes;
 use crate::engine::ops::linear::{self, WeightOrder};
+use cohort_common::spec::LOGITS_ALIVE;
 use cohort_common::tree::Node;
-
-/// Logits alive at a time, in elements. A constant: it decides the order of the sums over rows.
-pub const ALIVE: usize = 1 << 23;
 
 /// What the rows are scored against.
 pub struct Targets {
@@ -113,7 +111,7 @@ fn project(
     let range = pass.fused.parameters.head.clone();
     let head = &pass.params[range.clone()];
     let rows = targets.tokens.len();
-    let chunk = (ALIVE / shape.outputs).clamp(1, rows);
+    let chunk = (LOGITS_ALIVE / shape.outputs).clamp(1, rows);
     let mut losses = vec![0.0f64; rows];
     let mut logits = pass.fused.buffers.take(chunk * shape.outputs);
     for start in (0..rows).step_by(chunk) {

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{CpuStorage, Storage, Tensor};
 use cohort_common::layout::Layout;
-use cohort_common::spec::{Architecture, ModelConfig};
+use cohort_common::spec::{Architecture, LOGITS_ALIVE, ModelConfig, SHARED_TOKENS};
 use cohort_common::tree::Node;
 
 use self::buffers::Buffers;
@@ -37,10 +37,6 @@ use super::ops::lanes::Lanes;
 use super::ops::{norm, rope};
 use super::parameters::Parameters;
 use super::{Batch, Site, Sums};
-
-/// Rows of one pass that several lanes share, at most: their products are as fast as larger ones, and a weight's
-/// operands still fit into the cache.
-const SHARED_ROWS: usize = 2048;
 
 /// Rows that one thread takes through a block at a time.
 const PART_ROWS: usize = 256;
@@ -80,7 +76,7 @@ impl Fused {
     /// to have all logits alive. More would gain nothing, as the products are large already.
     pub fn shares(&self, rows: usize, lanes: usize) -> bool {
         let all = rows * lanes;
-        all <= SHARED_ROWS && all * self.model.vocab_size <= head::ALIVE
+        all <= SHARED_TOKENS && all * self.model.vocab_size <= LOGITS_ALIVE
     }
 
     /// The gradient of `Σ w·nll` of each micro-batch, summed along the tree of `node`, in `gradient`; the sums of each.
