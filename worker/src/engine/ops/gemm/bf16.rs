@@ -230,7 +230,10 @@ mod amx {
     pub fn available() -> bool {
         const BF16: u32 = 1 << 22;
         const TILES: u32 = 1 << 24;
-        let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+        // Older compilers call this unsafe.
+        #[allow(unused_unsafe)]
+        // SAFETY: every x86-64 has the instruction; an unknown leaf gives zeros.
+        let features = unsafe { std::arch::x86_64::__cpuid_count(7, 0).edx };
         features & BF16 != 0 && features & TILES != 0 && permitted()
     }
 
