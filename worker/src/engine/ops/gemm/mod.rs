@@ -225,7 +225,7 @@ fn along_the_tree(out: &mut [f32], x: Matrix, dy: &[Panels], lanes: &Lanes) {
     let (stride, count, shared) = (dy[0].cols, dy[0].count(), Shared::new(out));
     let (rows, panels) = task_size(x.rows, count, for_all_threads());
     // The partial sums of one task stay in the cache.
-    let (rows, panels) = (rows.min(96), panels.min(4));
+    let (rows, panels) = (rows.min(48), panels.min(16));
     let across = count.div_ceil(panels);
     let tasks = x.rows.div_ceil(rows) * across;
     (0..tasks).into_par_iter().for_each(|task| {
