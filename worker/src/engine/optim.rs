@@ -9,6 +9,7 @@ use cohort_common::spec::TrainConfig;
 use rayon::prelude::*;
 
 use super::Update;
+use super::ops::cut;
 use super::ops::simd::{fma, simd_fn};
 
 /// Elements in one task.
@@ -116,9 +117,9 @@ impl AdamW {
         let mut tasks = Vec::with_capacity(self.pieces.len());
         for piece in &self.pieces {
             let parts = (
-                split(&mut p, piece.len),
-                split(&mut m, piece.len),
-                split(&mut v, piece.len),
+                cut(&mut p, piece.len),
+                cut(&mut m, piece.len),
+                cut(&mut v, piece.len),
             );
             let (gradient, rest) = g.split_at(piece.len);
             g = rest;
@@ -128,13 +129,6 @@ impl AdamW {
             .into_par_iter()
             .for_each(|((p, m, v), g, factors)| update_piece(p, m, v, g, factors));
     }
-}
-
-/// Cuts `len` elements off the front.
-fn split<'a>(buffer: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
-    let (front, rest) = std::mem::take(buffer).split_at_mut(len);
-    *buffer = rest;
-    front
 }
 
 fn pieces(layout: &Layout) -> Vec<Piece> {

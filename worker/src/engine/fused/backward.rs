@@ -4,10 +4,10 @@ use cohort_common::spec::Architecture;
 use rayon::prelude::*;
 
 use super::Pass;
-use super::block::{Activations, BlockMasks, Weights, cut};
+use super::block::{Activations, BlockMasks, Weights};
 use crate::engine::ops::dropout::Mask;
 use crate::engine::ops::norm::Stats;
-use crate::engine::ops::{activation, attention, linear, norm, rope, simd};
+use crate::engine::ops::{activation, attention, cut, linear, norm, rope, simd};
 use crate::engine::parameters::{self, Linear, Norm};
 
 /// The gradients that the sums over rows are made of. Rows of all samples, in order.

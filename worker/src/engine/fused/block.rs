@@ -16,7 +16,7 @@ use super::{Pass, elements, slice};
 use crate::engine::ops::dropout::{Mask, Masks};
 use crate::engine::ops::linear::Packed;
 use crate::engine::ops::norm::Stats;
-use crate::engine::ops::{activation, attention, gemm, linear, norm, rope, simd};
+use crate::engine::ops::{activation, attention, cut, gemm, linear, norm, rope, simd};
 use crate::engine::parameters::{self, Linear, Norm};
 
 /// Block `layer` of a pass.
@@ -111,13 +111,6 @@ impl CustomOp1 for Block {
         self.pass.recycle(saved);
         Ok(Some(Tensor::from_vec(dx, x.shape(), &Device::Cpu)?))
     }
-}
-
-/// Cuts `len` elements off the front.
-pub fn cut<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
-    let (front, back) = std::mem::take(rest).split_at_mut(len);
-    *rest = back;
-    front
 }
 
 impl Pass {

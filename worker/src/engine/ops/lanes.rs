@@ -75,6 +75,27 @@ impl Lanes {
         lanes.map(|(lane, &merges)| (lane * self.rows..(lane + 1) * self.rows, merges))
     }
 
+    /// Sums along the tree what `compute` leaves for each lane, given its index and rows, in its part of `stack`; the sum is
+    /// the first `size` elements. The stack holds [`Self::depth`] times as many.
+    pub fn reduce(
+        &self,
+        stack: &mut [f32],
+        size: usize,
+        mut compute: impl FnMut(usize, Range<usize>, &mut [f32]),
+    ) {
+        let mut height = 0;
+        for (lane, (rows, merges)) in self.each().enumerate() {
+            compute(lane, rows, &mut stack[height * size..][..size]);
+            height += 1;
+            for _ in 0..merges {
+                height -= 1;
+                let (lower, upper) = stack.split_at_mut(height * size);
+                simd::add(&mut lower[(height - 1) * size..], &upper[..size]);
+            }
+        }
+        assert_eq!(height, 1, "the lanes are one node of the tree");
+    }
+
     /// `out` = the sum along the tree of one vector per lane, which `fill` adds to. Without `fresh` it adds to `out`,
     /// and there is one lane.
     pub fn sum(
@@ -92,18 +113,10 @@ impl Lanes {
         assert!(fresh, "only a single lane is added to what is there");
         let width = out.len();
         let mut stack = vec![0.0; width * self.depth];
-        let mut height = 0;
-        for (rows, merges) in self.each() {
-            let own = &mut stack[height * width..][..width];
+        self.reduce(&mut stack, width, |_, rows, own| {
             own.fill(0.0);
             fill(rows, own);
-            height += 1;
-            for _ in 0..merges {
-                height -= 1;
-                let (lower, upper) = stack.split_at_mut(height * width);
-                simd::add(&mut lower[(height - 1) * width..], &upper[..width]);
-            }
-        }
+        });
         out.copy_from_slice(&stack[..width]);
     }
 }

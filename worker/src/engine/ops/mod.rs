@@ -20,3 +20,10 @@ pub mod testing;
 
 /// Rows in one block of a parallel loop and of a sum over rows. A constant: it decides the order of summation.
 pub const ROW_BLOCK: usize = 64;
+
+/// Cuts `len` elements off the front.
+pub fn cut<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    let (front, back) = std::mem::take(rest).split_at_mut(len);
+    *rest = back;
+    front
+}

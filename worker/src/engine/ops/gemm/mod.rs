@@ -26,7 +26,6 @@ use rayon::prelude::*;
 use self::kernel::{Operands, PANEL, ROWS};
 pub use self::pack::{Aligned, Panels};
 use super::lanes::Lanes;
-use super::simd;
 
 /// Terms that are summed before they are added to an element.
 pub const DEPTH: usize = 256;
@@ -240,30 +239,12 @@ fn along_the_tree(out: &mut [f32], x: Matrix, dy: &[Panels], lanes: &Lanes) {
         PARTIAL.with_borrow_mut(|partial| {
             LEFT.with_borrow_mut(|left| {
                 let stack = partial.take(size * lanes.depth());
-                let mut height = 0;
-                for ((range, merges), dy) in lanes.each().zip(dy) {
-                    let (deep, part) = (range.len(), &mut stack[height * size..][..size]);
+                lanes.reduce(stack, size, |lane, rows, part| {
+                    let (to, x) = (part.as_mut_ptr(), x.columns(rows.start, rows.len()));
+                    let panels = panels.clone();
                     // SAFETY: `part` holds these rows of whole panels.
-                    unsafe {
-                        product(
-                            part.as_mut_ptr(),
-                            width,
-                            x.columns(range.start, deep),
-                            dy,
-                            panels.clone(),
-                            1.0,
-                            false,
-                            left,
-                        );
-                    }
-                    height += 1;
-                    for _ in 0..merges {
-                        height -= 1;
-                        let (lower, upper) = stack.split_at_mut(height * size);
-                        simd::add(&mut lower[(height - 1) * size..], &upper[..size]);
-                    }
-                }
-                assert_eq!(height, 1, "the lanes are one node of the tree");
+                    unsafe { product(to, width, x, &dy[lane], panels, 1.0, false, left) };
+                });
                 for (row, sum) in stack[..size].chunks_exact(width).enumerate() {
                     let to = shared.at((first + row) * stride + panel * PANEL);
                     // SAFETY: this task's piece of `out`, which no other task touches.
@@ -319,7 +300,7 @@ unsafe fn product(
     for start in (0..a.cols).step_by(DEPTH) {
         let depth = DEPTH.min(a.cols - start);
         let a = a.columns(start, depth);
-        // Packing a row costs about as much as multiplying it with a third of a panel.
+        // With few panels a row is not used often enough to be worth its packing.
         let packed = (panels.len() > 4).then(|| {
             let left = left.take(a.rows.next_multiple_of(ROWS) * depth);
             pack::pack_left(left, a);

@@ -1,6 +1,7 @@
 //! Products against their rule, bit by bit, and lanes together against lanes alone.
 
 use super::*;
+use crate::engine::ops::simd;
 use crate::engine::ops::testing::{pool, random};
 use cohort_common::tree::Node;
 
