@@ -184,6 +184,7 @@ fn parse_llama(f: &Fields) -> Result<ModelConfig, HfError> {
         norm_eps: f.positive_or("rms_norm_eps", 1e-6)?,
         rope_theta: f.rope_theta()?,
         initializer_range: f.positive_or("initializer_range", 0.02)?,
+        labels: Vec::new(),
     };
     f.divides("num_attention_heads", hidden_size, "hidden_size")?;
     f.divides(
@@ -240,6 +241,7 @@ fn parse_gpt2(f: &Fields) -> Result<ModelConfig, HfError> {
         norm_eps: f.positive_or("layer_norm_epsilon", 1e-5)?,
         rope_theta: DEFAULT_ROPE_THETA,
         initializer_range: f.positive_or("initializer_range", 0.02)?,
+        labels: Vec::new(),
     })
 }
 

@@ -101,7 +101,9 @@ impl Layout {
     fn push_llama(&mut self, m: &ModelConfig) {
         let (hidden, inner) = (m.hidden_size, m.intermediate_size);
         let kv = m.num_key_value_heads * m.head_dim();
-        if !m.tie_word_embeddings {
+        if m.classifies() {
+            self.push("score.weight".into(), &[m.outputs(), hidden]);
+        } else if !m.tie_word_embeddings {
             self.push("lm_head.weight".into(), &[m.vocab_size, hidden]);
         }
         self.push("model.norm.weight".into(), &[hidden]);
@@ -122,6 +124,9 @@ impl Layout {
 
     fn push_gpt2(&mut self, m: &ModelConfig) {
         let (hidden, inner) = (m.hidden_size, m.intermediate_size);
+        if m.classifies() {
+            self.push("score.weight".into(), &[m.outputs(), hidden]);
+        }
         self.push_affine("transformer.ln_f", &[hidden], hidden, m.bias);
         for layer in (0..m.num_hidden_layers).rev() {
             let p = format!("transformer.h.{layer}");
@@ -186,6 +191,7 @@ mod tests {
             norm_eps: 1e-5,
             rope_theta: 10_000.0,
             initializer_range: 0.02,
+            labels: Vec::new(),
         }
     }
 

@@ -271,6 +271,7 @@ fn empty(length: usize) -> Batch {
         inputs: Vec::new(),
         targets: Vec::new(),
         weights: Vec::new(),
+        starts: Vec::new(),
         samples: 0,
         length,
     }

@@ -63,6 +63,7 @@ fn case(name: &'static str) -> Case {
         norm_eps: 1e-5,
         rope_theta: 10_000.0,
         initializer_range: 0.02,
+        labels: Vec::new(),
     };
     Case {
         name,
@@ -111,6 +112,7 @@ fn batches(case: &Case, lanes: usize) -> Vec<Batch> {
         inputs: (0..elements).map(|i| token(lane * elements + i)).collect(),
         targets: (1..=elements).map(|i| token(lane * elements + i)).collect(),
         weights: vec![1.0; elements],
+        starts: Vec::new(),
         samples,
         length,
     };

@@ -307,6 +307,7 @@ impl RunData {
         }
         Ok(Batch {
             weights: vec![1.0; inputs.len()],
+            starts: Vec::new(),
             inputs,
             targets,
             samples: samples.len(),
@@ -354,6 +355,7 @@ impl RunData {
                     inputs: window.inputs,
                     targets: window.targets,
                     weights: window.weights,
+                    starts: Vec::new(),
                     samples: 1,
                     length,
                 }),

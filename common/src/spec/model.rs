@@ -52,12 +52,29 @@ pub struct ModelConfig {
     pub rope_theta: f32,
     /// Standard deviation of the initial weights.
     pub initializer_range: f32,
+    /// The labels of a sequence classifier, in the order of its outputs. Empty for a language model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 impl ModelConfig {
     /// Width of one attention head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_attention_heads
+    }
+
+    /// Whether the model scores whole sequences with a `score` head, as Hugging Face's `ForSequenceClassification`
+    /// does, and has no language-model head.
+    pub fn classifies(&self) -> bool {
+        !self.labels.is_empty()
+    }
+
+    /// Logits of one row: labels of a classifier, else tokens.
+    pub fn outputs(&self) -> usize {
+        match self.classifies() {
+            true => self.labels.len(),
+            false => self.vocab_size,
+        }
     }
 
     /// Floating-point operations of forward and backward for one token: `6 N + 12 layers * hidden * context`, with N
@@ -68,7 +85,10 @@ impl ModelConfig {
             .tensors()
             .iter()
             .filter(|t| t.shape.len() == 2 && !t.name.ends_with("wpe.weight"))
-            .filter(|t| self.tie_word_embeddings || !t.name.ends_with("embed_tokens.weight"))
+            .filter(|t| {
+                let head = self.tie_word_embeddings && !self.classifies();
+                head || !t.name.ends_with("embed_tokens.weight")
+            })
             .map(|t| t.len())
             .sum();
         6.0 * matrices as f64

@@ -61,6 +61,7 @@ pub(super) fn shape_of(table: &ModelTable) -> Result<ModelConfig, SpecError> {
         norm_eps: table.norm_eps.unwrap_or(1e-5) as f32,
         rope_theta: table.rope_theta.unwrap_or(10_000.0) as f32,
         initializer_range: table.initializer_range.unwrap_or(0.02) as f32,
+        labels: Vec::new(),
     };
     check_heads(&model, table.num_attention_heads.is_some())?;
     check_family(table, architecture)?;

@@ -142,6 +142,7 @@ pub(crate) mod tests {
                 norm_eps: 1e-5,
                 rope_theta: 10_000.0,
                 initializer_range: 0.02,
+                labels: Vec::new(),
             },
             train: TrainConfig {
                 steps: 200,

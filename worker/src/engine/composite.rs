@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use cohort_common::layout::Layout;
 use cohort_common::spec::{Architecture, ModelConfig};
 
-use super::ops::{dropout::Mask, rope};
+use super::ops::{dropout::Mask, position, rope};
 use super::{Batch, Site, Sums};
 
 type Result<T> = candle_core::Result<T>;
@@ -77,14 +77,18 @@ impl Composite {
 
     /// Logits of one sequence, `[tokens, vocab]`.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.forward(tokens, 1, tokens.len(), None)?
-            .flatten_all()?
-            .to_vec1()
+        let one = Batch {
+            inputs: tokens.to_vec(),
+            samples: 1,
+            length: tokens.len(),
+            ..Batch::default()
+        };
+        self.forward(&one, None)?.flatten_all()?.to_vec1()
     }
 
     /// `w·nll` of each token.
     fn losses(&self, batch: &Batch, site: Option<Site>) -> Result<Tensor> {
-        let logits = self.forward(&batch.inputs, batch.samples, batch.length, site)?;
+        let logits = self.forward(batch, site)?;
         let rows = batch.inputs.len();
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
         let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
@@ -100,14 +104,10 @@ impl Composite {
     }
 
     /// Logits, `[samples * length, vocab]`.
-    fn forward(
-        &self,
-        tokens: &[u32],
-        samples: usize,
-        length: usize,
-        site: Option<Site>,
-    ) -> Result<Tensor> {
-        let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
+    fn forward(&self, batch: &Batch, site: Option<Site>) -> Result<Tensor> {
+        let (samples, length) = (batch.samples, batch.length);
+        let ids = Tensor::from_slice(&batch.inputs, batch.inputs.len(), &self.device)?;
+        let places = Places::of(batch, &self.device)?;
         let m = &self.model;
         let llama = m.architecture == Architecture::Llama;
         let table = self.weight(if llama {
@@ -119,14 +119,16 @@ impl Composite {
             .index_select(&ids, 0)?
             .reshape((samples, length, m.hidden_size))?;
         if !llama {
-            x = x.broadcast_add(&self.weight("transformer.wpe.weight").narrow(0, 0, length)?)?;
+            let rows = self.weight("transformer.wpe.weight");
+            let rows = rows.index_select(&places.positions, 0)?;
+            x = (x + rows.reshape((samples, length, m.hidden_size))?)?;
         }
         x = self.dropout(x, site, 0)?;
         for layer in 0..m.num_hidden_layers {
             x = if llama {
-                self.llama_block(layer, x)?
+                self.llama_block(layer, x, &places)?
             } else {
-                self.gpt2_block(layer, x, site)?
+                self.gpt2_block(layer, x, &places, site)?
             };
         }
         let x = self.norm(
@@ -137,15 +139,16 @@ impl Composite {
             },
             &x,
         )?;
-        let head = match m.tie_word_embeddings {
-            true => table,
-            false => self.weight("lm_head.weight"),
+        let head = match (m.classifies(), m.tie_word_embeddings) {
+            (true, _) => self.weight("score.weight"),
+            (false, true) => table,
+            (false, false) => self.weight("lm_head.weight"),
         };
         x.reshape((samples * length, m.hidden_size))?
             .matmul(&head.t()?)
     }
 
-    fn llama_block(&self, layer: usize, x: Tensor) -> Result<Tensor> {
+    fn llama_block(&self, layer: usize, x: Tensor, places: &Places) -> Result<Tensor> {
         let p = format!("model.layers.{layer}");
         let h = self.norm(&format!("{p}.input_layernorm"), &x)?;
         let project = |name: &str| self.linear(&format!("{p}.self_attn.{name}_proj"), &h);
@@ -158,7 +161,8 @@ impl Composite {
             self.heads(project("k")?, heads.1)?,
         );
         let v = self.heads(project("v")?, heads.1)?;
-        let attended = self.attention(self.rotate(&q)?, self.rotate(&k)?, v, None, layer)?;
+        let (q, k) = (self.rotate(&q, places)?, self.rotate(&k, places)?);
+        let attended = self.attention(q, k, v, places, None, layer)?;
         let x = (x + self.linear(&format!("{p}.self_attn.o_proj"), &attended)?)?;
         let h = self.norm(&format!("{p}.post_attention_layernorm"), &x)?;
         let gate = self.linear(&format!("{p}.mlp.gate_proj"), &h)?;
@@ -167,7 +171,13 @@ impl Composite {
         x + self.linear(&format!("{p}.mlp.down_proj"), &inner)?
     }
 
-    fn gpt2_block(&self, layer: usize, x: Tensor, site: Option<Site>) -> Result<Tensor> {
+    fn gpt2_block(
+        &self,
+        layer: usize,
+        x: Tensor,
+        places: &Places,
+        site: Option<Site>,
+    ) -> Result<Tensor> {
         let p = format!("transformer.h.{layer}");
         let h = self.norm(&format!("{p}.ln_1"), &x)?;
         let qkv = self.conv1d(&format!("{p}.attn.c_attn"), &h)?;
@@ -178,7 +188,7 @@ impl Composite {
                 self.model.num_attention_heads,
             )
         };
-        let attended = self.attention(part(0)?, part(1)?, part(2)?, site, layer)?;
+        let attended = self.attention(part(0)?, part(1)?, part(2)?, places, site, layer)?;
         let out = self.conv1d(&format!("{p}.attn.c_proj"), &attended)?;
         let x = (x + self.dropout(out, site, 2 + 3 * layer)?)?;
         let h = self.norm(&format!("{p}.ln_2"), &x)?;
@@ -236,12 +246,14 @@ impl Composite {
             .contiguous()
     }
 
-    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let (length, half) = (x.dim(2)?, self.model.head_dim() / 2);
-        let (cos, sin) = (
-            self.cos.narrow(0, 0, length)?,
-            self.sin.narrow(0, 0, length)?,
-        );
+    fn rotate(&self, x: &Tensor, places: &Places) -> Result<Tensor> {
+        let (samples, _, length, dim) = x.dims4()?;
+        let half = dim / 2;
+        let turns = |table: &Tensor| {
+            let rows = table.index_select(&places.positions, 0)?;
+            rows.reshape((samples, 1, length, half))
+        };
+        let (cos, sin) = (turns(&self.cos)?, turns(&self.sin)?);
         let (a, b) = (
             x.narrow(D::Minus1, 0, half)?,
             x.narrow(D::Minus1, half, half)?,
@@ -256,16 +268,14 @@ impl Composite {
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        places: &Places,
         site: Option<Site>,
         layer: usize,
     ) -> Result<Tensor> {
         let (samples, heads, length, dim) = q.dims4()?;
         let (k, v) = (self.repeat(k)?, self.repeat(v)?);
         let scores = (q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))?;
-        let hidden = (0..length)
-            .flat_map(|i| (0..length).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 }));
-        let hidden = Tensor::from_iter(hidden, &self.device)?.reshape((length, length))?;
-        let scores = scores.broadcast_add(&hidden)?;
+        let scores = scores.broadcast_add(&places.hidden)?;
         let exps = scores
             .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
             .exp()?;
@@ -303,6 +313,36 @@ impl Composite {
         mask.apply(&mut factors, 0);
         let factors = Tensor::from_vec(factors, x.shape(), &self.device)?;
         x * factors
+    }
+}
+
+/// Where the tokens of a batch stand.
+struct Places {
+    /// The position of each within its segment, `[samples * length]`.
+    positions: Tensor,
+    /// 0 where a row may see a key, else minus infinity, `[samples, 1, length, length]`.
+    hidden: Tensor,
+}
+
+impl Places {
+    fn of(batch: &Batch, device: &Device) -> Result<Self> {
+        let (samples, length) = (batch.samples, batch.length);
+        let rows = samples * length;
+        let of_row = |r: usize| position(r, length, &batch.starts);
+        let positions = Tensor::from_iter((0..rows).map(|r| of_row(r) as u32), device)?;
+        let hidden = (0..rows).flat_map(|r| {
+            let last = r % length;
+            let seen = last - of_row(r)..=last;
+            (0..length).map(move |key| match seen.contains(&key) {
+                true => 0.0,
+                false => f32::NEG_INFINITY,
+            })
+        });
+        let hidden = Tensor::from_iter(hidden, device)?;
+        Ok(Self {
+            positions,
+            hidden: hidden.reshape((samples, 1, length, length))?,
+        })
     }
 }
 

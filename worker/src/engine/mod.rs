@@ -35,7 +35,7 @@ pub use self::generate::{Sampling, generate};
 use self::optim::{AdamW, Moments};
 
 /// Samples of one length, row by row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids, `[samples, length]`.
     pub inputs: Vec<u32>,
@@ -43,6 +43,9 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// Weight of each target, `[samples, length]`; 0 is not scored.
     pub weights: Vec<f32>,
+    /// For each input the place within its row where its segment begins, `[samples, length]`. Segments do not attend to
+    /// each other and count their positions from 0. Empty where every row is one segment.
+    pub starts: Vec<u32>,
     /// Number of samples.
     pub samples: usize,
     /// Tokens in each sample, at most the model's context.
@@ -355,7 +358,7 @@ impl Engine {
         })
     }
 
-    /// Logits of one sequence, `[tokens, vocab]`.
+    /// Logits of one sequence, `[tokens, outputs]`.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.check_tokens(tokens)?;
         if tokens.is_empty() || tokens.len() > self.model.context {
@@ -412,6 +415,7 @@ impl Engine {
             inputs,
             targets,
             weights,
+            starts,
             samples,
             length,
         } = batch;
@@ -429,11 +433,29 @@ impl Engine {
                 weights.len()
             ));
         }
+        let inside = |(r, &start): (usize, &u32)| start as usize <= r % length;
+        if !starts.is_empty()
+            && (starts.len() != elements || !starts.iter().enumerate().all(inside))
+        {
+            return fail(format!(
+                "the segments of {elements} tokens begin at {} places, or after themselves",
+                starts.len()
+            ));
+        }
         self.check_tokens(inputs)?;
         let scored = targets
             .iter()
             .zip(weights)
             .filter(|(_, weight)| **weight != 0.0);
-        self.check_tokens(&scored.map(|(&target, _)| target).collect::<Vec<_>>())
+        let outputs = self.model.outputs();
+        match scored
+            .map(|(&target, _)| target)
+            .find(|&target| target as usize >= outputs)
+        {
+            Some(target) => fail(format!(
+                "target {target} is not below the {outputs} outputs"
+            )),
+            None => Ok(()),
+        }
     }
 }

@@ -185,6 +185,7 @@ mod tests {
             norm_eps: 1e-5,
             rope_theta: 10_000.0,
             initializer_range: 0.02,
+            labels: Vec::new(),
         };
         let layout = Layout::of(&model);
         let decays: Vec<bool> = pieces(&layout)

@@ -57,7 +57,7 @@ pub struct Parameters {
     pub blocks: Vec<Block>,
     /// Before the head.
     pub norm: Norm,
-    /// The head, `[vocab, hidden]`: the embedding where they are tied.
+    /// The head, `[outputs, hidden]`: the embedding where they are tied.
     pub head: Range<usize>,
 }
 
@@ -200,7 +200,9 @@ fn llama(m: &ModelConfig, names: Names) -> Parameters {
         }
     };
     let embedding = names.range("model.embed_tokens.weight");
-    let head = if m.tie_word_embeddings {
+    let head = if m.classifies() {
+        names.range("score.weight")
+    } else if m.tie_word_embeddings {
         embedding.clone()
     } else {
         names.range("lm_head.weight")
@@ -229,10 +231,13 @@ fn gpt2(m: &ModelConfig, names: Names) -> Parameters {
     };
     let embedding = names.range("transformer.wte.weight");
     Parameters {
-        embedding: embedding.clone(),
+        head: match m.classifies() {
+            true => names.range("score.weight"),
+            false => embedding.clone(),
+        },
+        embedding,
         positions: Some(names.range("transformer.wpe.weight")),
         blocks: (0..m.num_hidden_layers).map(block).collect(),
         norm: names.norm("transformer.ln_f"),
-        head: embedding,
     }
 }

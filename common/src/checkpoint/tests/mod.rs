@@ -34,6 +34,7 @@ fn model(architecture: Architecture, bias: bool) -> ModelConfig {
         norm_eps: 1e-5,
         rope_theta: 10_000.0,
         initializer_range: 0.02,
+        labels: Vec::new(),
     }
 }
 

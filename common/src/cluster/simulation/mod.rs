@@ -72,6 +72,7 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         norm_eps: 1e-5,
         rope_theta: 1e4,
         initializer_range: 0.02,
+        labels: Vec::new(),
     };
     RunPlan {
         run: RunId::new("sim-1"),

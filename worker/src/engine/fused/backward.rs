@@ -186,9 +186,10 @@ impl Pass {
             out: &saved.attended[own(&saved.attended)],
             log_sums: &saved.log_sums[own(&saved.log_sums)],
             masks: self.masks_from(&masks.attention, part.first),
+            starts: self.starts_of(row..row + rows),
         };
         attention::backward(shape, part.dqkv, &dattended, forward);
-        self.rotate(rope::Turn::Backward, part.dqkv, shape, 0);
+        self.rotate(rope::Turn::Backward, part.dqkv, shape, (0, forward.starts));
         weights.qkv.backward(&mut dnorm, part.dqkv);
         part.dx.copy_from_slice(part.dx1);
         let stats = &saved.stats1[row..row + rows];

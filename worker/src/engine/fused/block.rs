@@ -278,7 +278,7 @@ impl Pass {
             .forward(part.qkv, part.norm1, self.bias(&block.qkv), None);
         let dropped = self.masks_from(&masks.attention, part.first);
         self.attend(
-            part.samples,
+            (part.first, part.samples),
             part.qkv,
             part.attended,
             part.log_sums,
@@ -341,7 +341,7 @@ impl Pass {
     /// Rotates `qkv` where the model rotates, and fills `out` and the log-sums.
     fn attend(
         &self,
-        samples: usize,
+        (first, samples): (usize, usize),
         qkv: &mut [f32],
         out: &mut [f32],
         log_sums: &mut [f32],
@@ -350,8 +350,9 @@ impl Pass {
     ) {
         let past = cache.as_ref().map_or(0, |cache| cache.len());
         let shape = self.attention_shape(samples, past + self.length);
-        self.rotate(rope::Turn::Forward, qkv, shape, past);
-        let inputs = attention::Inputs::packed(shape, qkv);
+        let starts = self.starts_of(first * self.length..(first + samples) * self.length);
+        self.rotate(rope::Turn::Forward, qkv, shape, (past, starts));
+        let inputs = attention::Inputs::packed(shape, qkv, starts);
         match cache {
             None => attention::forward(shape, out, log_sums, inputs, masks),
             Some(cache) => {
@@ -366,7 +367,7 @@ impl Pass {
         turn: rope::Turn,
         packed: &mut [f32],
         shape: attention::Shape,
-        start: usize,
+        places: (usize, &[u32]),
     ) {
         if let Some(table) = &self.fused.rope {
             let heads = shape.heads + shape.kv_heads;
@@ -377,7 +378,7 @@ impl Pass {
                 shape.packed(),
                 heads,
                 self.length,
-                start,
+                places,
             );
         }
     }

@@ -36,6 +36,7 @@ impl LayerCache {
             k: &self.keys,
             v: &self.values,
             kv_stride: shape.kv_heads * shape.dim,
+            starts: &[],
         }
     }
 }
@@ -70,7 +71,7 @@ impl Fused {
             !tokens.is_empty() && start + tokens.len() <= self.model.context,
             "tokens beyond the context"
         );
-        let pass = self.inference(params, tokens, 1, tokens.len());
+        let pass = self.sequence(params, tokens);
         let mut x = self.buffers.take(tokens.len() * pass.width());
         let mut y = self.buffers.take(x.len());
         pass.embed(&mut x, start);

@@ -148,7 +148,8 @@ impl Pass {
             self.lanes
                 .sum(&mut gradient[positions.clone()], self.fresh, |rows, own| {
                     let dx = &dx[rows.start * width..rows.end * width];
-                    embedding::backward_positions(own, width, self.length, dx);
+                    let starts = self.starts_of(rows);
+                    embedding::backward_positions(own, width, self.length, starts, dx);
                 });
         }
         let dtable = &mut gradient[p.embedding.clone()];
@@ -181,7 +182,7 @@ impl Pass {
             table,
             positions,
             self.length,
-            start,
+            (start, &self.starts),
         );
     }
 }

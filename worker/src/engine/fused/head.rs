@@ -93,7 +93,7 @@ fn shape(pass: &Pass) -> linear::Shape {
     let m = &pass.fused.model;
     linear::Shape {
         inputs: m.hidden_size,
-        outputs: m.vocab_size,
+        outputs: m.outputs(),
         order: WeightOrder::OutputsFirst,
         precision: pass.fused.precision,
     }
@@ -161,7 +161,7 @@ pub fn score(pass: &Pass, x: &[f32], targets: &Targets) -> Sums {
 /// The logits of rows that left the last block.
 pub fn logits(pass: &Pass, x: &[f32]) -> Vec<f32> {
     let hidden = normalised(pass, x);
-    let mut logits = vec![0.0; x.len() / pass.width() * pass.fused.model.vocab_size];
+    let mut logits = vec![0.0; x.len() / pass.width() * pass.fused.model.outputs()];
     linear::forward(
         shape(pass),
         &mut logits,

@@ -76,7 +76,7 @@ impl Fused {
     /// to have all logits alive. More would gain nothing, as the products are large already.
     pub fn shares(&self, rows: usize, lanes: usize) -> bool {
         let all = rows * lanes;
-        all <= SHARED_TOKENS && all * self.model.vocab_size <= LOGITS_ALIVE
+        all <= SHARED_TOKENS && all * self.model.outputs() <= LOGITS_ALIVE
     }
 
     /// The gradient of `Σ w·nll` of each micro-batch, summed along the tree of `node`, in `gradient`; the sums of each.
@@ -98,6 +98,7 @@ impl Fused {
             fused: self.clone(),
             params: params.clone(),
             tokens: join(|batch| &batch.inputs),
+            starts: starts(micro_batches),
             samples: first.samples * micro_batches.len(),
             length: first.length,
             lanes: Lanes::of(node, first.samples * first.length),
@@ -118,7 +119,8 @@ impl Fused {
 
     /// The sums of a batch, without dropout and without gradient.
     pub fn score(self: &Arc<Self>, params: &Arc<Vec<f32>>, batch: &Batch) -> Result<Sums> {
-        let pass = self.inference(params, &batch.inputs, batch.samples, batch.length);
+        let (rows, starts) = ((batch.samples, batch.length), &batch.starts);
+        let pass = self.inference(params, rows, &batch.inputs, starts);
         let x = pass.blocks(&mut Tape::new(&self.buffers, false))?;
         let targets = head::Targets {
             tokens: batch.targets.clone(),
@@ -131,22 +133,28 @@ impl Fused {
 
     /// Logits of one sequence, `[tokens, vocab]`.
     pub fn logits(self: &Arc<Self>, params: &Arc<Vec<f32>>, tokens: &[u32]) -> Result<Vec<f32>> {
-        let pass = self.inference(params, tokens, 1, tokens.len());
+        let pass = self.sequence(params, tokens);
         let x = pass.blocks(&mut Tape::new(&self.buffers, false))?;
         Ok(slice(&x, |x| head::logits(&pass, x))?)
+    }
+
+    /// One sequence, that is one segment.
+    fn sequence(self: &Arc<Self>, params: &Arc<Vec<f32>>, tokens: &[u32]) -> Arc<Pass> {
+        self.inference(params, (1, tokens.len()), tokens, &[])
     }
 
     fn inference(
         self: &Arc<Self>,
         params: &Arc<Vec<f32>>,
+        (samples, length): (usize, usize),
         tokens: &[u32],
-        samples: usize,
-        length: usize,
+        starts: &[u32],
     ) -> Arc<Pass> {
         Arc::new(Pass {
             fused: self.clone(),
             params: params.clone(),
             tokens: tokens.to_vec(),
+            starts: starts.to_vec(),
             samples,
             length,
             lanes: Lanes::of(Node::leaf(0), samples * length),
@@ -163,6 +171,8 @@ struct Pass {
     fused: Arc<Fused>,
     params: Arc<Vec<f32>>,
     tokens: Vec<u32>,
+    /// Where the segment of each row begins; empty where samples are not cut into segments.
+    starts: Vec<u32>,
     samples: usize,
     length: usize,
     /// Whose rows lie where.
@@ -183,6 +193,11 @@ impl Pass {
 
     fn width(&self) -> usize {
         self.fused.model.hidden_size
+    }
+
+    /// The beginnings of the segments of some rows; empty where there are none.
+    fn starts_of(&self, rows: std::ops::Range<usize>) -> &[u32] {
+        self.starts.get(rows).unwrap_or_default()
     }
 
     fn gradient(&self) -> MutexGuard<'_, Vec<f32>> {
@@ -241,6 +256,22 @@ impl Pass {
         }
         Ok(x)
     }
+}
+
+/// The beginnings of the segments of all lanes; empty if no lane has any.
+fn starts(micro_batches: &[(&Batch, Site)]) -> Vec<u32> {
+    let batches = || micro_batches.iter().map(|(batch, _)| batch);
+    if batches().all(|batch| batch.starts.is_empty()) {
+        return Vec::new();
+    }
+    let mut starts = Vec::new();
+    for batch in batches() {
+        match batch.starts.is_empty() {
+            true => starts.resize(starts.len() + batch.inputs.len(), 0),
+            false => starts.extend_from_slice(&batch.starts),
+        }
+    }
+    starts
 }
 
 /// Calls `f` with the elements of a contiguous CPU tensor of f32.

@@ -1,6 +1,6 @@
 //! Causal grouped-query attention: `O = softmax(Q Kᵀ / sqrt(D)) V` per head, where several query heads may share one
 //! key/value head (Ainslie et al., arXiv 2305.13245). Query row i, the last rows of the sequence, sees the keys up to
-//! its own position.
+//! its own position, from the beginning of its segment on: samples that are packed into one row do not see each other.
 //!
 //! Q, K and V are read where they lie (packed rows), in blocks of query rows, so that no T x T matrix is ever stored:
 //! forward keeps the logarithm of each row's sum of exponentials, backward recomputes the probabilities from it (the
@@ -78,11 +78,13 @@ pub struct Inputs<'a> {
     pub v: &'a [f32],
     /// Distance between rows of `k` and of `v`.
     pub kv_stride: usize,
+    /// For each query row the first key that it may see, `[samples, queries]`; empty where that is always the first.
+    pub starts: &'a [u32],
 }
 
 impl<'a> Inputs<'a> {
-    /// From packed rows `[Q, K, V]`.
-    pub fn packed(shape: Shape, rows: &'a [f32]) -> Self {
+    /// From packed rows `[Q, K, V]`, with the beginnings of their segments.
+    pub fn packed(shape: Shape, rows: &'a [f32], starts: &'a [u32]) -> Self {
         let (q, kv, stride) = (shape.width(), shape.kv_heads * shape.dim, shape.packed());
         Self {
             q: rows,
@@ -90,7 +92,14 @@ impl<'a> Inputs<'a> {
             k: &rows[q..],
             v: &rows[q + kv..],
             kv_stride: stride,
+            starts,
         }
+    }
+
+    /// The first key that a query row may see.
+    fn first_key(&self, shape: Shape, sample: usize, row: usize) -> usize {
+        let start = self.starts.get(sample * shape.queries + row);
+        start.map_or(0, |&start| start as usize)
     }
 
     fn queries(
@@ -194,9 +203,12 @@ fn forward_head(
             )
         };
         for (r, (row, log_sum)) in scores.chunks_exact_mut(seen).zip(log_sums).enumerate() {
-            let (row, unseen) = row.split_at_mut(past + start + r + 1);
-            *log_sum = softmax(row);
-            unseen.fill(0.0);
+            let (seen, later) = row.split_at_mut(past + start + r + 1);
+            let first = inputs.first_key(shape, sample, start + r);
+            let (earlier, seen) = seen.split_at_mut(first);
+            *log_sum = softmax(seen);
+            earlier.fill(0.0);
+            later.fill(0.0);
             if let Some((mask, sample)) = mask {
                 drop_row(mask, shape.mask_start(sample, head, start + r), row);
             }
@@ -236,6 +248,8 @@ pub struct Saved<'a> {
     pub log_sums: &'a [f32],
     /// The masks of forward.
     pub masks: Option<Masks<'a>>,
+    /// The beginnings of segments, as forward had them.
+    pub starts: &'a [u32],
 }
 
 /// Fills `dpacked`, the gradient of the packed rows (queries = keys), from `dout`.
@@ -247,7 +261,7 @@ pub fn backward(shape: Shape, dpacked: &mut [f32], dout: &[f32], saved: Saved) {
         "size of the gradient"
     );
     let shared = Shared::new(dpacked);
-    let inputs = Inputs::packed(shape, saved.packed);
+    let inputs = Inputs::packed(shape, saved.packed, saved.starts);
     (0..shape.samples * shape.kv_heads)
         .into_par_iter()
         .for_each(|task| {
@@ -293,7 +307,7 @@ fn backward_head(
     (keys_t, values_t, keys): (&Panels, &Panels, &Panels),
     (right, p, ds): (&mut [Aligned; 2], &mut Vec<f32>, &mut Vec<f32>),
 ) {
-    let inputs = Inputs::packed(shape, saved.packed);
+    let inputs = Inputs::packed(shape, saved.packed, saved.starts);
     let mask = saved.masks.map(|masks| masks.of(sample));
     let (group, length, dim, width) = (
         head / shape.group(),
@@ -345,16 +359,19 @@ fn backward_head(
                 &mut ds[r * seen..(r + 1) * seen],
             );
             let own = start + r + 1;
-            p[own..].fill(0.0);
-            ds[own..].fill(0.0);
-            let (p, ds) = (&mut p[..own], &mut ds[..own]);
+            let first = inputs.first_key(shape, sample, start + r);
+            for row in [&mut *p, &mut *ds] {
+                row[..first].fill(0.0);
+                row[own..].fill(0.0);
+            }
+            let seen = first..own;
             match mask {
-                None => backward_row(p, ds, log_sums[start + r], d),
+                None => backward_row(&mut p[seen.clone()], &mut ds[seen], log_sums[start + r], d),
                 Some((mask, sample)) => {
                     let mask_start = shape.mask_start(sample, head, start + r);
-                    drop_row(mask, mask_start, ds);
-                    backward_row(p, ds, log_sums[start + r], d);
-                    drop_row(mask, mask_start, p);
+                    drop_row(mask, mask_start, &mut ds[..own]);
+                    backward_row(&mut p[seen.clone()], &mut ds[seen], log_sums[start + r], d);
+                    drop_row(mask, mask_start, &mut p[..own]);
                 }
             }
         }
@@ -399,20 +416,38 @@ mod tests {
     };
 
     fn run(shape: Shape, packed: &[f32], masks: Option<Masks>) -> (Vec<f32>, Vec<f32>) {
+        run_segments(shape, packed, masks, &[])
+    }
+
+    fn run_segments(
+        shape: Shape,
+        packed: &[f32],
+        masks: Option<Masks>,
+        starts: &[u32],
+    ) -> (Vec<f32>, Vec<f32>) {
         let mut out = vec![f32::NAN; shape.samples * shape.queries * shape.width()];
         let mut log_sums = vec![f32::NAN; shape.samples * shape.heads * shape.queries];
         forward(
             shape,
             &mut out,
             &mut log_sums,
-            Inputs::packed(shape, packed),
+            Inputs::packed(shape, packed, starts),
             masks,
         );
         (out, log_sums)
     }
 
     fn gradient(packed: &[f32], dout: &[f32], masks: Option<Masks>) -> Vec<f32> {
-        let (out, log_sums) = run(SHAPE, packed, masks);
+        gradient_segments(packed, dout, masks, &[])
+    }
+
+    fn gradient_segments(
+        packed: &[f32],
+        dout: &[f32],
+        masks: Option<Masks>,
+        starts: &[u32],
+    ) -> Vec<f32> {
+        let (out, log_sums) = run_segments(SHAPE, packed, masks, starts);
         let mut dpacked = vec![f32::NAN; packed.len()];
         backward(
             SHAPE,
@@ -423,6 +458,7 @@ mod tests {
                 out: &out,
                 log_sums: &log_sums,
                 masks,
+                starts,
             },
         );
         dpacked
@@ -468,11 +504,54 @@ mod tests {
             samples: 1,
             first: 0,
         };
-        for masks in [None, Some(masks)] {
-            let dpacked = gradient(&packed, &dout, masks);
+        let segments = segments(&[&[37], &[3, 30, 4]]);
+        for (masks, starts) in [
+            (None, &[][..]),
+            (Some(masks), &[]),
+            (None, &segments),
+            (Some(masks), &segments),
+        ] {
+            let dpacked = gradient_segments(&packed, &dout, masks, starts);
             check_gradient(&packed, &dpacked, 41, |packed| {
-                weigh(&run(SHAPE, packed, masks).0, &dout)
+                weigh(&run_segments(SHAPE, packed, masks, starts).0, &dout)
             });
+        }
+    }
+
+    /// The beginnings of segments of these lengths, for each sample.
+    fn segments(samples: &[&[usize]]) -> Vec<u32> {
+        let mut starts = Vec::new();
+        for lengths in samples {
+            let mut start = 0;
+            for &length in *lengths {
+                starts.extend(std::iter::repeat_n(start as u32, length));
+                start += length;
+            }
+        }
+        starts
+    }
+
+    #[test]
+    fn segments_do_not_see_each_other() {
+        let shape = Shape {
+            samples: 1,
+            ..SHAPE
+        };
+        let packed = random(shape.queries * shape.packed(), 7);
+        let lengths = [5, 1, 26, 5];
+        let (out, _) = run_segments(shape, &packed, None, &segments(&[&lengths]));
+        let mut row = 0;
+        for length in lengths {
+            let alone = Shape {
+                queries: length,
+                keys: length,
+                ..shape
+            };
+            let own = row * shape.packed()..(row + length) * shape.packed();
+            let (expected, _) = run(alone, &packed[own], None);
+            let got = &out[row * shape.width()..][..expected.len()];
+            assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6));
+            row += length;
         }
     }
 
@@ -489,7 +568,7 @@ mod tests {
             ..shape
         };
         let skipped = (shape.queries - 5) * shape.packed();
-        let all = Inputs::packed(shape, &packed);
+        let all = Inputs::packed(shape, &packed, &[]);
         let (mut out, mut log_sums) = (vec![0.0; 5 * tail.width()], vec![0.0; 5 * tail.heads]);
         forward(
             tail,

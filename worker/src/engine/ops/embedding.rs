@@ -3,10 +3,10 @@
 
 use rayon::prelude::*;
 
-use super::ROW_BLOCK;
 use super::simd;
+use super::{ROW_BLOCK, position};
 
-/// Fills `x`, `[tokens, width]`. Row r has position `start + r mod length`.
+/// Fills `x`, `[tokens, width]`. Row r has the position [`position`], `start` further on.
 pub fn forward(
     x: &mut [f32],
     tokens: &[u32],
@@ -14,7 +14,7 @@ pub fn forward(
     table: &[f32],
     positions: Option<&[f32]>,
     length: usize,
-    start: usize,
+    (start, starts): (usize, &[u32]),
 ) {
     x.par_chunks_mut(ROW_BLOCK * width)
         .enumerate()
@@ -23,7 +23,10 @@ pub fn forward(
                 let r = block * ROW_BLOCK + i;
                 row.copy_from_slice(at(table, tokens[r] as usize, width));
                 if let Some(positions) = positions {
-                    simd::add(row, at(positions, start + r % length, width));
+                    simd::add(
+                        row,
+                        at(positions, start + position(r, length, starts), width),
+                    );
                 }
             }
         });
@@ -37,10 +40,23 @@ pub fn backward_tokens(dtable: &mut [f32], tokens: &[u32], width: usize, dx: &[f
     }
 }
 
-/// Adds rows of `dx` to the rows of their positions (`r mod length`).
-pub fn backward_positions(dpositions: &mut [f32], width: usize, length: usize, dx: &[f32]) {
-    for sample in dx.chunks_exact(length * width) {
-        simd::add(&mut dpositions[..length * width], sample);
+/// Adds rows of `dx` to the rows of their positions, in the order of the rows.
+pub fn backward_positions(
+    dpositions: &mut [f32],
+    width: usize,
+    length: usize,
+    starts: &[u32],
+    dx: &[f32],
+) {
+    if starts.is_empty() {
+        for sample in dx.chunks_exact(length * width) {
+            simd::add(&mut dpositions[..length * width], sample);
+        }
+        return;
+    }
+    for (r, row) in dx.chunks_exact(width).enumerate() {
+        let at = position(r, length, starts) * width;
+        simd::add(&mut dpositions[at..at + width], row);
     }
 }
 
@@ -61,17 +77,28 @@ mod tests {
             random(length * width, 2),
             random(8 * width, 3),
         );
-        let loss = |table: &[f32], positions: &[f32]| {
-            let mut x = vec![f32::NAN; 8 * width];
-            forward(&mut x, &tokens, width, table, Some(positions), length, 0);
-            weigh(&x, &dx)
-        };
-        let (mut dtable, mut dpositions) = (vec![0.0; table.len()], vec![0.0; positions.len()]);
-        backward_tokens(&mut dtable, &tokens, width, &dx);
-        backward_positions(&mut dpositions, width, length, &dx);
-        check_gradient(&table, &dtable, 1, |table| loss(table, &positions));
-        check_gradient(&positions, &dpositions, 1, |positions| {
-            loss(&table, positions)
-        });
+        for starts in [&[][..], &[0, 0, 2, 2, 0, 1, 1, 3]] {
+            let loss = |table: &[f32], positions: &[f32]| {
+                let mut x = vec![f32::NAN; 8 * width];
+                let places = (0, starts);
+                forward(
+                    &mut x,
+                    &tokens,
+                    width,
+                    table,
+                    Some(positions),
+                    length,
+                    places,
+                );
+                weigh(&x, &dx)
+            };
+            let (mut dtable, mut dpositions) = (vec![0.0; table.len()], vec![0.0; positions.len()]);
+            backward_tokens(&mut dtable, &tokens, width, &dx);
+            backward_positions(&mut dpositions, width, length, starts, &dx);
+            check_gradient(&table, &dtable, 1, |table| loss(table, &positions));
+            check_gradient(&positions, &dpositions, 1, |positions| {
+                loss(&table, positions)
+            });
+        }
     }
 }

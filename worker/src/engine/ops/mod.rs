@@ -21,6 +21,12 @@ pub mod testing;
 /// Rows in one block of a parallel loop and of a sum over rows. A constant: it decides the order of summation.
 pub const ROW_BLOCK: usize = 64;
 
+/// The position of row r: its distance from the beginning of its segment, which `starts` names within each sample of
+/// `length` rows; without `starts` a sample is one segment.
+pub fn position(r: usize, length: usize, starts: &[u32]) -> usize {
+    r % length - starts.get(r).map_or(0, |&start| start as usize)
+}
+
 /// Cuts `len` elements off the front.
 pub fn cut<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
     let (front, back) = std::mem::take(rest).split_at_mut(len);

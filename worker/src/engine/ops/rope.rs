@@ -3,8 +3,8 @@
 
 use rayon::prelude::*;
 
-use super::ROW_BLOCK;
 use super::simd::simd_fn;
+use super::{ROW_BLOCK, position};
 
 /// Cosines and sines of all positions.
 #[derive(Clone, Debug)]
@@ -45,8 +45,8 @@ pub enum Turn {
     Backward,
 }
 
-/// Rotates the first `heads` heads of each row in place. Rows are `stride` apart; row r has position
-/// `start + r mod length`.
+/// Rotates the first `heads` heads of each row in place. Rows are `stride` apart; row r has the position [`position`],
+/// `start` further on.
 pub fn rotate(
     table: &Table,
     turn: Turn,
@@ -54,13 +54,13 @@ pub fn rotate(
     stride: usize,
     heads: usize,
     length: usize,
-    start: usize,
+    (start, starts): (usize, &[u32]),
 ) {
     rows.par_chunks_mut(ROW_BLOCK * stride)
         .enumerate()
         .for_each(|(block, rows)| {
             for (r, row) in rows.chunks_exact_mut(stride).enumerate() {
-                let (cos, sin) = table.at(start + (block * ROW_BLOCK + r) % length);
+                let (cos, sin) = table.at(start + position(block * ROW_BLOCK + r, length, starts));
                 let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
                 rotate_row(&mut row[..heads * 2 * table.half], cos, sin, sign);
             }
@@ -91,10 +91,10 @@ mod tests {
         let table = Table::new(10_000.0, 8, 16);
         let rows = random(6 * 30, 1);
         let mut turned = rows.clone();
-        rotate(&table, Turn::Forward, &mut turned, 30, 3, 3, 4);
+        rotate(&table, Turn::Forward, &mut turned, 30, 3, 3, (4, &[]));
         assert_ne!(rows[..24], turned[..24]);
         assert_eq!(rows[24..30], turned[24..30]);
-        rotate(&table, Turn::Backward, &mut turned, 30, 3, 3, 4);
+        rotate(&table, Turn::Backward, &mut turned, 30, 3, 3, (4, &[]));
         assert!(rows.iter().zip(&turned).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 
@@ -104,8 +104,8 @@ mod tests {
         let (q, k) = (random(8, 1), random(8, 2));
         let product = |at_q, at_k| {
             let (mut q, mut k) = (q.clone(), k.clone());
-            rotate(&table, Turn::Forward, &mut q, 8, 1, 1, at_q);
-            rotate(&table, Turn::Forward, &mut k, 8, 1, 1, at_k);
+            rotate(&table, Turn::Forward, &mut q, 8, 1, 1, (at_q, &[]));
+            rotate(&table, Turn::Forward, &mut k, 8, 1, 1, (at_k, &[]));
             q.iter().zip(&k).map(|(q, k)| q * k).sum::<f32>()
         };
         assert!((product(5, 2) - product(12, 9)).abs() < 1e-5);

@@ -99,6 +99,7 @@ fn check(name: &str, composite: bool) {
         inputs,
         targets,
         weights,
+        starts: Vec::new(),
         samples: 2,
         length,
     };

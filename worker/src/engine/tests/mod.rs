@@ -34,6 +34,7 @@ fn model(architecture: Architecture) -> ModelConfig {
         norm_eps: 1e-5,
         rope_theta: 10_000.0,
         initializer_range: 0.2,
+        labels: Vec::new(),
     }
 }
 
@@ -56,6 +57,18 @@ fn models() -> Vec<ModelConfig> {
             ..gpt2.clone()
         },
         gpt2,
+    ]
+}
+
+/// One classifier of each architecture.
+fn classifiers() -> Vec<ModelConfig> {
+    let classifier = |architecture| ModelConfig {
+        labels: ["ham", "spam", "other"].map(str::to_owned).to_vec(),
+        ..model(architecture)
+    };
+    vec![
+        classifier(Architecture::Llama),
+        classifier(Architecture::Gpt2),
     ]
 }
 
@@ -99,11 +112,26 @@ fn composite(model: &ModelConfig) -> Engine {
     engine
 }
 
+/// The same batch, each sample cut into segments of several lengths.
+fn packed(model: &ModelConfig, samples: usize, length: usize) -> Batch {
+    let mut batch = batch(model, samples, length);
+    let mut start = 0;
+    for r in 0..samples * length {
+        let place = r % length;
+        if place == 0 || (place - start) > philox(12, [r as u32, 0, 0, 0])[0] as usize % 9 {
+            start = place;
+        }
+        batch.starts.push(start as u32);
+    }
+    batch
+}
+
 fn batch(model: &ModelConfig, samples: usize, length: usize) -> Batch {
     let draw = |stream: u32, i: usize| philox(11, [i as u32, stream, 0, 0])[0] as usize;
-    let tokens = |stream| {
+    let bounds = [model.vocab_size, model.outputs()];
+    let tokens = |stream: u32| {
         (0..samples * length)
-            .map(|i| (draw(stream, i) % model.vocab_size) as u32)
+            .map(|i| (draw(stream, i) % bounds[stream as usize]) as u32)
             .collect()
     };
     Batch {
@@ -112,6 +140,7 @@ fn batch(model: &ModelConfig, samples: usize, length: usize) -> Batch {
         weights: (0..samples * length)
             .map(|i| (draw(2, i) % 3) as f32 * 0.5)
             .collect(),
+        starts: Vec::new(),
         samples,
         length,
     }

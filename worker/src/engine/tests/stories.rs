@@ -106,6 +106,7 @@ fn stories260k_tells_its_story() {
         inputs: tokens[..length].to_vec(),
         targets: tokens[1..].to_vec(),
         weights: vec![1.0; length],
+        starts: Vec::new(),
         samples: 1,
         length,
     };

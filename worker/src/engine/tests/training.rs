@@ -18,6 +18,7 @@ fn initial_weights_depend_on_seed_and_name_alone() {
 fn initial_weights_have_the_right_spread() {
     let model = ModelConfig {
         initializer_range: 0.02,
+        labels: Vec::new(),
         ..model(Architecture::Gpt2)
     };
     let engine = engine(&model, 2);
@@ -45,6 +46,7 @@ fn both_paths_learn_a_batch_by_heart() {
     for architecture in [Architecture::Llama, Architecture::Gpt2] {
         let model = ModelConfig {
             initializer_range: 0.02,
+            labels: Vec::new(),
             ..model(architecture)
         };
         let batch = batch(&model, 3, 16);

@@ -7,8 +7,9 @@ use crate::engine::{EngineError, Sampling, Sums, generate};
 
 #[test]
 fn the_fused_path_agrees_with_the_composite_path_dropout_included() {
-    for model in models() {
-        let batch = batch(&model, 3, 41);
+    let all = models().into_iter().chain(classifiers());
+    for (model, cut) in all.flat_map(|model| [(model.clone(), false), (model, true)]) {
+        let batch = if cut { packed } else { batch }(&model, 3, 41);
         let (mut fused, mut plain) = (engine(&model, 2), composite(&model));
         let (a, b) = (
             fused.logits(&batch.inputs[..41]),
@@ -39,14 +40,15 @@ fn the_fused_path_agrees_with_the_composite_path_dropout_included() {
 
 #[test]
 fn every_parameter_has_a_gradient() {
-    for model in models() {
+    for model in models().into_iter().chain(classifiers()) {
         for mut engine in [engine(&model, 2), composite(&model)] {
             let (_, gradient) = gradient(&mut engine, &batch(&model, 4, model.context));
             for tensor in engine.layout().tensors() {
                 let part = &gradient[tensor.range()];
                 let zeros = part.iter().filter(|x| **x == 0.0).count();
                 // Rows of tokens that do not occur have none in an untied embedding.
-                let bound = if tensor.name.contains("embed_tokens") {
+                let untied = model.classifies() && tensor.name.contains("wte");
+                let bound = if untied || tensor.name.contains("embed_tokens") {
                     part.len() / 2
                 } else {
                     part.len() / 50
@@ -64,9 +66,9 @@ fn every_parameter_has_a_gradient() {
 
 #[test]
 fn gradients_agree_with_finite_differences() {
-    for model in models() {
+    for model in models().into_iter().chain(classifiers()) {
         let mut engine = engine(&model, 2);
-        let batch = batch(&model, 2, 19);
+        let batch = packed(&model, 2, 19);
         let (_, gradient) = gradient(&mut engine, &batch);
         let params = engine.params().to_vec();
         for tensor in engine.layout().clone().tensors() {
@@ -105,7 +107,7 @@ fn threads_do_not_change_a_bit() {
             vocab_size: 301,
             ..model
         };
-        let batch = batch(&wide, 5, 37);
+        let batch = packed(&wide, 5, 37);
         let run = |threads| {
             let mut engine = engine(&wide, threads);
             let result = gradient(&mut engine, &batch);
@@ -148,11 +150,12 @@ fn gradients_add_up_over_micro_batches() {
 
 #[test]
 fn lanes_that_share_a_pass_have_the_bits_of_lanes_alone() {
-    for model in models() {
+    for model in models().into_iter().chain(classifiers()) {
         let engine = &mut engine(&model, 2);
         let batches: Vec<Batch> = (0..5)
             .map(|lane| {
-                let mut batch = batch(&model, 2, 21);
+                let cut = lane % 2 == 1;
+                let mut batch = if cut { packed } else { batch }(&model, 2, 21);
                 let vocab = model.vocab_size as u32;
                 batch
                     .inputs
@@ -191,6 +194,44 @@ fn lanes_that_share_a_pass_have_the_bits_of_lanes_alone() {
                 assert_eq!(single.expect("a gradient"), [sums]);
             }
         }
+    }
+}
+
+#[test]
+fn packed_samples_train_as_if_they_were_alone() {
+    let lengths = [7, 1, 20, 13];
+    let length: usize = lengths.iter().sum();
+    for model in models().into_iter().chain(classifiers()) {
+        // Masks are drawn by place, and places differ.
+        if model.dropout > 0.0 {
+            continue;
+        }
+        let mut engine = engine(&model, 2);
+        let mut whole = batch(&model, 1, length);
+        let (mut loss, mut expected) = (0.0, Vec::new());
+        let mut first = 0;
+        for size in lengths {
+            let own = first..first + size;
+            let starts = std::iter::repeat_n(first as u32, size);
+            whole.starts.extend(starts);
+            let alone = Batch {
+                inputs: whole.inputs[own.clone()].to_vec(),
+                targets: whole.targets[own.clone()].to_vec(),
+                weights: whole.weights[own].to_vec(),
+                starts: Vec::new(),
+                samples: 1,
+                length: size,
+            };
+            let sums = engine.accumulate(&alone, SITE, &mut expected);
+            loss += sums.expect("a loss").loss;
+            first += size;
+        }
+        let (packed, gradient) = gradient(&mut engine, &whole);
+        assert!((packed / loss - 1.0).abs() < 1e-6, "{packed} {loss}");
+        let apart = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
+        let apart: f64 = gradient.iter().zip(&expected).map(apart).sum();
+        let norm: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
+        assert!(apart.sqrt() < 1e-5 * norm.sqrt(), "{apart} {norm}");
     }
 }
 
