@@ -1,6 +1,7 @@
 //! Corpora and runs in words and tables.
 
 use cohort_common::api::{CorpusInfo, EvalEvent, RunInfo};
+use cohort_common::corpus::{Objective, Supervised};
 use cohort_common::spec::{RunKind, human_bytes, human_count};
 
 use crate::output::{ago, table};
@@ -28,6 +29,9 @@ pub fn corpus(corpus: &CorpusInfo) -> String {
         format!("  validation  {}", split(&corpus.validation)),
         format!("  tokenizer   {} tokens", corpus.vocab_size),
     ];
+    if let Some(supervised) = &corpus.supervised {
+        lines.extend(samples(supervised));
+    }
     if !corpus.skipped.is_empty() {
         lines.push(format!("  skipped     {} inputs:", corpus.skipped.len()));
         let shown = corpus.skipped.iter().take(SKIPPED_SHOWN);
@@ -37,6 +41,35 @@ pub fn corpus(corpus: &CorpusInfo) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// The samples of a supervised corpus, in a few lines.
+fn samples(supervised: &Supervised) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (name, counts) in [
+        ("training", &supervised.train),
+        ("validation", &supervised.validation),
+    ] {
+        let mut line = format!(
+            "  {name:<11} {} samples, {} tokens in rows of {}",
+            counts.samples,
+            human_count(counts.tokens),
+            supervised.row,
+        );
+        if supervised.objective == Objective::Sft {
+            line += &format!(", of which {} are learned", human_count(counts.trained));
+        }
+        for (count, what) in [(counts.truncated, "cut"), (counts.dropped, "dropped")] {
+            if count > 0 {
+                line += &format!("; {count} {what}, since they are longer");
+            }
+        }
+        lines.push(line);
+    }
+    if !supervised.labels.is_empty() {
+        lines.push(format!("  labels      {}", supervised.labels.join(", ")));
+    }
+    lines
 }
 
 /// All that is known of a corpus.
@@ -157,7 +190,7 @@ fn evals(run: &RunInfo) -> String {
             eval.step.to_string(),
             eval.split.clone(),
             format!("{:.4}", eval.loss),
-            format!("{:.4}", eval.bits_per_byte),
+            loss(eval.bits_per_byte),
         ]);
     }
     format!("\n{}\n", table(&rows))
@@ -216,8 +249,8 @@ pub fn gained_and_lost(run: &RunInfo) -> String {
                 name.into(),
                 format!("{:.4}", before.loss),
                 format!("{:.4}", after.loss),
-                format!("{:.4}", before.bits_per_byte),
-                format!("{:.4}", after.bits_per_byte),
+                loss(before.bits_per_byte),
+                loss(after.bits_per_byte),
             ]);
         }
     }

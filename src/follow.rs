@@ -186,13 +186,12 @@ fn describe(event: &RunEvent) -> Option<String> {
         RunEvent::Training { run, workers } => {
             format!("{run} trains on {}", count(*workers, "worker"))
         }
-        RunEvent::Eval(eval) => format!(
-            "step {}: {} loss {:.4}, {:.4} bits per byte",
-            eval.step,
-            eval.split.replace('_', " "),
-            eval.loss,
-            eval.bits_per_byte
-        ),
+        RunEvent::Eval(eval) => {
+            let split = eval.split.replace('_', " ");
+            let bits = eval.bits_per_byte;
+            let bits = bits.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+            format!("step {}: {split} loss {:.4}{bits}", eval.step, eval.loss)
+        }
         RunEvent::Checkpoint { checkpoint, .. } => format!(
             "step {}: checkpoint of {} in {}",
             checkpoint.step,

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{CorpusInfo, PrepareCorpus, PrepareEvent, SourceRef, TokenizerRef};
 use cohort_common::corpus::{
-    BadInput, CorpusError, Event, Problem, ReadOptions, Sources, Split, Tokenizer, expand,
-    read_documents, samples,
+    BadInput, CorpusError, Event, Problem, ReadOptions, Sources, Split, SupervisedConfig,
+    Tokenizer, expand, read_documents, samples,
 };
-use cohort_common::spec::{CorpusOptions, TokenizerChoice};
+use cohort_common::spec::{CorpusFacts, CorpusOptions, TokenizerChoice};
 
 use crate::client::Client;
 use crate::facts;
@@ -67,7 +67,7 @@ impl Text {
                 std::path::absolute(path).with_context(|| format!("`{path}` is no path"))?;
             let mut sources = expand(&[path], options.skip_bad)?;
             if !options.skip_bad {
-                look_at(&sources, &options.text_field)?;
+                look_at(&sources, options)?;
             }
             text.skipped.append(&mut sources.skipped);
             text.inputs.push(Input::Local(absolute, sources));
@@ -137,10 +137,18 @@ impl Material {
         })
     }
 
+    /// How lines become samples of at most `row` tokens, where the spec has an objective for them; conversations in that
+    /// template.
+    pub fn supervised(&self, row: usize, template: Option<String>) -> Option<SupervisedConfig> {
+        let supervised = self.options.supervised.as_ref();
+        supervised.map(|options| options.config(row, template))
+    }
+
     /// Has the coordinator prepare it, or find that it is there already.
     pub async fn prepare(
         &self,
         tokenizer: TokenizerRef,
+        supervised: Option<SupervisedConfig>,
         client: &mut Client,
         out: Output,
     ) -> Result<CorpusInfo> {
@@ -155,6 +163,7 @@ impl Material {
             split: self.options.split.to_string(),
             skip_bad: self.options.skip_bad,
             tokenizer,
+            supervised,
         };
         let mut events = client.prepare_corpus(&request).await?;
         let mut shown: Option<(String, Bar)> = None;
@@ -232,17 +241,33 @@ pub fn tokenizer(choice: &TokenizerChoice) -> Result<TokenizerRef> {
     })
 }
 
+/// What a spec needs to know of a corpus.
+pub fn facts_of(corpus: &CorpusInfo) -> CorpusFacts {
+    let supervised = corpus.supervised.as_ref();
+    CorpusFacts {
+        vocab_size: corpus.vocab_size,
+        fingerprint: corpus.fingerprint.clone(),
+        labels: supervised.map_or(Vec::new(), |s| s.labels.clone()),
+    }
+}
+
 /// An error where the corpus has not even one sample of that context.
 pub fn check_length(corpus: &CorpusInfo, context: usize) -> Result<()> {
+    if corpus.supervised.is_some() {
+        return Ok(());
+    }
     samples(Split::Train, corpus.train.tokens, context)?;
     Ok(())
 }
 
 /// Reads the beginning of each file.
-fn look_at(sources: &Sources, text_field: &str) -> Result<()> {
+fn look_at(sources: &Sources, options: &CorpusOptions) -> Result<()> {
+    let supervised = options.supervised.as_ref();
     let options = ReadOptions {
-        text_field: text_field.into(),
+        text_field: options.text_field.clone(),
         max_file_bytes: None,
+        // The length of a sample does not matter yet.
+        supervised: supervised.map(|supervised| supervised.config(usize::MAX, None)),
     };
     for file in &sources.files {
         let enough = || CorpusError::Unknown(String::new());

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub use audit::{AuditReport, ReplayReport};
 
+use crate::corpus::{Supervised, SupervisedConfig};
 use crate::spec::RunSpec;
 
 /// Something that happened to a run. `--json` prints one a line.
@@ -252,9 +253,9 @@ pub struct EvalEvent {
     pub split: String,
     /// Mean loss over the scored tokens, in nats.
     pub loss: f64,
-    /// The same per byte of text, in bits: comparable between tokenizers.
-    pub bits_per_byte: f64,
-    /// Tokens that were scored.
+    /// The same per byte of text, in bits: comparable between tokenizers. Absent for a classification.
+    pub bits_per_byte: Option<f64>,
+    /// Tokens that were scored; samples of a classification.
     pub tokens: u64,
 }
 
@@ -405,6 +406,9 @@ pub struct PrepareCorpus {
     pub skip_bad: bool,
     /// How text becomes tokens.
     pub tokenizer: TokenizerRef,
+    /// Take JSON lines as supervised samples; absent for plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supervised: Option<SupervisedConfig>,
 }
 
 /// Text for a corpus.
@@ -488,6 +492,9 @@ pub struct CorpusInfo {
     pub reused: bool,
     /// The beginning of its training text, decoded; only when one corpus is shown.
     pub sample: Option<String>,
+    /// What is learned from it, and its counts; absent for plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supervised: Option<Supervised>,
 }
 
 /// One part of a corpus.

@@ -3,14 +3,20 @@
 //!
 //! The order is the one in which backward completes the gradients: the head first, the embedding last. Within a
 //! block the query, key and value projections are adjacent, and so are gate and up, so that each group is one matrix
-//! for one product. Names and shapes are Hugging Face's.
+//! for one product. Names and shapes are Hugging Face's, those of adapters PEFT's.
+//!
+//! What is trained comes first, and the frozen rest behind it: gradients, moments, wire, hash and checkpoint end where
+//! that begins.
 
 use std::ops::Range;
 
-use crate::spec::{Architecture, ModelConfig};
+use crate::spec::{Architecture, LoraConfig, ModelConfig};
 
 /// Elements in one chunk: the unit of the wire, of the gradient norm and of the state hash (256 KiB of f32).
 pub const CHUNK_LEN: usize = 64 * 1024;
+
+/// The head of a classifier.
+pub const SCORE: &str = "score.weight";
 
 /// One parameter tensor in the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,37 +51,96 @@ impl TensorSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     tensors: Vec<TensorSpec>,
+    frozen: Vec<TensorSpec>,
     len: usize,
+    total: usize,
 }
 
 impl Layout {
-    /// The layout of a model. Depends on its shape alone.
+    /// The layout of a model that is trained whole. Depends on its shape alone.
     pub fn of(model: &ModelConfig) -> Self {
         let mut layout = Self {
             tensors: Vec::new(),
+            frozen: Vec::new(),
             len: 0,
+            total: 0,
         };
         match model.architecture {
             Architecture::Llama => layout.push_llama(model),
             Architecture::Gpt2 => layout.push_gpt2(model),
         }
+        layout.total = layout.len;
         layout
     }
 
-    /// All tensors, in the order of the flat buffer.
+    /// The layout of a model of which only adapters are trained, and a classifier's head, which is new. Without `lora`,
+    /// the whole model.
+    pub fn adapted(model: &ModelConfig, lora: Option<&LoraConfig>) -> Self {
+        let whole = Self::of(model);
+        let Some(lora) = lora else {
+            return whole;
+        };
+        let mut layout = Self {
+            tensors: Vec::new(),
+            frozen: Vec::new(),
+            len: 0,
+            total: 0,
+        };
+        let rank = lora.rank as usize;
+        for tensor in &whole.tensors {
+            if tensor.name == SCORE {
+                layout.push(tensor.name.clone(), &tensor.shape);
+            }
+            let Some(module) = tensor.name.strip_suffix(".weight") else {
+                continue;
+            };
+            if let [rows, columns] = tensor.shape[..]
+                && lora.adapts(module)
+            {
+                let (outputs, inputs) = match model.architecture {
+                    Architecture::Llama => (rows, columns),
+                    Architecture::Gpt2 => (columns, rows),
+                };
+                layout.push(format!("{module}.lora_A.weight"), &[rank, inputs]);
+                layout.push(format!("{module}.lora_B.weight"), &[outputs, rank]);
+            }
+        }
+        layout.total = layout.len;
+        for tensor in whole.tensors {
+            if tensor.name != SCORE {
+                let offset = layout.total;
+                layout.total += tensor.len();
+                layout.frozen.push(TensorSpec { offset, ..tensor });
+            }
+        }
+        layout
+    }
+
+    /// The tensors that are trained, in the order of the flat buffer.
     pub fn tensors(&self) -> &[TensorSpec] {
         &self.tensors
     }
 
-    /// Elements of the flat buffer: the number of parameters.
+    /// The tensors that stay as they are, in the order of the flat buffer.
+    pub fn frozen(&self) -> &[TensorSpec] {
+        &self.frozen
+    }
+
+    /// Elements that are trained: the length of gradients and moments.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// The tensor of that name.
+    /// Elements of the flat buffer of parameters, those that are frozen included.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// The tensor of that name, trained or frozen.
     pub fn get(&self, name: &str) -> Option<&TensorSpec> {
-        self.tensors.iter().find(|t| t.name == name)
+        let mut all = self.tensors.iter().chain(&self.frozen);
+        all.find(|t| t.name == name)
     }
 
     /// Number of chunks of [`CHUNK_LEN`] elements; the last one may be shorter.
@@ -102,7 +167,7 @@ impl Layout {
         let (hidden, inner) = (m.hidden_size, m.intermediate_size);
         let kv = m.num_key_value_heads * m.head_dim();
         if m.classifies() {
-            self.push("score.weight".into(), &[m.outputs(), hidden]);
+            self.push(SCORE.into(), &[m.outputs(), hidden]);
         } else if !m.tie_word_embeddings {
             self.push("lm_head.weight".into(), &[m.vocab_size, hidden]);
         }
@@ -125,7 +190,7 @@ impl Layout {
     fn push_gpt2(&mut self, m: &ModelConfig) {
         let (hidden, inner) = (m.hidden_size, m.intermediate_size);
         if m.classifies() {
-            self.push("score.weight".into(), &[m.outputs(), hidden]);
+            self.push(SCORE.into(), &[m.outputs(), hidden]);
         }
         self.push_affine("transformer.ln_f", &[hidden], hidden, m.bias);
         for layer in (0..m.num_hidden_layers).rev() {
@@ -211,6 +276,48 @@ mod tests {
                 }
                 assert_eq!(end, layout.len());
             }
+        }
+    }
+
+    #[test]
+    fn adapters_come_first_and_the_model_behind_them() {
+        for (architecture, targets, labels) in [
+            (Architecture::Llama, &["q_proj", "down_proj"][..], vec![]),
+            (
+                Architecture::Gpt2,
+                &["c_attn", "c_proj"],
+                vec!["no".to_owned(), "yes".to_owned()],
+            ),
+        ] {
+            let model = ModelConfig {
+                architecture,
+                labels,
+                ..llama()
+            };
+            let lora = LoraConfig {
+                rank: 4,
+                alpha: 8.0,
+                dropout: 0.0,
+                rslora: false,
+                target_modules: targets.iter().map(|t| (*t).to_owned()).collect(),
+            };
+            let (layout, whole) = (Layout::adapted(&model, Some(&lora)), Layout::of(&model));
+            let mut end = 0;
+            for t in layout.tensors().iter().chain(layout.frozen()) {
+                assert_eq!(t.offset, end, "{}", t.name);
+                end = t.range().end;
+                assert_eq!(layout.get(&t.name), Some(t));
+            }
+            assert_eq!(end, layout.total());
+            assert_eq!(layout.len(), layout.frozen()[0].offset);
+            let frozen: usize = layout.frozen().iter().map(TensorSpec::len).sum();
+            let head = whole.get(SCORE).map_or(0, TensorSpec::len);
+            assert_eq!(frozen + head, whole.len());
+            let inner = match architecture {
+                Architecture::Llama => "model.layers.1.mlp.down_proj.lora_A.weight",
+                Architecture::Gpt2 => "transformer.h.1.mlp.c_proj.lora_A.weight",
+            };
+            assert_eq!(layout.get(inner).expect("adapted").shape, [4, 172]);
         }
     }
 

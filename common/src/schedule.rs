@@ -87,6 +87,7 @@ mod tests {
             seed: 1,
             eval_every: 0,
             eval_samples: 0,
+            max_length: None,
             min_workers: 1,
         }
     }

@@ -37,6 +37,7 @@ pub fn prepare(
         },
         text_field: request.text_field,
         skip_bad: request.skip_bad,
+        supervised: request.supervised.clone(),
         ..PrepareRequest::new(request.name, sources, tokenizer_config(request.tokenizer))
     };
     let progress = |p: Progress| {
@@ -154,5 +155,6 @@ fn describe(corpus: &Corpus) -> CorpusInfo {
         skipped: index.skipped.first.clone(),
         reused: false,
         sample: None,
+        supervised: index.supervised.clone(),
     }
 }

@@ -12,7 +12,6 @@ use cohort_common::cluster::events::{LeftReason, MemberInfo};
 use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
 use cohort_common::home::Home;
 use cohort_common::ids::{RunId, SessionId, Step};
-use cohort_common::layout::Layout;
 use cohort_common::wire;
 use cohort_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -329,7 +328,7 @@ impl Driver {
                 let spec = &self.runs.get(&run)?.plan.spec;
                 let shape = Shape {
                     lanes: spec.train.lanes,
-                    len: Layout::of(&spec.model).len(),
+                    len: spec.layout().len(),
                     payload: spec.train.payload,
                 };
                 self.cluster.exchange().open(&run, step, shape);

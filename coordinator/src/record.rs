@@ -18,13 +18,13 @@ use crate::driver::{Cluster, now_ms};
 use crate::happenings::fault_of;
 use crate::store::{Appended, CheckpointRow, EvalRow, Receipt, RunStatus, StepRow, Store};
 
-/// Tokens and bytes of a split, for bits per byte.
+/// What a split's loss is averaged over, and the bytes of text behind it, for bits per byte.
 #[derive(Clone, Copy, Debug)]
 pub struct SplitFacts {
-    /// Tokens.
-    pub tokens: u64,
-    /// Bytes of text.
-    pub bytes: u64,
+    /// Tokens that are scored; of a classification, samples.
+    pub scored: u64,
+    /// Their bytes of text; of a classification, none.
+    pub bytes: Option<u64>,
 }
 
 /// A run that trains or waits, and what is needed to record it.
@@ -68,7 +68,7 @@ pub struct CheckpointDone {
 impl RunRecord {
     fn tokens_at(&self, step: Step) -> u64 {
         let spec = &self.plan.spec;
-        step * spec.train.samples_per_step() * spec.model.context as u64
+        step * spec.tokens_per_step()
     }
 
     fn run(&self) -> String {
@@ -174,8 +174,8 @@ impl RunRecord {
         let facts = self.splits[split as usize];
         let loss = sums.loss / sums.weight;
         // Bits per token times tokens per byte of the whole split: also right where only part of it was scored.
-        let bits_per_byte =
-            loss / std::f64::consts::LN_2 * facts.tokens as f64 / facts.bytes.max(1) as f64;
+        let bits = loss / std::f64::consts::LN_2 * facts.scored as f64;
+        let bits_per_byte = facts.bytes.map(|bytes| bits / bytes as f64);
         let event = EvalEvent {
             run: self.run(),
             step,
@@ -190,7 +190,7 @@ impl RunRecord {
             loss,
             bits_per_byte,
             weight: sums.weight,
-            bytes: facts.bytes,
+            bytes: facts.bytes.unwrap_or(0),
         };
         self.evals.insert(label, event.clone());
         let name = self.name.clone();
@@ -349,7 +349,7 @@ impl RunRecord {
             step,
             train_loss: train_loss.is_finite().then_some(train_loss),
             val_loss: eval.map(|e| e.loss),
-            val_bits_per_byte: eval.map(|e| e.bits_per_byte),
+            val_bits_per_byte: eval.and_then(|e| e.bits_per_byte),
             tokens: self.tokens_at(step),
             seconds,
             tokens_per_second: (trained > 0).then(|| trained as f64 / seconds),

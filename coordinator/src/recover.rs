@@ -234,7 +234,6 @@ mod tests {
     use cohort_common::checkpoint::{CheckpointMeta, write_checkpoint};
     use cohort_common::cluster::messages::LaneSums;
     use cohort_common::home::Which;
-    use cohort_common::layout::Layout;
     use tempfile::TempDir;
 
     use super::*;
@@ -289,7 +288,7 @@ mod tests {
 
     fn checkpoint(home: &Home, step: u64, entries: Option<&[Entry]>) {
         let state = state(step);
-        let zeros = vec![0.0; Layout::of(&state.spec.model).len()];
+        let zeros = vec![0.0; state.spec.layout().len()];
         let lines = entries.iter().flat_map(|e| e.iter());
         let lines: Vec<String> = lines.map(|e| e.to_json_line() + "\n").collect();
         let meta = CheckpointMeta {

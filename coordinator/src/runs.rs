@@ -8,11 +8,10 @@ use std::time::Instant;
 use cohort_common::api::{CheckpointInfo, EvalEvent, StartFiles, Submit, Submitted};
 use cohort_common::checkpoint::{Checkpoint, hex};
 use cohort_common::cluster::{EvalSplit, RunPlan, StateSource};
-use cohort_common::corpus::{self, Corpus, Split, TokenizerConfig};
+use cohort_common::corpus::{Corpus, CorpusError, Split, TokenizerConfig};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
 use cohort_common::ids::RunId;
-use cohort_common::layout::Layout;
 use cohort_common::ledger::{Chain, Entry, genesis};
 use cohort_common::spec::{RunKind, RunSpec};
 use tonic::Status;
@@ -151,8 +150,14 @@ async fn check(cluster: &Cluster, spec: &RunSpec) -> Result<Corpus, Status> {
             )));
         }
         if spec.kind != RunKind::Eval {
-            corpus::samples(Split::Train, index.train.tokens, spec.model.context)
-                .map_err(invalid)?;
+            index.samples(spec.sample_length()).map_err(invalid)?;
+        }
+        let labels = index.supervised.as_ref().map_or(&[][..], |s| &s.labels);
+        if labels != spec.model.labels {
+            return Err(invalid(format!(
+                "the corpus has the labels {labels:?}, but the model {:?}; a classifier is trained on the labels of its head",
+                spec.model.labels
+            )));
         }
         Ok(corpus)
     })
@@ -360,7 +365,7 @@ async fn place_start(
 
 fn check_start(target: &Path, spec: &RunSpec) -> Result<(), Status> {
     let checkpoint = Checkpoint::open(target).map_err(invalid)?;
-    if *checkpoint.model() != spec.model {
+    if !checkpoint.model().can_become(&spec.model) {
         return Err(invalid(format!(
             "the start weights are of another shape than the spec's model: {:?} against {:?}",
             checkpoint.model(),
@@ -395,18 +400,16 @@ async fn enqueue(
     let name = name.clone();
     let record = blocking(move || {
         let tokenizer = corpus.tokenizer_json().map_err(failed)?;
-        let root = Layout::of(&spec.model).len() * size_of::<f32>();
+        let root = spec.layout().len() * size_of::<f32>();
         let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
-        let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref());
+        let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
         let epoch_samples = match spec.kind {
             RunKind::Eval => 1,
-            _ => corpus::samples(
-                Split::Train,
-                corpus.index().train.tokens,
-                spec.model.context,
-            )
-            .map_err(invalid)?,
+            _ => corpus
+                .index()
+                .samples(spec.sample_length())
+                .map_err(invalid)?,
         };
         Ok(RunRecord {
             plan: RunPlan {
@@ -451,21 +454,26 @@ fn eval_splits(
     spec: &RunSpec,
     corpus: &Corpus,
     base: Option<&Corpus>,
-) -> (Vec<EvalSplit>, Vec<SplitFacts>) {
+) -> Result<(Vec<EvalSplit>, Vec<SplitFacts>), CorpusError> {
     let mut parts = vec![(corpus, Split::Validation, "validation", false)];
     if spec.kind == RunKind::Eval {
         parts.insert(0, (corpus, Split::Train, "train", false));
     }
-    if let Some(base) = base {
+    // A classifier has no loss on text, and rows of another length cannot be scored.
+    let comparable = |base: &&Corpus| {
+        let index = base.index();
+        let windows = index.windows(Split::Validation, spec.sample_length());
+        windows.is_ok() && !spec.model.classifies()
+    };
+    if let Some(base) = base.filter(comparable) {
         parts.push((base, Split::Validation, "base_validation", true));
     }
     parts
         .into_iter()
-        .map(|(corpus, split, label, ends_only)| {
-            let index = corpus.index();
-            let side = index.split(split);
+        .map(|(corpus, split_of, label, ends_only)| {
+            let (index, split) = (corpus.index(), split_of);
             let windows = spec.train.micro_batch;
-            let all = corpus::windows(side.tokens, spec.model.context);
+            let all = index.windows(split, spec.sample_length())?;
             let bound = match spec.train.eval_samples {
                 0 => all,
                 bound => all.min(bound),
@@ -479,12 +487,13 @@ fn eval_splits(
                 ends_only,
             };
             let facts = SplitFacts {
-                tokens: side.tokens,
-                bytes: side.bytes,
+                scored: index.scored(split_of),
+                bytes: index.scored_bytes(split_of),
             };
-            (split, facts)
+            Ok((split, facts))
         })
-        .unzip()
+        .collect::<Result<Vec<_>, _>>()
+        .map(|parts| parts.into_iter().unzip())
 }
 
 /// What the store knows of a run that goes on.

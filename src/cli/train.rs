@@ -12,6 +12,12 @@ pub struct SpecArgs {
     /// Text to train on: files, directories, patterns; `coordinator:PATH` lies on the coordinator's machine
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub corpus: Vec<String>,
+    /// Prompts with responses, or conversations, to train on: files of JSON lines
+    #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with = "corpus")]
+    pub sft: Vec<String>,
+    /// Labelled texts to classify: files of JSON lines
+    #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with_all = ["corpus", "sft"])]
+    pub classify: Vec<String>,
     /// Change a value of the spec, such as `train.steps=500`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -62,7 +68,7 @@ pub struct PretrainArgs {
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// Go on with this run; `--set train.steps=N` may give it more steps
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "preset", "corpus", "new", "name", "skip_bad"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "preset", "corpus", "sft", "classify", "new", "name", "skip_bad"])]
     pub resume: Option<String>,
     /// The spec.
     #[command(flatten)]
@@ -78,6 +84,8 @@ pub struct PretrainArgs {
 Examples:
   cohort finetune --from books-1@best --corpus tales/ --local 2
   cohort finetune spec.toml --from ./llama-hf --corpus tales/ --set train.learning_rate=1e-5
+  cohort finetune --from books-1@best --sft gsm8k.jsonl --lora 16 --local 2
+  cohort finetune --from books-1@best --classify spam.jsonl --local 2
   cohort finetune --resume finetune-1 --local 2
 
 Model, tokenizer and context come from the checkpoint; each value that is inherited or overridden is printed.")]
@@ -88,8 +96,11 @@ pub struct FinetuneArgs {
     /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
     #[arg(long, value_name = "CHECKPOINT", required_unless_present = "resume")]
     pub from: Option<String>,
+    /// Train adapters of this rank in place of the weights; `--set lora.alpha=…` and the like say more
+    #[arg(long, value_name = "RANK")]
+    pub lora: Option<u64>,
     /// Go on with this run; `--set train.steps=N` may give it more steps
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "new", "name", "skip_bad"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "sft", "classify", "lora", "new", "name", "skip_bad"])]
     pub resume: Option<String>,
     /// The spec.
     #[command(flatten)]

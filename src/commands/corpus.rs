@@ -37,10 +37,11 @@ async fn prepare(args: CorpusPrepareArgs) -> Result<()> {
         material.name = name;
     }
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
+    let supervised = material.supervised(meant.sample_length(), None);
     let out = args.json.output();
     let mut session = Session::open(&args.connect, &LocalArgs::default(), out).await?;
     let corpus = material
-        .prepare(tokenizer, &mut session.client, out)
+        .prepare(tokenizer, supervised, &mut session.client, out)
         .await?;
     out.line(&corpus)
 }

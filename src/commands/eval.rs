@@ -106,6 +106,7 @@ pub async fn run(args: EvalArgs) -> Result<()> {
     let options = ReadOptions {
         text_field: args.text_field,
         max_file_bytes: None,
+        supervised: None,
     };
     let (score, bad) = tokio::task::spawn_blocking(move || -> Result<_> {
         let checkpoint = found.open()?;

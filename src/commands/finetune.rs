@@ -4,12 +4,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use cohort_common::api::{StartFiles, TokenizerRef};
-use cohort_common::checkpoint::{CONFIG, Checkpoint, TOKENIZER, WEIGHTS, WEIGHTS_INDEX, hex};
-use cohort_common::corpus::Tokenizer;
+use cohort_common::checkpoint::{
+    CONFIG, Checkpoint, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, hex,
+};
+use cohort_common::corpus::{Objective, SupervisedConfig, Tokenizer};
 use cohort_common::home::CheckpointRef;
 use cohort_common::spec::{
     FinetuneBase, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig,
 };
+
+use cohort_common::supervised::chat_template_of;
 
 use crate::cli::FinetuneArgs;
 use crate::commands::pretrain::{read_spec, spec_file};
@@ -19,6 +23,9 @@ use crate::references::{self, expand_home, name_of};
 use crate::submit::{Session, submission};
 use crate::uploads;
 
+/// Where a directory may keep its chat template instead.
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
 /// What a finetuning run starts from.
 pub struct Base {
     /// What to call it: `RUN@STEP`, or the directory.
@@ -26,6 +33,8 @@ pub struct Base {
     model: ModelConfig,
     train: Option<TrainConfig>,
     tokenizer: Tokenizer,
+    /// The chat template in its `tokenizer_config.json`, if there is one.
+    template: Option<String>,
     start: StartPoint,
     files: StartFiles,
 }
@@ -41,7 +50,10 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
         Some(path) => read_spec(path)?,
         None => SpecSource::empty(),
     };
-    let file = spec_file(source, &args.text)?;
+    let mut file = spec_file(source, &args.text)?;
+    if args.lora.is_some() {
+        file.lora.rank = args.lora;
+    }
     // The text and a directory are checked before anything is started.
     let options = SpecFile {
         corpus: file.corpus.clone(),
@@ -100,18 +112,48 @@ pub async fn plan(
         model: &base.model,
         train: base.train.as_ref(),
     })?;
+    let mut supervised = material.supervised(meant.sample_length(), base.template.clone());
+    adopt_labels(supervised.as_mut(), base)?;
     let tokenizer = TokenizerRef::Json(base.tokenizer.to_json().into());
     let corpus = material
-        .prepare(tokenizer, &mut session.client, session.out)
+        .prepare(tokenizer, supervised, &mut session.client, session.out)
         .await?;
-    prepare::check_length(&corpus, meant.model.context)?;
+    prepare::check_length(&corpus, meant.sample_length())?;
     for note in &meant.notes {
         session.out.say(note);
     }
     let start = Some(base.start.clone());
-    let mut spec = meant.run_spec(corpus.vocab_size, corpus.fingerprint, start)?;
+    let mut spec = meant.run_spec(prepare::facts_of(&corpus), start)?;
     session.adapt(&mut spec);
     Ok((spec, base.files.clone()))
+}
+
+/// A classifier is trained further on the labels that its head has. A head is new where the base has none.
+fn adopt_labels(supervised: Option<&mut SupervisedConfig>, base: &Base) -> Result<()> {
+    let labels = &base.model.labels;
+    match supervised {
+        Some(supervised) if supervised.objective == Objective::Classify => {
+            if labels.is_empty() || supervised.labels == *labels {
+                return Ok(());
+            }
+            if !supervised.labels.is_empty() {
+                bail!(
+                    "`corpus.labels` is {:?}, but {} has {:?}; remove it, or start from a language model",
+                    supervised.labels,
+                    base.name,
+                    labels
+                );
+            }
+            supervised.labels.clone_from(labels);
+            Ok(())
+        }
+        _ if labels.is_empty() => Ok(()),
+        _ => bail!(
+            "{} is a classifier of {} labels and has no head for text; start from a language model, or pass `--classify`",
+            base.name,
+            labels.len()
+        ),
+    }
 }
 
 /// A checkpoint that the coordinator keeps.
@@ -131,6 +173,10 @@ pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
             base_corpus: Some(resolved.spec.corpus.clone()),
         },
         tokenizer: fitting(&name, &tokenizer, &resolved.spec.model)?,
+        template: template_in(
+            &name,
+            data.small_file(run, step, TOKENIZER_CONFIG).await.ok(),
+        )?,
         files: StartFiles::Checkpoint(name.clone()),
         model: resolved.spec.model,
         train: Some(resolved.spec.train),
@@ -142,6 +188,12 @@ pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
 pub async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Result<Base> {
     let name = checkpoint.dir().display().to_string();
     let tokenizer = fitting(&name, &checkpoint.tokenizer()?, checkpoint.model())?;
+    let config = std::fs::read(checkpoint.dir().join(TOKENIZER_CONFIG)).ok();
+    let jinja = std::fs::read_to_string(checkpoint.dir().join(CHAT_TEMPLATE)).ok();
+    let template = match jinja {
+        Some(template) => Some(template),
+        None => template_in(&name, config)?,
+    };
     let opened = checkpoint.clone();
     let weights = tokio::task::spawn_blocking(move || opened.weights_hash()).await??;
     let spec = checkpoint.run().map(|run| &run.spec);
@@ -169,6 +221,7 @@ pub async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Res
         },
         files: StartFiles::Uploaded(files),
         tokenizer,
+        template,
         model: checkpoint.model().clone(),
         train: spec.map(|spec| spec.train.clone()),
         name,
@@ -184,12 +237,23 @@ fn files_of(checkpoint: &Checkpoint) -> Result<Vec<(String, std::path::PathBuf)>
         let entry = entry.with_context(cannot_read)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let weights = name.starts_with("model") && name.ends_with(".safetensors");
-        if weights || [CONFIG, TOKENIZER, WEIGHTS_INDEX].contains(&name.as_str()) {
+        if weights || [CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS_INDEX].contains(&name.as_str())
+        {
             files.push((name, entry.path()));
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// The chat template in a `tokenizer_config.json`.
+fn template_in(name: &str, config: Option<Vec<u8>>) -> Result<Option<String>> {
+    let Some(config) = config else {
+        return Ok(None);
+    };
+    let unusable = || format!("the `{TOKENIZER_CONFIG}` of {name} cannot be used");
+    let config = String::from_utf8(config).with_context(unusable)?;
+    chat_template_of(&config).with_context(unusable)
 }
 
 /// A tokenizer that a model has embeddings for.

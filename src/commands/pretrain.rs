@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use cohort_common::spec::{Preset, SpecFile, SpecMeant, SpecSource};
+use cohort_common::spec::{ObjectiveKind, Preset, SpecFile, SpecMeant, SpecSource};
 
 use crate::cli::{PretrainArgs, SpecArgs};
 use crate::commands::resume;
@@ -47,14 +47,15 @@ async fn train(
     stem: String,
 ) -> Result<ExitCode> {
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
+    let supervised = material.supervised(meant.sample_length(), None);
     let corpus = material
-        .prepare(tokenizer, &mut session.client, session.out)
+        .prepare(tokenizer, supervised, &mut session.client, session.out)
         .await?;
-    prepare::check_length(&corpus, meant.model.context)?;
+    prepare::check_length(&corpus, meant.sample_length())?;
     for note in &meant.notes {
         session.out.say(note);
     }
-    let mut spec = meant.run_spec(corpus.vocab_size, corpus.fingerprint, None)?;
+    let mut spec = meant.run_spec(prepare::facts_of(&corpus), None)?;
     session.adapt(&mut spec);
     session
         .launch(submission(spec, &args.submit, stem), args.submit.detach)
@@ -74,8 +75,16 @@ pub fn spec_file(mut source: SpecSource, args: &SpecArgs) -> Result<SpecFile> {
         source.set(assignment)?;
     }
     let mut file = source.into_file()?;
-    if !args.corpus.is_empty() {
-        file.corpus.paths = Some(args.corpus.clone());
+    let objectives = [
+        (&args.corpus, None),
+        (&args.sft, Some(ObjectiveKind::Sft)),
+        (&args.classify, Some(ObjectiveKind::Classify)),
+    ];
+    for (paths, objective) in objectives {
+        if !paths.is_empty() {
+            file.corpus.paths = Some(paths.clone());
+            file.corpus.objective = objective.or(file.corpus.objective);
+        }
     }
     if args.skip_bad {
         file.corpus.skip_bad = Some(true);

@@ -103,6 +103,7 @@ fn corpus(name: &str, paths: &[String], kind: Kind) -> Result<Corpus> {
         validation: 0.1,
         split: SplitKind::Auto,
         skip_bad: false,
+        supervised: None,
     };
     let material = match paths.is_empty() {
         true => Material {
@@ -163,7 +164,7 @@ async fn prepare_corpus(session: &mut Session, corpus: &Corpus) -> Result<Corpus
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
     let material = &corpus.material;
     let prepared = material
-        .prepare(tokenizer, &mut session.client, session.out)
+        .prepare(tokenizer, None, &mut session.client, session.out)
         .await?;
     prepare::check_length(&prepared, meant.model.context)?;
     Ok(prepared)
@@ -177,7 +178,7 @@ fn meant(steps: u64) -> Result<SpecMeant> {
 }
 
 fn spec(session: &Session, corpus: &CorpusInfo, steps: u64) -> Result<RunSpec> {
-    let mut spec = meant(steps)?.run_spec(corpus.vocab_size, corpus.fingerprint.clone(), None)?;
+    let mut spec = meant(steps)?.run_spec(prepare::facts_of(&corpus), None)?;
     session.adapt(&mut spec);
     Ok(spec)
 }
@@ -257,8 +258,8 @@ fn report(pretrained: &Trained, finetuned: &Trained, first: &Corpus, second: &Co
             corpus.material.name.clone(),
             cell(before, |eval| eval.loss),
             cell(after, |eval| eval.loss),
-            cell(before, |eval| eval.bits_per_byte),
-            cell(after, |eval| eval.bits_per_byte),
+            cell(before, |eval| eval.bits_per_byte.unwrap_or(f64::NAN)),
+            cell(after, |eval| eval.bits_per_byte.unwrap_or(f64::NAN)),
         ]);
     }
     let mut runs = vec![heading(&["run", "steps", "tokens/s", "time", "checkpoint"])];

@@ -112,6 +112,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         tokenizer,
         train,
         checkpoint: _,
+        lora,
     } = changes;
     let allowed = TrainTable {
         steps: train.steps,
@@ -130,6 +131,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         ("corpus", *corpus != kept.corpus),
         ("tokenizer", *tokenizer != kept.tokenizer),
         ("train", *train != kept.train),
+        ("lora", *lora != kept.lora),
     ];
     if let Some((table, _)) = others.iter().find(|(_, changed)| *changed) {
         bail!(

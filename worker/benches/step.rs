@@ -93,6 +93,7 @@ fn train(precision: Precision) -> TrainConfig {
         seed: 1,
         eval_every: 0,
         eval_samples: 0,
+        max_length: None,
         min_workers: 1,
     }
 }

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use cohort_common::cluster::EvalSplit;
 use cohort_common::corpus::{
-    CorpusError, CorpusIndex, MappedShard, SampleReader, ShardEntry, ShardSource, Split, order_of,
-    verify_file, windows,
+    CorpusError, CorpusIndex, MappedShard, SampleReader, ShardEntry, ShardSource, Split, Window,
+    order_of, verify_file,
 };
 use cohort_common::ids::{Lane, Step};
 use cohort_common::net::Credentials;
@@ -228,7 +228,8 @@ impl RunData {
             }
         }
         let open = |fingerprint: &str, split: Split| {
-            let side = indices[fingerprint].split(split);
+            let index = &indices[fingerprint];
+            let side = index.split(split);
             let shards = Arc::new(CachedShards {
                 client: client.clone(),
                 cache: cache.clone(),
@@ -237,9 +238,9 @@ impl RunData {
                 entries: side.shards.clone(),
                 mapped: Mutex::default(),
             });
-            (SampleReader::new(split, side, shards.clone()), shards)
+            (SampleReader::new(split, index, shards.clone()), shards)
         };
-        let context = spec.model.context;
+        let context = spec.sample_length();
         let train = match spec.kind {
             RunKind::Eval => None,
             _ => {
@@ -257,7 +258,7 @@ impl RunData {
             let split = Split::ALL.into_iter().find(|x| x.name() == s.split);
             let split = split.ok_or_else(|| format!("`{}` is no split", s.split))?;
             let (reader, _) = open(&s.corpus, split);
-            let all = windows(reader.tokens(), context);
+            let all = reader.windows(context);
             Ok(EvalReader {
                 windows: match spec.train.eval_samples {
                     0 => all,
@@ -294,25 +295,15 @@ impl RunData {
     }
 
     fn batch(&self, reader: &SampleReader, samples: &[u64]) -> Result<Batch, String> {
-        let context = self.context;
-        let mut inputs = Vec::with_capacity(samples.len() * context);
-        let mut targets = Vec::with_capacity(samples.len() * context);
-        let mut tokens = Vec::with_capacity(context + 1);
+        let mut batch = Batch {
+            length: self.context,
+            ..Batch::default()
+        };
         for &sample in samples {
-            tokens.clear();
-            let read = reader.sample(sample, context, &mut tokens);
-            read.map_err(|error| error.to_string())?;
-            inputs.extend_from_slice(&tokens[..context]);
-            targets.extend_from_slice(&tokens[1..]);
+            let window = reader.sample(sample, self.context);
+            append(&mut batch, window.map_err(|error| error.to_string())?);
         }
-        Ok(Batch {
-            weights: vec![1.0; inputs.len()],
-            starts: Vec::new(),
-            inputs,
-            targets,
-            samples: samples.len(),
-            length: context,
-        })
+        Ok(batch)
     }
 
     /// Fetches the shards that a lane needs some steps later, in the background.
@@ -320,7 +311,7 @@ impl RunData {
         let Some(data) = &self.train else { return };
         let later = data.order.positions(step - 1 + AHEAD, lane, train).start;
         let sample = data.order.sample(later).index;
-        let tokens = cohort_common::corpus::sample_range(sample, self.context);
+        let tokens = data.reader.range(sample, self.context);
         for index in data.reader.shards_for(tokens) {
             let entry = &data.shards.entries[index];
             let here = data.shards.cache.join(format!("{}.shard", entry.hash));
@@ -345,22 +336,26 @@ impl RunData {
             let window = window.map_err(|error| error.to_string())?;
             let length = window.inputs.len();
             match batches.last_mut().filter(|b| b.length == length) {
-                Some(batch) => {
-                    batch.inputs.extend(window.inputs);
-                    batch.targets.extend(window.targets);
-                    batch.weights.extend(window.weights);
-                    batch.samples += 1;
+                Some(batch) => append(batch, window),
+                None => {
+                    let mut batch = Batch {
+                        length,
+                        ..Batch::default()
+                    };
+                    append(&mut batch, window);
+                    batches.push(batch);
                 }
-                None => batches.push(Batch {
-                    inputs: window.inputs,
-                    targets: window.targets,
-                    weights: window.weights,
-                    starts: Vec::new(),
-                    samples: 1,
-                    length,
-                }),
             }
         }
         Ok(batches)
     }
+}
+
+/// One more sample. Those of a corpus are either all cut into segments, or none is.
+fn append(batch: &mut Batch, window: Window) {
+    batch.inputs.extend(window.inputs);
+    batch.targets.extend(window.targets);
+    batch.weights.extend(window.weights);
+    batch.starts.extend(window.starts);
+    batch.samples += 1;
 }

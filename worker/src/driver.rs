@@ -10,7 +10,6 @@ use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
 use cohort_common::cluster::{EvalSplit, FromWorker, Holding, StateSource};
 use cohort_common::ids::{RunId, Step};
-use cohort_common::layout::Layout;
 use cohort_common::net::{self, Credentials};
 use cohort_common::spec::RunSpec;
 use tokio::sync::mpsc;
@@ -295,7 +294,7 @@ impl Driver {
         let sharing = self.sharing.clone();
         let shape = Shape {
             lanes: spec.train.lanes,
-            len: Layout::of(&spec.model).len(),
+            len: spec.layout().len(),
             payload: spec.train.payload,
         };
         async move {

@@ -118,7 +118,8 @@ impl Work<'_> {
     /// Whether the lanes of a node share one pass. A lane of several micro-batches goes alone: they fill the machine. So do
     /// lanes whose sums are rounded: the pass adds along the tree, but does not round on the way.
     fn shares(&self, node: Node) -> bool {
-        let rows = self.train.micro_batch as usize * self.engine.model().context;
+        let length = self.train.max_length.unwrap_or(self.engine.model().context);
+        let rows = self.train.micro_batch as usize * length;
         let exact = self.train.payload == Payload::F32;
         exact && self.train.accumulate == 1 && self.engine.shares(rows, node.size as usize)
     }

@@ -105,6 +105,35 @@ pub enum CorpusError {
         /// Tokens one sample takes.
         needed: u64,
     },
+    /// A chat template that cannot be used.
+    #[error("{0}")]
+    Template(String),
+    /// A side of a supervised corpus without a sample.
+    #[error(
+        "the {split} split has no sample: {dropped} were dropped since they are too long, {skipped} lines were skipped; \
+         give more samples or another `corpus.validation`"
+    )]
+    NoSamples {
+        /// Which split.
+        split: &'static str,
+        /// Samples of it that were too long.
+        dropped: u64,
+        /// Lines that were left out.
+        skipped: u64,
+    },
+    /// Rows of another length than the model's samples.
+    #[error(
+        "corpus `{corpus}` was packed into rows of {row} tokens, but the run's samples have {context}; prepare it again, \
+         the run does so by itself where it is given the files"
+    )]
+    OtherRow {
+        /// The corpus.
+        corpus: String,
+        /// Tokens of its rows.
+        row: usize,
+        /// Tokens of the run's samples.
+        context: usize,
+    },
     /// A read beyond the end of a split.
     #[error("{what} `{index}` does not exist: there are {len}")]
     OutOfRange {
@@ -196,6 +225,44 @@ pub enum Problem {
     /// More text than the limit allows.
     #[error("holds more than {0} bytes of text, the limit")]
     TooLarge(u64),
+    /// Not lines of JSON, where those are needed.
+    #[error(
+        "is no file of JSON lines (.jsonl, perhaps .gz or .zst), which supervised samples are read from"
+    )]
+    NotJsonLines,
+    /// A line that is no sample of the objective.
+    #[error("{0}")]
+    Record(String),
+    /// A sample that is longer than a row.
+    #[error(
+        "is a sample of {tokens} tokens, and at most {row} fit; shorten it, give the model a longer context, or set \
+         `corpus.too_long` to \"drop\" or \"truncate\""
+    )]
+    TooLong {
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of a row.
+        row: usize,
+    },
+    /// A sample without anything to learn.
+    #[error("has no token to learn{0}")]
+    NothingTrained(&'static str),
+    /// A label that is not among those that may occur.
+    #[error("has the label `{label}`, which is not among {known}")]
+    UnknownLabel {
+        /// The label.
+        label: String,
+        /// The labels that may occur.
+        known: String,
+    },
+    /// Text that a tokenizer would take for a special token.
+    #[error(
+        "spells out the special token `{0}` in its text, which would end or begin a turn; take it out"
+    )]
+    SpecialInText(String),
+    /// Text that the vocabulary cannot express.
+    #[error("cannot be tokenized: {0}")]
+    Untokenizable(String),
     /// The operating system or the decompressor refuses.
     #[error("cannot be read: {0}")]
     Unreadable(String),

@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::CorpusError;
+use super::objective::Objective;
+use super::reader::{samples, windows};
 use super::shard::{ShardEntry, file_bytes, shard_file_name, token_width};
 use super::split::{Split, SplitConfig, SplitPlan};
 
@@ -33,6 +35,53 @@ pub struct CorpusIndex {
     pub sources: SourceSummary,
     /// What was left out.
     pub skipped: SkippedSummary,
+    /// What is learned from it, and how it is cut; absent for plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supervised: Option<Supervised>,
+}
+
+/// A corpus of samples of which only some tokens are learned, packed into rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supervised {
+    /// What is learned.
+    pub objective: Objective,
+    /// Tokens of a row: what counts as one sample in training.
+    pub row: usize,
+    /// The labels of a classification, in the order of their numbers; empty otherwise.
+    pub labels: Vec<String>,
+    /// The chat template that conversations were rendered with, if there were any.
+    pub template: Option<String>,
+    /// On the training side.
+    pub train: SampleCounts,
+    /// On the validation side.
+    pub validation: SampleCounts,
+}
+
+/// How many samples a side has, and what became of those that are longer than a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleCounts {
+    /// Samples.
+    pub samples: u64,
+    /// Tokens of samples, without what fills rows up.
+    pub tokens: u64,
+    /// Tokens that are learned; for a classification, samples.
+    pub trained: u64,
+    /// UTF-8 bytes of what is learned; 0 for a classification.
+    pub trained_bytes: u64,
+    /// Samples that were cut to a row's length.
+    pub truncated: u64,
+    /// Samples that were dropped, since they are longer than a row.
+    pub dropped: u64,
+}
+
+impl Supervised {
+    /// The counts of one side.
+    pub fn counts(&self, split: Split) -> &SampleCounts {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+        }
+    }
 }
 
 /// A corpus's tokenizer.
@@ -117,6 +166,60 @@ impl CorpusIndex {
         }
     }
 
+    /// Samples of the training side at `context` tokens each: what training walks over.
+    ///
+    /// # Errors
+    /// [`CorpusError::TooShort`] if there is not one, [`CorpusError::OtherRow`] if rows have another length.
+    pub fn samples(&self, context: usize) -> Result<u64, CorpusError> {
+        let tokens = self.train.tokens;
+        match self.row(context)? {
+            Some(row) => Ok(tokens / row as u64),
+            None => samples(Split::Train, tokens, context),
+        }
+    }
+
+    /// Pieces of one side of at most `context` tokens: what a validation scores.
+    ///
+    /// # Errors
+    /// [`CorpusError::OtherRow`] if rows have another length.
+    pub fn windows(&self, split: Split, context: usize) -> Result<u64, CorpusError> {
+        let tokens = self.split(split).tokens;
+        Ok(match self.row(context)? {
+            Some(row) => tokens / row as u64,
+            None => windows(tokens, context),
+        })
+    }
+
+    /// The length of a row, which must be `context`; `None` for plain text, which has no rows.
+    fn row(&self, context: usize) -> Result<Option<usize>, CorpusError> {
+        match &self.supervised {
+            Some(supervised) if supervised.row != context => Err(CorpusError::OtherRow {
+                corpus: self.name.clone(),
+                row: supervised.row,
+                context,
+            }),
+            supervised => Ok(supervised.as_ref().map(|s| s.row)),
+        }
+    }
+
+    /// What the loss of one side is averaged over: its learned tokens, or its classified samples.
+    pub fn scored(&self, split: Split) -> u64 {
+        let side = self.split(split);
+        match &self.supervised {
+            Some(supervised) => supervised.counts(split).trained,
+            None => side.tokens,
+        }
+    }
+
+    /// UTF-8 bytes of what is scored, for bits per byte; `None` where that says nothing.
+    pub fn scored_bytes(&self, split: Split) -> Option<u64> {
+        let bytes = match &self.supervised {
+            Some(supervised) => supervised.counts(split).trained_bytes,
+            None => self.split(split).bytes,
+        };
+        Some(bytes).filter(|bytes| *bytes > 0)
+    }
+
     /// Size of the shards in bytes.
     pub fn shard_bytes(&self) -> u64 {
         Split::ALL
@@ -153,6 +256,18 @@ impl CorpusIndex {
                 self.tokenizer.eos, self.tokenizer.vocab_size
             ));
         }
+        if let Some(supervised) = &self.supervised {
+            let row = supervised.row as u64;
+            let whole = |split| row > 0 && self.split(split).tokens.is_multiple_of(row);
+            let fits = (supervised.objective == Objective::Classify)
+                == !supervised.labels.is_empty()
+                && supervised.labels.len() <= self.tokenizer.vocab_size as usize;
+            if !Split::ALL.into_iter().all(whole) || !fits {
+                return bad(format!(
+                    "its rows of `{row}` tokens or its labels do not fit"
+                ));
+            }
+        }
         for split in Split::ALL {
             self.validate_split(split)?;
         }
@@ -175,7 +290,12 @@ impl CorpusIndex {
                 && shard.tokens > 0
                 && shard.first_token == tokens
                 && shard.documents <= shard.tokens
-                && file_bytes(shard.tokens, shard.documents, width) == Some(shard.bytes);
+                && file_bytes(
+                    shard.tokens,
+                    shard.documents,
+                    width,
+                    self.supervised.is_some(),
+                ) == Some(shard.bytes);
             if !fits {
                 return Err(CorpusError::BadIndex(format!(
                     "{split} shard `{index}` does not follow from its neighbours"
@@ -206,6 +326,10 @@ impl CorpusIndex {
             "{} {}",
             self.tokenizer.vocab_size, self.tokenizer.eos
         ));
+        if let Some(supervised) = &self.supervised {
+            text(&format!("{:?} {}", supervised.objective, supervised.row));
+            supervised.labels.iter().for_each(|label| text(label));
+        }
         for split in Split::ALL {
             let side = self.split(split);
             text(&format!(

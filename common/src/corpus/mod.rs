@@ -2,7 +2,7 @@
 //!
 //! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
 //! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `encode` and `shard` (tokens to files), `prepare` and
-//! `scan` (all of it in turn), `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows).
+//! `scan` (all of it in turn), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows).
 //!
 //! Everything here is synchronous and may take long: async callers run it where blocking is allowed. Parallel parts use
 //! rayon's current pool, and no result depends on its size.
@@ -10,35 +10,39 @@
 mod encode;
 mod error;
 mod index;
+mod objective;
 mod pieces;
 mod prepare;
 mod reader;
+mod rows;
 mod scan;
 mod shard;
 mod source;
 mod split;
 mod store;
 mod stretches;
+mod supervise;
 mod text;
 mod tokenizer;
 mod train;
 
 pub use error::{BadInput, CorpusError, Problem};
 pub use index::{
-    CorpusIndex, FORMAT_VERSION, OptionsSummary, SkippedSummary, SourceSummary, SplitIndex,
-    TokenizerSummary,
+    CorpusIndex, FORMAT_VERSION, OptionsSummary, SampleCounts, SkippedSummary, SourceSummary,
+    SplitIndex, Supervised, TokenizerSummary,
 };
+pub use objective::{Objective, SupervisedConfig, TooLong};
 pub use pieces::Cut;
 pub use prepare::{DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stage, prepare};
-pub use reader::{
-    LocalShards, SampleReader, ShardSource, Window, order_of, sample_range, samples, windows,
-};
+pub use reader::{LocalShards, SampleReader, ShardSource, Window, order_of, samples, windows};
+pub use rows::{Row, Sample};
 pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
 pub use source::{Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand};
 pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, SplitPlan};
 pub use store::{
     Corpus, INDEX_FILE, Listing, TOKENIZER_FILE, find, list, remove, remove_unfinished,
 };
+pub use supervise::{Encoded, Sampler};
 pub use text::{Event, ReadOptions, read_documents};
 pub use tokenizer::{END_OF_TEXT, StreamDecoder, Tokenizer, TokenizerConfig, TokenizerError};
 pub use train::{BpeTraining, MIN_BPE_VOCAB, char_tokenizer};

@@ -5,6 +5,7 @@
 //! split key, and a copy that is sorted) and the bounded sample for BPE.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -13,14 +14,17 @@ use rayon::prelude::*;
 use super::encode::{Encoder, Routed, Router};
 use super::error::{BadInput, CorpusError, Problem};
 use super::index::{CorpusIndex, FORMAT_VERSION, OptionsSummary, SourceSummary, TokenizerSummary};
+use super::objective::{Objective, SupervisedConfig, texts_of};
 use super::scan::{FileScan, Scan};
 use super::shard::DEFAULT_SHARD_TOKENS;
 use super::source::{SourceFile, Sources};
-use super::split::{Split, SplitConfig, SplitPlan, plan};
+use super::split::{Split, SplitConfig, SplitMethod, SplitPlan, plan};
 use super::store::{Corpus, Unfinished, by_request};
+use super::supervise::{Sampler, Supervisor, labels_of};
 use super::text::{Event, ReadOptions, read_documents};
 use super::tokenizer::{Tokenizer, TokenizerConfig};
 use super::train::{BpeTraining, char_tokenizer};
+use crate::supervised::{DEFAULT_TEMPLATE, Record};
 
 /// Text that BPE is trained on at most, unless asked otherwise.
 pub const DEFAULT_SAMPLE_BYTES: u64 = 32 << 20;
@@ -48,6 +52,8 @@ pub struct PrepareRequest {
     pub shard_tokens: u64,
     /// Bound on the unpacked bytes of one file.
     pub max_file_bytes: Option<u64>,
+    /// Read lines as supervised samples; `None` is plain text.
+    pub supervised: Option<SupervisedConfig>,
 }
 
 impl PrepareRequest {
@@ -67,6 +73,20 @@ impl PrepareRequest {
             sample_bytes: DEFAULT_SAMPLE_BYTES,
             shard_tokens: DEFAULT_SHARD_TOKENS,
             max_file_bytes: None,
+            supervised: None,
+        }
+    }
+}
+
+impl PrepareRequest {
+    /// Samples go to one side whole.
+    fn split_of_samples(&self) -> SplitConfig {
+        match self.supervised {
+            Some(_) => SplitConfig {
+                method: SplitMethod::Document,
+                ..self.split
+            },
+            None => self.split,
         }
     }
 }
@@ -124,7 +144,7 @@ pub fn prepare(
         });
     }
     let scan = job.scan()?;
-    let plan = plan(&request.split, &scan.keys, scan.chars)?;
+    let plan = plan(&request.split_of_samples(), &scan.keys, scan.chars)?;
     let tokenizer = job.make_tokenizer(&scan, plan)?;
     let unfinished = Unfinished::create(directory)?;
     let index = job.encode(&scan, plan, &tokenizer, unfinished.path())?;
@@ -142,6 +162,15 @@ fn check_options(request: &PrepareRequest) -> Result<(), CorpusError> {
             option: "corpus.shard_tokens",
             value: request.shard_tokens.to_string(),
             bound: "from 1 to 1073741824",
+        });
+    }
+    if let Some(supervised) = &request.supervised
+        && !(2..=request.shard_tokens as usize).contains(&supervised.row)
+    {
+        return Err(CorpusError::BadOption {
+            option: "model.context",
+            value: supervised.row.to_string(),
+            bound: "at least 2, and at most the tokens of a shard",
         });
     }
     if request.sample_bytes == 0 {
@@ -188,6 +217,7 @@ impl<'a> Job<'a> {
             options: ReadOptions {
                 text_field: request.text_field.clone(),
                 max_file_bytes: request.max_file_bytes,
+                supervised: request.supervised.clone(),
             },
             total: stamps.iter().flatten().map(|(bytes, _)| bytes).sum(),
             stamps,
@@ -234,6 +264,9 @@ impl<'a> Job<'a> {
         );
         part(split.as_bytes());
         part(request.text_field.as_bytes());
+        if let Some(supervised) = &request.supervised {
+            part(format!("{supervised:?}").as_bytes());
+        }
         part(
             format!(
                 "{} {} {:?}",
@@ -339,22 +372,70 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// The texts of a corpus, in order, each with its side; of supervised samples what they say, without JSON around it.
+    fn walk_texts(
+        &self,
+        scan: &Scan,
+        plan: SplitPlan,
+        sink: &mut dyn FnMut(Split, Option<&str>),
+    ) -> Result<(), CorpusError> {
+        let mut side = Split::Train;
+        self.walk(Stage::Tokenizer, scan, plan, &mut |_, routed| {
+            match (routed, &self.request.supervised) {
+                (Routed::Begin(split, _), _) => side = split,
+                (Routed::Text(text), None) => sink(side, Some(text)),
+                (Routed::Text(line), Some(supervised)) => {
+                    if let Ok(record) = supervised.record(line) {
+                        texts_of(&record).for_each(|text| sink(side, Some(text)));
+                    }
+                }
+                (Routed::End, _) => sink(side, None),
+            }
+            Ok(())
+        })
+    }
+
+    /// The labels that may occur.
+    fn labels(
+        &self,
+        scan: &Scan,
+        plan: SplitPlan,
+        config: &SupervisedConfig,
+    ) -> Result<Vec<String>, CorpusError> {
+        let mut found = BTreeSet::new();
+        if config.objective == Objective::Classify && config.labels.is_empty() {
+            self.walk(Stage::Tokenizer, scan, plan, &mut |_, routed| {
+                if let Routed::Text(line) = routed
+                    && let Ok(Record::Labelled { label, .. }) = config.record(line)
+                {
+                    found.insert(label);
+                }
+                Ok(())
+            })?;
+        }
+        labels_of(config, found)
+    }
+
     fn make_tokenizer(&self, scan: &Scan, plan: SplitPlan) -> Result<Tokenizer, CorpusError> {
         match &self.request.tokenizer {
             TokenizerConfig::File { json, eos } => Ok(Tokenizer::from_json(json, eos.as_deref())?),
+            TokenizerConfig::Char if self.request.supervised.is_some() => {
+                let mut characters = BTreeSet::new();
+                self.walk_texts(scan, plan, &mut |_, text| {
+                    characters.extend(text.unwrap_or_default().chars());
+                })?;
+                // What parts a prompt from its response, and the default template's own words.
+                characters.extend(DEFAULT_TEMPLATE.chars().chain(['\n']));
+                Ok(char_tokenizer(characters))
+            }
             TokenizerConfig::Char => Ok(char_tokenizer(scan.characters.iter().copied())),
             TokenizerConfig::Bpe { vocab_size } => {
                 let mut training =
                     BpeTraining::on_sample(*vocab_size, self.request.sample_bytes, scan.bytes)?;
-                let mut trains = false;
-                self.walk(Stage::Tokenizer, scan, plan, &mut |_, routed| {
-                    match routed {
-                        Routed::Begin(split, _) => trains = split == Split::Train,
-                        Routed::Text(text) if trains => training.add(text),
-                        Routed::Text(_) => {}
-                        Routed::End => training.end_document(),
-                    }
-                    Ok(())
+                self.walk_texts(scan, plan, &mut |side, text| match text {
+                    Some(text) if side == Split::Train => training.add(text),
+                    Some(_) => {}
+                    None => training.end_document(),
                 })?;
                 Ok(training.finish()?)
             }
@@ -369,11 +450,28 @@ impl<'a> Job<'a> {
         directory: &Path,
     ) -> Result<CorpusIndex, CorpusError> {
         let file_name = |number: usize| self.files()[number].name.clone();
-        let mut encoder = Encoder::new(tokenizer, directory, self.request.shard_tokens, &file_name);
-        self.walk(Stage::Encode, scan, plan, &mut |number, routed| {
-            encoder.push(number, routed)
-        })?;
-        let [train, validation] = encoder.finish()?;
+        let shard_tokens = self.request.shard_tokens;
+        let ([train, validation], supervised, skipped) = match &self.request.supervised {
+            None => {
+                let mut encoder = Encoder::new(tokenizer, directory, shard_tokens, &file_name);
+                self.walk(Stage::Encode, scan, plan, &mut |number, routed| {
+                    encoder.push(number, routed)
+                })?;
+                (encoder.finish()?, None, scan.skipped.clone())
+            }
+            Some(config) => {
+                let labels = self.labels(scan, plan, config)?;
+                let sampler = Sampler::new(config, tokenizer)?;
+                let left_out = (self.request.skip_bad, scan.skipped.clone());
+                let place = (directory, shard_tokens);
+                let mut encoder = Supervisor::new(sampler, labels, place, &file_name, left_out);
+                self.walk(Stage::Encode, scan, plan, &mut |number, routed| {
+                    encoder.push(number, routed)
+                })?;
+                let done = encoder.finish()?;
+                (done.sides, Some(done.supervised), done.skipped)
+            }
+        };
         let usable = || {
             self.files()
                 .iter()
@@ -398,7 +496,7 @@ impl<'a> Job<'a> {
                     TokenizerConfig::File { .. } => "file".to_string(),
                 },
                 text_field: self.request.text_field.clone(),
-                split: self.request.split,
+                split: self.request.split_of_samples(),
                 plan,
                 shard_tokens: self.request.shard_tokens,
             },
@@ -410,7 +508,8 @@ impl<'a> Job<'a> {
                     .map(|(file, _)| file.name.clone())
                     .collect(),
             },
-            skipped: scan.skipped.clone(),
+            skipped,
+            supervised,
         };
         index.fingerprint = index.compute_fingerprint();
         Ok(index)

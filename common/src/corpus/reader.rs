@@ -3,6 +3,8 @@
 //! Sample `i` of context `c` is the tokens `[i c, i c + c + 1)` of a split: inputs and, one further, targets. Neighbouring
 //! samples share one token, so every token but the split's first is a target of exactly one sample; what is left over at
 //! the end, less than one sample, is used in validation only.
+//!
+//! A supervised corpus is cut into rows when it is prepared, and a row is a sample of either side.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -10,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::error::CorpusError;
 use super::index::{CorpusIndex, SplitIndex};
+use super::objective::Objective;
 use super::shard::{MappedShard, ShardEntry};
 use super::split::Split;
 use crate::order::Order;
@@ -55,15 +58,17 @@ impl ShardSource for LocalShards {
     }
 }
 
-/// A stretch of validation text: `inputs[k]` is to predict `targets[k]`, which counts `weights[k]`.
+/// A stretch of text: `inputs[k]` is to predict `targets[k]`, which counts `weights[k]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Window {
     /// At most `context` tokens.
     pub inputs: Vec<u32>,
     /// As many, one further on.
     pub targets: Vec<u32>,
-    /// 1 for every target but the first token of a document, which nothing before it can predict.
+    /// 1 for every target that counts, else 0.
     pub weights: Vec<f32>,
+    /// For each input where its segment begins; empty where all of it is one segment.
+    pub starts: Vec<u32>,
 }
 
 /// Samples of a split with `tokens` tokens, at `context` tokens each: what training walks over.
@@ -87,9 +92,9 @@ pub fn samples(split: Split, tokens: u64, context: usize) -> Result<u64, CorpusE
 /// walk few shards at a time.
 ///
 /// # Errors
-/// As [`samples`].
+/// As [`CorpusIndex::samples`].
 pub fn order_of(index: &CorpusIndex, seed: u64, context: usize) -> Result<Order, CorpusError> {
-    let count = samples(Split::Train, index.train.tokens, context)?;
+    let count = index.samples(context)?;
     let block = (index.options.shard_tokens / context as u64).max(1);
     Ok(Order::new(seed, count, block))
 }
@@ -99,10 +104,16 @@ pub fn windows(tokens: u64, context: usize) -> u64 {
     tokens.saturating_sub(1).div_ceil((context as u64).max(1))
 }
 
-/// The tokens of a training sample.
-pub fn sample_range(index: u64, context: usize) -> Range<u64> {
+/// The tokens of a sample of text.
+fn sample_range(index: u64, context: usize) -> Range<u64> {
     let start = index.saturating_mul(context as u64);
     start..start.saturating_add(context as u64).saturating_add(1)
+}
+
+/// The tokens of a row.
+fn row_range(index: u64, length: usize) -> Range<u64> {
+    let start = index.saturating_mul(length as u64);
+    start..start.saturating_add(length as u64)
 }
 
 /// Reads samples of one split. Shared freely between threads.
@@ -111,16 +122,28 @@ pub struct SampleReader {
     split: Split,
     first_tokens: Arc<[u64]>, // of each shard, and the number of tokens at the end
     source: Arc<dyn ShardSource>,
+    /// What the rows of a supervised corpus hold.
+    objective: Option<Objective>,
 }
 
 impl SampleReader {
-    /// A reader of `split`, which `index` describes, over shards from `source`.
-    pub fn new(split: Split, index: &SplitIndex, source: Arc<dyn ShardSource>) -> Self {
+    /// A reader of one side of `index`, over shards from `source`.
+    pub fn new(split: Split, index: &CorpusIndex, source: Arc<dyn ShardSource>) -> Self {
+        let objective = index.supervised.as_ref().map(|s| s.objective);
+        Self {
+            objective,
+            ..Self::of_text(split, index.split(split), source)
+        }
+    }
+
+    /// A reader of plain text.
+    fn of_text(split: Split, index: &SplitIndex, source: Arc<dyn ShardSource>) -> Self {
         let firsts = index.shards.iter().map(|shard| shard.first_token);
         Self {
             split,
             first_tokens: firsts.chain([index.tokens]).collect(),
             source,
+            objective: None,
         }
     }
 
@@ -129,14 +152,31 @@ impl SampleReader {
         self.first_tokens.last().copied().unwrap_or(0)
     }
 
-    /// [`samples`] of this split.
+    /// Samples of this split.
+    ///
+    /// # Errors
+    /// [`CorpusError::TooShort`] if there is not one.
     pub fn samples(&self, context: usize) -> Result<u64, CorpusError> {
-        samples(self.split, self.tokens(), context)
+        match self.objective {
+            Some(_) => Ok(self.tokens() / context as u64),
+            None => samples(self.split, self.tokens(), context),
+        }
     }
 
-    /// [`windows`] of this split.
+    /// Windows of this split.
     pub fn windows(&self, context: usize) -> u64 {
-        windows(self.tokens(), context)
+        match self.objective {
+            Some(_) => self.tokens() / context as u64,
+            None => windows(self.tokens(), context),
+        }
+    }
+
+    /// The tokens of a training sample.
+    pub fn range(&self, index: u64, context: usize) -> Range<u64> {
+        match self.objective {
+            Some(_) => row_range(index, context),
+            None => sample_range(index, context),
+        }
     }
 
     /// The shards that hold the tokens of `range`, so that they can be fetched ahead.
@@ -151,13 +191,8 @@ impl SampleReader {
         begin..firsts.partition_point(|&first| first < range.end)
     }
 
-    /// Puts the tokens of sample `index` into `out`, which is emptied first: `context` inputs and one more.
-    pub fn sample(
-        &self,
-        index: u64,
-        context: usize,
-        out: &mut Vec<u32>,
-    ) -> Result<(), CorpusError> {
+    /// Sample `index`: `context` inputs and their targets. In plain text all of them count.
+    pub fn sample(&self, index: u64, context: usize) -> Result<Window, CorpusError> {
         let len = self.samples(context)?;
         if index >= len {
             return Err(CorpusError::OutOfRange {
@@ -166,11 +201,57 @@ impl SampleReader {
                 len,
             });
         }
-        out.clear();
-        self.copy(sample_range(index, context), out)
+        if let Some(objective) = self.objective {
+            return self.row(index, context, objective);
+        }
+        let mut inputs = Vec::with_capacity(context + 1);
+        self.copy(sample_range(index, context), &mut inputs)?;
+        let targets = inputs[1..].to_vec();
+        inputs.pop();
+        Ok(Window {
+            weights: vec![1.0; targets.len()],
+            inputs,
+            targets,
+            starts: Vec::new(),
+        })
     }
 
-    /// Window `index` of the validation text. Every token of the split is a target exactly once, but for its first.
+    /// A row: of each sample in it, the tokens that are trained are the targets of those before them.
+    fn row(&self, index: u64, length: usize, objective: Objective) -> Result<Window, CorpusError> {
+        let range = row_range(index, length);
+        let mut inputs = Vec::with_capacity(length);
+        self.copy(range.clone(), &mut inputs)?;
+        let mut starts = vec![0; length];
+        let mut begins = vec![false; length];
+        self.for_each_start(range.clone(), &mut |start| {
+            let place = (start - range.start) as usize;
+            begins[place] = true;
+            starts[place..].fill(place as u32);
+        })?;
+        let mut trained = Vec::with_capacity(length);
+        self.for_each_part(range, &mut |shard, _, part| {
+            trained.extend(part.map(|token| shard.is_trained(token)));
+        })?;
+        let mut targets = inputs[1..].to_vec();
+        targets.push(0);
+        let counts = |place: usize| place < length && trained[place] && !begins[place];
+        let weights = (1..=length).map(|next| f32::from(u8::from(counts(next))));
+        let weights = weights.collect();
+        if objective == Objective::Classify {
+            // A label is no token: nothing may be read off the place where it is kept.
+            let labels = inputs.iter_mut().zip(&trained).filter(|(_, label)| **label);
+            labels.for_each(|(input, _)| *input = 0);
+        }
+        Ok(Window {
+            inputs,
+            targets,
+            weights,
+            starts,
+        })
+    }
+
+    /// Window `index` of the validation text. Every token of the split is a target exactly once, but for its first; those
+    /// that begin a document do not count, since nothing before them can predict them.
     pub fn window(&self, index: u64, context: usize) -> Result<Window, CorpusError> {
         let len = self.windows(context);
         if index >= len {
@@ -179,6 +260,9 @@ impl SampleReader {
                 index,
                 len,
             });
+        }
+        if let Some(objective) = self.objective {
+            return self.row(index, context, objective);
         }
         let range = sample_range(index, context);
         let range = range.start..range.end.min(self.tokens());
@@ -194,6 +278,7 @@ impl SampleReader {
             inputs: tokens,
             targets,
             weights,
+            starts: Vec::new(),
         })
     }
 
@@ -265,7 +350,7 @@ mod tests {
             shards: writer.finish().expect("finish"),
         };
         let source = Arc::new(LocalShards::new(dir.path(), &index));
-        let reader = SampleReader::new(Split::Validation, &index, source);
+        let reader = SampleReader::of_text(Split::Validation, &index, source);
         (dir, reader, index)
     }
 
@@ -287,14 +372,14 @@ mod tests {
             let all = documents.concat();
             prop_assert_eq!(reader.tokens(), all.len() as u64);
             if let Ok(samples) = reader.samples(context) {
-                let mut sample = Vec::new();
                 for index in 0..samples {
-                    reader.sample(index, context, &mut sample).expect("sample");
+                    let sample = reader.sample(index, context).expect("sample");
                     let at = index as usize * context;
-                    prop_assert_eq!(&sample[..], &all[at..=at + context]);
+                    prop_assert_eq!(&sample.inputs[..], &all[at..at + context]);
+                    prop_assert_eq!(&sample.targets[..], &all[at + 1..=at + context]);
                 }
                 prop_assert!(all.len() as u64 - 1 - samples * (context as u64) < context as u64);
-                prop_assert!(reader.sample(samples, context, &mut sample).is_err());
+                prop_assert!(reader.sample(samples, context).is_err());
             } else {
                 prop_assert!(all.len() <= context);
             }
@@ -334,10 +419,9 @@ mod tests {
     fn only_the_shards_that_are_read_must_be_there() {
         let (dir, reader, index) = reader(&[(0..40).collect()], 10);
         std::fs::remove_file(dir.path().join(&index.shards[2].file)).expect("remove");
-        let mut sample = Vec::new();
-        reader.sample(1, 9, &mut sample).expect("sample");
-        assert_eq!(sample, (9..19).collect::<Vec<u32>>());
-        let error = reader.sample(2, 9, &mut sample).expect_err("missing");
+        let sample = reader.sample(1, 9).expect("sample");
+        assert_eq!(sample.inputs, (9..18).collect::<Vec<u32>>());
+        let error = reader.sample(2, 9).expect_err("missing");
         assert!(
             error.to_string().contains("validation-00002.shard"),
             "{error}"

@@ -10,8 +10,10 @@
 //! | 16..24 | tokens |
 //! | 24..32 | document starts |
 //! | 32..40 | index of the first token within the split |
-//! | 40..64 | zeros |
+//! | 40..44 | 1 if some tokens are trained and others are not, else 0 |
+//! | 44..64 | zeros |
 //! | then | the tokens, zeros up to a multiple of 4, and one u32 per document start: its position in this shard |
+//! | then, after a 1 above | one bit per token, in u32 from the lowest bit on: whether it is trained |
 //!
 //! A document ends with the end-of-text token and may go on in the next shard. The hash in the index is over the whole
 //! file. The file itself is trusted only as far as its sizes go; who got it from elsewhere calls [`verify_file`].
@@ -24,6 +26,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::CorpusError;
+use super::rows::Row;
 use super::split::Split;
 
 const MAGIC: &[u8; 8] = b"COHSHARD";
@@ -61,12 +64,14 @@ pub fn token_width(vocab_size: u32) -> usize {
 }
 
 /// The size of a shard's file in bytes; `None` if it does not fit into 64 bits.
-pub(super) fn file_bytes(tokens: u64, documents: u64, width: usize) -> Option<u64> {
+pub(super) fn file_bytes(tokens: u64, documents: u64, width: usize, marked: bool) -> Option<u64> {
+    let marks = if marked { tokens.div_ceil(32) * 4 } else { 0 };
     let tokens = tokens
         .checked_mul(width as u64)?
         .checked_next_multiple_of(4)?;
     tokens
         .checked_add(documents.checked_mul(4)?)?
+        .checked_add(marks)?
         .checked_add(HEADER as u64)
 }
 
@@ -78,6 +83,8 @@ pub(super) struct ShardWriter<'a> {
     shard_tokens: usize,
     tokens: Vec<u32>,
     starts: Vec<u32>,
+    /// Which tokens are trained, where that is said.
+    marks: Option<Vec<bool>>,
     written: Vec<ShardEntry>,
     first_token: u64,
 }
@@ -91,9 +98,33 @@ impl<'a> ShardWriter<'a> {
             shard_tokens: shard_tokens as usize,
             tokens: Vec::new(),
             starts: Vec::new(),
+            marks: None,
             written: Vec::new(),
             first_token: 0,
         }
+    }
+
+    /// A writer of rows, see [`push_row`](Self::push_row).
+    pub fn of_rows(directory: &'a Path, split: Split, vocab_size: u32, shard_tokens: u64) -> Self {
+        Self {
+            marks: Some(Vec::new()),
+            ..Self::new(directory, split, vocab_size, shard_tokens)
+        }
+    }
+
+    /// Appends a row: its tokens, which of them are trained, and the places where its documents begin. All rows have one
+    /// length, and shards hold whole rows.
+    pub fn push_row(&mut self, row: &Row) -> Result<(), CorpusError> {
+        if self.tokens.len() + row.tokens.len() > self.shard_tokens && !self.tokens.is_empty() {
+            self.flush()?;
+        }
+        let first = self.tokens.len() as u32;
+        self.starts
+            .extend(row.starts.iter().map(|start| first + start));
+        self.tokens.extend_from_slice(&row.tokens);
+        let marks = self.marks.as_mut().expect("a writer of rows");
+        marks.extend_from_slice(&row.trained);
+        Ok(())
     }
 
     /// The next token begins a document.
@@ -137,7 +168,8 @@ impl<'a> ShardWriter<'a> {
 
     fn flush(&mut self) -> Result<(), CorpusError> {
         let file = shard_file_name(self.split, self.written.len());
-        let content = encode(&self.tokens, &self.starts, self.first_token, self.width);
+        let parts = (self.starts.as_slice(), self.marks.as_deref());
+        let content = encode(&self.tokens, parts, self.first_token, self.width);
         write_durably(&self.directory.join(&file), &content)?;
         self.written.push(ShardEntry {
             file,
@@ -150,13 +182,21 @@ impl<'a> ShardWriter<'a> {
         self.first_token += self.tokens.len() as u64;
         self.tokens.clear();
         self.starts.clear();
+        if let Some(marks) = &mut self.marks {
+            marks.clear();
+        }
         Ok(())
     }
 }
 
-fn encode(tokens: &[u32], starts: &[u32], first_token: u64, width: usize) -> Vec<u8> {
-    let size =
-        file_bytes(tokens.len() as u64, starts.len() as u64, width).expect("fits into memory");
+fn encode(
+    tokens: &[u32],
+    (starts, marks): (&[u32], Option<&[bool]>),
+    first_token: u64,
+    width: usize,
+) -> Vec<u8> {
+    let (count, documents) = (tokens.len() as u64, starts.len() as u64);
+    let size = file_bytes(count, documents, width, marks.is_some()).expect("fits into memory");
     let mut out = Vec::with_capacity(size as usize);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
@@ -165,7 +205,7 @@ fn encode(tokens: &[u32], starts: &[u32], first_token: u64, width: usize) -> Vec
         tokens.len() as u64,
         starts.len() as u64,
         first_token,
-        0,
+        u64::from(marks.is_some()),
         0,
         0,
     ] {
@@ -177,6 +217,13 @@ fn encode(tokens: &[u32], starts: &[u32], first_token: u64, width: usize) -> Vec
     out.resize(out.len().next_multiple_of(4), 0);
     for start in starts {
         out.extend_from_slice(&start.to_le_bytes());
+    }
+    for marks in marks.into_iter().flat_map(|marks| marks.chunks(32)) {
+        let bits = marks
+            .iter()
+            .rev()
+            .fold(0u32, |bits, &mark| bits << 1 | u32::from(mark));
+        out.extend_from_slice(&bits.to_le_bytes());
     }
     debug_assert_eq!(out.len() as u64, size);
     out
@@ -216,6 +263,7 @@ pub struct MappedShard {
     width: usize,
     tokens: usize,
     documents: usize,
+    marked: bool,
 }
 
 impl MappedShard {
@@ -250,10 +298,11 @@ impl MappedShard {
             )));
         }
         let width = u32_at(12) as usize;
+        let marked = u32_at(40) == 1;
         let (tokens, documents, first) = (u64_at(16), u64_at(24), u64_at(32));
         if (tokens, documents, first) != (entry.tokens, entry.documents, entry.first_token)
             || !matches!(width, 2 | 4)
-            || file_bytes(tokens, documents, width) != Some(size)
+            || file_bytes(tokens, documents, width, marked) != Some(size)
         {
             return Err(damaged(
                 "its header does not fit its size or the index".to_string(),
@@ -263,6 +312,7 @@ impl MappedShard {
             width,
             tokens: tokens as usize,
             documents: documents as usize,
+            marked,
             map,
         })
     }
@@ -300,6 +350,21 @@ impl MappedShard {
                     .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])),
             ),
         }
+    }
+
+    /// Whether the token at `position` is trained; all are where nothing else is said.
+    ///
+    /// # Panics
+    /// If there is no such token.
+    pub fn is_trained(&self, position: usize) -> bool {
+        assert!(
+            position < self.tokens,
+            "token {position} of {}",
+            self.tokens
+        );
+        let tokens = (self.tokens * self.width).next_multiple_of(4);
+        let marks = HEADER + tokens + 4 * self.documents;
+        !self.marked || self.map[marks + position / 8] >> (position % 8) & 1 == 1
     }
 
     /// Documents that begin in this shard.

@@ -101,11 +101,8 @@ impl Corpus {
     /// A reader of one side of the split.
     pub fn reader(&self, split: Split) -> SampleReader {
         let side = self.index.split(split);
-        SampleReader::new(
-            split,
-            side,
-            Arc::new(LocalShards::new(&self.directory, side)),
-        )
+        let shards = Arc::new(LocalShards::new(&self.directory, side));
+        SampleReader::new(split, &self.index, shards)
     }
 
     /// The first `max_tokens` tokens from the beginning of document `document` on, decoded, with special tokens spelled

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 
 use super::error::{BadInput, CorpusError, Problem};
+use super::objective::SupervisedConfig;
 use super::source::{Compression, SourceFile, SourceKind};
 
 const BUFFER: usize = 256 << 10;
@@ -23,6 +24,8 @@ pub struct ReadOptions {
     pub text_field: String,
     /// Bound on the unpacked bytes of one file: a guard against archives that unpack to more than anybody meant.
     pub max_file_bytes: Option<u64>,
+    /// Take lines whole, as samples of this kind, and refuse what is none.
+    pub supervised: Option<SupervisedConfig>,
 }
 
 /// What a file consists of. Each document is `Start`, any number of `Text`, `End`.
@@ -73,6 +76,11 @@ pub fn read_documents(
         },
     );
     let result = match file.kind {
+        SourceKind::Text if options.supervised.is_some() => Err(CorpusError::BadInput(bad(
+            file,
+            None,
+            Problem::NotJsonLines,
+        ))),
         SourceKind::Text => read_text(file, input, sink),
         SourceKind::Jsonl => read_lines(file, options, input, sink),
     };
@@ -185,7 +193,7 @@ fn read_lines(
         };
         if !content.trim_ascii().is_empty() {
             any = true;
-            match text_of_line(content, &options.text_field, offset) {
+            match text_of_line(content, options, offset) {
                 Ok(text) => {
                     sink(Event::Start(Some(number)))?;
                     sink(Event::Text(&text))?;
@@ -202,12 +210,18 @@ fn read_lines(
     Ok(())
 }
 
-fn text_of_line(line: &[u8], field: &str, offset: u64) -> Result<String, Problem> {
+fn text_of_line(line: &[u8], options: &ReadOptions, offset: u64) -> Result<String, Problem> {
     if let Some(at) = line.iter().position(|&b| b == 0) {
         return Err(Problem::Binary(offset + at as u64));
     }
     let line =
         std::str::from_utf8(line).map_err(|e| Problem::NotUtf8(offset + e.valid_up_to() as u64))?;
+    if let Some(supervised) = &options.supervised {
+        let record = supervised.record(line);
+        record.map_err(|error| Problem::Record(error.to_string()))?;
+        return Ok(line.to_owned());
+    }
+    let field = &options.text_field;
     let mut object: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(line).map_err(|error| Problem::BadJson(error.to_string()))?;
     match object.remove(field) {
@@ -216,9 +230,9 @@ fn text_of_line(line: &[u8], field: &str, offset: u64) -> Result<String, Problem
             Some(at) => Err(Problem::Binary(at as u64)),
             None => Ok(text),
         },
-        Some(_) => Err(Problem::NotAString(field.to_string())),
+        Some(_) => Err(Problem::NotAString(field.clone())),
         None => Err(Problem::NoField {
-            field: field.to_string(),
+            field: field.clone(),
             present: present_fields(&object),
         }),
     }
@@ -289,6 +303,7 @@ mod tests {
         std::fs::write(&path, bytes).expect("write");
         let options = ReadOptions {
             text_field: "text".to_string(),
+            supervised: None,
             max_file_bytes: limit,
         };
         let (mut documents, mut skipped) = (Vec::new(), Vec::new());

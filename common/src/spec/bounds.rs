@@ -122,14 +122,22 @@ pub(super) fn check_steps(train: &TrainConfig) -> Result<(), SpecError> {
 }
 
 pub(super) fn check_memory(model: &ModelConfig, train: &TrainConfig) -> Result<(), SpecError> {
-    let tokens = u64::from(train.micro_batch) * model.context as u64;
+    let length = train.max_length.unwrap_or(model.context);
+    if length > model.context {
+        return Err(SpecError::impossible(
+            "train.max_length",
+            length,
+            format!("the model attends over {} tokens", model.context),
+            "lower it, or leave it out for samples of the whole context",
+        ));
+    }
+    let tokens = u64::from(train.micro_batch) * length as u64;
     if tokens > MAX_MICRO_BATCH_TOKENS {
         return Err(SpecError::impossible(
             "train.micro_batch",
             train.micro_batch,
             format!(
-                "with a context of {} that is {tokens} tokens at once, and the most is {MAX_MICRO_BATCH_TOKENS}",
-                model.context
+                "with samples of {length} that is {tokens} tokens at once, and the most is {MAX_MICRO_BATCH_TOKENS}"
             ),
             "lower it and raise `train.accumulate`, which costs no memory",
         ));
@@ -153,8 +161,7 @@ pub(super) fn check_memory(model: &ModelConfig, train: &TrainConfig) -> Result<(
             "train.micro_batch",
             train.micro_batch,
             format!(
-                "with a context of {} every worker would need {} for activations",
-                model.context,
+                "with samples of {length} every worker would need {} for activations",
                 human_bytes(memory.activation_bytes)
             ),
             "lower it and raise `train.accumulate`, which costs no memory",

@@ -11,6 +11,7 @@ use toml::{Table, Value};
 use super::error::{Place, SpecError};
 use super::suggest::{fields_of, nearest_key, nearest_word};
 use super::{Architecture, Payload, Precision, ScheduleKind};
+use crate::corpus::TooLong;
 
 /// Everything that a spec may say. Every table and every key may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct SpecFile {
     pub train: TrainTable,
     /// When checkpoints are written.
     pub checkpoint: CheckpointTable,
+    /// Adapters in place of the weights.
+    pub lora: LoraTable,
 }
 
 /// `[model]`, with the names of [`super::ModelConfig`].
@@ -78,6 +81,46 @@ pub struct CorpusTable {
     pub split: Option<SplitKind>,
     /// Skip files that cannot be read as text, and count them, in place of stopping. Default false.
     pub skip_bad: Option<bool>,
+    /// What is learned. Default `text`.
+    pub objective: Option<ObjectiveKind>,
+    /// `sft` and `classify` only: what becomes of samples that are longer than `train.max_length`. Default `error`.
+    pub too_long: Option<TooLong>,
+    /// `sft` and `classify` only: whether several short samples share a sequence. Default true.
+    pub packing: Option<bool>,
+    /// `classify` only: the labels that may occur, in order. Default: those that occur, sorted.
+    pub labels: Option<Vec<String>>,
+    /// `classify` only: the field of a JSON line that holds the label. Default: `label`, or another usual name.
+    pub label_field: Option<String>,
+}
+
+/// What is learned from a corpus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectiveKind {
+    /// The next token of plain text.
+    #[default]
+    Text,
+    /// Responses to prompts, and the assistant's turns of conversations.
+    Sft,
+    /// The label of a text.
+    Classify,
+}
+
+/// `[lora]`, with PEFT's names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraTable {
+    /// The rank of the adapters.
+    pub rank: Option<u64>,
+    /// Default: twice the rank.
+    pub alpha: Option<f64>,
+    /// Default 0.
+    pub dropout: Option<f64>,
+    /// Scale by the root of the rank. Default false.
+    pub rslora: Option<bool>,
+    /// The linear layers that get one; one name or a list, `all-linear` is all. Default: all.
+    #[serde(deserialize_with = "one_or_many")]
+    pub target_modules: Option<Vec<String>>,
 }
 
 /// How the validation text is chosen.
@@ -150,6 +193,7 @@ pub struct TrainTable {
     pub seed: Option<u64>,
     pub eval_every: Option<u64>,
     pub eval_samples: Option<u64>,
+    pub max_length: Option<u64>,
     pub min_workers: Option<u64>,
 }
 
@@ -365,6 +409,7 @@ fn table_keys(table: &str) -> Option<&'static [&'static str]> {
         "tokenizer" => fields_of::<TokenizerTable>(),
         "train" => fields_of::<TrainTable>(),
         "checkpoint" => fields_of::<CheckpointTable>(),
+        "lora" => fields_of::<LoraTable>(),
         _ => return None,
     })
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::bounds::number;
 use super::memory::{human_bytes, human_count, memory_per_worker};
 use super::{
-    ModelConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
+    LoraConfig, ModelConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint,
+    TrainConfig,
 };
 
 /// Everything that decides the weights after every step, in a fixed order.
@@ -35,6 +36,10 @@ struct Identity<'a> {
     #[serde(skip_serializing_if = "Payload::is_f32")]
     payload: Payload,
     seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_length: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lora: Option<&'a LoraConfig>,
     corpus: &'a str,
     start: Option<&'a str>,
 }
@@ -65,6 +70,7 @@ impl RunSpec {
             checkpoint: _,
             corpus,
             start,
+            lora,
         } = self;
         let TrainConfig {
             steps,
@@ -86,6 +92,7 @@ impl RunSpec {
             seed,
             eval_every: _,
             eval_samples: _,
+            max_length,
             min_workers: _,
         } = *train;
         Identity {
@@ -108,6 +115,8 @@ impl RunSpec {
             precision,
             payload,
             seed,
+            max_length,
+            lora: lora.as_ref(),
             corpus,
             start: start.as_ref().map(
                 |StartPoint {
@@ -126,7 +135,12 @@ impl RunSpec {
 
     /// Tokens that one optimizer step consumes.
     pub fn tokens_per_step(&self) -> u64 {
-        self.train.samples_per_step() * self.model.context as u64
+        self.train.samples_per_step() * self.sample_length() as u64
+    }
+
+    /// Number of parameters that are trained: all, or those of the adapters.
+    pub fn trained_parameters(&self) -> u64 {
+        self.layout().len() as u64
     }
 
     /// The run in a few lines, for a person; ends with a newline.
@@ -164,6 +178,19 @@ impl RunSpec {
             m.context,
             m.vocab_size
         )?;
+        if m.classifies() {
+            writeln!(out, "  labels      {}", m.labels.join(", "))?;
+        }
+        if let Some(lora) = &self.lora {
+            let trained = human_count(self.trained_parameters());
+            writeln!(
+                out,
+                "  lora        {lora}: {trained} parameters are trained"
+            )?;
+        }
+        if let Some(length) = t.max_length {
+            writeln!(out, "  samples     of {length} tokens")?;
+        }
         writeln!(
             out,
             "  step        {} lanes x {} micro-batches x {} samples = {} tokens",

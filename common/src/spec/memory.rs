@@ -34,13 +34,18 @@ impl MemoryEstimate {
 
 /// Tokens of the largest pass of a worker that has all lanes: one micro-batch, or as many lanes as may share.
 fn tokens_of_a_pass(model: &ModelConfig, train: &TrainConfig) -> usize {
-    let lane = (train.micro_batch as usize).saturating_mul(model.context);
-    let bound = SHARED_TOKENS.min(LOGITS_ALIVE / model.vocab_size.max(1));
+    let lane = (train.micro_batch as usize).saturating_mul(length_of(model, train));
+    let bound = SHARED_TOKENS.min(LOGITS_ALIVE / model.outputs().max(1));
     let lanes = match train.accumulate {
         1 => (bound / lane.max(1)).clamp(1, train.lanes.max(1) as usize),
         _ => 1,
     };
     lane.saturating_mul(lanes)
+}
+
+/// Tokens of one sample.
+fn length_of(model: &ModelConfig, train: &TrainConfig) -> usize {
+    train.max_length.unwrap_or(model.context)
 }
 
 /// The memory of a worker that computes one pass at a time.
@@ -56,9 +61,9 @@ pub fn memory_per_worker(model: &ModelConfig, train: &TrainConfig) -> MemoryEsti
         Architecture::Llama => 4.0,
         Architecture::Gpt2 => 2.0,
     };
-    let attention = (model.num_attention_heads * model.context) as f64;
+    let attention = (model.num_attention_heads * length_of(model, train)) as f64;
     let layer = 7.0 * hidden + 2.0 * kv + inner_values * inner + attention;
-    let per_token = model.num_hidden_layers as f64 * layer + 2.0 * model.vocab_size as f64;
+    let per_token = model.num_hidden_layers as f64 * layer + 2.0 * model.outputs() as f64;
     let tokens = tokens_of_a_pass(model, train) as f64;
     MemoryEstimate {
         parameters,

@@ -9,6 +9,7 @@ mod error;
 mod file;
 mod finetune;
 mod identity;
+mod lora;
 mod memory;
 mod model;
 mod preset;
@@ -24,10 +25,11 @@ pub use bounds::{
 };
 pub use error::{Place, SpecError};
 pub use file::{
-    CheckpointTable, CorpusTable, ModelTable, SpecFile, SpecSource, SplitKind, TokenizerKind,
-    TokenizerTable, TrainTable,
+    CheckpointTable, CorpusTable, LoraTable, ModelTable, ObjectiveKind, SpecFile, SpecSource,
+    SplitKind, TokenizerKind, TokenizerTable, TrainTable,
 };
 pub use finetune::FinetuneBase;
+pub use lora::{LoraConfig, linear_modules};
 pub use memory::{
     LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, memory_per_worker,
 };
@@ -36,4 +38,4 @@ pub use preset::{PRESETS, Preset};
 pub use run::{
     CheckpointConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
-pub use validate::{CorpusOptions, SpecMeant, TokenizerChoice};
+pub use validate::{CorpusFacts, CorpusOptions, SpecMeant, SupervisedOptions, TokenizerChoice};

@@ -77,6 +77,17 @@ impl ModelConfig {
         }
     }
 
+    /// Whether weights of this shape can start a run with a model of shape `other`: they differ at most in dropout, and
+    /// in the head, where `other` is a classifier and this is a language model.
+    pub fn can_become(&self, other: &Self) -> bool {
+        let same = Self {
+            dropout: other.dropout,
+            labels: other.labels.clone(),
+            ..self.clone()
+        };
+        same == *other && (!self.classifies() || self.labels == other.labels)
+    }
+
     /// Floating-point operations of forward and backward for one token: `6 N + 12 layers * hidden * context`, with N
     /// the parameters that take part in matrix products (Chowdhery et al., arXiv 2204.02311, appendix B).
     pub fn flops_per_token(&self) -> f64 {

@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ModelConfig;
+use super::{LoraConfig, ModelConfig};
+use crate::layout::Layout;
 
 /// Why a run exists. The loop is the same; data, start and defaults differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +119,9 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Bound on the samples of one validation; 0 scores the whole split.
     pub eval_samples: u64,
+    /// Tokens of one sample, at most the model's context; absent is the context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
     /// Workers that must be there before the run starts.
     pub min_workers: u32,
 }
@@ -158,6 +162,21 @@ pub struct RunSpec {
     pub corpus: String,
     /// Where the weights start, if not from the seed.
     pub start: Option<StartPoint>,
+    /// Adapters that are trained in place of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+}
+
+impl RunSpec {
+    /// Tokens of one sample.
+    pub fn sample_length(&self) -> usize {
+        self.train.max_length.unwrap_or(self.model.context)
+    }
+
+    /// Where each parameter lies, and which are trained.
+    pub fn layout(&self) -> Layout {
+        Layout::adapted(&self.model, self.lora.as_ref())
+    }
 }
 
 /// The checkpoint that a finetuning run starts from.

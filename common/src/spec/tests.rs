@@ -7,6 +7,14 @@ use crate::layout::Layout;
 
 mod messages;
 
+fn corpus(vocab_size: usize, fingerprint: &str) -> CorpusFacts {
+    CorpusFacts {
+        vocab_size,
+        fingerprint: fingerprint.into(),
+        ..CorpusFacts::default()
+    }
+}
+
 fn file(text: &str) -> Result<SpecFile, SpecError> {
     SpecSource::parse("spec.toml", text)?.into_file()
 }
@@ -150,7 +158,7 @@ fn every_depth_is_a_valid_spec() {
 
 fn base() -> RunSpec {
     meant("[model]\ncontext = 128\nrope_theta = 5e5\n[train]\nsteps = 2000\nlanes = 3\nlearning_rate = 2e-3\n")
-        .run_spec(4096, "base-corpus".into(), None)
+        .run_spec(corpus(4096, "base-corpus"), None)
         .unwrap()
 }
 
@@ -235,7 +243,7 @@ fn finetuning_refuses_another_shape() {
         ),
         (5e-5, 200, 20)
     );
-    let error = meant.run_spec(5000, "c".into(), None).unwrap_err();
+    let error = meant.run_spec(corpus(5000, "c"), None).unwrap_err();
     insta::assert_snapshot!(error, @"`tokenizer.vocab_size` is 5000, but the checkpoint embeds 4096 tokens; finetune with the tokenizer that the checkpoint was trained with");
 }
 
@@ -343,7 +351,7 @@ proptest! {
         }
         if let Ok(file) = source.into_file() {
             for meant in [file.validate(), file.finetune_from(&base)].into_iter().flatten() {
-                if let Ok(spec) = meant.run_spec(1000, "corpus".into(), None) {
+                if let Ok(spec) = meant.run_spec(corpus(1000, "corpus"), None) {
                     prop_assert!(!spec.describe().is_empty());
                     prop_assert!(crate::schedule::learning_rate(&spec.train, 1).is_finite());
                 }

@@ -6,18 +6,21 @@
 use serde::{Deserialize, Serialize};
 
 use super::bounds::{
-    MAX_LANES, MAX_STEPS, MAX_VOCAB, check_memory, check_numbers, check_steps, number, small,
-    within,
+    MAX_LANES, MAX_STEPS, MAX_VOCAB, check_memory, check_numbers, check_steps, number, shown,
+    small, within,
 };
 use super::depth;
 use super::error::SpecError;
 use super::file::{
-    CheckpointTable, CorpusTable, SpecFile, SplitKind, TokenizerKind, TokenizerTable, TrainTable,
+    CheckpointTable, CorpusTable, ObjectiveKind, SpecFile, SplitKind, TokenizerKind,
+    TokenizerTable, TrainTable,
 };
+use super::lora::{LoraConfig, lora_of};
 use super::shape::shape_of;
 use super::{
     CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
+use crate::corpus::{Objective, SupervisedConfig, TooLong};
 
 /// 256 bytes and the end of text.
 const MIN_BPE_VOCAB: u64 = 257;
@@ -35,6 +38,41 @@ pub struct CorpusOptions {
     pub split: SplitKind,
     /// Skip files that cannot be read as text.
     pub skip_bad: bool,
+    /// How lines become samples; `None` is plain text.
+    pub supervised: Option<SupervisedOptions>,
+}
+
+/// How the lines of a supervised corpus become samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SupervisedOptions {
+    /// What is learned.
+    pub objective: Objective,
+    /// What becomes of samples that are too long.
+    pub too_long: TooLong,
+    /// Whether short samples share a sequence.
+    pub packing: bool,
+    /// The labels that may occur; empty is those that do.
+    pub labels: Vec<String>,
+    /// The field of the text, where it has no usual name.
+    pub text_field: Option<String>,
+    /// The field of the label, where it has no usual name.
+    pub label_field: Option<String>,
+}
+
+impl SupervisedOptions {
+    /// For samples of at most `row` tokens, and conversations in that template.
+    pub fn config(&self, row: usize, template: Option<String>) -> SupervisedConfig {
+        SupervisedConfig {
+            objective: self.objective,
+            row,
+            packing: self.packing,
+            too_long: self.too_long,
+            template,
+            labels: self.labels.clone(),
+            text_field: self.text_field.clone(),
+            label_field: self.label_field.clone(),
+        }
+    }
 }
 
 impl CorpusOptions {
@@ -82,6 +120,17 @@ impl TokenizerChoice {
     }
 }
 
+/// What a spec needs to know of its corpus.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CorpusFacts {
+    /// Rows that an embedding needs.
+    pub vocab_size: usize,
+    /// The corpus's fingerprint.
+    pub fingerprint: String,
+    /// The labels of a classification; empty otherwise.
+    pub labels: Vec<String>,
+}
+
 /// A spec as meant: complete but for the vocabulary and the corpus.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpecMeant {
@@ -97,6 +146,8 @@ pub struct SpecMeant {
     pub train: TrainConfig,
     /// The checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// Adapters in place of the weights.
+    pub lora: Option<LoraConfig>,
     /// What was derived, inherited or overridden, one line each, to be shown before the run starts.
     pub notes: Vec<String>,
 }
@@ -106,10 +157,10 @@ impl SpecMeant {
     /// finetuned has embeddings is an error; fewer are fine, as many published models pad.
     pub fn run_spec(
         self,
-        vocab_size: usize,
-        corpus_fingerprint: String,
+        corpus: CorpusFacts,
         start: Option<StartPoint>,
     ) -> Result<RunSpec, SpecError> {
+        let vocab_size = corpus.vocab_size;
         within(
             "tokenizer.vocab_size",
             vocab_size as u64,
@@ -127,15 +178,22 @@ impl SpecMeant {
                 "finetune with the tokenizer that the checkpoint was trained with",
             ));
         }
+        model.labels = corpus.labels;
         check_memory(&model, &self.train)?;
         Ok(RunSpec {
             kind: self.kind,
             model,
             train: self.train,
             checkpoint: self.checkpoint,
-            corpus: corpus_fingerprint,
+            corpus: corpus.fingerprint,
             start,
+            lora: self.lora,
         })
+    }
+
+    /// Tokens of one sample.
+    pub fn sample_length(&self) -> usize {
+        self.train.max_length.unwrap_or(self.model.context)
     }
 
     /// The shape with the vocabulary that is to be expected, for estimates.
@@ -171,6 +229,7 @@ impl SpecFile {
             kind,
             corpus: corpus_of(&self.corpus)?,
             checkpoint: checkpoint_of(&self.checkpoint, &train)?,
+            lora: lora_of(&self.lora, &model)?,
             model,
             tokenizer,
             train,
@@ -246,7 +305,77 @@ fn corpus_of(table: &CorpusTable) -> Result<CorpusOptions, SpecError> {
         validation,
         split: table.split.unwrap_or(SplitKind::Auto),
         skip_bad: table.skip_bad.unwrap_or(false),
+        supervised: supervised_of(table)?,
     })
+}
+
+fn supervised_of(table: &CorpusTable) -> Result<Option<SupervisedOptions>, SpecError> {
+    let objective = match table.objective.unwrap_or_default() {
+        ObjectiveKind::Text => None,
+        ObjectiveKind::Sft => Some(Objective::Sft),
+        ObjectiveKind::Classify => Some(Objective::Classify),
+    };
+    let only = |given: bool, key: &str, of: &str| match given {
+        true => Err(SpecError::impossible(
+            key,
+            "given",
+            format!("it says something of {of} only"),
+            "remove it, or set `corpus.objective`",
+        )),
+        false => Ok(()),
+    };
+    let supervised = "the objectives \"sft\" and \"classify\"";
+    only(
+        objective.is_none() && table.too_long.is_some(),
+        "corpus.too_long",
+        supervised,
+    )?;
+    only(
+        objective.is_none() && table.packing.is_some(),
+        "corpus.packing",
+        supervised,
+    )?;
+    let (labels, other) = (
+        "the objective \"classify\"",
+        objective != Some(Objective::Classify),
+    );
+    only(other && table.labels.is_some(), "corpus.labels", labels)?;
+    only(
+        other && table.label_field.is_some(),
+        "corpus.label_field",
+        labels,
+    )?;
+    let Some(objective) = objective else {
+        return Ok(None);
+    };
+    if table.split.is_some_and(|split| split == SplitKind::Tail) {
+        return Err(SpecError::impossible(
+            "corpus.split",
+            "tail",
+            "samples go to one side of the split whole",
+            "remove it",
+        ));
+    }
+    let labels = table.labels.clone().unwrap_or_default();
+    let mut distinct = labels.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    if table.labels.is_some() && (distinct.len() != labels.len() || labels.len() < 2) {
+        return Err(SpecError::impossible(
+            "corpus.labels",
+            shown(&labels),
+            "it must name two different labels at least, and none twice",
+            "leave it out for the labels that occur",
+        ));
+    }
+    Ok(Some(SupervisedOptions {
+        objective,
+        too_long: table.too_long.unwrap_or_default(),
+        packing: table.packing.unwrap_or(true),
+        labels,
+        text_field: table.text_field.clone(),
+        label_field: table.label_field.clone(),
+    }))
 }
 
 fn checkpoint_of(
@@ -264,6 +393,19 @@ fn checkpoint_of(
         every: table.every.unwrap_or(train.eval_every),
         keep: keep as u32,
     })
+}
+
+fn max_length(given: Option<u64>) -> Result<Option<usize>, SpecError> {
+    let Some(length) = given else {
+        return Ok(None);
+    };
+    within(
+        "train.max_length",
+        length,
+        2..=1 << 20,
+        "leave it out for the model's context",
+    )?;
+    Ok(Some(length as usize))
 }
 
 fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, SpecError> {
@@ -309,6 +451,7 @@ fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, 
         seed: table.seed.unwrap_or(1337),
         eval_every: table.eval_every.unwrap_or((steps / 10).clamp(50, 1000)),
         eval_samples: table.eval_samples.unwrap_or(1024),
+        max_length: max_length(table.max_length)?,
         min_workers: small("train.min_workers", table.min_workers, 1)?,
     };
     check_numbers(&train)?;

@@ -66,7 +66,7 @@ pub fn audit(
         _ => open_corpus(home, &spec.corpus)
             .map_err(|status| status.message().to_owned())
             .and_then(|corpus| {
-                order_of(corpus.index(), spec.train.seed, spec.model.context)
+                order_of(corpus.index(), spec.train.seed, spec.sample_length())
                     .map_err(|error| error.to_string())
             }),
     };

@@ -79,7 +79,7 @@ impl Store {
                     step: unsigned(row, 0)?,
                     split: row.get(1)?,
                     loss: float(row, 2)?,
-                    bits_per_byte: float(row, 3)?,
+                    bits_per_byte: row.get(3)?,
                     weight: float(row, 4)?,
                     bytes: unsigned(row, 5)?,
                 })
@@ -220,7 +220,7 @@ mod tests {
             step: 50,
             split: "validation".into(),
             loss: 2.0,
-            bits_per_byte: 1.5,
+            bits_per_byte: Some(1.5),
             weight: 4096.0,
             bytes: 9000,
         };

@@ -164,6 +164,7 @@ pub(crate) mod tests {
                 seed: u64::MAX,
                 eval_every: 50,
                 eval_samples: 0,
+                max_length: None,
                 min_workers: 1,
             },
             checkpoint: CheckpointConfig {
@@ -172,6 +173,7 @@ pub(crate) mod tests {
             },
             corpus: "c0ffee".into(),
             start: None,
+            lora: None,
         }
     }
 

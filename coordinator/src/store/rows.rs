@@ -142,7 +142,7 @@ pub struct EvalRow {
     /// Mean loss.
     pub loss: f64,
     /// Loss per byte of text, in bits: comparable between tokenizers.
-    pub bits_per_byte: f64,
+    pub bits_per_byte: Option<f64>,
     /// Tokens that were scored.
     pub weight: f64,
     /// Bytes of text that were scored.

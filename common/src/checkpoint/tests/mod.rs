@@ -70,6 +70,7 @@ fn spec(model: ModelConfig) -> RunSpec {
             seed: u64::MAX,
             eval_every: 50,
             eval_samples: 0,
+            max_length: None,
             min_workers: 1,
         },
         checkpoint: CheckpointConfig {
@@ -78,6 +79,7 @@ fn spec(model: ModelConfig) -> RunSpec {
         },
         corpus: "c0ffee".into(),
         start: None,
+        lora: None,
     }
 }
 

@@ -55,6 +55,7 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         seed: 0,
         eval_every: 7,
         eval_samples: 0,
+        max_length: None,
         min_workers: 1,
     };
     let model = ModelConfig {
@@ -83,6 +84,7 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
             checkpoint: CheckpointConfig { every: 9, keep: 2 },
             corpus: "corpus".into(),
             start: None,
+            lora: None,
         }),
         splits: Arc::from([EvalSplit {
             corpus: "corpus".into(),
