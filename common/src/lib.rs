@@ -22,5 +22,6 @@ pub mod schedule;
 pub mod seal;
 pub mod segment;
 pub mod spec;
+pub mod supervised;
 pub mod tree;
 pub mod wire;
