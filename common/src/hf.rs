@@ -177,12 +177,16 @@ fn parse_llama(f: &Fields) -> Result<ModelConfig, HfError> {
         num_hidden_layers: f.size("num_hidden_layers", MAX_LAYERS)?,
         num_attention_heads,
         num_key_value_heads: f.size_or("num_key_value_heads", MAX_WIDTH, num_attention_heads)?,
+        head_dim: None,
+        attention_bias: false,
+        qk_norm: false,
         intermediate_size: f.size("intermediate_size", MAX_WIDTH)?,
         tie_word_embeddings: f.flag_or("tie_word_embeddings", false)?,
         bias: false,
         dropout: 0.0,
         norm_eps: f.positive_or("rms_norm_eps", 1e-6)?,
         rope_theta: f.rope_theta()?,
+        rope_scaling: None,
         initializer_range: f.positive_or("initializer_range", 0.02)?,
     };
     f.divides("num_attention_heads", hidden_size, "hidden_size")?;
@@ -233,12 +237,16 @@ fn parse_gpt2(f: &Fields) -> Result<ModelConfig, HfError> {
         num_hidden_layers: f.size("n_layer", MAX_LAYERS)?,
         num_attention_heads: heads,
         num_key_value_heads: heads,
+        head_dim: None,
+        attention_bias: false,
+        qk_norm: false,
         intermediate_size: f.size_or("n_inner", MAX_WIDTH, 4 * hidden_size)?,
         tie_word_embeddings: true,
         bias: f.flag_or("bias", true)?,
         dropout,
         norm_eps: f.positive_or("layer_norm_epsilon", 1e-5)?,
         rope_theta: DEFAULT_ROPE_THETA,
+        rope_scaling: None,
         initializer_range: f.positive_or("initializer_range", 0.02)?,
     })
 }
