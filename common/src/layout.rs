@@ -2,8 +2,8 @@
 //! optimizer, the norm, the hash, the wire and the checkpoint each walk memory once, in the same order.
 //!
 //! The order is the one in which backward completes the gradients: the head first, the embedding last. Within a
-//! block the query, key and value projections are adjacent, and so are gate and up, so that each group is one matrix
-//! for one product. Names and shapes are Hugging Face's, those of adapters PEFT's.
+//! block the query, key and value projections are adjacent, and so are their biases, and gate and up, so that each group
+//! is one matrix (or one vector) for one product. Names and shapes are Hugging Face's, those of adapters PEFT's.
 //!
 //! What is trained comes first, and the frozen rest behind it: gradients, moments, wire, hash and checkpoint end where
 //! that begins.
@@ -165,7 +165,9 @@ impl Layout {
 
     fn push_llama(&mut self, m: &ModelConfig) {
         let (hidden, inner) = (m.hidden_size, m.intermediate_size);
-        let kv = m.num_key_value_heads * m.head_dim();
+        let (dim, q) = (m.head_dim(), m.attention_width());
+        let kv = m.num_key_value_heads * dim;
+        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
         if m.classifies() {
             self.push(SCORE.into(), &[m.outputs(), hidden]);
         } else if !m.tie_word_embeddings {
@@ -178,10 +180,19 @@ impl Layout {
             self.push(format!("{p}.mlp.gate_proj.weight"), &[inner, hidden]);
             self.push(format!("{p}.mlp.up_proj.weight"), &[inner, hidden]);
             self.push(format!("{p}.post_attention_layernorm.weight"), &[hidden]);
-            self.push(format!("{p}.self_attn.o_proj.weight"), &[hidden, hidden]);
-            self.push(format!("{p}.self_attn.q_proj.weight"), &[hidden, hidden]);
-            self.push(format!("{p}.self_attn.k_proj.weight"), &[kv, hidden]);
-            self.push(format!("{p}.self_attn.v_proj.weight"), &[kv, hidden]);
+            self.push(format!("{p}.self_attn.o_proj.weight"), &[hidden, q]);
+            if m.qk_norm {
+                self.push(format!("{p}.self_attn.q_norm.weight"), &[dim]);
+                self.push(format!("{p}.self_attn.k_norm.weight"), &[dim]);
+            }
+            if m.attention_bias {
+                for (name, outputs) in qkv {
+                    self.push(format!("{p}.self_attn.{name}.bias"), &[outputs]);
+                }
+            }
+            for (name, outputs) in qkv {
+                self.push(format!("{p}.self_attn.{name}.weight"), &[outputs, hidden]);
+            }
             self.push(format!("{p}.input_layernorm.weight"), &[hidden]);
         }
         self.push("model.embed_tokens.weight".into(), &[m.vocab_size, hidden]);
@@ -254,7 +265,11 @@ mod tests {
             bias: false,
             dropout: 0.0,
             norm_eps: 1e-5,
+            head_dim: None,
+            attention_bias: false,
+            qk_norm: false,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             initializer_range: 0.02,
             labels: Vec::new(),
         }
@@ -263,10 +278,13 @@ mod tests {
     #[test]
     fn tensors_tile_the_buffer_without_a_gap() {
         for architecture in [Architecture::Llama, Architecture::Gpt2] {
-            for bias in [false, true] {
+            for (bias, head_dim) in [(false, None), (true, None), (true, Some(24))] {
                 let layout = Layout::of(&ModelConfig {
                     architecture,
                     bias,
+                    head_dim,
+                    attention_bias: bias,
+                    qk_norm: head_dim.is_some(),
                     ..llama()
                 });
                 let mut end = 0;
@@ -324,6 +342,33 @@ mod tests {
     #[test]
     fn stories260k_has_its_published_size() {
         assert_eq!(Layout::of(&llama()).len(), 260_032);
+    }
+
+    #[test]
+    fn qwen_has_its_published_sizes() {
+        let qwen2 = ModelConfig {
+            vocab_size: 151_936,
+            hidden_size: 896,
+            num_hidden_layers: 24,
+            num_attention_heads: 14,
+            num_key_value_heads: 2,
+            attention_bias: true,
+            intermediate_size: 4864,
+            ..llama()
+        };
+        assert_eq!(Layout::of(&qwen2).len(), 494_032_768);
+        let qwen3 = ModelConfig {
+            hidden_size: 1024,
+            num_hidden_layers: 28,
+            num_attention_heads: 16,
+            num_key_value_heads: 8,
+            head_dim: Some(128),
+            attention_bias: false,
+            qk_norm: true,
+            intermediate_size: 3072,
+            ..qwen2
+        };
+        assert_eq!(Layout::of(&qwen3).len(), 596_049_920);
     }
 
     #[test]

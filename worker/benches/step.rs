@@ -61,7 +61,11 @@ fn case(name: &'static str) -> Case {
         bias: name == "c",
         dropout: 0.0,
         norm_eps: 1e-5,
+        head_dim: None,
+        attention_bias: false,
+        qk_norm: false,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         initializer_range: 0.02,
         labels: Vec::new(),
     };

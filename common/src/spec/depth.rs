@@ -75,12 +75,13 @@ fn derive_shape(table: &mut ModelTable, notes: &mut Notes) {
         64 * depth,
         "64 per layer",
     );
-    let heads = (hidden / HEAD_DIM).max(1);
+    let width = table.head_dim.unwrap_or(HEAD_DIM).max(1);
+    let heads = (hidden / width).max(1);
     let heads = notes.fill(
         "model.num_attention_heads",
         &mut table.num_attention_heads,
         heads,
-        "heads of 64",
+        &format!("heads of {width}"),
     );
     // Grouping only depths that have fitting divisors would make some deeper models smaller.
     notes.fill(

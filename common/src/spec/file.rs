@@ -46,10 +46,16 @@ pub struct ModelTable {
     pub hidden_size: Option<u64>,
     /// Default 6.
     pub num_hidden_layers: Option<u64>,
-    /// Default: heads of 64.
+    /// Default: heads of 64, or of `head_dim`.
     pub num_attention_heads: Option<u64>,
     /// Default: as many as `num_attention_heads`.
     pub num_key_value_heads: Option<u64>,
+    /// `llama` only. Default: `hidden_size / num_attention_heads`.
+    pub head_dim: Option<u64>,
+    /// `llama` only. Default false.
+    pub attention_bias: Option<bool>,
+    /// `llama` only. Default false.
+    pub qk_norm: Option<bool>,
     /// Default: 8/3 of `hidden_size` rounded up to a multiple of 64 for `llama`, 4 times `hidden_size` for `gpt2`.
     pub intermediate_size: Option<u64>,
     /// Default true.

@@ -63,6 +63,7 @@ fn inherit_model(
     let single = |x: f32| number(x.to_string().parse().expect("a printed float parses"));
     let given_single = |x: Option<f64>| x.map(|x| single(x as f32));
     let whole = |x: Option<u64>| x.map(|x| x.to_string());
+    let flag = |x: Option<bool>| x.map(|x| x.to_string());
     let given_llama = model.architecture == Architecture::Llama || table.rope_theta.is_some();
     let fields = [
         (
@@ -97,20 +98,27 @@ fn inherit_model(
             model.num_key_value_heads.to_string(),
         ),
         (
+            "head_dim",
+            whole(table.head_dim),
+            model.head_dim().to_string(),
+        ),
+        (
+            "attention_bias",
+            flag(table.attention_bias),
+            model.attention_bias.to_string(),
+        ),
+        ("qk_norm", flag(table.qk_norm), model.qk_norm.to_string()),
+        (
             "intermediate_size",
             whole(table.intermediate_size),
             model.intermediate_size.to_string(),
         ),
         (
             "tie_word_embeddings",
-            table.tie_word_embeddings.map(|t| t.to_string()),
+            flag(table.tie_word_embeddings),
             model.tie_word_embeddings.to_string(),
         ),
-        (
-            "bias",
-            table.bias.map(|b| b.to_string()),
-            model.bias.to_string(),
-        ),
+        ("bias", flag(table.bias), model.bias.to_string()),
         (
             "norm_eps",
             given_single(table.norm_eps),
@@ -127,15 +135,31 @@ fn inherit_model(
             single(model.initializer_range),
         ),
     ];
+    // What only some models have is told where this one has it.
+    let silent = |key: &str| match key {
+        "depth" => true,
+        "rope_theta" => !given_llama,
+        "head_dim" => model.head_dim.is_none(),
+        "attention_bias" => !model.attention_bias,
+        "qk_norm" => !model.qk_norm,
+        _ => false,
+    };
     for (key, given, inherited) in fields {
         match given {
             Some(given) if given != inherited => return Err(refused(key, given, inherited, base)),
-            None if key == "depth" || (key == "rope_theta" && !given_llama) => {}
+            None if silent(key) => {}
             _ => notes.push(format!(
                 "model.{key} = {inherited} (inherited from {})",
                 base.name
             )),
         }
+    }
+    if let Some(scaling) = model.rope_scaling {
+        let line = format!(
+            "model.rope_scaling = {scaling} (inherited from {})",
+            base.name
+        );
+        notes.push(line);
     }
     override_dropout(table, &mut model, base, notes)?;
     Ok(model)

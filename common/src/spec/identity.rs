@@ -169,15 +169,25 @@ impl RunSpec {
         }
         writeln!(
             out,
-            "  model       {} layers, {} wide, {} heads ({} key/value), feed-forward {}, context {}, vocabulary {}",
+            "  model       {} layers, {} wide, {} heads{} ({} key/value), feed-forward {}, context {}, vocabulary {}",
             m.num_hidden_layers,
             m.hidden_size,
             m.num_attention_heads,
+            m.head_dim.map_or(String::new(), |dim| format!(" of {dim}")),
             m.num_key_value_heads,
             m.intermediate_size,
             m.context,
             m.vocab_size
         )?;
+        let attention = [
+            m.attention_bias.then(|| "with biases".to_owned()),
+            m.qk_norm.then(|| "queries and keys normalised".to_owned()),
+            m.rope_scaling.map(|scaling| format!("rotary {scaling}")),
+        ];
+        let attention: Vec<String> = attention.into_iter().flatten().collect();
+        if !attention.is_empty() {
+            writeln!(out, "  attention   {}", attention.join("; "))?;
+        }
         if m.classifies() {
             writeln!(out, "  labels      {}", m.labels.join(", "))?;
         }

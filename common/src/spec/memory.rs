@@ -62,7 +62,10 @@ pub fn memory_per_worker(model: &ModelConfig, train: &TrainConfig) -> MemoryEsti
         Architecture::Gpt2 => 2.0,
     };
     let attention = (model.num_attention_heads * length_of(model, train)) as f64;
-    let layer = 7.0 * hidden + 2.0 * kv + inner_values * inner + attention;
+    // Queries and attention's output are as wide as all heads together; unnormalised queries and keys are kept besides.
+    let width = model.attention_width() as f64;
+    let heads = 2.0 * width + 2.0 * kv + if model.qk_norm { width + kv } else { 0.0 };
+    let layer = 5.0 * hidden + heads + inner_values * inner + attention;
     let per_token = model.num_hidden_layers as f64 * layer + 2.0 * model.outputs() as f64;
     let tokens = tokens_of_a_pass(model, train) as f64;
     MemoryEstimate {

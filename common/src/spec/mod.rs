@@ -33,7 +33,7 @@ pub use lora::{LoraConfig, linear_modules};
 pub use memory::{
     LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, memory_per_worker,
 };
-pub use model::{Architecture, ModelConfig};
+pub use model::{Architecture, ModelConfig, RopeScaling};
 pub use preset::{PRESETS, Preset};
 pub use run::{
     CheckpointConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,

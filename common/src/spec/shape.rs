@@ -18,9 +18,12 @@ pub(super) fn shape_of(table: &ModelTable) -> Result<ModelConfig, SpecError> {
         1..=65_536,
         "384 is the default",
     )?;
+    if let Some(dim) = table.head_dim {
+        within("model.head_dim", dim, 1..=1024, "64 is usual")?;
+    }
     let heads = table
         .num_attention_heads
-        .unwrap_or((hidden / HEAD_DIM).max(1));
+        .unwrap_or((hidden / table.head_dim.unwrap_or(HEAD_DIM)).max(1));
     let intermediate = table.intermediate_size.unwrap_or(match architecture {
         Architecture::Llama => llama_intermediate(hidden),
         Architecture::Gpt2 => 4 * hidden,
@@ -54,17 +57,23 @@ pub(super) fn shape_of(table: &ModelTable) -> Result<ModelConfig, SpecError> {
         num_hidden_layers: layers as usize,
         num_attention_heads: heads as usize,
         num_key_value_heads: kv_heads(table, architecture, heads)? as usize,
+        // A width that follows from the others is not kept apart: the same shape is the same model.
+        head_dim: (table.head_dim.map(|dim| dim as usize))
+            .filter(|dim| dim * heads as usize != hidden as usize),
+        attention_bias: table.attention_bias.unwrap_or(false),
+        qk_norm: table.qk_norm.unwrap_or(false),
         intermediate_size: intermediate as usize,
         tie_word_embeddings: table.tie_word_embeddings.unwrap_or(true),
         bias: table.bias.unwrap_or(architecture == Architecture::Gpt2),
         dropout: table.dropout.unwrap_or(0.0) as f32,
         norm_eps: table.norm_eps.unwrap_or(1e-5) as f32,
         rope_theta: table.rope_theta.unwrap_or(10_000.0) as f32,
+        rope_scaling: None,
         initializer_range: table.initializer_range.unwrap_or(0.02) as f32,
         labels: Vec::new(),
     };
-    check_heads(&model, table.num_attention_heads.is_some())?;
     check_family(table, architecture)?;
+    check_heads(&model, table.num_attention_heads.is_some())?;
     check_numbers(table)?;
     Ok(model)
 }
@@ -98,6 +107,17 @@ fn kv_heads(table: &ModelTable, architecture: Architecture, heads: u64) -> Resul
 
 fn check_heads(model: &ModelConfig, given: bool) -> Result<(), SpecError> {
     let (hidden, heads) = (model.hidden_size, model.num_attention_heads);
+    if let Some(dim) = model.head_dim {
+        return match dim % 2 {
+            0 => Ok(()),
+            _ => Err(SpecError::impossible(
+                "model.head_dim",
+                dim,
+                "rotary positions turn pairs, so it must be even",
+                format!("{} or {} would do", dim - 1, dim + 1),
+            )),
+        };
+    }
     if !hidden.is_multiple_of(heads) {
         let origin = if given { "" } else { " (heads of 64)" };
         return Err(SpecError::impossible(
@@ -140,8 +160,16 @@ fn check_family(table: &ModelTable, architecture: Architecture) -> Result<(), Sp
                 return refuse(
                     "model.bias",
                     "true".into(),
-                    "`llama` has no biases",
+                    "`llama` has no biases but those of `model.attention_bias`",
                     to_gpt2,
+                );
+            }
+            if table.attention_bias == Some(true) && table.qk_norm == Some(true) {
+                return refuse(
+                    "model.qk_norm",
+                    "true".into(),
+                    "no model of Hugging Face's has it together with `model.attention_bias`",
+                    "remove one of the two",
                 );
             }
             if let Some(dropout) = table.dropout.filter(|d| *d != 0.0) {
@@ -161,6 +189,19 @@ fn check_family(table: &ModelTable, architecture: Architecture) -> Result<(), Sp
             if let Some(theta) = table.rope_theta {
                 let bound = "`gpt2` learns its positions and rotates nothing";
                 return refuse("model.rope_theta", number(theta), bound, to_llama);
+            }
+            if let Some(dim) = table.head_dim {
+                let bound = "`gpt2` cuts `model.hidden_size` into heads";
+                return refuse("model.head_dim", dim.to_string(), bound, to_llama);
+            }
+            for (key, given) in [
+                ("model.attention_bias", table.attention_bias),
+                ("model.qk_norm", table.qk_norm),
+            ] {
+                if given == Some(true) {
+                    let bound = "it is of `llama` alone; `gpt2` has `model.bias`";
+                    return refuse(key, "true".into(), bound, to_llama);
+                }
             }
         }
     }

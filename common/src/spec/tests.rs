@@ -206,6 +206,59 @@ fn finetuning_says_what_it_inherits_and_overrides() {
 }
 
 #[test]
+fn what_only_some_models_have_is_taken_and_left_out_of_the_json_of_others() {
+    let plain = meant("[model]\nhead_dim = 64\n").model;
+    assert_eq!(plain, meant("").model, "the width that heads have anyway");
+    let json = serde_json::to_string(&plain).unwrap();
+    for key in ["head_dim", "attention_bias", "qk_norm", "rope_scaling"] {
+        assert!(!json.contains(key), "{json}");
+    }
+    let wide = meant("[model]\nhidden_size = 100\nhead_dim = 48\nqk_norm = true\n").model;
+    assert_eq!((wide.num_attention_heads, wide.head_dim), (2, Some(48)));
+    assert!(wide.qk_norm && wide.attention_width() == 96);
+    let scaled = ModelConfig {
+        attention_bias: true,
+        rope_scaling: Some(RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        }),
+        ..wide
+    };
+    let json = serde_json::to_string(&scaled).unwrap();
+    assert!(
+        json.contains(r#""rope_scaling":{"rope_type":"llama3","factor":8.0"#),
+        "{json}"
+    );
+    assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), scaled);
+}
+
+#[test]
+fn impossible_scalings_are_named() {
+    let llama3 = |factor, low, high, original| RopeScaling::Llama3 {
+        factor,
+        low_freq_factor: low,
+        high_freq_factor: high,
+        original_max_position_embeddings: original,
+    };
+    assert_eq!(llama3(8.0, 1.0, 4.0, 8192).fault(), None);
+    assert_eq!(RopeScaling::Linear { factor: 2.0 }.fault(), None);
+    for (bad, named) in [
+        (RopeScaling::Linear { factor: 0.5 }, "`factor` is 0.5"),
+        (llama3(f32::NAN, 1.0, 4.0, 8192), "`factor` is NaN"),
+        (llama3(8.0, 4.0, 4.0, 8192), "`high_freq_factor` is 4"),
+        (
+            llama3(8.0, 1.0, 4.0, 0),
+            "`original_max_position_embeddings` is 0",
+        ),
+    ] {
+        let fault = bad.fault().unwrap();
+        assert!(fault.contains(named), "{fault}");
+    }
+}
+
+#[test]
 fn finetuning_refuses_another_shape() {
     let base = base();
     let base = FinetuneBase {

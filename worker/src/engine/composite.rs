@@ -27,7 +27,7 @@ impl Composite {
             Var::zeros(t.shape.as_slice(), DType::F32, device)
         };
         let half = model.head_dim() / 2;
-        let table = rope::Table::new(model.rope_theta, 2 * half, model.context);
+        let table = rope::Table::of(model);
         let rows: (Vec<_>, Vec<_>) = (0..model.context)
             .map(|position| table.at(position))
             .unzip();
@@ -161,6 +161,13 @@ impl Composite {
             self.heads(project("k")?, heads.1)?,
         );
         let v = self.heads(project("v")?, heads.1)?;
+        let (q, k) = match self.model.qk_norm {
+            true => (
+                self.norm(&format!("{p}.self_attn.q_norm"), &q)?,
+                self.norm(&format!("{p}.self_attn.k_norm"), &k)?,
+            ),
+            false => (q, k),
+        };
         let (q, k) = (self.rotate(&q, places)?, self.rotate(&k, places)?);
         let attended = self.attention(q, k, v, places, None, layer)?;
         let x = (x + self.linear(&format!("{p}.self_attn.o_proj"), &attended)?)?;
@@ -209,15 +216,20 @@ impl Composite {
         self.layout.get(&name).map(|t| self.weight(&t.name))
     }
 
-    /// `x Wᵀ` with W `[outputs, inputs]`.
+    /// `x Wᵀ + b` with W `[outputs, inputs]`.
     fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
         let w = self.weight(&format!("{name}.weight"));
-        x.broadcast_matmul(&w.t()?)
+        let y = x.broadcast_matmul(&w.t()?)?;
+        self.add_bias(name, y)
     }
 
     /// `x W + b` with W `[inputs, outputs]`.
     fn conv1d(&self, name: &str, x: &Tensor) -> Result<Tensor> {
         let y = x.broadcast_matmul(self.weight(&format!("{name}.weight")))?;
+        self.add_bias(name, y)
+    }
+
+    fn add_bias(&self, name: &str, y: Tensor) -> Result<Tensor> {
         match self.bias(name) {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
@@ -232,10 +244,7 @@ impl Composite {
         let square = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let normal = centred.broadcast_div(&(square + f64::from(self.model.norm_eps))?.sqrt()?)?;
         let y = normal.broadcast_mul(self.weight(&format!("{name}.weight")))?;
-        match self.bias(name) {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        }
+        self.add_bias(name, y)
     }
 
     /// `[samples, length, heads * dim]` to `[samples, heads, length, dim]`.

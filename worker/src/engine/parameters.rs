@@ -29,6 +29,13 @@ pub struct Linear {
     pub bias: Option<Range<usize>>,
 }
 
+/// The norms of queries and keys: one weight per element of a head, shared by all heads.
+#[derive(Clone, Debug)]
+pub struct HeadNorms {
+    /// The factors of queries, then those of keys.
+    pub weights: Range<usize>,
+}
+
 /// One transformer block.
 #[derive(Clone, Debug)]
 pub struct Block {
@@ -36,6 +43,8 @@ pub struct Block {
     pub norm1: Norm,
     /// To packed rows `[Q, K, V]`.
     pub qkv: Linear,
+    /// Of each query and key head, where there are any.
+    pub head_norms: Option<HeadNorms>,
     /// From the heads back to the residual stream.
     pub out: Linear,
     /// Before the feed-forward layer.
@@ -87,7 +96,7 @@ fn validate(m: &ModelConfig) -> Result<()> {
     if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
         return fail(format!("`{name}` is 0"));
     }
-    if !m.hidden_size.is_multiple_of(m.num_attention_heads) {
+    if m.head_dim.is_none() && !m.hidden_size.is_multiple_of(m.num_attention_heads) {
         return fail(format!(
             "`hidden_size` {} is not divisible by `num_attention_heads` {}",
             m.hidden_size, m.num_attention_heads
@@ -99,8 +108,22 @@ fn validate(m: &ModelConfig) -> Result<()> {
             m.num_attention_heads, m.num_key_value_heads
         ));
     }
+    if let Some(fault) = m.rope_scaling.and_then(|scaling| scaling.fault()) {
+        return fail(format!("`rope_scaling`: {fault}"));
+    }
     match m.architecture {
-        Architecture::Llama if !m.head_dim().is_multiple_of(2) => fail(format!(
+        Architecture::Gpt2
+            if m.head_dim.is_some()
+                || m.attention_bias
+                || m.qk_norm
+                || m.rope_scaling.is_some() =>
+        {
+            fail(
+                "`gpt2` has no `head_dim`, `attention_bias`, `qk_norm` or `rope_scaling` of its own"
+                    .into(),
+            )
+        }
+        Architecture::Llama if m.head_dim() == 0 || !m.head_dim().is_multiple_of(2) => fail(format!(
             "rotary positions need an even head width, got {}",
             m.head_dim()
         )),
@@ -158,10 +181,16 @@ impl Names<'_> {
             order: WeightOrder::OutputsFirst,
             precision: self.1,
         };
+        // Layers that are one have biases all or none.
+        let biases: Vec<String> = names
+            .iter()
+            .map(|name| name.replace(".weight", ".bias"))
+            .filter(|name| self.0.get(name).is_some())
+            .collect();
         Linear {
             shape,
             weight,
-            bias: None,
+            bias: (!biases.is_empty()).then(|| self.adjacent(&biases)),
         }
     }
 
@@ -193,7 +222,12 @@ fn llama(m: &ModelConfig, names: Names) -> Parameters {
                 &["q_proj", "k_proj", "v_proj"],
                 hidden,
             ),
-            out: names.linear(&format!("{p}.self_attn"), &["o_proj"], hidden),
+            head_norms: m.qk_norm.then(|| HeadNorms {
+                weights: names.adjacent(
+                    &["q_norm", "k_norm"].map(|name| format!("{p}.self_attn.{name}.weight")),
+                ),
+            }),
+            out: names.linear(&format!("{p}.self_attn"), &["o_proj"], m.attention_width()),
             norm2: names.norm(&format!("{p}.post_attention_layernorm")),
             up: names.linear(&format!("{p}.mlp"), &["gate_proj", "up_proj"], hidden),
             down: names.linear(&format!("{p}.mlp"), &["down_proj"], inner),
@@ -223,6 +257,7 @@ fn gpt2(m: &ModelConfig, names: Names) -> Parameters {
         Block {
             norm1: names.norm(&format!("{p}.ln_1")),
             qkv: names.conv1d(format!("{p}.attn.c_attn"), hidden),
+            head_norms: None,
             out: names.conv1d(format!("{p}.attn.c_proj"), hidden),
             norm2: names.norm(&format!("{p}.ln_2")),
             up: names.conv1d(format!("{p}.mlp.c_fc"), hidden),

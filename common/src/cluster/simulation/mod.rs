@@ -71,7 +71,11 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         bias: false,
         dropout: 0.0,
         norm_eps: 1e-5,
+        head_dim: None,
+        attention_bias: false,
+        qk_norm: false,
         rope_theta: 1e4,
+        rope_scaling: None,
         initializer_range: 0.02,
         labels: Vec::new(),
     };

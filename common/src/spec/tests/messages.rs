@@ -87,6 +87,11 @@ fn impossible_models_name_value_bound_and_next_step() {
         "[model]\nhidden_size = 15\nnum_attention_heads = 3\n",
         "[model]\ndropout = 0.1\n",
         "[model]\nbias = true\n",
+        "[model]\nhead_dim = 15\n",
+        "[model]\nhead_dim = 0\n",
+        "[model]\nqk_norm = true\nattention_bias = true\n",
+        "[model]\narchitecture = \"gpt2\"\nhead_dim = 32\n",
+        "[model]\narchitecture = \"gpt2\"\nqk_norm = true\n",
         "[model]\narchitecture = \"gpt2\"\ndropout = 1.0\n",
         "[model]\narchitecture = \"gpt2\"\ndropout = nan\n",
         "[model]\narchitecture = \"gpt2\"\nrope_theta = 10000\n",
@@ -104,7 +109,12 @@ fn impossible_models_name_value_bound_and_next_step() {
     `model.num_key_value_heads` is 4, but it must divide `model.num_attention_heads`, which is 6; take one of 1, 2, 3, 6
     `model.num_attention_heads` is 3, but a head would be 5 wide, and rotary positions turn pairs; heads must divide 15 into even widths
     `model.dropout` is 0.1, but `llama` has no dropout; remove it, or take `model.architecture = "gpt2"`
-    `model.bias` is true, but `llama` has no biases; remove it, or take `model.architecture = "gpt2"`
+    `model.bias` is true, but `llama` has no biases but those of `model.attention_bias`; remove it, or take `model.architecture = "gpt2"`
+    `model.head_dim` is 15, but rotary positions turn pairs, so it must be even; 14 or 16 would do
+    `model.head_dim` is 0, but it must lie between 1 and 1024; 64 is usual
+    `model.qk_norm` is true, but no model of Hugging Face's has it together with `model.attention_bias`; remove one of the two
+    `model.head_dim` is 32, but `gpt2` cuts `model.hidden_size` into heads; remove it, or take `model.architecture = "llama"`
+    `model.qk_norm` is true, but it is of `llama` alone; `gpt2` has `model.bias`; remove it, or take `model.architecture = "llama"`
     `model.dropout` is 1, but it must be at least 0 and below 1; 0.1 or 0.2 are usual
     `model.dropout` is NaN, but it must be at least 0 and below 1; 0.1 or 0.2 are usual
     `model.rope_theta` is 10000, but `gpt2` learns its positions and rotates nothing; remove it, or take `model.architecture = "llama"`

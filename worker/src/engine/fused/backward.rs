@@ -20,6 +20,7 @@ struct Gradients {
     /// dx1 without what was dropped; empty where nothing is.
     dout: Vec<f32>,
     dqkv: Vec<f32>,
+    head_partials: Vec<f32>,
     dx: Vec<f32>,
     partials1: Vec<f32>,
     partials2: Vec<f32>,
@@ -35,6 +36,7 @@ struct Backward<'a> {
     dx1: &'a mut [f32],
     dout: &'a mut [f32],
     dqkv: &'a mut [f32],
+    head_partials: &'a mut [f32],
     dx: &'a mut [f32],
     partials1: &'a mut [f32],
     partials2: &'a mut [f32],
@@ -58,6 +60,7 @@ impl Pass {
             dx1: buffers.take(dy.len()),
             dout: buffers.take(where_dropped(&masks.after_attention)),
             dqkv: buffers.take(saved.qkv.len()),
+            head_partials: buffers.take(self.head_partials(block, self.samples)),
             dx: buffers.take(dy.len()),
             partials1: buffers.take(self.partials(&block.norm1, self.samples)),
             partials2: buffers.take(self.partials(&block.norm2, self.samples)),
@@ -77,6 +80,9 @@ impl Pass {
             (&block.qkv, &saved.norm1, &g.dqkv),
         ]);
         self.norm_gradient(&block.norm2, &g.partials2);
+        if let Some(norms) = &block.head_norms {
+            self.head_norm_gradient(norms, &g.head_partials);
+        }
         self.norm_gradient(&block.norm1, &g.partials1);
         for buffer in [
             g.ddown,
@@ -84,6 +90,7 @@ impl Pass {
             g.dx1,
             g.dout,
             g.dqkv,
+            g.head_partials,
             g.partials1,
             g.partials2,
         ] {
@@ -102,6 +109,7 @@ impl Pass {
         let (mut ddown, mut dup, mut dx1) = (&mut g.ddown[..], &mut g.dup[..], &mut g.dx1[..]);
         let (mut dout, mut dqkv, mut dx) = (&mut g.dout[..], &mut g.dqkv[..], &mut g.dx[..]);
         let (mut partials1, mut partials2) = (&mut g.partials1[..], &mut g.partials2[..]);
+        let mut head_partials = &mut g.head_partials[..];
         let part = |first: usize| {
             let samples = per_part.min(self.samples - first);
             let (rows, wide) = (samples * self.length, samples * self.length * self.width());
@@ -115,6 +123,7 @@ impl Pass {
                 dx1: cut(&mut dx1, wide),
                 dout: cut(&mut dout, drops1),
                 dqkv: cut(&mut dqkv, rows * block.qkv.shape.outputs),
+                head_partials: cut(&mut head_partials, self.head_partials(block, samples)),
                 dx: cut(&mut dx, wide),
                 partials1: cut(&mut partials1, self.partials(&block.norm1, samples)),
                 partials2: cut(&mut partials2, self.partials(&block.norm2, samples)),
@@ -178,7 +187,7 @@ impl Pass {
                 part.dout
             }
         };
-        let mut dattended = buffers.take(rows * self.width());
+        let mut dattended = buffers.take(rows * self.attention_width());
         weights.out.backward(&mut dattended, dout);
         let shape = self.attention_shape(part.samples, self.length);
         let forward = attention::Saved {
@@ -190,6 +199,12 @@ impl Pass {
         };
         attention::backward(shape, part.dqkv, &dattended, forward);
         self.rotate(rope::Turn::Backward, part.dqkv, shape, (0, forward.starts));
+        if let Some(norms) = &block.head_norms {
+            let heads = self.normalised_heads(block);
+            let stats = &saved.head_stats[row * heads..(row + rows) * heads];
+            let kept = (&saved.raw_heads[own(&saved.raw_heads)], stats);
+            self.normalise_heads_backward(norms, shape, part.dqkv, part.head_partials, kept);
+        }
         weights.qkv.backward(&mut dnorm, part.dqkv);
         part.dx.copy_from_slice(part.dx1);
         let stats = &saved.stats1[row..row + rows];
@@ -240,11 +255,22 @@ impl Pass {
         norm::backward(kind, dx, partials, dy, x, stats, weight, samples);
     }
 
+    /// Adds partial sums, each as long as `sums`, as many for each sample, to the lanes' sum in `sums`.
+    pub fn sum_partials(&self, sums: &mut [f32], partials: &[f32]) {
+        let lane = partials.len() / self.lanes.count();
+        let rows_per_lane = self.lanes.rows_per_lane();
+        self.lanes.sum(sums, self.fresh, |rows, own| {
+            let width = own.len();
+            let partials = &partials[rows.start / rows_per_lane * lane..][..lane];
+            partials
+                .chunks_exact(width)
+                .for_each(|part| simd::add(own, part));
+        });
+    }
+
     /// Takes the gradients of the norm's weights.
     pub fn norm_gradient(&self, n: &Norm, partials: &[f32]) {
-        let (width, samples) = (self.width(), self.samples_per_lane());
-        let lane = self.partials(n, samples);
-        let rows_per_lane = self.lanes.rows_per_lane();
+        let width = self.width();
         let mut gradient = self.gradient();
         // Weight and bias are summed as one vector, then put where they belong.
         let both = width * if n.bias.is_some() { 2 } else { 1 };
@@ -253,12 +279,7 @@ impl Pass {
         if let Some(bias) = &n.bias {
             sums[width..].copy_from_slice(&gradient[bias.clone()]);
         }
-        self.lanes.sum(&mut sums, self.fresh, |rows, own| {
-            let partials = &partials[rows.start / rows_per_lane * lane..][..lane];
-            partials
-                .chunks_exact(both)
-                .for_each(|part| simd::add(own, part));
-        });
+        self.sum_partials(&mut sums, partials);
         gradient[n.weight.clone()].copy_from_slice(&sums[..width]);
         if let Some(bias) = &n.bias {
             gradient[bias.clone()].copy_from_slice(&sums[width..]);

@@ -30,8 +30,11 @@ pub struct Block {
 pub struct Activations {
     pub norm1: Vec<f32>,
     pub stats1: Vec<Stats>,
-    /// Packed rows, rotated where the model rotates.
+    /// Packed rows, normalised and rotated where the model does that.
     pub qkv: Vec<f32>,
+    /// Queries and keys before they were normalised; empty where they are not.
+    pub raw_heads: Vec<f32>,
+    pub head_stats: Vec<Stats>,
     pub log_sums: Vec<f32>,
     pub attended: Vec<f32>,
     pub x1: Vec<f32>,
@@ -50,6 +53,8 @@ struct Forward<'a> {
     norm1: &'a mut [f32],
     stats1: &'a mut [Stats],
     qkv: &'a mut [f32],
+    raw_heads: &'a mut [f32],
+    head_stats: &'a mut [Stats],
     log_sums: &'a mut [f32],
     attended: &'a mut [f32],
     x1: &'a mut [f32],
@@ -119,6 +124,7 @@ impl Pass {
         for buffer in [
             a.norm1,
             a.qkv,
+            a.raw_heads,
             a.log_sums,
             a.attended,
             a.x1,
@@ -201,8 +207,10 @@ impl Pass {
             norm1: rows_of(self.width()),
             stats1: vec![[0.0; 2]; rows],
             qkv: rows_of(block.qkv.shape.outputs),
+            raw_heads: rows_of(self.normalised_heads(block) * self.fused.model.head_dim()),
+            head_stats: vec![[0.0; 2]; rows * self.normalised_heads(block)],
             log_sums: rows_of(heads),
-            attended: rows_of(self.width()),
+            attended: rows_of(self.attention_width()),
             x1: rows_of(self.width()),
             norm2: rows_of(self.width()),
             stats2: vec![[0.0; 2]; rows],
@@ -239,8 +247,10 @@ impl Pass {
         let (mut attended, mut x1, mut norm2) =
             (&mut a.attended[..], &mut a.x1[..], &mut a.norm2[..]);
         let (mut up, mut activated) = (&mut a.up[..], &mut a.activated[..]);
+        let (mut raw_heads, mut head_stats) = (&mut a.raw_heads[..], &mut a.head_stats[..]);
         let widths = [qkv.len(), log_sums.len(), up.len(), activated.len()].map(|len| len / rows);
         let [qkv_width, heads, up_width, inner] = widths;
+        let [raw_width, normalised] = [raw_heads.len(), head_stats.len()].map(|len| len / rows);
         let part = |first: usize| {
             let samples = per_part.min(self.samples - first);
             let (rows, wide) = (samples * self.length, samples * self.length * self.width());
@@ -252,8 +262,10 @@ impl Pass {
                 norm1: cut(&mut norm1, wide),
                 stats1: cut(&mut stats1, rows),
                 qkv: cut(&mut qkv, rows * qkv_width),
+                raw_heads: cut(&mut raw_heads, rows * raw_width),
+                head_stats: cut(&mut head_stats, rows * normalised),
                 log_sums: cut(&mut log_sums, rows * heads),
-                attended: cut(&mut attended, wide),
+                attended: cut(&mut attended, rows * self.attention_width()),
                 x1: cut(&mut x1, wide),
                 norm2: cut(&mut norm2, wide),
                 stats2: cut(&mut stats2, rows),
@@ -276,6 +288,11 @@ impl Pass {
         weights
             .qkv
             .forward(part.qkv, part.norm1, self.bias(&block.qkv), None);
+        if let Some(norms) = &block.head_norms {
+            let shape = self.attention_shape(part.samples, self.length);
+            let kept = (part.raw_heads, part.head_stats);
+            self.normalise_heads(norms, shape, part.qkv, kept);
+        }
         let dropped = self.masks_from(&masks.attention, part.first);
         self.attend(
             (part.first, part.samples),

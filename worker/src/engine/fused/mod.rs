@@ -17,6 +17,7 @@ mod buffers;
 mod cache;
 mod embed;
 mod head;
+mod head_norms;
 mod tape;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -54,8 +55,7 @@ impl Fused {
     /// Prepares the CPU path of a model.
     pub fn new(model: &ModelConfig, layout: &Layout, precision: Precision) -> Result<Self> {
         let parameters = Parameters::new(model, layout, precision)?;
-        let rope = (model.architecture == Architecture::Llama)
-            .then(|| rope::Table::new(model.rope_theta, model.head_dim(), model.context));
+        let rope = (model.architecture == Architecture::Llama).then(|| rope::Table::of(model));
         Ok(Self {
             model: model.clone(),
             precision,
@@ -193,6 +193,11 @@ impl Pass {
 
     fn width(&self) -> usize {
         self.fused.model.hidden_size
+    }
+
+    /// Width of a row that leaves attention.
+    fn attention_width(&self) -> usize {
+        self.fused.model.attention_width()
     }
 
     /// The beginnings of the segments of some rows; empty where there are none.

@@ -10,6 +10,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
+pub mod head_norm;
 pub mod lanes;
 pub mod linear;
 pub mod norm;

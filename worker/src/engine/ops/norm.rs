@@ -46,7 +46,8 @@ pub fn forward(
 }
 
 simd_fn! {
-    fn forward_rows(kind: Kind, eps: f32, y: &mut [f32], stats: &mut [Stats], x: &[f32], weight: &[f32], bias: &[f32]) {
+    /// [`forward`] in one thread.
+    pub fn forward_rows(kind: Kind, eps: f32, y: &mut [f32], stats: &mut [Stats], x: &[f32], weight: &[f32], bias: &[f32]) {
         let width = weight.len();
         let scale = 1.0 / width as f32;
         for ((y, x), stat) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(stats) {
@@ -107,7 +108,8 @@ pub fn backward(
 }
 
 simd_fn! {
-    fn backward_rows(
+    /// Adds the gradient through the norm to `dx`, and the sums over these rows to `dw` and `db`; in one thread.
+    pub fn backward_rows(
         kind: Kind, dx: &mut [f32], dw: &mut [f32], db: &mut [f32],
         dy: &[f32], x: &[f32], stats: &[Stats], weight: &[f32],
     ) {

@@ -3,6 +3,8 @@
 
 use rayon::prelude::*;
 
+use cohort_common::spec::{ModelConfig, RopeScaling};
+
 use super::simd::simd_fn;
 use super::{ROW_BLOCK, position};
 
@@ -15,16 +17,34 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table for `context` positions of heads of width `dim`.
+    /// The table of a model.
+    pub fn of(model: &ModelConfig) -> Self {
+        let mut frequencies = frequencies(model.rope_theta, model.head_dim());
+        if let Some(scaling) = model.rope_scaling {
+            frequencies
+                .iter_mut()
+                .for_each(|f| *f = scaled(*f, scaling));
+        }
+        Self::with(&frequencies, model.context)
+    }
+
+    /// The table for `context` positions of heads of width `dim`, without scaling.
+    #[cfg(test)]
     pub fn new(theta: f32, dim: usize, context: usize) -> Self {
-        let half = dim / 2;
-        let frequency =
-            |i: usize| (1.0 / libm::pow(f64::from(theta), (2 * i) as f64 / dim as f64)) as f32;
-        let mut rows = Vec::with_capacity(context * dim);
+        Self::with(&frequencies(theta, dim), context)
+    }
+
+    fn with(frequencies: &[f32], context: usize) -> Self {
+        let half = frequencies.len();
+        let mut rows = Vec::with_capacity(context * 2 * half);
         for position in 0..context {
-            let angle = |i| f64::from(position as f32 * frequency(i));
-            rows.extend((0..half).map(|i| libm::cos(angle(i)) as f32));
-            rows.extend((0..half).map(|i| libm::sin(angle(i)) as f32));
+            let angles = || {
+                frequencies
+                    .iter()
+                    .map(|frequency| f64::from(position as f32 * frequency))
+            };
+            rows.extend(angles().map(|angle| libm::cos(angle) as f32));
+            rows.extend(angles().map(|angle| libm::sin(angle) as f32));
         }
         Self { half, rows }
     }
@@ -34,6 +54,34 @@ impl Table {
         let dim = 2 * self.half;
         self.rows[position * dim..(position + 1) * dim].split_at(self.half)
     }
+}
+
+fn frequencies(theta: f32, dim: usize) -> Vec<f32> {
+    let frequency =
+        |i: usize| (1.0 / libm::pow(f64::from(theta), (2 * i) as f64 / dim as f64)) as f32;
+    (0..dim / 2).map(frequency).collect()
+}
+
+/// A frequency as `transformers` scales it (`modeling_rope_utils.py`).
+fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
+    let plain = f64::from(frequency);
+    let scaled = match scaling {
+        RopeScaling::Linear { factor } => plain / f64::from(factor),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+            // How often the wave fits into the context of pretraining.
+            let waves =
+                f64::from(original_max_position_embeddings) * plain / (2.0 * std::f64::consts::PI);
+            let kept = ((waves - low) / (high - low)).clamp(0.0, 1.0);
+            kept * plain + (1.0 - kept) * plain / f64::from(factor)
+        }
+    };
+    scaled as f32
 }
 
 /// Which way to turn.
@@ -96,6 +144,31 @@ mod tests {
         assert_eq!(rows[24..30], turned[24..30]);
         rotate(&table, Turn::Backward, &mut turned, 30, 3, 3, (4, &[]));
         assert!(rows.iter().zip(&turned).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+
+    #[test]
+    fn scaling_keeps_short_waves_and_stretches_long_ones() {
+        let plain = frequencies(500_000.0, 128);
+        let llama3 = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let with = |scaling| -> Vec<f32> { plain.iter().map(|f| scaled(*f, scaling)).collect() };
+        let stretched = with(llama3);
+        assert_eq!(plain[..29], stretched[..29]);
+        assert!((35..64).all(|i| (stretched[i] * 8.0 / plain[i] - 1.0).abs() < 1e-6));
+        // transformers: ROPE_INIT_FUNCTIONS["llama3"] for Llama 3.1 8B, elements 29 and 32.
+        for (i, expected) in [(29, 0.002_166_570_6), (32, 0.000_524_846_02)] {
+            assert!(
+                (stretched[i] / expected - 1.0).abs() < 1e-6,
+                "{}",
+                stretched[i]
+            );
+        }
+        let linear = with(RopeScaling::Linear { factor: 4.0 });
+        assert!(plain.iter().zip(linear).all(|(p, l)| p / 4.0 == l));
     }
 
     #[test]

@@ -6,7 +6,9 @@ mod training;
 mod whole;
 
 use cohort_common::rng::philox;
-use cohort_common::spec::{Architecture, ModelConfig, Payload, ScheduleKind, TrainConfig};
+use cohort_common::spec::{
+    Architecture, ModelConfig, Payload, RopeScaling, ScheduleKind, TrainConfig,
+};
 
 use super::{Batch, DeviceChoice, Engine, Site};
 
@@ -32,13 +34,42 @@ fn model(architecture: Architecture) -> ModelConfig {
         bias: !llama,
         dropout: 0.0,
         norm_eps: 1e-5,
+        head_dim: None,
+        attention_bias: false,
+        qk_norm: false,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         initializer_range: 0.2,
         labels: Vec::new(),
     }
 }
 
-/// One model of each kind: both architectures, tied and untied, with and without bias, with and without dropout.
+/// Like Qwen2: biases of queries, keys and values. The frequencies are stretched besides.
+fn qwen2() -> ModelConfig {
+    ModelConfig {
+        attention_bias: true,
+        rope_scaling: Some(RopeScaling::Llama3 {
+            factor: 4.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 32,
+        }),
+        ..model(Architecture::Llama)
+    }
+}
+
+/// Like Qwen3: queries and keys are normalised, and heads are wider than their share.
+fn qwen3() -> ModelConfig {
+    ModelConfig {
+        head_dim: Some(12),
+        qk_norm: true,
+        tie_word_embeddings: true,
+        ..model(Architecture::Llama)
+    }
+}
+
+/// One model of each kind: both architectures, tied and untied, with and without bias, with and without dropout; the
+/// biases, norms and widths of heads that only some models have.
 fn models() -> Vec<ModelConfig> {
     let (llama, gpt2) = (model(Architecture::Llama), model(Architecture::Gpt2));
     vec![
@@ -48,6 +79,8 @@ fn models() -> Vec<ModelConfig> {
             ..llama.clone()
         },
         llama,
+        qwen2(),
+        qwen3(),
         ModelConfig {
             bias: false,
             ..gpt2.clone()
