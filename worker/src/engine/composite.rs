@@ -2,10 +2,11 @@
 //! the fused path is compared with on the CPU. Slow and plain on purpose; every operation here has a backward.
 
 use candle_core::{D, DType, Device, Tensor, Var};
-use cohort_common::layout::Layout;
-use cohort_common::spec::{Architecture, ModelConfig};
+use cohort_common::layout::{Layout, TensorSpec};
+use cohort_common::spec::{Architecture, LoraConfig, ModelConfig};
 
 use super::ops::{dropout::Mask, position, rope};
+use super::parameters::ADAPTER_PLACES;
 use super::{Batch, Site, Sums};
 
 type Result<T> = candle_core::Result<T>;
@@ -15,17 +16,24 @@ pub struct Composite {
     model: ModelConfig,
     layout: Layout,
     device: Device,
+    lora: Option<LoraConfig>,
+    /// What is trained.
     weights: Vec<Var>,
+    /// What is not; no gradient goes there.
+    frozen: Vec<Var>,
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Composite {
     /// All-zero parameters on `device`.
-    pub fn new(model: &ModelConfig, layout: &Layout, device: &Device) -> Result<Self> {
-        let zeros = |t: &cohort_common::layout::TensorSpec| {
-            Var::zeros(t.shape.as_slice(), DType::F32, device)
-        };
+    pub fn new(
+        model: &ModelConfig,
+        layout: &Layout,
+        lora: Option<&LoraConfig>,
+        device: &Device,
+    ) -> Result<Self> {
+        let zeros = |t: &TensorSpec| Var::zeros(t.shape.as_slice(), DType::F32, device);
         let half = model.head_dim() / 2;
         let table = rope::Table::of(model);
         let rows: (Vec<_>, Vec<_>) = (0..model.context)
@@ -37,7 +45,9 @@ impl Composite {
             model: model.clone(),
             layout: layout.clone(),
             device: device.clone(),
+            lora: lora.cloned(),
             weights: layout.tensors().iter().map(zeros).collect::<Result<_>>()?,
+            frozen: layout.frozen().iter().map(zeros).collect::<Result<_>>()?,
             cos: upload(rows.0)?,
             sin: upload(rows.1)?,
         })
@@ -45,7 +55,8 @@ impl Composite {
 
     /// Copies the flat parameters to the device.
     pub fn upload(&self, params: &[f32]) -> Result<()> {
-        for (spec, var) in self.layout.tensors().iter().zip(&self.weights) {
+        let trained = self.layout.tensors().iter().zip(&self.weights);
+        for (spec, var) in trained.chain(self.layout.frozen().iter().zip(&self.frozen)) {
             var.set(&Tensor::from_slice(
                 &params[spec.range()],
                 spec.shape.as_slice(),
@@ -126,7 +137,7 @@ impl Composite {
         x = self.dropout(x, site, 0)?;
         for layer in 0..m.num_hidden_layers {
             x = if llama {
-                self.llama_block(layer, x, &places)?
+                self.llama_block(layer, x, &places, site)?
             } else {
                 self.gpt2_block(layer, x, &places, site)?
             };
@@ -148,10 +159,16 @@ impl Composite {
             .matmul(&head.t()?)
     }
 
-    fn llama_block(&self, layer: usize, x: Tensor, places: &Places) -> Result<Tensor> {
+    fn llama_block(
+        &self,
+        layer: usize,
+        x: Tensor,
+        places: &Places,
+        site: Option<Site>,
+    ) -> Result<Tensor> {
         let p = format!("model.layers.{layer}");
         let h = self.norm(&format!("{p}.input_layernorm"), &x)?;
-        let project = |name: &str| self.linear(&format!("{p}.self_attn.{name}_proj"), &h);
+        let project = |name: &str| self.linear(&format!("{p}.self_attn.{name}_proj"), &h, site);
         let heads = (
             self.model.num_attention_heads,
             self.model.num_key_value_heads,
@@ -170,12 +187,12 @@ impl Composite {
         };
         let (q, k) = (self.rotate(&q, places)?, self.rotate(&k, places)?);
         let attended = self.attention(q, k, v, places, None, layer)?;
-        let x = (x + self.linear(&format!("{p}.self_attn.o_proj"), &attended)?)?;
+        let x = (x + self.linear(&format!("{p}.self_attn.o_proj"), &attended, site)?)?;
         let h = self.norm(&format!("{p}.post_attention_layernorm"), &x)?;
-        let gate = self.linear(&format!("{p}.mlp.gate_proj"), &h)?;
+        let gate = self.linear(&format!("{p}.mlp.gate_proj"), &h, site)?;
         let silu = (&gate / (gate.neg()?.exp()? + 1.0)?)?;
-        let inner = (silu * self.linear(&format!("{p}.mlp.up_proj"), &h)?)?;
-        x + self.linear(&format!("{p}.mlp.down_proj"), &inner)?
+        let inner = (silu * self.linear(&format!("{p}.mlp.up_proj"), &h, site)?)?;
+        x + self.linear(&format!("{p}.mlp.down_proj"), &inner, site)?
     }
 
     fn gpt2_block(
@@ -187,7 +204,7 @@ impl Composite {
     ) -> Result<Tensor> {
         let p = format!("transformer.h.{layer}");
         let h = self.norm(&format!("{p}.ln_1"), &x)?;
-        let qkv = self.conv1d(&format!("{p}.attn.c_attn"), &h)?;
+        let qkv = self.conv1d(&format!("{p}.attn.c_attn"), &h, site)?;
         let part = |i| {
             let hidden = self.model.hidden_size;
             self.heads(
@@ -196,42 +213,68 @@ impl Composite {
             )
         };
         let attended = self.attention(part(0)?, part(1)?, part(2)?, places, site, layer)?;
-        let out = self.conv1d(&format!("{p}.attn.c_proj"), &attended)?;
+        let out = self.conv1d(&format!("{p}.attn.c_proj"), &attended, site)?;
         let x = (x + self.dropout(out, site, 2 + 3 * layer)?)?;
         let h = self.norm(&format!("{p}.ln_2"), &x)?;
-        let u = self.conv1d(&format!("{p}.mlp.c_fc"), &h)?;
+        let u = self.conv1d(&format!("{p}.mlp.c_fc"), &h, site)?;
         let z = ((&u + (u.powf(3.0)? * 0.044_715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
         let gelu = ((&u * 0.5)? * (z.tanh()? + 1.0)?)?;
-        let out = self.conv1d(&format!("{p}.mlp.c_proj"), &gelu)?;
+        let out = self.conv1d(&format!("{p}.mlp.c_proj"), &gelu, site)?;
         x + self.dropout(out, site, 3 + 3 * layer)?
     }
 
-    fn weight(&self, name: &str) -> &Tensor {
-        let index = self.layout.tensors().iter().position(|t| t.name == name);
-        &self.weights[index.unwrap_or_else(|| panic!("the layout has no `{name}`"))]
+    fn weight(&self, name: &str) -> Tensor {
+        let named = |tensors: &[TensorSpec]| tensors.iter().position(|t| t.name == name);
+        match (named(self.layout.tensors()), named(self.layout.frozen())) {
+            (Some(index), _) => self.weights[index].as_tensor().clone(),
+            (_, Some(index)) => self.frozen[index].as_detached_tensor(),
+            _ => panic!("the layout has no `{name}`"),
+        }
     }
 
-    fn bias(&self, name: &str) -> Option<&Tensor> {
+    /// Adds what the adapter of a layer makes of x, if it has one.
+    fn add_adapter(&self, name: &str, y: Tensor, x: &Tensor, site: Option<Site>) -> Result<Tensor> {
+        let a = format!("{name}.lora_A.weight");
+        let place = self.layout.tensors().iter().position(|t| t.name == a);
+        let (Some(place), Some(lora)) = (place, &self.lora) else {
+            return Ok(y);
+        };
+        let masks = site.and_then(|site| Mask::new(site, ADAPTER_PLACES + place, lora.dropout));
+        let x = match masks {
+            None => x.clone(),
+            Some(mask) => {
+                let mut factors = vec![1.0; x.elem_count()];
+                mask.apply(&mut factors, 0);
+                (x * Tensor::from_vec(factors, x.shape(), &self.device)?)?
+            }
+        };
+        let narrow = x.broadcast_matmul(&self.weight(&a).t()?)?;
+        let b = self.weight(&format!("{name}.lora_B.weight"));
+        let wide = narrow.broadcast_matmul(&b.t()?)?;
+        y + (wide * f64::from(lora.scale()))?
+    }
+
+    fn bias(&self, name: &str) -> Option<Tensor> {
         let name = format!("{name}.bias");
         self.layout.get(&name).map(|t| self.weight(&t.name))
     }
 
     /// `x Wᵀ + b` with W `[outputs, inputs]`.
-    fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+    fn linear(&self, name: &str, x: &Tensor, site: Option<Site>) -> Result<Tensor> {
         let w = self.weight(&format!("{name}.weight"));
         let y = x.broadcast_matmul(&w.t()?)?;
-        self.add_bias(name, y)
+        self.add_adapter(name, self.add_bias(name, y)?, x, site)
     }
 
     /// `x W + b` with W `[inputs, outputs]`.
-    fn conv1d(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        let y = x.broadcast_matmul(self.weight(&format!("{name}.weight")))?;
-        self.add_bias(name, y)
+    fn conv1d(&self, name: &str, x: &Tensor, site: Option<Site>) -> Result<Tensor> {
+        let y = x.broadcast_matmul(&self.weight(&format!("{name}.weight")))?;
+        self.add_adapter(name, self.add_bias(name, y)?, x, site)
     }
 
     fn add_bias(&self, name: &str, y: Tensor) -> Result<Tensor> {
         match self.bias(name) {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => y.broadcast_add(&bias),
             None => Ok(y),
         }
     }
@@ -243,7 +286,7 @@ impl Composite {
         };
         let square = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let normal = centred.broadcast_div(&(square + f64::from(self.model.norm_eps))?.sqrt()?)?;
-        let y = normal.broadcast_mul(self.weight(&format!("{name}.weight")))?;
+        let y = normal.broadcast_mul(&self.weight(&format!("{name}.weight")))?;
         self.add_bias(name, y)
     }
 

@@ -23,8 +23,8 @@ mod tests;
 use std::sync::Arc;
 
 use candle_core::Device;
-use cohort_common::layout::Layout;
-use cohort_common::spec::{ModelConfig, Precision, TrainConfig};
+use cohort_common::layout::{Layout, TensorSpec};
+use cohort_common::spec::{LoraConfig, ModelConfig, Precision, TrainConfig};
 use cohort_common::tree::Node;
 
 use self::composite::Composite;
@@ -88,7 +88,7 @@ pub struct Update {
 /// A copy of everything that training changes, in the layout's order. Without an optimizer the moments are empty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// Parameters.
+    /// Parameters that are trained.
     pub params: Vec<f32>,
     /// AdamW's first moment.
     pub exp_avg: Vec<f32>,
@@ -149,19 +149,30 @@ impl Engine {
         device: DeviceChoice,
         threads: usize,
     ) -> Result<Self> {
+        Self::adapted(model, None, train, device, threads)
+    }
+
+    /// [`Engine::new`] with adapters, which are all that is trained. The weights behind them come with [`Engine::load`].
+    pub fn adapted(
+        model: &ModelConfig,
+        lora: Option<&LoraConfig>,
+        train: Option<&TrainConfig>,
+        device: DeviceChoice,
+        threads: usize,
+    ) -> Result<Self> {
         let device = device.open()?;
         let composite = !matches!(device, Device::Cpu);
-        Self::with_path(model, train, device, threads, composite)
+        Self::with_path((model, lora), train, device, threads, composite)
     }
 
     fn with_path(
-        model: &ModelConfig,
+        (model, lora): (&ModelConfig, Option<&LoraConfig>),
         train: Option<&TrainConfig>,
         device: Device,
         threads: usize,
         composite: bool,
     ) -> Result<Self> {
-        let layout = Layout::of(model);
+        let layout = Layout::adapted(model, lora);
         let precision = train.map(|train| train.precision).unwrap_or_default();
         if composite && precision != Precision::F32 {
             return Err(EngineError::Model(
@@ -169,14 +180,14 @@ impl Engine {
                     .into(),
             ));
         }
-        let fused = Arc::new(Fused::new(model, &layout, precision)?);
+        let fused = Arc::new(Fused::new(model, &layout, lora, precision)?);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("engine-{index}"))
             .build()
             .map_err(|source| EngineError::Threads { threads, source })?;
         let composite = match composite {
-            true => Some(Composite::new(model, &layout, &device)?),
+            true => Some(Composite::new(model, &layout, lora, &device)?),
             false => None,
         };
         let optimizer = train.map(|train| Optimizer {
@@ -185,7 +196,7 @@ impl Engine {
         });
         Ok(Self {
             model: model.clone(),
-            params: Arc::new(vec![0.0; layout.len()]),
+            params: Arc::new(vec![0.0; layout.total()]),
             fingerprint: pool.install(|| fingerprint::fingerprint(&device)),
             layout,
             pool,
@@ -195,20 +206,36 @@ impl Engine {
         })
     }
 
-    /// Initial weights for `seed`, and zero moments.
+    /// Initial weights for `seed`, and zero moments. What is frozen stays as it is.
     pub fn init(&mut self, seed: u64) -> Result<()> {
+        self.init_where(seed, &|_| true)
+    }
+
+    /// [`Engine::init`] of those trained tensors alone that `chosen` says.
+    pub fn init_where(
+        &mut self,
+        seed: u64,
+        chosen: &(dyn Fn(&TensorSpec) -> bool + Sync),
+    ) -> Result<()> {
         let params = Arc::make_mut(&mut self.params);
+        let (model, layout) = (&self.model, &self.layout);
         self.pool
-            .install(|| init::init(params, &self.model, &self.layout, seed));
+            .install(|| init::init(params, model, layout, seed, chosen));
         if let Some(optimizer) = &mut self.optimizer {
             optimizer.moments = Moments::zeros(self.layout.len());
         }
         self.upload()
     }
 
-    /// Takes parameters, and moments or zeros, in the layout's order.
+    /// Takes all parameters, those that are frozen included, and moments or zeros, in the layout's order.
     pub fn load(&mut self, params: &[f32], moments: Option<(&[f32], &[f32])>) -> Result<()> {
-        self.check_length("the parameters", params.len())?;
+        if params.len() != self.layout.total() {
+            return Err(EngineError::Length {
+                what: "the parameters",
+                got: params.len(),
+                expected: self.layout.total(),
+            });
+        }
         if let Some((first, second)) = moments {
             self.check_length("the first moments", first.len())?;
             self.check_length("the second moments", second.len())?;
@@ -220,7 +247,7 @@ impl Engine {
                     exp_avg: first.to_vec(),
                     exp_avg_sq: second.to_vec(),
                 },
-                None => Moments::zeros(params.len()),
+                None => Moments::zeros(self.layout.len()),
             };
         }
         self.upload()
@@ -236,8 +263,13 @@ impl Engine {
         &self.model
     }
 
-    /// All parameters, in the layout's order.
+    /// The parameters that are trained, in the layout's order.
     pub fn params(&self) -> &[f32] {
+        &self.params[..self.layout.len()]
+    }
+
+    /// All parameters, those that are frozen included.
+    pub fn all_params(&self) -> &[f32] {
         &self.params
     }
 
@@ -254,7 +286,7 @@ impl Engine {
         let moments = &self.optimizer.as_ref()?.moments;
         let hash = || {
             let (first, second) = (&moments.exp_avg, &moments.exp_avg_sq);
-            cohort_common::checkpoint::state_hash(&self.params, first, second)
+            cohort_common::checkpoint::state_hash(self.params(), first, second)
         };
         Some(self.pool.install(hash))
     }
@@ -343,7 +375,7 @@ impl Engine {
         let Some(Optimizer { adamw, moments }) = &mut self.optimizer else {
             return Err(EngineError::InferenceOnly);
         };
-        let params = Arc::make_mut(&mut self.params);
+        let params = &mut Arc::make_mut(&mut self.params)[..root.len()];
         self.pool
             .install(|| adamw.update(params, moments, root, update));
         self.upload()

@@ -9,6 +9,9 @@ use super::error::{EngineError, Result};
 use super::ops::gemm::Precision;
 use super::ops::linear::{Shape, WeightOrder};
 
+/// Places of the dropout of adapters; those of the model are below.
+pub const ADAPTER_PLACES: usize = 1 << 20;
+
 /// A norm's weights.
 #[derive(Clone, Debug)]
 pub struct Norm {
@@ -16,6 +19,19 @@ pub struct Norm {
     pub weight: Range<usize>,
     /// The summands, where there are any.
     pub bias: Option<Range<usize>>,
+}
+
+/// A low-rank adapter of a linear layer: `scale · B A drop(x)` is added to some columns of its output.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// The columns.
+    pub columns: Range<usize>,
+    /// A, `[rank, inputs]`.
+    pub a: (Shape, Range<usize>),
+    /// B, `[outputs, rank]`.
+    pub b: (Shape, Range<usize>),
+    /// Where its dropout draws.
+    pub place: usize,
 }
 
 /// A linear layer's weights. Adjacent layers with one input (query, key, value; gate, up) are one layer here.
@@ -27,6 +43,8 @@ pub struct Linear {
     pub weight: Range<usize>,
     /// The summands, where there are any.
     pub bias: Option<Range<usize>>,
+    /// Its adapters.
+    pub adapters: Vec<Adapter>,
 }
 
 /// The norms of queries and keys: one weight per element of a head, shared by all heads.
@@ -71,7 +89,8 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Resolves the names of `layout`, which must be the model's. Refuses shapes that no model can have.
+    /// Resolves the names of `layout`, which must be the model's, perhaps with adapters. Refuses shapes that no model can
+    /// have.
     pub fn new(model: &ModelConfig, layout: &Layout, precision: Precision) -> Result<Self> {
         validate(model)?;
         let names = Names(layout, precision);
@@ -187,11 +206,42 @@ impl Names<'_> {
             .map(|name| name.replace(".weight", ".bias"))
             .filter(|name| self.0.get(name).is_some())
             .collect();
+        let mut column = 0;
+        let adapters = names.iter().filter_map(|name| {
+            let outputs = self.range(name).len() / inputs;
+            column += outputs;
+            self.adapter(
+                name.strip_suffix(".weight")?,
+                inputs,
+                column - outputs..column,
+            )
+        });
         Linear {
             shape,
             weight,
+            adapters: adapters.collect(),
             bias: (!biases.is_empty()).then(|| self.adjacent(&biases)),
         }
+    }
+
+    /// The adapter of a layer, if it has one.
+    fn adapter(&self, module: &str, inputs: usize, columns: Range<usize>) -> Option<Adapter> {
+        let tensor = |part: &str| self.0.get(&format!("{module}.lora_{part}.weight"));
+        let (a, b) = (tensor("A")?, tensor("B")?);
+        let rank = a.shape[0];
+        let shape = |inputs, outputs| Shape {
+            inputs,
+            outputs,
+            order: WeightOrder::OutputsFirst,
+            precision: Precision::F32,
+        };
+        let index = self.0.tensors().iter().position(|t| t.name == a.name);
+        Some(Adapter {
+            a: (shape(inputs, rank), a.range()),
+            b: (shape(rank, columns.len()), b.range()),
+            columns,
+            place: ADAPTER_PLACES + index.expect("adapters are trained"),
+        })
     }
 
     /// One of GPT-2's `Conv1D`.
@@ -203,10 +253,12 @@ impl Names<'_> {
             order: WeightOrder::InputsFirst,
             precision: self.1,
         };
+        let adapter = self.adapter(&name, inputs, 0..shape.outputs);
         Linear {
             shape,
             weight,
             bias,
+            adapters: adapter.into_iter().collect(),
         }
     }
 }

@@ -142,6 +142,7 @@ impl Pass {
         part: Backward,
     ) {
         let buffers = &self.fused.buffers;
+        let samples = (part.first, part.samples);
         let (row, rows) = (part.first * self.length, part.samples * self.length);
         let sample = self.length * self.width();
         // The part's rows of something that has them all.
@@ -162,11 +163,13 @@ impl Pass {
         match self.fused.model.architecture {
             Architecture::Gpt2 => {
                 weights.down.backward(part.dup, ddown);
+                self.adapt_backward(&block.down, part.dup, ddown, samples);
                 activation::gelu_backward(part.dup, &saved.up[own(&saved.up)]);
             }
             Architecture::Llama => {
                 let mut dactivated = buffers.take(rows * inner);
                 weights.down.backward(&mut dactivated, ddown);
+                self.adapt_backward(&block.down, &mut dactivated, ddown, samples);
                 part.dup.copy_from_slice(&saved.up[own(&saved.up)]);
                 activation::swiglu_backward(part.dup, &dactivated, inner);
                 buffers.give(dactivated);
@@ -174,6 +177,7 @@ impl Pass {
         }
         let mut dnorm = buffers.take(rows * self.width());
         weights.up.backward(&mut dnorm, part.dup);
+        self.adapt_backward(&block.up, &mut dnorm, part.dup, samples);
         part.dx1.copy_from_slice(part.dy);
         let x1 = &saved.x1[own(&saved.x1)];
         let stats = &saved.stats2[row..row + rows];
@@ -189,6 +193,7 @@ impl Pass {
         };
         let mut dattended = buffers.take(rows * self.attention_width());
         weights.out.backward(&mut dattended, dout);
+        self.adapt_backward(&block.out, &mut dattended, dout, samples);
         let shape = self.attention_shape(part.samples, self.length);
         let forward = attention::Saved {
             packed: &saved.qkv[own(&saved.qkv)],
@@ -206,6 +211,7 @@ impl Pass {
             self.normalise_heads_backward(norms, shape, part.dqkv, part.head_partials, kept);
         }
         weights.qkv.backward(&mut dnorm, part.dqkv);
+        self.adapt_backward(&block.qkv, &mut dnorm, part.dqkv, samples);
         part.dx.copy_from_slice(part.dx1);
         let stats = &saved.stats1[row..row + rows];
         self.norm_backward(
@@ -220,6 +226,13 @@ impl Pass {
 
     /// Takes the gradients of weights and biases: of each layer x and dy of all rows.
     fn linear_gradients(&self, layers: [(&Linear, &Vec<f32>, &[f32]); 4]) {
+        for (l, x, dy) in layers {
+            self.adapter_gradients(l, x, dy);
+        }
+        // A block is trained whole, or frozen whole.
+        if !self.trains(&layers[0].0.weight) {
+            return;
+        }
         let mut gradient = self.gradient();
         for (l, _, dy) in layers {
             if let Some(bias) = &l.bias {
@@ -270,6 +283,9 @@ impl Pass {
 
     /// Takes the gradients of the norm's weights.
     pub fn norm_gradient(&self, n: &Norm, partials: &[f32]) {
+        if !self.trains(&n.weight) {
+            return;
+        }
         let width = self.width();
         let mut gradient = self.gradient();
         // Weight and bias are summed as one vector, then put where they belong.

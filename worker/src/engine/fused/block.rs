@@ -288,6 +288,8 @@ impl Pass {
         weights
             .qkv
             .forward(part.qkv, part.norm1, self.bias(&block.qkv), None);
+        let samples = (part.first, part.samples);
+        self.adapt(&block.qkv, part.qkv, part.norm1, samples);
         if let Some(norms) = &block.head_norms {
             let shape = self.attention_shape(part.samples, self.length);
             let kept = (part.raw_heads, part.head_stats);
@@ -303,13 +305,14 @@ impl Pass {
             cache,
         );
         let dropped = self.masks_from(&masks.after_attention, part.first);
-        let bias = self.bias(&block.out);
-        self.add_to_residual(&weights.out, part.x1, part.attended, bias, part.x, dropped);
+        let out = (&block.out, &weights.out, samples);
+        self.add_to_residual(out, part.x1, part.attended, part.x, dropped);
 
         self.norm_forward(&block.norm2, part.norm2, part.stats2, part.x1);
         weights
             .up
             .forward(part.up, part.norm2, self.bias(&block.up), None);
+        self.adapt(&block.up, part.up, part.norm2, samples);
         match self.fused.model.architecture {
             Architecture::Llama => {
                 activation::swiglu(part.activated, part.up, block.down.shape.inputs)
@@ -317,15 +320,8 @@ impl Pass {
             Architecture::Gpt2 => activation::gelu(part.activated, part.up),
         }
         let dropped = self.masks_from(&masks.after_feed_forward, part.first);
-        let bias = self.bias(&block.down);
-        self.add_to_residual(
-            &weights.down,
-            part.y,
-            part.activated,
-            bias,
-            part.x1,
-            dropped,
-        );
+        let down = (&block.down, &weights.down, samples);
+        self.add_to_residual(down, part.y, part.activated, part.x1, dropped);
     }
 
     /// Normalises rows, and keeps what backward needs of each.
@@ -338,17 +334,21 @@ impl Pass {
     /// `y = residual + drop(x W + b)`.
     fn add_to_residual(
         &self,
-        weight: &Packed,
+        (layer, weight, samples): (&Linear, &Packed, (usize, usize)),
         y: &mut [f32],
         x: &[f32],
-        bias: Option<&[f32]>,
         residual: &[f32],
         masks: Option<Masks>,
     ) {
+        let bias = self.bias(layer);
         match masks {
-            None => weight.forward(y, x, bias, Some(residual)),
+            None => {
+                weight.forward(y, x, bias, Some(residual));
+                self.adapt(layer, y, x, samples);
+            }
             Some(masks) => {
                 weight.forward(y, x, bias, None);
+                self.adapt(layer, y, x, samples);
                 masks.apply(y, self.length * self.width());
                 simd::add(y, residual);
             }

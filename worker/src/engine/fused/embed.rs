@@ -143,6 +143,9 @@ impl Pass {
     /// The gradients of the embeddings. The head's has been taken.
     fn scatter(&self, dx: &[f32]) {
         let (p, width) = (&self.fused.parameters, self.width());
+        if !self.trains(&p.embedding) {
+            return;
+        }
         let mut gradient = self.gradient();
         if let Some(positions) = &p.positions {
             self.lanes

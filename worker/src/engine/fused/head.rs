@@ -132,13 +132,16 @@ fn project(
             continue;
         };
         linear::backward_input(shape, &mut dhidden[columns], logits, head);
+        if !pass.trains(&range) {
+            continue;
+        }
         let whole = rows.len() == pass.rows();
         let part = Lanes::of(Node::leaf(0), rows.len());
         let lanes = if whole { &pass.lanes } else { &part };
         let fresh = pass.fresh && rows.start == 0;
         let dw = &mut pass.gradient()[range.clone()];
         linear::backward_weight(shape, dw, hidden, logits, lanes, fresh);
-        if pass.lanes.count() > 1 {
+        if pass.lanes.count() > 1 && pass.trains(&pass.fused.parameters.embedding) {
             *pass.rows_of_tokens.lock().expect("no panic while saving") =
                 Some(TokenRows::begin(pass, hidden, logits));
         }

@@ -45,6 +45,8 @@ impl Pass {
 
     /// Takes the gradients of the norms' weights.
     pub fn head_norm_gradient(&self, n: &HeadNorms, partials: &[f32]) {
-        self.sum_partials(&mut self.gradient()[n.weights.clone()], partials);
+        if self.trains(&n.weights) {
+            self.sum_partials(&mut self.gradient()[n.weights.clone()], partials);
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! Lanes that one worker computes share a pass (`ops/lanes.rs`): rows do not depend on their company, and sums over rows
 //! are taken lane by lane and added along the reduction tree, to the bits of lanes computed alone.
 
+mod adapters;
 mod backward;
 mod block;
 mod buffers;
@@ -24,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{CpuStorage, Storage, Tensor};
 use cohort_common::layout::Layout;
-use cohort_common::spec::{Architecture, LOGITS_ALIVE, ModelConfig, SHARED_TOKENS};
+use cohort_common::spec::{Architecture, LOGITS_ALIVE, LoraConfig, ModelConfig, SHARED_TOKENS};
 use cohort_common::tree::Node;
 
 use self::buffers::Buffers;
@@ -49,11 +50,20 @@ pub struct Fused {
     parameters: Parameters,
     rope: Option<rope::Table>,
     buffers: Buffers,
+    /// Elements of the flat buffer that are trained; the rest behind them has no gradient.
+    trained: usize,
+    adapter_scale: f32,
+    adapter_dropout: f32,
 }
 
 impl Fused {
-    /// Prepares the CPU path of a model.
-    pub fn new(model: &ModelConfig, layout: &Layout, precision: Precision) -> Result<Self> {
+    /// Prepares the CPU path of a model; `layout` has the adapters of `lora`.
+    pub fn new(
+        model: &ModelConfig,
+        layout: &Layout,
+        lora: Option<&LoraConfig>,
+        precision: Precision,
+    ) -> Result<Self> {
         let parameters = Parameters::new(model, layout, precision)?;
         let rope = (model.architecture == Architecture::Llama).then(|| rope::Table::of(model));
         Ok(Self {
@@ -62,6 +72,9 @@ impl Fused {
             parameters,
             rope,
             buffers: Buffers::default(),
+            trained: layout.len(),
+            adapter_scale: lora.map_or(0.0, LoraConfig::scale),
+            adapter_dropout: lora.map_or(0.0, |lora| lora.dropout),
         })
     }
 
@@ -226,12 +239,20 @@ impl Pass {
         Ok(std::mem::take(&mut *sums))
     }
 
+    /// Whether parameters are trained. Those that stand together are, or none of them is.
+    fn trains(&self, parameters: &std::ops::Range<usize>) -> bool {
+        parameters.end <= self.fused.trained
+    }
+
     /// The dropout masks of one place, one per lane; `None` where nothing is dropped.
     fn masks(&self, place: usize) -> Option<Vec<Mask>> {
-        let masks = self
-            .sites
-            .iter()
-            .map(|&site| Mask::new(site, place, self.fused.model.dropout));
+        self.masks_of(place, self.fused.model.dropout)
+    }
+
+    /// The masks of a place with another probability.
+    fn masks_of(&self, place: usize, probability: f32) -> Option<Vec<Mask>> {
+        let sites = self.sites.iter();
+        let masks = sites.map(|&site| Mask::new(site, place, probability));
         masks
             .collect::<Option<Vec<_>>>()
             .filter(|masks| !masks.is_empty())

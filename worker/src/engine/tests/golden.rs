@@ -77,7 +77,7 @@ fn check(name: &str, composite: bool) {
     let golden = Golden::open(name);
     let model = golden.model();
     let mut engine = Engine::with_path(
-        &model,
+        (&model, None),
         Some(&train()),
         candle_core::Device::Cpu,
         2,

@@ -1,5 +1,6 @@
 //! Tests of the whole engine: against PyTorch, against the composite path, against itself with other threads.
 
+mod adapters;
 mod golden;
 mod stories;
 mod training;
@@ -141,7 +142,8 @@ fn engine(model: &ModelConfig, threads: usize) -> Engine {
 /// The same model on the composite path.
 fn composite(model: &ModelConfig) -> Engine {
     let device = candle_core::Device::Cpu;
-    let mut engine = Engine::with_path(model, Some(&train()), device, 2, true).expect("an engine");
+    let shape = (model, None);
+    let mut engine = Engine::with_path(shape, Some(&train()), device, 2, true).expect("an engine");
     engine.init(7).expect("initial weights");
     engine
 }
