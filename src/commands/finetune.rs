@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use cohort_common::api::{StartFiles, TokenizerRef};
-use cohort_common::checkpoint::{CONFIG, Checkpoint, TOKENIZER, WEIGHTS, WEIGHTS_INDEX, hex};
+use cohort_common::checkpoint::{
+    CHAT_TEMPLATE, CONFIG, Checkpoint, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, hex,
+};
 use cohort_common::corpus::Tokenizer;
 use cohort_common::home::CheckpointRef;
 use cohort_common::spec::{
@@ -184,7 +186,14 @@ fn files_of(checkpoint: &Checkpoint) -> Result<Vec<(String, std::path::PathBuf)>
         let entry = entry.with_context(cannot_read)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let weights = name.starts_with("model") && name.ends_with(".safetensors");
-        if weights || [CONFIG, TOKENIZER, WEIGHTS_INDEX].contains(&name.as_str()) {
+        let small = [
+            CONFIG,
+            TOKENIZER,
+            TOKENIZER_CONFIG,
+            CHAT_TEMPLATE,
+            WEIGHTS_INDEX,
+        ];
+        if weights || small.contains(&name.as_str()) {
             files.push((name, entry.path()));
         }
     }

@@ -105,6 +105,8 @@ pub struct Tokenizer {
     eos: u32,
     bos: Option<u32>,
     unknown: Option<u32>,
+    /// Special tokens, the longest spelling first.
+    special: Vec<(String, u32)>,
     vocab_size: u32,
     characters: Option<HashMap<char, u32>>,
     cut: Cut,
@@ -151,6 +153,7 @@ impl Tokenizer {
             .and_then(|name| inner.token_to_id(name));
         Ok(Self {
             bos: first(KNOWN_BOS),
+            special: special_tokens(&tree),
             unknown,
             vocab_size: largest
                 .checked_add(1)
@@ -210,6 +213,41 @@ impl Tokenizer {
         cache.encode(text, &mut ids, |stretch| self.encode_with_library(stretch))?;
         lock().push(cache);
         Ok(ids)
+    }
+
+    /// Token ids of a text in which special tokens are meant where they are spelled out, as in a rendered chat template.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::new();
+        let mut rest = text;
+        while let Some((at, token, id)) = self.first_special(rest) {
+            if at > 0 {
+                ids.extend(self.encode(&rest[..at])?);
+            }
+            ids.push(id);
+            rest = &rest[at + token.len()..];
+        }
+        if !rest.is_empty() {
+            ids.extend(self.encode(rest)?);
+        }
+        Ok(ids)
+    }
+
+    /// The first special token that is spelled out in `text`: its place, its spelling and its id.
+    pub fn first_special(&self, text: &str) -> Option<(usize, &str, u32)> {
+        let places = self.special.iter().filter_map(|(token, id)| {
+            let at = text.find(token.as_str())?;
+            Some((at, token.as_str(), *id))
+        });
+        // Of two at one place the longer one comes first in the list.
+        places.min_by_key(|(at, ..)| *at)
+    }
+
+    /// The spelling of a token.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     fn encode_with_library(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
@@ -282,6 +320,19 @@ impl Tokenizer {
     pub fn cut(&self) -> Cut {
         self.cut
     }
+}
+
+fn special_tokens(tree: &serde_json::Value) -> Vec<(String, u32)> {
+    let added = tree["added_tokens"].as_array().into_iter().flatten();
+    let special = added.filter(|token| token["special"] == true);
+    let named = special.filter_map(|token| {
+        let id = token["id"].as_u64().and_then(|id| u32::try_from(id).ok())?;
+        let content = token["content"].as_str().filter(|text| !text.is_empty())?;
+        Some((content.to_owned(), id))
+    });
+    let mut tokens: Vec<_> = named.collect();
+    tokens.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
+    tokens
 }
 
 /// The table of a character tokenizer as `train.rs` makes it; `None` for every other tokenizer.
