@@ -2,6 +2,7 @@
 
 #[cfg(unix)]
 mod chaos;
+mod chat;
 mod cluster;
 mod deploy;
 mod exchange;

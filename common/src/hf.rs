@@ -117,11 +117,13 @@ pub fn generation_config_json(tokens: &SpecialTokens) -> String {
 }
 
 /// The `tokenizer_config.json` beside a `tokenizer.json`: tells `transformers` to take the tokenizer as it is.
-/// `tokenizer` is the content of `tokenizer.json`; the special tokens' texts are looked up in it.
+/// `tokenizer` is the content of `tokenizer.json`; the special tokens' texts are looked up in it. `chat_template` is the
+/// template that the model was trained with, if it was.
 pub fn tokenizer_config_json(
     model: &ModelConfig,
     tokens: &SpecialTokens,
     tokenizer: &[u8],
+    chat_template: Option<&str>,
 ) -> String {
     let tokenizer: Value = serde_json::from_slice(tokenizer).unwrap_or(Value::Null);
     let text_of = |id: u32| -> Value {
@@ -131,13 +133,17 @@ pub fn tokenizer_config_json(
             .find(|t| t["id"].as_u64() == Some(id.into()));
         token.map_or(Value::Null, |t| t["content"].clone())
     };
-    pretty(&json!({
+    let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.context,
         "clean_up_tokenization_spaces": false,
         "bos_token": tokens.bos.map_or(Value::Null, text_of),
         "eos_token": tokens.eos.first().map_or(Value::Null, |id| text_of(*id)),
-    }))
+    });
+    if let Some(template) = chat_template {
+        config["chat_template"] = template.into();
+    }
+    pretty(&config)
 }
 
 /// Reads a `config.json`: the model's shape and its special tokens.

@@ -39,6 +39,8 @@ pub struct RunRecord {
     pub epoch_samples: u64,
     /// Content of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
+    /// The chat template that its checkpoints carry.
+    pub chat_template: Option<String>,
     /// Ids for generation.
     pub tokens: SpecialTokens,
     /// The checkpoints on disk, oldest first.
@@ -220,6 +222,7 @@ impl RunRecord {
         Some(CheckpointMeta {
             tokens: self.tokens.clone(),
             tokenizer: self.tokenizer.clone(),
+            chat_template: self.chat_template.clone(),
             run,
             ledger: Vec::new(),
         })

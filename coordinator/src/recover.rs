@@ -294,6 +294,7 @@ mod tests {
         let meta = CheckpointMeta {
             tokens: Default::default(),
             tokenizer: b"{}".to_vec(),
+            chat_template: None,
             run: state,
             ledger: lines.concat().into_bytes(),
         };

@@ -10,7 +10,7 @@ use cohort_common::checkpoint::{Checkpoint, hex};
 use cohort_common::cluster::{EvalSplit, RunPlan, StateSource};
 use cohort_common::corpus::{Corpus, CorpusError, Split, TokenizerConfig};
 use cohort_common::hf::SpecialTokens;
-use cohort_common::home::RunName;
+use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
 use cohort_common::ledger::{Chain, Entry, genesis};
 use cohort_common::spec::{RunKind, RunSpec};
@@ -19,7 +19,7 @@ use tonic::Status;
 use crate::data::{blocking, open_corpus, start_directory, stored_file};
 use crate::driver::{Cluster, Command, now_ms};
 use crate::record::{RunRecord, SplitFacts};
-use crate::status::{failed, invalid, missing, refused};
+use crate::status::{chain, failed, invalid, missing, refused};
 use crate::store::{CheckpointRow, EvalRow, NewRun, RunRow, RunStatus, Store, StoreError};
 
 /// Files that a start directory may hold.
@@ -28,6 +28,7 @@ const START_FILES: &[&str] = &[
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "generation_config.json",
 ];
 
@@ -372,6 +373,8 @@ fn check_start(target: &Path, spec: &RunSpec) -> Result<(), Status> {
             spec.model
         )));
     }
+    let template = checkpoint.chat_template();
+    template.map_err(|error| invalid(chain(&error)))?;
     let found = hex::encode(&checkpoint.weights_hash().map_err(failed)?);
     let expected = spec.start.as_ref().map(|s| s.weights.clone());
     if expected.as_ref() != Some(&found) {
@@ -381,6 +384,17 @@ fn check_start(target: &Path, spec: &RunSpec) -> Result<(), Status> {
         )));
     }
     Ok(())
+}
+
+/// The chat template of the checkpoint that a run started from: its own checkpoints carry it on.
+fn start_template(home: &Home, name: &RunName, spec: &RunSpec) -> Result<Option<String>, Status> {
+    let start = start_directory(home, name);
+    match spec.start.is_some() && start.is_dir() {
+        true => Checkpoint::open(&start)
+            .and_then(|checkpoint| checkpoint.chat_template())
+            .map_err(|error| failed(chain(&error))),
+        false => Ok(None),
+    }
 }
 
 /// Hands a run to the driver, unless its status is no longer `was`: then somebody else has taken it up.
@@ -400,6 +414,12 @@ async fn enqueue(
     let name = name.clone();
     let record = blocking(move || {
         let tokenizer = corpus.tokenizer_json().map_err(failed)?;
+        let supervised = corpus.index().supervised.as_ref();
+        let rendered = supervised.and_then(|supervised| supervised.template.clone());
+        let chat_template = match rendered {
+            Some(template) => Some(template),
+            None => start_template(&home, &name, &spec)?,
+        };
         let root = spec.layout().len() * size_of::<f32>();
         let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
@@ -426,6 +446,7 @@ async fn enqueue(
             splits: facts,
             epoch_samples,
             tokenizer,
+            chat_template,
             tokens: SpecialTokens {
                 bos: None,
                 eos: vec![corpus.index().tokenizer.eos],

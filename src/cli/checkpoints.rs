@@ -6,6 +6,26 @@ use clap::Args;
 
 use super::common::{ConnectArgs, JsonArgs, threads};
 
+/// How new text is drawn.
+#[derive(Args, Clone, Debug)]
+pub struct SamplingArgs {
+    /// At most this many new tokens
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub max_tokens: usize,
+    /// Above 1 wilder, below 1 tamer; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Draw among this many of the likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Draw among the fewest likeliest tokens that have this probability together
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
 /// Arguments of `generate`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -22,21 +42,44 @@ pub struct GenerateArgs {
     /// What to continue
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// At most this many new tokens
-    #[arg(long, value_name = "N", default_value_t = 200)]
-    pub max_tokens: usize,
-    /// Above 1 wilder, below 1 tamer; 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.8)]
-    pub temperature: f32,
-    /// Draw among this many of the likeliest tokens
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
-    /// Draw among the fewest likeliest tokens that have this probability together
-    #[arg(long, value_name = "P")]
-    pub top_p: Option<f32>,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
+    /// How it is drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// What computes: `auto`, `cpu` or `cuda:N`
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Compute threads [default: one per core]
+    #[arg(long, value_name = "T", value_parser = threads)]
+    pub threads: Option<usize>,
+    /// Where runs are looked up.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `chat`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Each line on stdin is a turn; its answer goes to stdout, and everything else to stderr. `/reset` begins a new
+conversation, `/exit` or the end of the input ends this one.
+
+The conversation is written with the chat template of the checkpoint, or, if it has none, with Cohort's own, which says
+so. When it no longer fits into the model's context, its oldest turns are forgotten; the --system one stays. The same
+seed and the same lines give the same answers.
+
+Examples:
+  cohort chat --from finetune-1@best
+  cohort chat --from ./model-dir --system 'Answer in one sentence.' --temperature 0
+  cohort chat --from ./model-dir < questions.txt > answers.txt")]
+pub struct ChatArgs {
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub from: String,
+    /// What the model is told before the first turn
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// How answers are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// What computes: `auto`, `cpu` or `cuda:N`
     #[arg(long, default_value = "auto")]
     pub device: String,

@@ -10,7 +10,7 @@ mod train;
 use clap::{Parser, Subcommand};
 
 pub use audit::{LedgerArgs, VerifyArgs};
-pub use checkpoints::{EvalArgs, ExportArgs, GenerateArgs};
+pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
 pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
 pub use runs::{
@@ -53,6 +53,8 @@ pub enum Verb {
     Finetune(FinetuneArgs),
     /// Continue a prompt with the text of a model
     Generate(GenerateArgs),
+    /// Talk with a model, line by line
+    Chat(ChatArgs),
     /// Score a text with a model: loss, perplexity, bits per byte
     Eval(EvalArgs),
     /// Write a checkpoint as a Hugging Face directory

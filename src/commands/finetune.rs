@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 use cohort_common::api::{StartFiles, TokenizerRef};
 use cohort_common::checkpoint::{
-    CONFIG, Checkpoint, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, hex,
+    CHAT_TEMPLATE, CONFIG, Checkpoint, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, hex,
 };
 use cohort_common::corpus::{Objective, SupervisedConfig, Tokenizer};
 use cohort_common::home::CheckpointRef;
@@ -22,9 +22,6 @@ use crate::prepare::{self, Material};
 use crate::references::{self, expand_home, name_of};
 use crate::submit::{Session, submission};
 use crate::uploads;
-
-/// Where a directory may keep its chat template instead.
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// What a finetuning run starts from.
 pub struct Base {
@@ -188,12 +185,7 @@ pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
 pub async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Result<Base> {
     let name = checkpoint.dir().display().to_string();
     let tokenizer = fitting(&name, &checkpoint.tokenizer()?, checkpoint.model())?;
-    let config = std::fs::read(checkpoint.dir().join(TOKENIZER_CONFIG)).ok();
-    let jinja = std::fs::read_to_string(checkpoint.dir().join(CHAT_TEMPLATE)).ok();
-    let template = match jinja {
-        Some(template) => Some(template),
-        None => template_in(&name, config)?,
-    };
+    let template = checkpoint.chat_template()?;
     let opened = checkpoint.clone();
     let weights = tokio::task::spawn_blocking(move || opened.weights_hash()).await??;
     let spec = checkpoint.run().map(|run| &run.spec);
@@ -237,8 +229,14 @@ fn files_of(checkpoint: &Checkpoint) -> Result<Vec<(String, std::path::PathBuf)>
         let entry = entry.with_context(cannot_read)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let weights = name.starts_with("model") && name.ends_with(".safetensors");
-        if weights || [CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS_INDEX].contains(&name.as_str())
-        {
+        let small = [
+            CONFIG,
+            TOKENIZER,
+            TOKENIZER_CONFIG,
+            CHAT_TEMPLATE,
+            WEIGHTS_INDEX,
+        ];
+        if weights || small.contains(&name.as_str()) {
             files.push((name, entry.path()));
         }
     }

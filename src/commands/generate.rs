@@ -8,7 +8,7 @@ use cohort_common::checkpoint::Checkpoint;
 use cohort_common::corpus::{StreamDecoder, Tokenizer};
 use cohort_worker::engine::{DeviceChoice, Engine, Sampling, generate};
 
-use crate::cli::GenerateArgs;
+use crate::cli::{GenerateArgs, SamplingArgs};
 use crate::context::Context;
 use crate::references;
 
@@ -21,13 +21,7 @@ pub async fn run(args: GenerateArgs) -> Result<()> {
         Some(prompt) => prompt.clone(),
         None => stdin_prompt()?,
     };
-    let sampling = Sampling {
-        max_tokens: args.max_tokens,
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed,
-    };
+    let sampling = sampling_of(&args.sampling);
     let threads = args.threads.unwrap_or(0);
     tokio::task::spawn_blocking(move || {
         let mut writer = Writer::open(&found.directory, device, threads)?;
@@ -42,6 +36,17 @@ pub async fn run(args: GenerateArgs) -> Result<()> {
         Ok(())
     })
     .await?
+}
+
+/// What was typed, as the engine takes it.
+pub fn sampling_of(args: &SamplingArgs) -> Sampling {
+    Sampling {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+    }
 }
 
 fn stdin_prompt() -> Result<String> {
@@ -69,11 +74,15 @@ pub struct Writer {
 impl Writer {
     /// Loads a checkpoint.
     pub fn open(directory: &Path, device: DeviceChoice, threads: usize) -> Result<Self> {
-        let checkpoint = Checkpoint::open(directory)?;
+        Self::of(&Checkpoint::open(directory)?, device, threads)
+    }
+
+    /// Loads a checkpoint that is open.
+    pub fn of(checkpoint: &Checkpoint, device: DeviceChoice, threads: usize) -> Result<Self> {
         let ends = checkpoint.tokens().eos.clone();
-        let tokenizer = tokenizer_of(&checkpoint)?;
+        let tokenizer = tokenizer_of(checkpoint)?;
         Ok(Self {
-            engine: engine_of(&checkpoint, device, threads)?,
+            engine: engine_of(checkpoint, device, threads)?,
             ends: if ends.is_empty() {
                 vec![tokenizer.eos()]
             } else {
@@ -81,6 +90,18 @@ impl Writer {
             },
             tokenizer,
         })
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Takes one more token for an end of the text.
+    pub fn ends_with(&mut self, token: u32) {
+        if !self.ends.contains(&token) {
+            self.ends.push(token);
+        }
     }
 
     /// Writes the prompt and its continuation to `out`, which says whether to go on.
@@ -103,15 +124,29 @@ impl Writer {
         if !out(prompt) {
             return Ok(());
         }
+        self.extend(&tokens, sampling, out)?;
+        Ok(())
+    }
+
+    /// Writes what follows `tokens` to `out`, which says whether to go on. Tells whether the model ended the text
+    /// itself.
+    pub fn extend(
+        &mut self,
+        tokens: &[u32],
+        sampling: &Sampling,
+        out: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<bool> {
         let (tokenizer, ends) = (&self.tokenizer, &self.ends);
         // What follows is decoded after the prompt: some tokenizers drop the space of a text's first token.
         let mut decoder = StreamDecoder::new();
-        for &token in &tokens {
+        for &token in tokens {
             decoder.push(tokenizer, token)?;
         }
         let mut failure = None;
-        generate(&mut self.engine, &tokens, sampling, None, &mut |token| {
+        let mut ended = false;
+        generate(&mut self.engine, tokens, sampling, None, &mut |token| {
             if ends.contains(&token) {
+                ended = true;
                 return false;
             }
             match decoder.push(tokenizer, token) {
@@ -126,7 +161,7 @@ impl Writer {
             return Err(error.into());
         }
         out(&decoder.finish(tokenizer)?);
-        Ok(())
+        Ok(ended)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file per verb.
 
 mod cancel;
+mod chat;
 mod coordinator;
 mod corpus;
 mod eval;
@@ -35,6 +36,7 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Pretrain(args) => pretrain::run(args).await,
         Verb::Finetune(args) => finetune::run(args).await,
         Verb::Generate(args) => done(generate::run(args).await),
+        Verb::Chat(args) => done(chat::run(args).await),
         Verb::Eval(args) => done(eval::run(args).await),
         Verb::Export(args) => done(export::run(args).await),
         Verb::Runs(args) => done(runs::run(args).await),

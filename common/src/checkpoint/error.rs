@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::hf::HfError;
+use crate::supervised::TokenizerConfigError;
 
 /// An error of reading or writing a checkpoint or a Hugging Face directory.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Which field.
         source: HfError,
+    },
+    /// `tokenizer_config.json` says something of conversations that cannot be understood.
+    #[error("`{}` cannot be used", path.display())]
+    TokenizerConfig {
+        /// The file.
+        path: PathBuf,
+        /// Which key.
+        source: TokenizerConfigError,
     },
     /// A file does not have the form that its name promises.
     #[error("`{}` is not valid: {reason}", path.display())]

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::files::UnfinishedDir;
 use super::{
-    CONFIG, Checkpoint, CheckpointError, GENERATION, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
-    WEIGHTS_INDEX, hex,
+    CHAT_TEMPLATE, CONFIG, Checkpoint, CheckpointError, GENERATION, TOKENIZER, TOKENIZER_CONFIG,
+    WEIGHTS, WEIGHTS_INDEX, hex,
 };
 
 /// Copies weights, config and tokenizer of `checkpoint` to `target`, which must not exist or be empty. The copy is
@@ -21,7 +21,14 @@ pub fn export(checkpoint: &Path, target: &Path) -> Result<Vec<PathBuf>, Checkpoi
     }
     let dir = UnfinishedDir::create(target)?;
     let mut names = Vec::new();
-    for name in [WEIGHTS, CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG] {
+    for name in [
+        WEIGHTS,
+        CONFIG,
+        GENERATION,
+        TOKENIZER,
+        TOKENIZER_CONFIG,
+        CHAT_TEMPLATE,
+    ] {
         let from = checkpoint.join(name);
         let required = matches!(name, WEIGHTS | CONFIG);
         if !required && !from.exists() {

@@ -4,7 +4,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `model.safetensors`, `config.json`, `generation_config.json` | the model, in Hugging Face names and shapes |
-//! | `tokenizer.json`, `tokenizer_config.json` | its tokenizer |
+//! | `tokenizer.json`, `tokenizer_config.json` | its tokenizer; the latter with its chat template, if it has one |
 //! | `optimizer.safetensors` | `exp_avg.<name>` and `exp_avg_sq.<name>` for each parameter |
 //! | `run.json` | the run, its spec, and where it stood |
 //! | `ledger.jsonl` | the run's ledger up to this step, one entry a line |
@@ -12,6 +12,7 @@
 //!
 //! Which checkpoints are kept and which is the best is the store's business, not decided here.
 
+mod chat;
 mod error;
 mod export;
 mod files;
@@ -53,6 +54,8 @@ pub const GENERATION: &str = "generation_config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
 /// How `transformers` should take the tokenizer.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// A chat template in a file of its own; read and exported, never made.
+pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// The run's state.
 pub const RUN: &str = "run.json";
 /// The run's ledger up to the checkpoint's step; absent in checkpoints of earlier builds.

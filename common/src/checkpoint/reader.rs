@@ -356,7 +356,7 @@ fn read_run(dir: &Path, manifest: Option<&Manifest>) -> Result<Option<RunState>,
         .map_err(|e| CheckpointError::malformed(&dir.join(RUN), e))
 }
 
-fn read_text(
+pub(super) fn read_text(
     dir: &Path,
     name: &str,
     manifest: Option<&Manifest>,

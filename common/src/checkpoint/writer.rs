@@ -25,6 +25,8 @@ pub struct CheckpointMeta {
     pub tokens: SpecialTokens,
     /// Content of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
+    /// The chat template, for a model that has learned one.
+    pub chat_template: Option<String>,
     /// Where the run stands; `state_hash` is filled in by the writer. The model is `run.spec.model`.
     pub run: RunState,
     /// Content of `ledger.jsonl`: the run's ledger up to `run.step`, one entry a line.
@@ -168,7 +170,9 @@ fn existing_checkpoint(
 fn small_files(meta: &CheckpointMeta) -> Vec<(&'static str, Vec<u8>)> {
     let model: &ModelConfig = &meta.run.spec.model;
     let run = serde_json::to_string_pretty(&meta.run).expect("a run state is plain data") + "\n";
-    let tokenizer_config = hf::tokenizer_config_json(model, &meta.tokens, &meta.tokenizer);
+    let template = meta.chat_template.as_deref();
+    let tokenizer_config =
+        hf::tokenizer_config_json(model, &meta.tokens, &meta.tokenizer, template);
     vec![
         (CONFIG, hf::config_json(model, &meta.tokens).into_bytes()),
         (

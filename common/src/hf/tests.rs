@@ -144,8 +144,18 @@ fn the_newer_place_of_the_rope_base_is_read() {
 fn special_token_texts_are_looked_up() {
     let (model, tokens) = parse_config(STORIES).unwrap();
     let tokenizer = br#"{"added_tokens": [{"id": 2, "content": "</s>"}]}"#;
-    let text = tokenizer_config_json(&model, &tokens, tokenizer);
+    let text = tokenizer_config_json(&model, &tokens, tokenizer, None);
     let value: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(value["eos_token"], "</s>");
     assert!(value["bos_token"].is_null());
+    assert_eq!(value.get("chat_template"), None);
+}
+
+#[test]
+fn a_chat_template_is_written_as_it_is() {
+    let (model, tokens) = parse_config(STORIES).unwrap();
+    let template = "{{ '\\n' }}\n\"ü\"";
+    let text = tokenizer_config_json(&model, &tokens, b"{}", Some(template));
+    let value: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["chat_template"], template);
 }

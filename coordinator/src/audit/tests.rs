@@ -117,6 +117,7 @@ impl Scene {
                 eos: vec![0],
             },
             tokenizer: br#"{"added_tokens": [{"id": 0, "content": "<|end|>"}]}"#.to_vec(),
+            chat_template: None,
             run: RunState {
                 run: run.to_string(),
                 spec: spec(),

@@ -5,6 +5,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
+use crate::supervised::SpecialTexts;
 
 /// A foreign directory: config and tensors, nothing else.
 struct Foreign {
@@ -174,5 +175,65 @@ fn a_sharded_model_is_read() {
     assert!(matches!(
         foreign.reopen(),
         Err(CheckpointError::Malformed { .. })
+    ));
+}
+
+#[test]
+fn a_chat_template_is_read_where_others_put_it() {
+    let model = llama();
+    let foreign = Foreign::of(model.clone(), &State::of(&model));
+    let put = |name: &str, text: &str| fs::write(foreign.dir.path().join(name), text).unwrap();
+    let checkpoint = Checkpoint::open(foreign.dir.path()).unwrap();
+    assert_eq!(checkpoint.chat_template().unwrap(), None);
+    assert_eq!(checkpoint.special_texts().unwrap(), SpecialTexts::default());
+
+    let config = r#"{"chat_template": "in the config", "eos_token": {"content": "</s>"}}"#;
+    put(TOKENIZER_CONFIG, config);
+    let template = |checkpoint: &Checkpoint| checkpoint.chat_template().unwrap();
+    assert_eq!(template(&checkpoint).as_deref(), Some("in the config"));
+    let texts = checkpoint.special_texts().unwrap();
+    assert_eq!(texts.eos.as_deref(), Some("</s>"));
+    put(CHAT_TEMPLATE, "in a file");
+    assert_eq!(template(&checkpoint).as_deref(), Some("in a file"));
+
+    foreign.write(WEIGHTS, |_| true);
+    let target = foreign.dir.path().join("exported");
+    export(foreign.dir.path(), &target).unwrap();
+    let exported = Checkpoint::open(&target).unwrap();
+    assert_eq!(template(&exported).as_deref(), Some("in a file"));
+
+    put(TOKENIZER_CONFIG, r#"{"eos_token": 2}"#);
+    let error = checkpoint.special_texts().unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("tokenizer_config.json` cannot be used"),
+        "{error}"
+    );
+}
+
+#[test]
+fn our_checkpoints_carry_their_template() {
+    let model = llama();
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::of(&model);
+    let mut meta = meta(model);
+    meta.chat_template = Some("{{ messages }}".into());
+    let target = dir.path().join("step-00000100");
+    write_checkpoint(
+        &target,
+        meta,
+        &state.params,
+        &state.exp_avg,
+        &state.exp_avg_sq,
+    )
+    .unwrap();
+    let checkpoint = Checkpoint::open(&target).unwrap();
+    let template = checkpoint.chat_template().unwrap();
+    assert_eq!(template.as_deref(), Some("{{ messages }}"));
+    fs::write(target.join(TOKENIZER_CONFIG), "{}").unwrap();
+    assert!(matches!(
+        Checkpoint::open(&target),
+        Err(CheckpointError::WrongSize { .. })
     ));
 }

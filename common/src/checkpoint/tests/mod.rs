@@ -94,6 +94,7 @@ fn meta(model: ModelConfig) -> CheckpointMeta {
             eos: vec![0],
         },
         tokenizer: br#"{"added_tokens": [{"id": 0, "content": "<|end|>"}]}"#.to_vec(),
+        chat_template: None,
         run: RunState {
             run: "tiny-1".into(),
             spec: spec(model),
