@@ -1,6 +1,7 @@
 //! Tests of the whole engine: against PyTorch, against the composite path, against itself with other threads.
 
 mod golden;
+mod interchange;
 mod stories;
 mod training;
 mod whole;
