@@ -1,21 +1,28 @@
 """Makes the golden values that `worker/src/engine/tests/golden.rs` compares the engine with.
 
     pip install torch transformers safetensors
-    python worker/golden/make.py
+    python worker/golden/make.py [NAME ...]
+
+Without names all are made; the bits of other versions of torch may differ in the last place.
 
 Each file `NAME.safetensors` holds a small random model's weights (names and shapes of Hugging Face, prefix `w.`), a
 batch, and what PyTorch computes from it in float64 and rounds to float32: logits of the first sample, the weighted
-sum of losses, and the norm and first elements of each parameter's gradient. `adamw.safetensors` holds five steps of
+sum of losses, and the norm and first elements of each parameter's gradient. The header holds the model as Cohort
+describes it, and for most also `config.json` as transformers writes it. `adamw.safetensors` holds five steps of
 torch.optim.AdamW.
 """
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
+    Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+)
 
 HERE = Path(__file__).parent
 VOCAB, CONTEXT, SAMPLES, LENGTH = 61, 16, 2, 11
@@ -28,6 +35,16 @@ def llama(tied, theta):
         rope_theta=theta, attn_implementation="eager",
     )
     return LlamaForCausalLM(config)
+
+
+def family(config_class, model_class, tied, **fields):
+    """A model that has what only some have; its config goes into the header as transformers writes it."""
+    config = config_class(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5, tie_word_embeddings=tied,
+        attn_implementation="eager", architectures=[model_class.__name__], **fields,
+    )
+    return model_class(config)
 
 
 def gpt2():
@@ -50,7 +67,10 @@ def randomise(model, bias):
             p.copy_(p.float())  # weights are exact in float32
 
 
-def golden(name, model, config, bias=True):
+def golden(name, make, config, bias=True, header=False):
+    if sys.argv[1:] and name not in sys.argv[1:]:
+        return
+    model = make()
     torch.manual_seed(len(name))
     model = model.double().eval()
     randomise(model, bias)
@@ -73,10 +93,15 @@ def golden(name, model, config, bias=True):
         out[f"first.{key}"] = p.grad.flatten()[:8].float().contiguous()
     base = dict(vocab_size=VOCAB, context=CONTEXT, num_hidden_layers=2, dropout=0.0, norm_eps=1e-5,
                 rope_theta=10000.0, initializer_range=0.02)
-    save_file(out, HERE / f"{name}.safetensors", metadata={"model": json.dumps({**base, **config})})
+    metadata = {"model": json.dumps({**base, **config})}
+    if header:
+        metadata["config"] = model.config.to_json_string()
+    save_file(out, HERE / f"{name}.safetensors", metadata=metadata)
 
 
 def adamw():
+    if sys.argv[1:] and "adamw" not in sys.argv[1:]:
+        return
     torch.manual_seed(1)
     matrix, vector = torch.randn(6, 5), torch.randn(7)
     out = {"matrix": matrix.clone(), "vector": vector.clone()}
@@ -103,8 +128,24 @@ LLAMA = dict(architecture="llama", hidden_size=32, num_attention_heads=4, num_ke
              intermediate_size=44, bias=False)
 GPT2 = dict(architecture="gpt2", hidden_size=24, num_attention_heads=3, num_key_value_heads=3,
             intermediate_size=96, tie_word_embeddings=True)
-golden("llama_tied", llama(True, 10000.0), {**LLAMA, "tie_word_embeddings": True})
-golden("llama_untied", llama(False, 500.0), {**LLAMA, "tie_word_embeddings": False, "rope_theta": 500.0})
-golden("gpt2_bias", gpt2(), {**GPT2, "bias": True})
-golden("gpt2_plain", gpt2(), {**GPT2, "bias": False}, bias=False)
+LLAMA3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=64)
+golden("llama_tied", lambda: llama(True, 10000.0), {**LLAMA, "tie_word_embeddings": True})
+golden("llama_untied", lambda: llama(False, 500.0), {**LLAMA, "tie_word_embeddings": False, "rope_theta": 500.0})
+golden("gpt2_bias", gpt2, {**GPT2, "bias": True})
+golden("gpt2_plain", gpt2, {**GPT2, "bias": False}, bias=False)
+golden("llama3_rope", lambda: family(LlamaConfig, LlamaForCausalLM, True, rope_theta=500.0, rope_scaling=dict(LLAMA3)),
+       {**LLAMA, "tie_word_embeddings": True, "rope_theta": 500.0, "rope_scaling": LLAMA3}, header=True)
+golden("llama_linear_rope", lambda: family(LlamaConfig, LlamaForCausalLM, False, head_dim=6,
+                                           rope_scaling=dict(rope_type="linear", factor=2.0)),
+       {**LLAMA, "tie_word_embeddings": False, "head_dim": 6, "rope_scaling": dict(rope_type="linear", factor=2.0)},
+       header=True)
+golden("mistral", lambda: family(MistralConfig, MistralForCausalLM, False, sliding_window=None),
+       {**LLAMA, "tie_word_embeddings": False}, header=True)
+for tied in (True, False):
+    golden("qwen2_tied" if tied else "qwen2_untied", lambda: family(Qwen2Config, Qwen2ForCausalLM, tied),
+           {**LLAMA, "tie_word_embeddings": tied, "attention_bias": True}, header=True)
+    golden("qwen3_tied" if tied else "qwen3_untied",
+           lambda: family(Qwen3Config, Qwen3ForCausalLM, tied, head_dim=12 if tied else 8),
+           {**LLAMA, "tie_word_embeddings": tied, "qk_norm": True, **({"head_dim": 12} if tied else {})}, header=True)
 adamw()

@@ -3,6 +3,7 @@
 //! Every file that a manifest names is checked against it before it is believed. Nothing is allocated because a file
 //! claims it: sizes follow from `config.json`, and are compared with the file before.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -149,6 +150,7 @@ impl Checkpoint {
             self.check_hash(&path)?;
             files.push(TensorFile::open(path)?);
         }
+        self.check_index(&files)?;
         self.check_weights(&names, &files)?;
         let mut params = vec![0.0; names.layout().len()];
         for file in &mut files {
@@ -226,29 +228,47 @@ impl Checkpoint {
 
     /// The files that hold the parameters, sorted by name.
     fn weight_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let Some(index) = self.weight_index()? else {
+            return Ok(vec![self.dir.join(WEIGHTS)]);
+        };
+        let names: BTreeSet<String> = index.into_values().collect();
+        Ok(names.iter().map(|name| self.dir.join(name)).collect())
+    }
+
+    /// Which file holds which tensor, where the model is sharded. A single file wins over an index beside it, as it
+    /// does with `transformers`.
+    fn weight_index(&self) -> Result<Option<BTreeMap<String, String>>, CheckpointError> {
         let (single, index) = (self.dir.join(WEIGHTS), self.dir.join(WEIGHTS_INDEX));
         if single.exists() || !index.exists() {
-            return Ok(vec![single]);
+            return Ok(None);
         }
         let content = read_small(&self.dir, WEIGHTS_INDEX, self.manifest.as_ref())?;
+        let malformed = |reason: String| CheckpointError::malformed(&index, reason);
         let value: serde_json::Value =
-            serde_json::from_slice(&content).map_err(|e| CheckpointError::malformed(&index, e))?;
+            serde_json::from_slice(&content).map_err(|e| malformed(e.to_string()))?;
         let map = value["weight_map"].as_object();
-        let map =
-            map.ok_or_else(|| CheckpointError::malformed(&index, "it has no `weight_map`"))?;
-        let mut names = Vec::new();
-        for value in map.values() {
-            match value.as_str().filter(|name| is_plain_name(name)) {
-                Some(name) => names.push(name),
-                None => {
-                    let reason = format!("`{value}` is not a plain file name");
-                    return Err(CheckpointError::malformed(&index, reason));
-                }
+        let map = map.ok_or_else(|| malformed("it has no `weight_map`".into()))?;
+        let files = map.iter().map(|(tensor, file)| {
+            let name = file.as_str().filter(|name| is_plain_name(name));
+            let name = name.ok_or_else(|| malformed(format!("`{file}` is not a plain file name")));
+            Ok((tensor.clone(), name?.to_owned()))
+        });
+        files.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Every tensor of the index is in the file that the index names.
+    fn check_index(&self, files: &[TensorFile]) -> Result<(), CheckpointError> {
+        for (tensor, name) in self.weight_index()?.unwrap_or_default() {
+            let path = self.dir.join(&name);
+            let file = files.iter().find(|file| file.path() == path);
+            if !file.is_some_and(|file| file.tensors().iter().any(|t| t.name == tensor)) {
+                let reason =
+                    format!("it places tensor `{tensor}` in `{name}`, which does not hold it");
+                let index = self.dir.join(WEIGHTS_INDEX);
+                return Err(CheckpointError::malformed(&index, reason));
             }
         }
-        names.sort_unstable();
-        names.dedup();
-        Ok(names.into_iter().map(|name| self.dir.join(name)).collect())
+        Ok(())
     }
 
     fn check_hash(&self, path: &Path) -> Result<(), CheckpointError> {
@@ -261,7 +281,7 @@ impl Checkpoint {
 
     /// Every tensor of the model is there once, in its shape, and no other.
     fn check_weights(&self, names: &Names, files: &[TensorFile]) -> Result<(), CheckpointError> {
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for file in files {
             for tensor in file.tensors() {
                 let (spec, parameter) = match names.role(&tensor.name) {

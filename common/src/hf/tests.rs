@@ -1,6 +1,11 @@
 //! Configs as they are found, and as we write them.
 
+use serde_json::json;
+
 use super::*;
+use crate::spec::{Architecture, RopeScaling};
+
+mod published;
 
 const STORIES: &str = r#"{
     "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
@@ -47,7 +52,8 @@ fn what_is_written_is_read_back() {
         bos: None,
         eos: vec![3, 4],
     };
-    for text in [STORIES, GPT2] {
+    let published = published::READ.iter().map(|(_, text, _)| *text);
+    for text in [STORIES, GPT2].into_iter().chain(published) {
         let (model, _) = parse_config(text).unwrap();
         for (norm_eps, bias) in [(1e-5, true), (1.234_567_9e-6, false)] {
             let model = ModelConfig {
@@ -73,22 +79,30 @@ fn floats_are_written_as_people_write_them() {
 #[test]
 fn what_would_change_the_mathematics_is_refused_by_name() {
     let llama = [
+        ("rope_interleaved", json!(true)),
+        ("partial_rotary_factor", json!(0.5)),
+        ("attention_dropout", json!(0.1)),
         (
-            "rope_scaling",
-            json!({"rope_type": "llama3", "factor": 8.0}),
+            "layer_types",
+            json!(["full_attention", "sliding_attention"]),
         ),
-        ("rope_parameters", json!({"rope_type": "yarn"})),
+        ("model_type", json!("mistral")),
+        ("pruned_heads", json!({"0": [1]})),
         ("attention_bias", json!(true)),
         ("mlp_bias", json!(true)),
-        ("sliding_window", json!(4096)),
+        ("sliding_window", json!(256)),
         ("hidden_act", json!("gelu")),
-        ("head_dim", json!(128)),
+        ("head_dim", json!(7)),
         ("num_key_value_heads", json!(3)),
         ("num_attention_heads", json!(64)),
         ("vocab_size", json!(u64::MAX)),
         ("hidden_size", json!(-1)),
         ("rms_norm_eps", json!("small")),
         ("quantization_config", json!({})),
+        // Fields that this version has never heard of.
+        ("attention_multiplier", json!(0.5)),
+        ("no_rope_layers", json!([1, 0])),
+        ("auto_map", json!({"AutoModel": "modeling.Model"})),
     ];
     let gpt2 = [
         ("scale_attn_by_inverse_layer_idx", json!(true)),
@@ -113,7 +127,7 @@ fn what_would_change_the_mathematics_is_refused_by_name() {
 
 #[test]
 fn unknown_architectures_and_non_configs_are_refused() {
-    for name in ["MistralForCausalLM", "LlamaForSequenceClassification"] {
+    for name in ["MixtralForCausalLM", "LlamaForTokenClassification"] {
         let error = parse_config(&with(STORIES, "architectures", json!([name]))).unwrap_err();
         assert!(
             error
@@ -123,10 +137,10 @@ fn unknown_architectures_and_non_configs_are_refused() {
     }
     assert!(matches!(parse_config("[]"), Err(HfError::NotAnObject)));
     assert!(matches!(parse_config("{"), Err(HfError::Json(_))));
-    assert!(matches!(
-        parse_config("{}"),
-        Err(HfError::Missing("architectures"))
-    ));
+    let error = parse_config("{}").unwrap_err();
+    assert_eq!(error.to_string(), "field `architectures` is missing");
+    let by_type = with(STORIES, "architectures", Value::Null);
+    assert!(parse_config(&by_type).is_ok());
 }
 
 #[test]
@@ -138,6 +152,68 @@ fn the_newer_place_of_the_rope_base_is_read() {
         rope,
     );
     assert_eq!(parse_config(&text).unwrap().0.rope_theta, 500_000.0);
+}
+
+#[test]
+fn scalings_are_read_in_every_place_and_refused_by_name() {
+    let llama3 = json!({
+        "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3"
+    });
+    let expected = RopeScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    for place in ["rope_scaling", "rope_parameters"] {
+        let (model, _) = parse_config(&with(STORIES, place, llama3.clone())).unwrap();
+        assert_eq!(model.rope_scaling, Some(expected));
+        let linear = json!({"type": "linear", "factor": 2.0});
+        let (model, _) = parse_config(&with(STORIES, place, linear)).unwrap();
+        assert_eq!(
+            model.rope_scaling,
+            Some(RopeScaling::Linear { factor: 2.0 })
+        );
+    }
+    let without = |field: &str| {
+        let mut rope = llama3.clone();
+        rope.as_object_mut().unwrap().remove(field);
+        rope
+    };
+    let changed = |field: &str, value: Value| {
+        let mut rope = llama3.clone();
+        rope[field] = value;
+        rope
+    };
+    for (rope, named) in [
+        (
+            json!({"rope_type": "yarn", "factor": 4.0}),
+            "rope_scaling.rope_type",
+        ),
+        (
+            json!({"type": "dynamic", "factor": 4.0}),
+            "rope_scaling.type",
+        ),
+        (without("low_freq_factor"), "rope_scaling.low_freq_factor"),
+        (
+            changed("attention_factor", json!(0.5)),
+            "rope_scaling.attention_factor",
+        ),
+        (changed("factor", json!("8")), "rope_scaling.factor"),
+        (changed("high_freq_factor", json!(0.5)), "high_freq_factor"),
+        (
+            changed("partial_rotary_factor", json!(0.5)),
+            "rope_scaling.partial_rotary_factor",
+        ),
+        (json!(3), "rope_scaling"),
+    ] {
+        let error = parse_config(&with(STORIES, "rope_scaling", rope)).unwrap_err();
+        assert!(error.to_string().contains(&format!("`{named}`")), "{error}");
+    }
+    let both = with(STORIES, "rope_parameters", json!({"rope_type": "default"}));
+    let error = parse_config(&with(&both, "rope_scaling", llama3)).unwrap_err();
+    assert!(error.to_string().contains("`rope_scaling`"), "{error}");
 }
 
 #[test]

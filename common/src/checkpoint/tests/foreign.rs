@@ -147,35 +147,76 @@ fn tensors_that_do_not_fit_are_named() {
     );
 }
 
+/// Writes two files and the index that says so, with `change` made to the index.
+fn sharded(foreign: &Foreign, change: impl Fn(&mut std::collections::BTreeMap<String, String>)) {
+    const FILES: [&str; 2] = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ];
+    let place = |name: &str| FILES[usize::from(!name.contains("layers.0"))];
+    for file in FILES {
+        foreign.write(file, |name| place(name) == file);
+    }
+    let names = foreign.tensors.iter().map(|t| t.0.clone());
+    let mut map = names
+        .map(|name| (name.clone(), place(&name).into()))
+        .collect();
+    change(&mut map);
+    let text = serde_json::json!({ "weight_map": map }).to_string();
+    fs::write(foreign.dir.path().join(WEIGHTS_INDEX), text).unwrap();
+}
+
 #[test]
 fn a_sharded_model_is_read() {
     let state = State::of(&llama());
-    let foreign = Foreign::of(llama(), &state);
-    let first = |name: &str| name.contains("layers.0");
-    foreign.write("model-00001-of-00002.safetensors", first);
-    foreign.write("model-00002-of-00002.safetensors", |name| !first(name));
-    let index = |one: &str| {
-        let map = [
-            ("a", one),
-            ("b", "model-00002-of-00002.safetensors"),
-            ("c", one),
-        ];
-        let map: std::collections::BTreeMap<_, _> = map.into_iter().collect();
-        let text = serde_json::json!({ "weight_map": map }).to_string();
-        fs::write(foreign.dir.path().join(WEIGHTS_INDEX), text).unwrap();
-    };
-    index("model-00001-of-00002.safetensors");
+    let mut foreign = Foreign::of(llama(), &state);
+    sharded(&foreign, |_| {});
     assert_eq!(foreign.reopen().unwrap(), state.params);
-    index("model-00002-of-00002.safetensors");
-    assert!(matches!(
-        foreign.reopen(),
-        Err(CheckpointError::MissingTensor { .. })
-    ));
-    index("../x.safetensors");
-    assert!(matches!(
-        foreign.reopen(),
-        Err(CheckpointError::Malformed { .. })
-    ));
+    // What an index does not name may lie in its files, as with `transformers`, but must be of the model.
+    sharded(&foreign, |map| {
+        map.pop_first();
+    });
+    assert_eq!(foreign.reopen().unwrap(), state.params);
+    foreign.push("model.extra.weight", &[3], 1.0);
+    sharded(&foreign, |_| {});
+    let error = foreign.reopen().unwrap_err();
+    assert!(matches!(error, CheckpointError::UnexpectedTensor { .. }));
+}
+
+#[test]
+fn shards_that_do_not_fit_their_index_are_named() {
+    let foreign = Foreign::of(llama(), &State::of(&llama()));
+    let error = |change: &dyn Fn(&mut std::collections::BTreeMap<String, String>)| {
+        sharded(&foreign, change);
+        foreign.reopen().unwrap_err().to_string()
+    };
+    let lost = "model-00003-of-00003.safetensors";
+    let missing = error(&|map| {
+        map.insert("model.norm.weight".into(), lost.into());
+    });
+    assert!(
+        missing.contains(lost) && missing.contains("is missing"),
+        "{missing}"
+    );
+    let misplaced = error(&|map| {
+        let first = "model-00001-of-00002.safetensors";
+        map.insert("model.norm.weight".into(), first.into());
+    });
+    let expected = "it places tensor `model.norm.weight` in `model-00001-of-00002.safetensors`, \
+                    which does not hold it";
+    assert!(misplaced.ends_with(expected), "{misplaced}");
+    let one_shard = error(&|map| map.retain(|name, _| name.contains("layers.0")));
+    assert!(
+        one_shard.contains("has no tensor `lm_head.weight`"),
+        "{one_shard}"
+    );
+    let outside = error(&|map| {
+        map.insert("model.norm.weight".into(), "../x.safetensors".into());
+    });
+    assert!(
+        outside.ends_with("`\"../x.safetensors\"` is not a plain file name"),
+        "{outside}"
+    );
 }
 
 #[test]

@@ -47,10 +47,16 @@ impl Golden {
             .collect()
     }
 
+    /// The model as we describe it; where transformers has described it, too, that must mean the same.
     fn model(&self) -> ModelConfig {
         let (_, metadata) = SafeTensors::read_metadata(&self.bytes).expect("a safetensors header");
         let metadata = metadata.metadata().as_ref().expect("metadata");
-        serde_json::from_str(&metadata["model"]).expect("a model config")
+        let model = serde_json::from_str(&metadata["model"]).expect("a model config");
+        if let Some(config) = metadata.get("config") {
+            let (imported, _) = cohort_common::hf::parse_config(config).expect("a config.json");
+            assert_eq!(imported, model);
+        }
+        model
     }
 
     fn params(&self, layout: &Layout) -> Vec<f32> {
@@ -129,7 +135,19 @@ fn check(name: &str, composite: bool) {
 
 #[test]
 fn models_agree_with_pytorch() {
-    for name in ["llama_tied", "llama_untied", "gpt2_bias", "gpt2_plain"] {
+    for name in [
+        "llama_tied",
+        "llama_untied",
+        "llama3_rope",
+        "llama_linear_rope",
+        "mistral",
+        "qwen2_tied",
+        "qwen2_untied",
+        "qwen3_tied",
+        "qwen3_untied",
+        "gpt2_bias",
+        "gpt2_plain",
+    ] {
         check(name, false);
         check(name, true);
     }

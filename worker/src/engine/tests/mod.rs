@@ -2,6 +2,7 @@
 
 mod adapters;
 mod golden;
+mod interchange;
 mod stories;
 mod training;
 mod whole;
