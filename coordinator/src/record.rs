@@ -41,6 +41,8 @@ pub struct RunRecord {
     pub tokenizer: Vec<u8>,
     /// The chat template that its checkpoints carry.
     pub chat_template: Option<String>,
+    /// Where the weights lie that adapters stand beside, in a run that trains adapters.
+    pub base: Option<std::path::PathBuf>,
     /// Ids for generation.
     pub tokens: SpecialTokens,
     /// The checkpoints on disk, oldest first.
@@ -225,6 +227,7 @@ impl RunRecord {
             chat_template: self.chat_template.clone(),
             run,
             ledger: Vec::new(),
+            base: self.base.clone(),
         })
     }
 

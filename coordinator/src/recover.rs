@@ -295,6 +295,7 @@ mod tests {
             tokens: Default::default(),
             tokenizer: b"{}".to_vec(),
             chat_template: None,
+            base: None,
             run: state,
             ledger: lines.concat().into_bytes(),
         };

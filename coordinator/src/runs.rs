@@ -420,6 +420,7 @@ async fn enqueue(
             Some(template) => Some(template),
             None => start_template(&home, &name, &spec)?,
         };
+        let lora_base = spec.lora.is_some().then(|| start_directory(&home, &name));
         let root = spec.layout().len() * size_of::<f32>();
         let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
@@ -447,6 +448,7 @@ async fn enqueue(
             epoch_samples,
             tokenizer,
             chat_template,
+            base: lora_base,
             tokens: SpecialTokens {
                 bos: None,
                 eos: vec![corpus.index().tokenizer.eos],

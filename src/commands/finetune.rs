@@ -10,7 +10,7 @@ use cohort_common::checkpoint::{
 use cohort_common::corpus::{Objective, SupervisedConfig, Tokenizer};
 use cohort_common::home::CheckpointRef;
 use cohort_common::spec::{
-    FinetuneBase, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig,
+    FinetuneBase, LoraConfig, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig,
 };
 
 use cohort_common::supervised::chat_template_of;
@@ -153,11 +153,23 @@ fn adopt_labels(supervised: Option<&mut SupervisedConfig>, base: &Base) -> Resul
     }
 }
 
+/// Adapters stand on weights that stay as they are, and a run trains one set of them.
+fn refuse_adapters(name: &str, lora: Option<&LoraConfig>) -> Result<()> {
+    match lora {
+        Some(_) => bail!(
+            "{name} is a base model with adapters; make one model of them first: `cohort merge {name} -o DIR`, then \
+             `--from DIR`"
+        ),
+        None => Ok(()),
+    }
+}
+
 /// A checkpoint that the coordinator keeps.
 pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
     let resolved = session.client.resolve(reference).await?;
     let (run, step) = (resolved.run.as_str(), resolved.checkpoint.step);
     let name = name_of(&resolved);
+    refuse_adapters(&name, resolved.spec.lora.as_ref())?;
     let mut data = session.client.data().await?;
     let files = data.checkpoint_files(run, step).await?;
     let weights = files.iter().find(|file| file.name == WEIGHTS);
@@ -184,6 +196,7 @@ pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
 /// A directory in Hugging Face layout, whose files the coordinator gets.
 pub async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Result<Base> {
     let name = checkpoint.dir().display().to_string();
+    refuse_adapters(&name, checkpoint.lora())?;
     let tokenizer = fitting(&name, &checkpoint.tokenizer()?, checkpoint.model())?;
     let template = checkpoint.chat_template()?;
     let opened = checkpoint.clone();

@@ -183,7 +183,8 @@ pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer> {
 /// An engine with the weights of a checkpoint.
 pub fn engine_of(checkpoint: &Checkpoint, device: DeviceChoice, threads: usize) -> Result<Engine> {
     let weights = checkpoint.weights()?;
-    let mut engine = Engine::new(&weights.config, None, device, threads)?;
+    let lora = checkpoint.lora();
+    let mut engine = Engine::adapted(checkpoint.model(), lora, None, device, threads)?;
     engine.load(&weights.params, None)?;
     Ok(engine)
 }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cohort_common::checkpoint::Checkpoint;
+use cohort_common::checkpoint::{Checkpoint, Loaded, Moments};
 use cohort_common::cluster::StateSource;
 use cohort_common::ids::RunId;
+use cohort_common::layout::TensorSpec;
 use cohort_common::spec::{RunKind, RunSpec};
 use cohort_common::wire;
 
@@ -30,14 +31,20 @@ impl Fetched {
     ) -> Result<Engine, String> {
         let train = (spec.kind != RunKind::Eval).then_some(&spec.train);
         let describe = |error: EngineError| error.to_string();
-        let mut engine = Engine::new(&spec.model, train, device, threads).map_err(describe)?;
+        let lora = spec.lora.as_ref();
+        let engine = Engine::adapted(&spec.model, lora, train, device, threads);
+        let mut engine = engine.map_err(describe)?;
         match self {
             Self::Seed => engine.init(spec.train.seed).map_err(describe)?,
             Self::Files(files) => {
-                let flat = files.read()?;
-                let moments = flat.moments.as_ref().filter(|_| train.is_some());
-                let moments = moments.map(|(m, v)| (m.as_slice(), v.as_slice()));
-                engine.load(&flat.params, moments).map_err(describe)?;
+                let (loaded, moments) = files.read(spec)?;
+                let moments = moments.as_ref().filter(|_| train.is_some());
+                let slices = moments.map(|m| (m.exp_avg.as_slice(), m.exp_avg_sq.as_slice()));
+                engine.load(&loaded.params, slices).map_err(describe)?;
+                if !loaded.missing.is_empty() {
+                    let new = |t: &TensorSpec| loaded.missing.contains(&t.name);
+                    engine.init_where(spec.train.seed, &new).map_err(describe)?;
+                }
             }
         }
         Ok(engine)
@@ -54,24 +61,20 @@ impl Drop for TempState {
     }
 }
 
-/// Parameters and moments, flat.
-pub struct Flat {
-    /// Parameters.
-    pub params: Vec<f32>,
-    /// First and second moments, where there are any.
-    pub moments: Option<(Vec<f32>, Vec<f32>)>,
-}
-
 impl TempState {
-    /// Reads the state; blocks.
-    pub fn read(&self) -> Result<Flat, String> {
+    /// Reads the state, and moments where there are any; blocks. What is new in the run is missing at its start only.
+    fn read(&self, spec: &RunSpec) -> Result<(Loaded, Option<Moments>), String> {
         let read = || {
             let checkpoint = Checkpoint::open(&self.0)?;
-            let params = checkpoint.weights()?.params;
-            let moments = checkpoint.moments()?.map(|m| (m.exp_avg, m.exp_avg_sq));
-            Ok::<_, cohort_common::checkpoint::CheckpointError>(Flat { params, moments })
+            let loaded = checkpoint.load(&spec.model, spec.lora.as_ref())?;
+            let moments = checkpoint.moments()?;
+            Ok::<_, cohort_common::checkpoint::CheckpointError>((loaded, moments))
         };
-        read().map_err(|error| error.to_string())
+        let (loaded, moments) = read().map_err(|error| error.to_string())?;
+        match (&moments, loaded.missing.first()) {
+            (Some(_), Some(name)) => Err(format!("the state has no tensor `{name}`")),
+            _ => Ok((loaded, moments)),
+        }
     }
 }
 

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::files::UnfinishedDir;
 use super::{
-    CHAT_TEMPLATE, CONFIG, Checkpoint, CheckpointError, GENERATION, TOKENIZER, TOKENIZER_CONFIG,
-    WEIGHTS, WEIGHTS_INDEX, hex,
+    ADAPTER, ADAPTER_CONFIG, CHAT_TEMPLATE, CONFIG, Checkpoint, CheckpointError, GENERATION,
+    TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, hex,
 };
 
-/// Copies weights, config and tokenizer of `checkpoint` to `target`, which must not exist or be empty. The copy is
+/// Copies weights, config and tokenizer of `checkpoint`, or of one with adapters those alone, in PEFT's layout, to `target`, which must not exist or be empty. The copy is
 /// compared with the manifest and appears whole or not at all. Returns the files that were written.
 pub fn export(checkpoint: &Path, target: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let opened = Checkpoint::open(checkpoint)?;
@@ -21,16 +21,17 @@ pub fn export(checkpoint: &Path, target: &Path) -> Result<Vec<PathBuf>, Checkpoi
     }
     let dir = UnfinishedDir::create(target)?;
     let mut names = Vec::new();
-    for name in [
-        WEIGHTS,
-        CONFIG,
-        GENERATION,
-        TOKENIZER,
-        TOKENIZER_CONFIG,
-        CHAT_TEMPLATE,
-    ] {
+    let (weights, config) = match opened.lora() {
+        Some(_) => (ADAPTER, ADAPTER_CONFIG),
+        None => (WEIGHTS, CONFIG),
+    };
+    let mut wanted = vec![weights, config, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE];
+    if opened.lora().is_none() {
+        wanted.push(GENERATION);
+    }
+    for name in wanted {
         let from = checkpoint.join(name);
-        let required = matches!(name, WEIGHTS | CONFIG);
+        let required = name == weights || name == config;
         if !required && !from.exists() {
             continue;
         }

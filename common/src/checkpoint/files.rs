@@ -123,6 +123,21 @@ impl UnfinishedDir {
         }
     }
 
+    /// Takes in a file that nobody will change, under its own name: as a second name of the same content where the file
+    /// system can, else as a copy.
+    pub fn link_file(&self, from: &Path) -> Result<FileEntry, CheckpointError> {
+        let name = from.file_name().unwrap_or_default().to_string_lossy();
+        if fs::hard_link(from, self.file(&name)).is_err() {
+            return self.copy_file(from, &name);
+        }
+        let (bytes, blake3) = hash_file(from)?;
+        Ok(FileEntry {
+            name: name.into_owned(),
+            bytes,
+            blake3,
+        })
+    }
+
     /// Gives the directory its final name, durably. An existing directory that is not empty is an error.
     pub fn publish(mut self) -> Result<PathBuf, CheckpointError> {
         sync_dir(&self.temporary)?;

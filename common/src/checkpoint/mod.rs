@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `model.safetensors`, `config.json`, `generation_config.json` | the model, in Hugging Face names and shapes |
 //! | `tokenizer.json`, `tokenizer_config.json` | its tokenizer; the latter with its chat template, if it has one |
+//! | `adapter_model.safetensors`, `adapter_config.json` | of a run that trains adapters: those, in PEFT's layout; the weights beside them are the base's |
 //! | `optimizer.safetensors` | `exp_avg.<name>` and `exp_avg_sq.<name>` for each parameter |
 //! | `run.json` | the run, its spec, and where it stood |
 //! | `ledger.jsonl` | the run's ledger up to this step, one entry a line |
@@ -12,6 +13,7 @@
 //!
 //! Which checkpoints are kept and which is the best is the store's business, not decided here.
 
+pub mod adapter;
 mod chat;
 mod error;
 mod export;
@@ -36,7 +38,7 @@ pub use manifest::{
     FORMAT, FileEntry, Manifest, ManifestError, RunState, directory_name, is_plain_name,
     parse_directory_name,
 };
-pub use reader::{Checkpoint, Moments, Weights, verify_files};
+pub use reader::{Checkpoint, Loaded, Moments, verify_files};
 pub use state_hash::{StateHasher, bytes_of, chunk_digest, combine_digests, state_hash};
 pub use writer::{CheckpointMeta, CheckpointWriter, write_checkpoint};
 
@@ -44,6 +46,10 @@ pub use writer::{CheckpointMeta, CheckpointWriter, write_checkpoint};
 pub const WEIGHTS: &str = "model.safetensors";
 /// The index of parameters in several files; read, never written.
 pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+/// Adapters, where only those are trained; [`WEIGHTS`] are what they stand beside.
+pub const ADAPTER: &str = "adapter_model.safetensors";
+/// The shape of the adapters.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// The moments.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// The model's shape.

@@ -1,13 +1,14 @@
 //! What a tensor of a weights file is to a model: one of its parameters, a bias that must be zero, or a leftover of the
 //! framework that wrote it. **Pure.**
 
-use crate::layout::{Layout, TensorSpec};
+use crate::layout::{Layout, SCORE, TensorSpec};
 use crate::spec::{Architecture, ModelConfig};
 
 /// The tensors of a model, and what `transformers` expects besides.
 pub struct Names {
     architecture: Architecture,
-    tied: bool,
+    /// Whether a language model's head means nothing: it is the embedding, or a classifier has another.
+    headless: bool,
     layout: Layout,
     zero_biases: Vec<TensorSpec>,
 }
@@ -30,7 +31,7 @@ impl Names {
     pub fn of(model: &ModelConfig) -> Self {
         Self {
             architecture: model.architecture,
-            tied: model.tie_word_embeddings,
+            headless: model.tie_word_embeddings || model.classifies(),
             layout: Layout::of(model),
             zero_biases: zero_biases(model),
         }
@@ -45,11 +46,12 @@ impl Names {
     /// `transformer.`, the head of a tied model, attention masks and rotary frequencies saved as buffers.
     pub fn role(&self, name: &str) -> Role<'_> {
         let buffers = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
-        if buffers.iter().any(|b| name.ends_with(b)) || (self.tied && name == "lm_head.weight") {
+        if buffers.iter().any(|b| name.ends_with(b)) || (self.headless && name == "lm_head.weight")
+        {
             return Role::Ignored;
         }
         let prefixed = match self.architecture {
-            Architecture::Gpt2 if !name.starts_with("transformer.") => {
+            Architecture::Gpt2 if !name.starts_with("transformer.") && name != SCORE => {
                 format!("transformer.{name}")
             }
             _ => name.to_owned(),

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+use super::adapter::Adapter;
 use super::manifest::{Manifest, RunState, is_plain_name};
 use super::names::{Names, Role};
 use super::tensor_file::TensorFile;
@@ -16,19 +17,21 @@ use super::{
 };
 use super::{CheckpointError, EXP_AVG, EXP_AVG_SQ, files, hex, state_hash};
 use crate::hf::{self, SpecialTokens};
-use crate::layout::Layout;
-use crate::spec::ModelConfig;
+use crate::layout::{Layout, SCORE, TensorSpec};
+use crate::spec::{LoraConfig, ModelConfig};
 
 /// Largest `config.json`, `run.json`, index or `tokenizer.json` that is read, in bytes.
 const MAX_SMALL_FILE: u64 = 256 << 20;
 
-/// The parameters of a model.
+/// The parameters of a model, perhaps with adapters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Weights {
-    /// The model's shape.
-    pub config: ModelConfig,
-    /// All parameters, in the order of `Layout::of(&config)`.
+pub struct Loaded {
+    /// Where each of them lies.
+    pub layout: Layout,
+    /// All parameters, those that are frozen included.
     pub params: Vec<f32>,
+    /// Trained tensors that the checkpoint does not have, which are new: adapters, or a classifier's head. They are zero.
+    pub missing: Vec<String>,
 }
 
 /// AdamW's moments, in the order of the layout.
@@ -48,6 +51,7 @@ pub struct Checkpoint {
     model: ModelConfig,
     tokens: SpecialTokens,
     run: Option<RunState>,
+    adapter: Option<Adapter>,
 }
 
 impl Checkpoint {
@@ -75,7 +79,12 @@ impl Checkpoint {
             }
         }
         let run = read_run(dir, manifest.as_ref())?;
+        let adapter = match Adapter::is_in(dir) {
+            true => Some(Adapter::open(dir, &model)?),
+            false => None,
+        };
         Ok(Self {
+            adapter,
             dir: dir.to_owned(),
             manifest,
             model,
@@ -97,6 +106,11 @@ impl Checkpoint {
     /// The model's shape.
     pub fn model(&self) -> &ModelConfig {
         &self.model
+    }
+
+    /// The shape of the adapters that stand beside the weights, if there are any.
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        self.adapter.as_ref().map(Adapter::lora)
     }
 
     /// Ids for generation; `generation_config.json` wins over `config.json`.
@@ -142,8 +156,19 @@ impl Checkpoint {
         Ok(hasher.finalize().into())
     }
 
-    /// Reads the parameters. F32, F16 and BF16 become f32.
-    pub fn weights(&self) -> Result<Weights, CheckpointError> {
+    /// Reads the parameters, and the adapters beside them. F32, F16 and BF16 become f32.
+    pub fn weights(&self) -> Result<Loaded, CheckpointError> {
+        self.load(&self.model, self.lora())
+    }
+
+    /// Reads the parameters to where a model of shape `model` with the adapters `lora` has them. It may have another head
+    /// than the checkpoint, and adapters that the checkpoint does not have; those are [`Loaded::missing`].
+    pub fn load(
+        &self,
+        model: &ModelConfig,
+        lora: Option<&LoraConfig>,
+    ) -> Result<Loaded, CheckpointError> {
+        let layout = Layout::adapted(model, lora);
         let names = Names::of(&self.model);
         let mut files = Vec::new();
         for path in self.weight_files()? {
@@ -151,18 +176,29 @@ impl Checkpoint {
             files.push(TensorFile::open(path)?);
         }
         self.check_index(&files)?;
-        self.check_weights(&names, &files)?;
-        let mut params = vec![0.0; names.layout().len()];
+        let mut seen = self.check_weights(&names, &files)?;
+        let mut params = vec![0.0; layout.total()];
         for file in &mut files {
             file.read_each(|tensor, read| match names.role(&tensor.name) {
-                Role::Parameter(spec) => read.into_slice(&mut params[spec.range()]),
+                Role::Parameter(spec) => match layout.get(&spec.name) {
+                    Some(spec) => read.into_slice(&mut params[spec.range()]),
+                    None => Ok(()),
+                },
                 Role::ZeroBias(_) => read.must_be_zero(),
                 Role::Ignored | Role::Unexpected => Ok(()),
             })?;
         }
-        Ok(Weights {
-            config: self.model.clone(),
+        if let Some(adapter) = self.adapter.as_ref().filter(|_| lora.is_some()) {
+            self.check_hash(&adapter.file())?;
+            adapter.read(&layout, &mut params)?;
+            seen.extend(layout.tensors().iter().map(|t| t.name.clone()));
+        }
+        let new = layout.tensors().iter().filter(|t| !seen.contains(&t.name));
+        let missing = new.map(|t| t.name.clone()).collect();
+        Ok(Loaded {
+            layout,
             params,
+            missing,
         })
     }
 
@@ -173,7 +209,7 @@ impl Checkpoint {
             return Ok(None);
         }
         self.check_hash(&path)?;
-        let layout = Layout::of(&self.model);
+        let layout = Layout::adapted(&self.model, self.lora());
         let mut file = TensorFile::open(path)?;
         let mut moments = Moments {
             exp_avg: Vec::new(),
@@ -210,11 +246,12 @@ impl Checkpoint {
     /// Needs a manifest. Returns the bytes that were checked.
     pub fn verify(&self) -> Result<u64, CheckpointError> {
         let manifest = verify_files(&self.dir)?;
-        let params = self.weights()?.params;
+        let loaded = self.weights()?;
+        let params = &loaded.params[..loaded.layout.len()];
         let moments = self.moments()?;
         let moments =
             moments.ok_or_else(|| CheckpointError::MissingFile(self.dir.join(OPTIMIZER)))?;
-        let found = state_hash(&params, &moments.exp_avg, &moments.exp_avg_sq);
+        let found = state_hash(params, &moments.exp_avg, &moments.exp_avg_sq);
         let in_run = self.run.as_ref().map_or(found, |run| run.state_hash);
         match found == manifest.state_hash && found == in_run {
             true => Ok(manifest.bytes()),
@@ -227,7 +264,7 @@ impl Checkpoint {
     }
 
     /// The files that hold the parameters, sorted by name.
-    fn weight_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+    pub fn weight_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
         let Some(index) = self.weight_index()? else {
             return Ok(vec![self.dir.join(WEIGHTS)]);
         };
@@ -279,8 +316,13 @@ impl Checkpoint {
         }
     }
 
-    /// Every tensor of the model is there once, in its shape, and no other.
-    fn check_weights(&self, names: &Names, files: &[TensorFile]) -> Result<(), CheckpointError> {
+    /// Every tensor of the model is there once, in its shape, and no other. Returns their names. Beside an adapter, the
+    /// head of a classifier may be there alone.
+    fn check_weights(
+        &self,
+        names: &Names,
+        files: &[TensorFile],
+    ) -> Result<BTreeSet<String>, CheckpointError> {
         let mut seen = BTreeSet::new();
         for file in files {
             for tensor in file.tensors() {
@@ -291,15 +333,16 @@ impl Checkpoint {
                     Role::Unexpected => return Err(file.unexpected(&tensor.name)),
                 };
                 file.check_present(&tensor.name, &spec.shape)?;
-                if parameter && !seen.insert(spec.name.as_str()) {
+                if parameter && !seen.insert(spec.name.clone()) {
                     let reason = format!("tensor `{}` is there twice", spec.name);
                     return Err(CheckpointError::malformed(file.path(), reason));
                 }
             }
         }
+        let optional = |t: &TensorSpec| self.adapter.is_some() && t.name == SCORE;
         let mut wanted = names.layout().tensors().iter();
-        match wanted.find(|t| !seen.contains(t.name.as_str())) {
-            None => Ok(()),
+        match wanted.find(|t| !seen.contains(&t.name) && !optional(t)) {
+            None => Ok(seen),
             Some(missing) => Err(CheckpointError::MissingTensor {
                 path: match files {
                     [one] => one.path().to_owned(),

@@ -54,6 +54,11 @@ impl TensorFile {
         &self.path
     }
 
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.iter().find(|t| t.name == name)
+    }
+
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }

@@ -11,9 +11,10 @@ use super::manifest::{FORMAT, Manifest, RunState};
 use super::names::zero_biases;
 use super::state_hash::{F32, StateHasher};
 use super::{
-    CONFIG, GENERATION, LEDGER, MANIFEST, OPTIMIZER, RUN, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+    ADAPTER, ADAPTER_CONFIG, CONFIG, GENERATION, LEDGER, MANIFEST, OPTIMIZER, RUN, TOKENIZER,
+    TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX,
 };
-use super::{CheckpointError, EXP_AVG, EXP_AVG_SQ, Manifested, hex, tensors};
+use super::{Checkpoint, CheckpointError, EXP_AVG, EXP_AVG_SQ, Manifested, adapter, hex, tensors};
 use crate::hf::{self, SpecialTokens};
 use crate::layout::{Layout, TensorSpec};
 use crate::spec::ModelConfig;
@@ -31,6 +32,18 @@ pub struct CheckpointMeta {
     pub run: RunState,
     /// Content of `ledger.jsonl`: the run's ledger up to `run.step`, one entry a line.
     pub ledger: Vec<u8>,
+    /// Where the weights lie that the adapters stand beside, in a run that trains adapters.
+    pub base: Option<PathBuf>,
+}
+
+impl CheckpointMeta {
+    /// The file of what is trained.
+    fn weights_file(&self) -> &'static str {
+        match self.run.spec.lora {
+            Some(_) => ADAPTER,
+            None => WEIGHTS,
+        }
+    }
 }
 
 /// A checkpoint that is being written. Dropped before [`CheckpointWriter::finish`], it leaves nothing behind.
@@ -51,11 +64,18 @@ pub struct CheckpointWriter {
 impl CheckpointWriter {
     /// Begins a checkpoint that will appear as `target`, which must not exist when it is finished.
     pub fn create(target: &Path, meta: CheckpointMeta) -> Result<Self, CheckpointError> {
-        let layout = Layout::of(&meta.run.spec.model);
-        let zeros = zero_biases(&meta.run.spec.model);
+        let spec = &meta.run.spec;
+        let layout = spec.layout();
+        let zeros = match spec.lora {
+            Some(_) => Vec::new(),
+            None => zero_biases(&spec.model),
+        };
         let dir = UnfinishedDir::create(target)?;
-        let mut weights = HashedFile::create(dir.file(WEIGHTS))?;
-        weights.write(&weights_header(&layout, &zeros))?;
+        let mut weights = HashedFile::create(dir.file(meta.weights_file()))?;
+        weights.write(&match spec.lora {
+            Some(_) => adapter_header(&layout),
+            None => weights_header(&layout, &zeros),
+        })?;
         let mut optimizer = HashedFile::create(dir.file(OPTIMIZER))?;
         optimizer.write(&optimizer_header(&layout))?;
         Ok(Self {
@@ -116,11 +136,20 @@ impl CheckpointWriter {
         self.weights.write_zeros(self.zero_bytes)?;
         self.meta.run.state_hash = state_hash;
         let mut files = vec![
-            self.weights.finish(WEIGHTS)?,
+            self.weights.finish(self.meta.weights_file())?,
             self.optimizer.finish(OPTIMIZER)?,
         ];
         for (name, content) in small_files(&self.meta) {
             files.push(self.dir.write_file(name, &content)?);
+        }
+        if let Some(base) = &self.meta.base {
+            for file in Checkpoint::open(base)?.weight_files()? {
+                files.push(self.dir.link_file(&file)?);
+            }
+            let index = base.join(WEIGHTS_INDEX);
+            if !base.join(WEIGHTS).exists() && index.exists() {
+                files.push(self.dir.link_file(&index)?);
+            }
         }
         let manifest = Manifest {
             format: FORMAT,
@@ -173,7 +202,7 @@ fn small_files(meta: &CheckpointMeta) -> Vec<(&'static str, Vec<u8>)> {
     let template = meta.chat_template.as_deref();
     let tokenizer_config =
         hf::tokenizer_config_json(model, &meta.tokens, &meta.tokenizer, template);
-    vec![
+    let mut files = vec![
         (CONFIG, hf::config_json(model, &meta.tokens).into_bytes()),
         (
             GENERATION,
@@ -183,7 +212,20 @@ fn small_files(meta: &CheckpointMeta) -> Vec<(&'static str, Vec<u8>)> {
         (TOKENIZER_CONFIG, tokenizer_config.into_bytes()),
         (RUN, run.into_bytes()),
         (LEDGER, meta.ledger.clone()),
-    ]
+    ];
+    if let Some(lora) = &meta.run.spec.lora {
+        let base = meta.run.spec.start.as_ref();
+        let base = base.map_or("", |start| start.source.as_str());
+        let config = adapter::config_json(lora, model, base);
+        files.push((ADAPTER_CONFIG, config.into_bytes()));
+    }
+    files
+}
+
+/// The header of a file of adapters.
+fn adapter_header(layout: &Layout) -> Vec<u8> {
+    let tensors = layout.tensors().iter();
+    tensors::header(tensors.map(|t| (adapter::file_name_of(t), t.shape.as_slice())))
 }
 
 fn weights_header(layout: &Layout, zeros: &[TensorSpec]) -> Vec<u8> {

@@ -66,7 +66,9 @@ fn language_model(class: &str) -> String {
 /// The labels of a classifier in the order of their numbers; none of a language model.
 fn labels(f: &Fields) -> Result<Vec<String>, HfError> {
     let class = f.get("architectures").and_then(|a| a.get(0));
-    let classifies = class.and_then(Value::as_str).is_some_and(|class| class.ends_with(CLASSIFIER));
+    let classifies = class
+        .and_then(Value::as_str)
+        .is_some_and(|class| class.ends_with(CLASSIFIER));
     if !classifies {
         return Ok(Vec::new());
     }
@@ -81,8 +83,12 @@ fn labels(f: &Fields) -> Result<Vec<String>, HfError> {
     };
     let by_id = by_id.as_object().ok_or_else(invalid)?;
     let label = |id: usize| by_id.get(&id.to_string()).and_then(Value::as_str);
-    let labels: Option<Vec<String>> = (0..by_id.len()).map(|id| label(id).map(String::from)).collect();
-    let labels = labels.filter(|labels| labels.len() > 1).ok_or_else(invalid)?;
+    let labels: Option<Vec<String>> = (0..by_id.len())
+        .map(|id| label(id).map(String::from))
+        .collect();
+    let labels = labels
+        .filter(|labels| labels.len() > 1)
+        .ok_or_else(invalid)?;
     // One model must not have one label under two numbers: it could not be told which is meant.
     let distinct: std::collections::BTreeSet<_> = labels.iter().collect();
     match distinct.len() == labels.len() {

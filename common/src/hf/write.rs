@@ -48,11 +48,17 @@ fn insert_labels(fields: &mut Map<String, Value>, model: &ModelConfig) {
         return;
     }
     let class = fields["architectures"][0].as_str().unwrap_or_default();
-    let family = class.trim_end_matches("ForCausalLM").trim_end_matches("LMHeadModel");
+    let family = class
+        .trim_end_matches("ForCausalLM")
+        .trim_end_matches("LMHeadModel");
     let class = format!("{family}ForSequenceClassification");
     let numbered = || model.labels.iter().enumerate();
-    let by_id: Map<_, _> = numbered().map(|(id, label)| (id.to_string(), json!(label))).collect();
-    let by_label: Map<_, _> = numbered().map(|(id, label)| (label.clone(), json!(id))).collect();
+    let by_id: Map<_, _> = numbered()
+        .map(|(id, label)| (id.to_string(), json!(label)))
+        .collect();
+    let by_label: Map<_, _> = numbered()
+        .map(|(id, label)| (label.clone(), json!(id)))
+        .collect();
     fields.insert("architectures".into(), json!([class]));
     fields.insert("id2label".into(), by_id.into());
     fields.insert("label2id".into(), by_label.into());

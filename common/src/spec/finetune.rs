@@ -13,7 +13,7 @@ use std::fmt::Debug;
 
 use super::bounds::{number, real, shown};
 use super::error::SpecError;
-use super::file::{ModelTable, SpecFile, TokenizerTable, TrainTable};
+use super::file::{LoraTable, ModelTable, SpecFile, TokenizerTable, TrainTable};
 use super::validate::{SpecMeant, TokenizerChoice};
 use super::{Architecture, ModelConfig, RunKind, TrainConfig};
 
@@ -36,7 +36,8 @@ impl SpecFile {
         let mut notes = Vec::new();
         let model = inherit_model(&file.model, base, &mut notes)?;
         notes.push(format!("tokenizer (inherited from {})", base.name));
-        fill_train(&mut file.train, base, &mut notes);
+        let adapters = file.lora != LoraTable::default();
+        fill_train(&mut file.train, base, adapters, &mut notes);
         file.meant(RunKind::Finetune, model, TokenizerChoice::Inherited, notes)
     }
 }
@@ -211,7 +212,12 @@ fn override_dropout(
     Ok(())
 }
 
-fn fill_train(table: &mut TrainTable, base: &FinetuneBase<'_>, notes: &mut Vec<String>) {
+fn fill_train(
+    table: &mut TrainTable,
+    base: &FinetuneBase<'_>,
+    adapters: bool,
+    notes: &mut Vec<String>,
+) {
     let mut fill = Fill {
         name: base.name,
         notes,
@@ -233,16 +239,18 @@ fn fill_train(table: &mut TrainTable, base: &FinetuneBase<'_>, notes: &mut Vec<S
         fill.inherited("train.eps", &mut table.eps, old.eps);
         fill.inherited("train.grad_clip", &mut table.grad_clip, old.grad_clip);
     }
-    let (rate, steps) = match base.train {
-        Some(old) => (old.learning_rate / 10.0, (old.steps / 10).clamp(20, 2000)),
-        None => (5e-5, 200),
+    // Adapters are few and begin at nothing: they stand, and need, about ten times the rate (Schulman et al., "LoRA
+    // Without Regret", 2025).
+    let (rate, why) = match (base.train, adapters) {
+        (Some(old), true) => (old.learning_rate, "of adapters the old peak, or 5e-4"),
+        (Some(old), false) => (old.learning_rate / 10.0, "a tenth of the old peak, or 5e-5"),
+        (None, true) => (5e-4, "of adapters the old peak, or 5e-4"),
+        (None, false) => (5e-5, "a tenth of the old peak, or 5e-5"),
     };
-    fill.default(
-        "train.learning_rate",
-        &mut table.learning_rate,
-        rate,
-        "a tenth of the old peak, or 5e-5",
-    );
+    let steps = base
+        .train
+        .map_or(200, |old| (old.steps / 10).clamp(20, 2000));
+    fill.default("train.learning_rate", &mut table.learning_rate, rate, why);
     let steps = fill.default(
         "train.steps",
         &mut table.steps,

@@ -118,6 +118,7 @@ impl Scene {
             },
             tokenizer: br#"{"added_tokens": [{"id": 0, "content": "<|end|>"}]}"#.to_vec(),
             chat_template: None,
+            base: None,
             run: RunState {
                 run: run.to_string(),
                 spec: spec(),

@@ -42,7 +42,7 @@ fn model(architecture: Architecture, bias: bool) -> ModelConfig {
     }
 }
 
-fn llama() -> ModelConfig {
+pub(super) fn llama() -> ModelConfig {
     ModelConfig {
         num_key_value_heads: 2,
         tie_word_embeddings: false,
@@ -95,6 +95,7 @@ fn meta(model: ModelConfig) -> CheckpointMeta {
         },
         tokenizer: br#"{"added_tokens": [{"id": 0, "content": "<|end|>"}]}"#.to_vec(),
         chat_template: None,
+        base: None,
         run: RunState {
             run: "tiny-1".into(),
             spec: spec(model),

@@ -47,6 +47,7 @@ fn meta(model: &ModelConfig) -> CheckpointMeta {
                 checkpoint: CheckpointConfig { every: 10, keep: 1 },
                 corpus: "c0ffee".into(),
                 start: None,
+                lora: None,
             },
             step: 10,
             samples: 30,
@@ -56,6 +57,8 @@ fn meta(model: &ModelConfig) -> CheckpointMeta {
             state_hash: [0; 32],
         },
         ledger: Vec::new(),
+        chat_template: None,
+        base: None,
     }
 }
 
@@ -86,9 +89,10 @@ fn read_logits(directory: &Path) -> (Vec<u32>, Vec<f32>) {
 }
 
 fn opened(directory: &Path) -> Engine {
-    let weights = Checkpoint::open(directory).and_then(|checkpoint| checkpoint.weights());
-    let weights = weights.unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
-    let mut engine = Engine::new(&weights.config, None, DeviceChoice::Cpu, 2).expect("an engine");
+    let read = |checkpoint: Checkpoint| Ok((checkpoint.weights()?, checkpoint.model().clone()));
+    let opened = Checkpoint::open(directory).and_then(read);
+    let (weights, model) = opened.unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
+    let mut engine = Engine::new(&model, None, DeviceChoice::Cpu, 2).expect("an engine");
     engine.load(&weights.params, None).expect("weights");
     engine
 }
