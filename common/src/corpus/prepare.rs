@@ -355,11 +355,22 @@ impl<'a> Job<'a> {
                 continue;
             }
             let changed = || CorpusError::SourceChanged(file.name.clone());
+            // The scan has read everything: what cannot be read now has changed. What the sink finds is another matter.
+            let mut found = Ok(());
             let mut take = |event: Event<'_>| {
                 let routed = router.route(event, &mut |routed| sink(number, routed));
-                routed.unwrap_or_else(|_| Err(changed()))
+                match routed {
+                    Err(_) => Err(changed()),
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(error)) => {
+                        found = Err(error);
+                        Err(changed())
+                    }
+                }
             };
-            match read_documents(file, &self.options, &on_read, &mut take) {
+            let read = read_documents(file, &self.options, &on_read, &mut take);
+            found?;
+            match read {
                 Err(CorpusError::BadInput(_)) => return Err(changed()),
                 result => result?,
             }
