@@ -227,7 +227,7 @@ impl Checkpoint {
     }
 
     /// The files that hold the parameters, sorted by name.
-    fn weight_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+    pub fn weight_files(&self) -> Result<Vec<PathBuf>, CheckpointError> {
         let Some(index) = self.weight_index()? else {
             return Ok(vec![self.dir.join(WEIGHTS)]);
         };
