@@ -59,7 +59,8 @@ impl Hub {
             .with_retries(RETRIES)
             .with_user_agent("cohort", env!("CARGO_PKG_VERSION"))
             .build();
-        let offline = given("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&*value));
+        let offline =
+            given("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&*value));
         Ok(Self {
             api: api.context("cannot prepare to download")?,
             endpoint,
@@ -77,7 +78,10 @@ impl Hub {
         if self.offline {
             return cached().ok_or_else(|| {
                 hinted(
-                    format!("`{model}` is not in the cache at `{}`", self.cache.path().display()),
+                    format!(
+                        "`{model}` is not in the cache at `{}`",
+                        self.cache.path().display()
+                    ),
                     "HF_HUB_OFFLINE forbids to download it; unset it, or name a directory",
                 )
             });
@@ -122,12 +126,20 @@ impl Hub {
         let page = format!("{}/{}/{}", self.endpoint, model.owner, model.name);
         match status(&error) {
             Some(401) => hinted(
-                format!("the hub at {} does not show `{model}`: there is no such model, or it is private or gated", self.endpoint),
+                format!(
+                    "the hub at {} does not show `{model}`: there is no such model, or it is private or gated",
+                    self.endpoint
+                ),
                 "check the name; for a model that your account may read, set HF_TOKEN to a token of it",
             ),
             Some(403) => hinted(
-                format!("the hub at {} refuses `{model}`: the model is gated, and the token may not read it", self.endpoint),
-                format!("accept the conditions on {page}, and set HF_TOKEN to a token of that account"),
+                format!(
+                    "the hub at {} refuses `{model}`: the model is gated, and the token may not read it",
+                    self.endpoint
+                ),
+                format!(
+                    "accept the conditions on {page}, and set HF_TOKEN to a token of that account"
+                ),
             ),
             Some(404) => hinted(
                 format!("the hub at {} has no `{model}`", self.endpoint),
@@ -198,7 +210,10 @@ impl Download<'_> {
             ));
         }
         let directory = self.file(CONFIG)?;
-        let directory = directory.parent().expect("a file has a directory").to_owned();
+        let directory = directory
+            .parent()
+            .expect("a file has a directory")
+            .to_owned();
         for name in [GENERATION, TOKENIZER, TOKENIZER_CONFIG] {
             if self.files.contains(name) {
                 self.file(name)?;
@@ -218,7 +233,10 @@ impl Download<'_> {
         }
         if !self.files.contains(WEIGHTS_INDEX) {
             return Err(hinted(
-                format!("`{}` has no `{WEIGHTS}` and no index of several", self.model),
+                format!(
+                    "`{}` has no `{WEIGHTS}` and no index of several",
+                    self.model
+                ),
                 "only safetensors are read; look for a conversion of the model",
             ));
         }
@@ -241,7 +259,10 @@ impl Download<'_> {
             return Ok(path);
         }
         if !self.files.contains(name) {
-            return Err(anyhow!("`{}` has no file `{name}`, which its index names", self.model));
+            return Err(anyhow!(
+                "`{}` has no file `{name}`, which its index names",
+                self.model
+            ));
         }
         let progress = Show(None);
         let downloaded = self.repo.download_with_progress(name, progress);

@@ -367,7 +367,10 @@ impl HubModel {
     fn parse(text: &str) -> Option<Self> {
         let word = |text: &str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-            !text.is_empty() && !text.starts_with('.') && text.len() <= 96 && text.bytes().all(plain)
+            !text.is_empty()
+                && !text.starts_with('.')
+                && text.len() <= 96
+                && text.bytes().all(plain)
         };
         let (model, revision) = match text.split_once('@') {
             Some((model, revision)) => (model, Some(revision)),
@@ -405,7 +408,9 @@ pub enum CheckpointRefError {
         source: RunNameError,
     },
     /// What comes after `hf://` is no model.
-    #[error("`{0}` names no model of the hub; write `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`")]
+    #[error(
+        "`{0}` names no model of the hub; write `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`"
+    )]
     Hub(String),
     /// What comes after `@` is nothing known.
     #[error("`{0}` names no checkpoint: after `@` comes a step, `best` or `last`")]

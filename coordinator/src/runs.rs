@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cohort_common::api::{CheckpointInfo, EvalEvent, StartFiles, Submit, Submitted};
-use cohort_common::checkpoint::{Checkpoint, hex};
+use cohort_common::checkpoint::{
+    CONFIG, Checkpoint, GENERATION, OPTIMIZER, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX,
+    hex, is_plain_name,
+};
 use cohort_common::cluster::{EvalSplit, RunPlan, StateSource};
 use cohort_common::corpus::{self, Corpus, Split, TokenizerConfig};
 use cohort_common::hf::SpecialTokens;
@@ -14,7 +17,7 @@ use cohort_common::home::RunName;
 use cohort_common::ids::RunId;
 use cohort_common::layout::Layout;
 use cohort_common::ledger::{Chain, Entry, genesis};
-use cohort_common::spec::{RunKind, RunSpec};
+use cohort_common::spec::{ModelConfig, RunKind, RunSpec};
 use tonic::Status;
 
 use crate::data::{blocking, open_corpus, start_directory, stored_file};
@@ -23,14 +26,21 @@ use crate::record::{RunRecord, SplitFacts};
 use crate::status::{failed, invalid, missing, refused};
 use crate::store::{CheckpointRow, EvalRow, NewRun, RunRow, RunStatus, Store, StoreError};
 
-/// Files that a start directory may hold.
+/// Files that a start directory may hold, besides the shards of a sharded model.
 const START_FILES: &[&str] = &[
-    "model.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    GENERATION,
 ];
+
+/// Whether a start directory may hold the file. Moments may not come along: a run begins with its own.
+fn may_start(file: &str) -> bool {
+    let shard = is_plain_name(file) && file.ends_with(".safetensors") && file != OPTIMIZER;
+    shard || START_FILES.contains(&file)
+}
 
 /// Entries at the ledger's end that can prove what a worker brings back.
 const PROOFS: u64 = 8;
@@ -337,7 +347,7 @@ async fn place_start(
         match (&start, from) {
             (StartFiles::Uploaded(files), _) => {
                 for (file, hash) in files {
-                    if !START_FILES.contains(&file.as_str()) {
+                    if !may_start(file) {
                         return Err(invalid(format!("`{file}` is no file of a checkpoint")));
                     }
                     copy(&stored_file(&home, hash)?, file)?;
@@ -360,7 +370,12 @@ async fn place_start(
 
 fn check_start(target: &Path, spec: &RunSpec) -> Result<(), Status> {
     let checkpoint = Checkpoint::open(target).map_err(invalid)?;
-    if *checkpoint.model() != spec.model {
+    // Dropout is no part of the shape: a spec may choose another.
+    let shape = ModelConfig {
+        dropout: spec.model.dropout,
+        ..checkpoint.model().clone()
+    };
+    if shape != spec.model {
         return Err(invalid(format!(
             "the start weights are of another shape than the spec's model: {:?} against {:?}",
             checkpoint.model(),

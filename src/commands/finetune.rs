@@ -54,14 +54,7 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
     };
     let submit = &args.submit;
     let mut session = Session::open(&submit.connect, &submit.local, submit.json.output()).await?;
-    let result = train(
-        &mut session,
-        &args,
-        &reference,
-        outside,
-        (&file, &material),
-    )
-    .await;
+    let result = train(&mut session, &args, &reference, outside, (&file, &material)).await;
     session.close().await;
     result
 }
