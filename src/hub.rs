@@ -279,6 +279,7 @@ struct Show(Option<Bar>);
 
 impl Progress for Show {
     fn init(&mut self, size: usize, _name: &str) {
+        self.finish();
         self.0 = Some(Bar::bytes("downloading", size as u64));
     }
 
