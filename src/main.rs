@@ -8,6 +8,7 @@ mod context;
 mod facts;
 mod failure;
 mod follow;
+mod hub;
 mod local;
 mod logs;
 mod output;

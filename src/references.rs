@@ -1,5 +1,6 @@
-//! From a reference such as `RUN@best` or a directory to files on this machine's disk: by the coordinator where one is
-//! given or runs, else by reading the home directory. What lies on another machine is downloaded once.
+//! From a reference such as `RUN@best`, a directory or `hf://OWNER/NAME` to files on this machine's disk: by the
+//! coordinator where one is given or runs, else by reading the home directory. What lies on another machine is downloaded
+//! once.
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use crate::client::Client;
 use crate::context::Context;
 use crate::failure::hinted;
 use crate::follow::Bar;
+use crate::hub;
 
 /// A checkpoint on this machine.
 pub struct Found {
@@ -32,28 +34,37 @@ impl Found {
 
 /// Finds the checkpoint that `reference` means.
 pub async fn find(context: &Context, reference: &str) -> Result<Found> {
-    match parse(reference)? {
-        CheckpointRef::Directory(directory) => Ok(Found {
-            name: reference.into(),
-            directory: expand_home(&directory),
-        }),
-        run @ CheckpointRef::Run { .. } => {
-            let reference = run.to_string();
-            match context.connect_if_running().await? {
-                Some(mut client) => {
-                    let resolved = client.resolve(&reference).await?;
-                    fetched(context, &client, &resolved).await
-                }
-                None => {
-                    let resolved = cohort_coordinator::offline::resolve(&context.home, &reference)?;
-                    Ok(Found {
-                        name: name_of(&resolved),
-                        directory: resolved.checkpoint.path.into(),
-                    })
-                }
-            }
+    let parsed = parse(reference)?;
+    if let Some(found) = outside(&parsed).await? {
+        return Ok(found);
+    }
+    let reference = parsed.to_string();
+    match context.connect_if_running().await? {
+        Some(mut client) => {
+            let resolved = client.resolve(&reference).await?;
+            fetched(context, &client, &resolved).await
+        }
+        None => {
+            let resolved = cohort_coordinator::offline::resolve(&context.home, &reference)?;
+            Ok(Found {
+                name: name_of(&resolved),
+                directory: resolved.checkpoint.path.into(),
+            })
         }
     }
+}
+
+/// The checkpoint that no coordinator keeps: a directory, or a model of the hub; `None` for one of a run.
+pub async fn outside(reference: &CheckpointRef) -> Result<Option<Found>> {
+    let directory = match reference {
+        CheckpointRef::Directory(directory) => expand_home(directory),
+        CheckpointRef::Hub(model) => hub::fetch(model).await?,
+        CheckpointRef::Run { .. } => return Ok(None),
+    };
+    Ok(Some(Found {
+        name: reference.to_string(),
+        directory,
+    }))
 }
 
 /// Understands a reference. A bare word that is a directory here and no run is probably meant as that directory.

@@ -8,6 +8,7 @@ mod deploy;
 mod exchange;
 #[cfg(unix)]
 mod faults;
+mod hub;
 mod messages;
 mod protocol;
 mod runs;

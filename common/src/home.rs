@@ -331,8 +331,8 @@ pub enum Which {
     Step(u64),
 }
 
-/// A checkpoint as a user refers to it: `RUN` (the newest), `RUN@last`, `RUN@best`, `RUN@STEP`, or a directory, which
-/// has a `/` in it or begins with `.` or `~`.
+/// A checkpoint as a user refers to it: `RUN` (the newest), `RUN@last`, `RUN@best`, `RUN@STEP`, a model of the Hugging
+/// Face hub, which begins with `hf://`, or a directory, which has another `/` in it or begins with `.` or `~`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckpointRef {
     /// A checkpoint of a run.
@@ -344,6 +344,56 @@ pub enum CheckpointRef {
     },
     /// A directory in Hugging Face layout, which may be a checkpoint.
     Directory(PathBuf),
+    /// A model of the Hugging Face hub.
+    Hub(HubModel),
+}
+
+/// `hf://OWNER/NAME`, or `hf://OWNER/NAME@REVISION` with a branch, a tag or a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubModel {
+    /// Whose model it is.
+    pub owner: String,
+    /// What the owner calls it.
+    pub name: String,
+    /// Which state of it; the newest if nobody says.
+    pub revision: Option<String>,
+}
+
+/// How references to the hub begin.
+const HUB: &str = "hf://";
+
+impl HubModel {
+    /// From what follows `hf://`. Names are such that neither a path nor an address can be made to lead elsewhere.
+    fn parse(text: &str) -> Option<Self> {
+        let word = |text: &str| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+            !text.is_empty()
+                && !text.starts_with('.')
+                && text.len() <= 96
+                && text.bytes().all(plain)
+        };
+        let (model, revision) = match text.split_once('@') {
+            Some((model, revision)) => (model, Some(revision)),
+            None => (text, None),
+        };
+        let (owner, name) = model.split_once('/')?;
+        let revision_holds = revision.is_none_or(|revision| revision.split('/').all(word));
+        (word(owner) && word(name) && revision_holds).then(|| Self {
+            owner: owner.into(),
+            name: name.into(),
+            revision: revision.map(str::to_owned),
+        })
+    }
+}
+
+impl fmt::Display for HubModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{HUB}{}/{}", self.owner, self.name)?;
+        match &self.revision {
+            Some(revision) => write!(f, "@{revision}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Why a reference to a checkpoint cannot be understood.
@@ -357,6 +407,11 @@ pub enum CheckpointRefError {
         /// Why.
         source: RunNameError,
     },
+    /// What comes after `hf://` is no model.
+    #[error(
+        "`{0}` names no model of the hub; write `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`"
+    )]
+    Hub(String),
     /// What comes after `@` is nothing known.
     #[error("`{0}` names no checkpoint: after `@` comes a step, `best` or `last`")]
     Which(String),
@@ -366,6 +421,12 @@ impl FromStr for CheckpointRef {
     type Err = CheckpointRefError;
 
     fn from_str(reference: &str) -> Result<Self, Self::Err> {
+        if let Some(model) = reference.strip_prefix(HUB) {
+            let model = HubModel::parse(model);
+            return model
+                .map(Self::Hub)
+                .ok_or_else(|| CheckpointRefError::Hub(reference.to_owned()));
+        }
         if reference.starts_with(['.', '~']) || reference.contains(['/', '\\']) {
             return Ok(Self::Directory(reference.into()));
         }
@@ -393,6 +454,7 @@ impl fmt::Display for CheckpointRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => write!(f, "{}", path.display()),
+            Self::Hub(model) => write!(f, "{model}"),
             Self::Run { run, which } => match which {
                 Which::Last => write!(f, "{run}@last"),
                 Which::Best => write!(f, "{run}@best"),
@@ -448,6 +510,36 @@ mod tests {
         assert_eq!("tiny-1@0100".parse(), run("tiny-1", Which::Step(100)));
         for path in ["./tiny", "/models/x@1", "a/b", "~/m", ".."] {
             assert_eq!(path.parse(), Ok(CheckpointRef::Directory(path.into())));
+        }
+        let hub = |owner: &str, name: &str, revision: Option<&str>| {
+            Ok(CheckpointRef::Hub(HubModel {
+                owner: owner.into(),
+                name: name.into(),
+                revision: revision.map(str::to_owned),
+            }))
+        };
+        for (text, expected) in [
+            ("hf://a/b", hub("a", "b", None)),
+            ("hf://A-1/b.c_d@v1.0", hub("A-1", "b.c_d", Some("v1.0"))),
+            ("hf://a/b@refs/pr/1", hub("a", "b", Some("refs/pr/1"))),
+        ] {
+            let parsed: Result<CheckpointRef, _> = text.parse();
+            assert_eq!(parsed, expected);
+            assert_eq!(parsed.unwrap().to_string(), text);
+        }
+        for text in [
+            "hf://",
+            "hf://gpt2",
+            "hf://a/",
+            "hf://a/b/c",
+            "hf://a/..",
+            "hf://a/b@",
+            "hf://a/b@../x",
+            "hf://a/b c",
+            "hf://a/b?x",
+        ] {
+            let parsed: Result<CheckpointRef, _> = text.parse();
+            assert_eq!(parsed, Err(CheckpointRefError::Hub(text.into())));
         }
         for text in ["", "@best", "a b"] {
             let parsed: Result<CheckpointRef, _> = text.parse();

@@ -66,7 +66,7 @@ fn fault_info(row: FaultRow) -> FaultInfo {
 pub fn find(store: &Store, reference: &str) -> Result<Resolved, Status> {
     let parsed: CheckpointRef = reference.parse().map_err(invalid)?;
     let CheckpointRef::Run { run: name, which } = parsed else {
-        let what = format!("`{reference}` is a directory, not a run");
+        let what = format!("`{reference}` is a directory or a model of the hub, not a run");
         return Err(invalid(what));
     };
     let info = run(store, &name).map_err(missing)?;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cohort_common::api::{CheckpointInfo, EvalEvent, StartFiles, Submit, Submitted};
-use cohort_common::checkpoint::{Checkpoint, hex};
+use cohort_common::checkpoint::{
+    CHAT_TEMPLATE, CONFIG, Checkpoint, GENERATION, OPTIMIZER, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+    WEIGHTS_INDEX, hex, is_plain_name,
+};
 use cohort_common::cluster::{EvalSplit, RunPlan, StateSource};
 use cohort_common::corpus::{Corpus, CorpusError, Split, TokenizerConfig};
 use cohort_common::hf::SpecialTokens;
@@ -22,15 +25,22 @@ use crate::record::{RunRecord, SplitFacts};
 use crate::status::{chain, failed, invalid, missing, refused};
 use crate::store::{CheckpointRow, EvalRow, NewRun, RunRow, RunStatus, Store, StoreError};
 
-/// Files that a start directory may hold.
+/// Files that a start directory may hold, besides the shards of a sharded model.
 const START_FILES: &[&str] = &[
-    "model.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    GENERATION,
+    CHAT_TEMPLATE,
 ];
+
+/// Whether a start directory may hold the file. Moments may not come along: a run begins with its own.
+fn may_start(file: &str) -> bool {
+    let shard = is_plain_name(file) && file.ends_with(".safetensors") && file != OPTIMIZER;
+    shard || START_FILES.contains(&file)
+}
 
 /// Entries at the ledger's end that can prove what a worker brings back.
 const PROOFS: u64 = 8;
@@ -343,7 +353,7 @@ async fn place_start(
         match (&start, from) {
             (StartFiles::Uploaded(files), _) => {
                 for (file, hash) in files {
-                    if !START_FILES.contains(&file.as_str()) {
+                    if !may_start(file) {
                         return Err(invalid(format!("`{file}` is no file of a checkpoint")));
                     }
                     copy(&stored_file(&home, hash)?, file)?;

@@ -36,7 +36,7 @@ Examples:
   cohort generate --from books-1@best --prompt 'Once upon a time'
   cohort generate --from ./model-dir --temperature 0 --max-tokens 50 < prompt.txt")]
 pub struct GenerateArgs {
-    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, a directory in Hugging Face layout, or hf://OWNER/NAME
     #[arg(long, value_name = "CHECKPOINT")]
     pub from: String,
     /// What to continue
@@ -103,7 +103,7 @@ Examples:
   cohort eval --from books-1@best --text chapters/ --local 4
   cohort eval --from ./model-dir --text 'tests/*.jsonl' --json")]
 pub struct EvalArgs {
-    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, a directory in Hugging Face layout, or hf://OWNER/NAME
     #[arg(long, value_name = "CHECKPOINT")]
     pub from: String,
     /// Files, directories and patterns to score
@@ -147,7 +147,7 @@ Examples:
   cohort export books-1@best ./books-hf
   cohort export books-1@2000 ./books-hf --coordinator http://HOST:7070 --token-file token")]
 pub struct ExportArgs {
-    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, a directory, or hf://OWNER/NAME
     #[arg(value_name = "CHECKPOINT")]
     pub from: String,
     /// Where to

@@ -86,6 +86,7 @@ Examples:
   cohort finetune spec.toml --from ./llama-hf --corpus tales/ --set train.learning_rate=1e-5
   cohort finetune --from books-1@best --sft gsm8k.jsonl --lora 16 --local 2
   cohort finetune --from books-1@best --classify spam.jsonl --local 2
+  cohort finetune --from hf://HuggingFaceTB/SmolLM2-135M --corpus tales/ --local 2
   cohort finetune --resume finetune-1 --local 2
 
 Model, tokenizer and context come from the checkpoint; each value that is inherited or overridden is printed.")]
@@ -93,7 +94,7 @@ pub struct FinetuneArgs {
     /// The spec, in TOML; every key may be absent
     #[arg(value_name = "SPEC.toml")]
     pub spec: Option<PathBuf>,
-    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, a directory in Hugging Face layout, or hf://OWNER/NAME
     #[arg(long, value_name = "CHECKPOINT", required_unless_present = "resume")]
     pub from: Option<String>,
     /// Train adapters of this rank in place of the weights; `--set lora.alpha=…` and the like say more

@@ -2,7 +2,6 @@
 //! without steps validates both, cut into units that the workers share.
 
 use anyhow::{Result, anyhow, bail};
-use cohort_common::home::CheckpointRef;
 use cohort_common::spec::{RunKind, SpecFile, SplitKind};
 use cohort_worker::engine::Sums;
 
@@ -10,7 +9,7 @@ use crate::cli::{EvalArgs, LocalArgs, SubmitArgs};
 use crate::commands::eval::{Score, Scored};
 use crate::commands::finetune;
 use crate::prepare::Material;
-use crate::references::{self, expand_home};
+use crate::references;
 use crate::submit::{Rest, Session, submission};
 
 /// Windows in one unit.
@@ -44,12 +43,9 @@ async fn score(
     file: &SpecFile,
     material: &Material,
 ) -> Result<(String, Scored)> {
-    let base = match references::parse(&args.from)? {
-        CheckpointRef::Directory(path) => {
-            let checkpoint = cohort_common::checkpoint::Checkpoint::open(&expand_home(&path))?;
-            finetune::of_directory(session, &checkpoint).await?
-        }
-        CheckpointRef::Run { .. } => finetune::of_run(session, &args.from).await?,
+    let base = match references::outside(&references::parse(&args.from)?).await? {
+        Some(found) => finetune::of_directory(session, &found.open()?, found.name).await?,
+        None => finetune::of_run(session, &args.from).await?,
     };
     let (mut spec, files) = finetune::plan(session, file, material, &base).await?;
     spec.kind = RunKind::Eval;

@@ -19,13 +19,13 @@ use crate::cli::FinetuneArgs;
 use crate::commands::pretrain::{read_spec, spec_file};
 use crate::commands::resume;
 use crate::prepare::{self, Material};
-use crate::references::{self, expand_home, name_of};
+use crate::references::{self, name_of};
 use crate::submit::{Session, submission};
 use crate::uploads;
 
 /// What a finetuning run starts from.
 pub struct Base {
-    /// What to call it: `RUN@STEP`, or the directory.
+    /// What to call it: `RUN@STEP`, the directory, or the model of the hub.
     pub name: String,
     model: ModelConfig,
     train: Option<TrainConfig>,
@@ -51,26 +51,19 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
     if args.lora.is_some() {
         file.lora.rank = args.lora;
     }
-    // The text and a directory are checked before anything is started.
+    // The text and what no coordinator keeps are checked before anything is started.
     let options = SpecFile {
         corpus: file.corpus.clone(),
         ..SpecFile::default()
     };
     let material = Material::find(&options.validate()?.corpus)?;
-    let directory = match &reference {
-        CheckpointRef::Directory(path) => Some(Checkpoint::open(&expand_home(path))?),
-        CheckpointRef::Run { .. } => None,
+    let outside = match references::outside(&reference).await? {
+        Some(found) => Some((found.open()?, found.name)),
+        None => None,
     };
     let submit = &args.submit;
     let mut session = Session::open(&submit.connect, &submit.local, submit.json.output()).await?;
-    let result = train(
-        &mut session,
-        &args,
-        &reference,
-        directory,
-        (&file, &material),
-    )
-    .await;
+    let result = train(&mut session, &args, &reference, outside, (&file, &material)).await;
     session.close().await;
     result
 }
@@ -79,11 +72,11 @@ async fn train(
     session: &mut Session,
     args: &FinetuneArgs,
     reference: &CheckpointRef,
-    directory: Option<Checkpoint>,
+    outside: Option<(Checkpoint, String)>,
     (file, material): (&SpecFile, &Material),
 ) -> Result<ExitCode> {
-    let base = match directory {
-        Some(checkpoint) => of_directory(session, &checkpoint).await?,
+    let base = match outside {
+        Some((checkpoint, name)) => of_directory(session, &checkpoint, name).await?,
         None => of_run(session, &reference.to_string()).await?,
     };
     let (spec, files) = plan(session, file, material, &base).await?;
@@ -193,9 +186,12 @@ pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
     })
 }
 
-/// A directory in Hugging Face layout, whose files the coordinator gets.
-pub async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Result<Base> {
-    let name = checkpoint.dir().display().to_string();
+/// A directory in Hugging Face layout, whose files the coordinator gets; `name` is what the user calls it.
+pub async fn of_directory(
+    session: &mut Session,
+    checkpoint: &Checkpoint,
+    name: String,
+) -> Result<Base> {
     refuse_adapters(&name, checkpoint.lora())?;
     let tokenizer = fitting(&name, &checkpoint.tokenizer()?, checkpoint.model())?;
     let template = checkpoint.chat_template()?;
@@ -235,24 +231,21 @@ pub async fn of_directory(session: &mut Session, checkpoint: &Checkpoint) -> Res
 
 /// The files that a run needs to start from a directory.
 fn files_of(checkpoint: &Checkpoint) -> Result<Vec<(String, std::path::PathBuf)>> {
-    let directory = checkpoint.dir();
-    let cannot_read = || format!("cannot read `{}`", directory.display());
-    let mut files = Vec::new();
-    for entry in directory.read_dir().with_context(cannot_read)? {
-        let entry = entry.with_context(cannot_read)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let weights = name.starts_with("model") && name.ends_with(".safetensors");
-        let small = [
-            CONFIG,
-            TOKENIZER,
-            TOKENIZER_CONFIG,
-            CHAT_TEMPLATE,
-            WEIGHTS_INDEX,
-        ];
-        if weights || small.contains(&name.as_str()) {
-            files.push((name, entry.path()));
-        }
-    }
+    let mut paths = checkpoint.weight_files()?;
+    let others = [
+        CONFIG,
+        TOKENIZER,
+        TOKENIZER_CONFIG,
+        CHAT_TEMPLATE,
+        WEIGHTS_INDEX,
+    ];
+    let others = others.map(|name| checkpoint.dir().join(name));
+    paths.extend(others.into_iter().filter(|path| path.exists()));
+    let named = paths.into_iter().map(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        (name.into_owned(), path)
+    });
+    let mut files: Vec<_> = named.collect();
     files.sort();
     Ok(files)
 }

@@ -146,6 +146,9 @@ fn validate(m: &ModelConfig) -> Result<()> {
             "rotary positions need an even head width, got {}",
             m.head_dim()
         )),
+        Architecture::Llama if m.attention_bias && m.qk_norm => {
+            fail("no family has both `attention_bias` and `qk_norm`".into())
+        }
         Architecture::Gpt2 if m.num_key_value_heads != m.num_attention_heads => {
             fail("`gpt2` has as many key/value heads as query heads".into())
         }
