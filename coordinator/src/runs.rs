@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cohort_common::api::{CheckpointInfo, EvalEvent, StartFiles, Submit, Submitted};
+use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, StartFiles, Submit, Submitted};
 use cohort_common::checkpoint::{
     CHAT_TEMPLATE, CONFIG, Checkpoint, GENERATION, OPTIMIZER, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
     WEIGHTS_INDEX, hex, is_plain_name,
@@ -573,7 +573,8 @@ async fn history(
             )));
         }
     };
-    let recorded = |row: EvalRow| (row.split.clone(), eval_event(&name, row));
+    let labels = &spec.model.labels;
+    let recorded = |row: EvalRow| (row.split.clone(), eval_event(&name, labels, row));
     Ok(History {
         chain,
         recent: recent.into_iter().map(Arc::new).collect(),
@@ -587,7 +588,7 @@ async fn history(
 }
 
 /// A validation, as clients see it.
-pub fn eval_event(run: &RunName, row: EvalRow) -> EvalEvent {
+pub fn eval_event(run: &RunName, labels: &[String], row: EvalRow) -> EvalEvent {
     EvalEvent {
         run: run.to_string(),
         step: row.step,
@@ -595,6 +596,7 @@ pub fn eval_event(run: &RunName, row: EvalRow) -> EvalEvent {
         loss: row.loss,
         bits_per_byte: row.bits_per_byte,
         tokens: row.weight as u64,
+        classes: Classes::of(labels, &row.confusion),
     }
 }
 

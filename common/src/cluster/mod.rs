@@ -19,5 +19,5 @@ pub mod worker;
 
 pub use coordinator::{Limits, Machine};
 pub use events::{Action, Event};
-pub use messages::{FromWorker, Holding, StateSource, ToWorker};
+pub use messages::{FromWorker, Holding, Scores, StateSource, ToWorker};
 pub use run::{EvalSplit, RunPlan};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::events::Redone;
-use crate::cluster::messages::{Commit, LaneSums, StateSource};
+use crate::cluster::messages::{Commit, LaneSums, Scores, StateSource};
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, state_hash_due};
 use crate::schedule::gradient_scale;
@@ -240,7 +240,7 @@ impl StepInFlight {
 pub(super) struct EvalInFlight {
     pub split: u32,
     pub assigned: BTreeMap<SessionId, BTreeSet<u32>>,
-    pub sums: Vec<Option<LaneSums>>,
+    pub scores: Vec<Option<Scores>>,
 }
 
 impl Active {
