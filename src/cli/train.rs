@@ -100,8 +100,14 @@ pub struct FinetuneArgs {
     /// Train adapters of this rank in place of the weights; `--set lora.alpha=…` and the like say more
     #[arg(long, value_name = "RANK")]
     pub lora: Option<u64>,
+    /// Take this share of the samples from the text that the checkpoint was trained on, against forgetting it
+    #[arg(long, value_name = "SHARE")]
+    pub replay: Option<f64>,
+    /// End the run where the loss on the checkpoint's own validation text has risen by more than this
+    #[arg(long, value_name = "NATS")]
+    pub max_forgetting: Option<f64>,
     /// Go on with this run; `--set train.steps=N` may give it more steps
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "sft", "classify", "lora", "new", "name", "skip_bad"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "sft", "classify", "lora", "replay", "max_forgetting", "new", "name", "skip_bad"])]
     pub resume: Option<String>,
     /// The spec.
     #[command(flatten)]

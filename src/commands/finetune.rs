@@ -51,6 +51,8 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
     if args.lora.is_some() {
         file.lora.rank = args.lora;
     }
+    file.train.replay = args.replay.or(file.train.replay);
+    file.train.max_forgetting = args.max_forgetting.or(file.train.max_forgetting);
     // The text and what no coordinator keeps are checked before anything is started.
     let options = SpecFile {
         corpus: file.corpus.clone(),

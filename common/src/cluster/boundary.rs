@@ -321,12 +321,23 @@ impl Machine {
         let mut scores = Scores::default();
         done.iter().for_each(|unit| scores.add(unit));
         let run = run.clone();
+        let loss = scores.sums.loss / scores.sums.weight;
         out.push(Action::Evaluated {
-            run,
+            run: run.clone(),
             step,
             split,
             scores,
         });
+        active.learn(split, loss);
+        if active.boundary.evals.is_empty()
+            && let Some(verdict) = active.verdict()
+        {
+            let text = verdict.to_string();
+            out.push(Action::Note {
+                run: Some(run),
+                text,
+            });
+        }
         self.at_boundary(now, out);
     }
 

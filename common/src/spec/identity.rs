@@ -36,6 +36,9 @@ struct Identity<'a> {
     #[serde(skip_serializing_if = "Payload::is_f32")]
     payload: Payload,
     seed: u64,
+    // The share, and of which corpus.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay: Option<(f64, Option<&'a str>)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_length: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,6 +95,10 @@ impl RunSpec {
             seed,
             eval_every: _,
             eval_samples: _,
+            replay,
+            // They end a run early, but change no weight before.
+            early_stopping_patience: _,
+            max_forgetting: _,
             max_length,
             min_workers: _,
         } = *train;
@@ -115,6 +122,8 @@ impl RunSpec {
             precision,
             payload,
             seed,
+            replay: replay
+                .map(|share| (share, start.as_ref().and_then(|s| s.base_corpus.as_deref()))),
             max_length,
             lora: lora.as_ref(),
             corpus,
@@ -196,6 +205,26 @@ impl RunSpec {
             writeln!(
                 out,
                 "  lora        {lora}: {trained} parameters are trained"
+            )?;
+        }
+        if let Some(share) = t.replay {
+            writeln!(
+                out,
+                "  replay      {} of the samples are the base's",
+                number(share)
+            )?;
+        }
+        if let Some(most) = t.max_forgetting {
+            writeln!(
+                out,
+                "  forgetting  ends the run where the base's loss has risen by {}",
+                number(most)
+            )?;
+        }
+        if let Some(patience) = t.early_stopping_patience {
+            writeln!(
+                out,
+                "  patience    ends after {patience} validations without a new best"
             )?;
         }
         if let Some(length) = t.max_length {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::plan;
 use super::trainer::{State, Trainer};
 use crate::aggregate::{Aggregator, Data, encode};
+use crate::cluster::Losses;
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason};
 use crate::cluster::messages::{FromWorker, Scores, StateSource, ToWorker};
 use crate::cluster::sequence::{Incoming, Outgoing};
@@ -271,7 +272,18 @@ impl World {
             chain,
             recent: recent.collect(),
             expected: self.disk.workers,
+            losses: self.losses(source.step()),
             ..plan(self.lanes, self.steps)
+        }
+    }
+
+    /// What the validations up to a state have found.
+    fn losses(&self, step: Step) -> Losses {
+        let so_far = self.evals.range(..=step);
+        let mean = |scores: &Scores| scores.sums.loss / scores.sums.weight;
+        Losses {
+            own: so_far.map(|(step, scores)| (*step, mean(scores))).collect(),
+            ..Losses::default()
         }
     }
 

@@ -128,6 +128,9 @@ fn train() -> TrainConfig {
         seed: 7,
         eval_every: 0,
         eval_samples: 0,
+        replay: None,
+        early_stopping_patience: None,
+        max_forgetting: None,
         max_length: None,
         min_workers: 1,
     }
