@@ -87,6 +87,7 @@ mod tests {
             seed: 1,
             eval_every: 0,
             eval_samples: 0,
+            data_share: None,
             replay: None,
             early_stopping_patience: None,
             max_forgetting: None,

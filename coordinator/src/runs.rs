@@ -11,7 +11,7 @@ use cohort_common::checkpoint::{
     WEIGHTS_INDEX, hex, is_plain_name,
 };
 use cohort_common::cluster::{BASE_SPLIT, EvalSplit, Losses, OWN_SPLIT, RunPlan, StateSource};
-use cohort_common::corpus::{Corpus, CorpusError, Split, TokenizerConfig};
+use cohort_common::corpus::{Corpus, CorpusError, Split, TokenizerConfig, share_of};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
@@ -468,10 +468,13 @@ async fn enqueue(
         let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
         let epoch_samples = match spec.kind {
             RunKind::Eval => 1,
-            _ => corpus
-                .index()
-                .samples(spec.sample_length())
-                .map_err(invalid)?,
+            _ => {
+                let all = corpus
+                    .index()
+                    .samples(spec.sample_length())
+                    .map_err(invalid)?;
+                share_of(all, spec.train.data_share)
+            }
         };
         Ok(RunRecord {
             plan: RunPlan {

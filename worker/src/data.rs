@@ -267,17 +267,22 @@ impl RunData {
         let train = match spec.kind {
             RunKind::Eval => None,
             _ => {
-                let order = |fingerprint: &String| {
-                    let order = order_of(&indices[fingerprint], spec.train.seed, context);
+                let order = |fingerprint: &String, share: Option<f64>| {
+                    let index = &indices[fingerprint];
+                    let order = order_of(index, spec.train.seed, context, share);
                     order.map_err(|error| error.to_string())
                 };
                 let text = |fingerprint: &String| {
                     let (reader, shards) = open(fingerprint, Split::Train);
                     Text { reader, shards }
                 };
-                let old = replayed.map(|(share, base)| Ok::<_, String>((order(base)?, share)));
+                let old =
+                    replayed.map(|(share, base)| Ok::<_, String>((order(base, None)?, share)));
                 Some(Train {
-                    mixture: Mixture::new(order(&spec.corpus)?, old.transpose()?),
+                    mixture: Mixture::new(
+                        order(&spec.corpus, spec.train.data_share)?,
+                        old.transpose()?,
+                    ),
                     own: text(&spec.corpus),
                     old: replayed.map(|(_, base)| text(base)),
                 })

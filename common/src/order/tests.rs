@@ -28,6 +28,7 @@ fn train(lanes: u32, micro_batch: u32, accumulate: u32) -> TrainConfig {
         seed: 1,
         eval_every: 0,
         eval_samples: 0,
+        data_share: None,
         replay: None,
         early_stopping_patience: None,
         max_forgetting: None,

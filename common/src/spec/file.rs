@@ -199,6 +199,7 @@ pub struct TrainTable {
     pub seed: Option<u64>,
     pub eval_every: Option<u64>,
     pub eval_samples: Option<u64>,
+    pub data_share: Option<f64>,
     pub replay: Option<f64>,
     pub early_stopping_patience: Option<u64>,
     pub max_forgetting: Option<f64>,

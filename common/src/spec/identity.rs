@@ -36,6 +36,8 @@ struct Identity<'a> {
     #[serde(skip_serializing_if = "Payload::is_f32")]
     payload: Payload,
     seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_share: Option<f64>,
     // The share, and of which corpus.
     #[serde(skip_serializing_if = "Option::is_none")]
     replay: Option<(f64, Option<&'a str>)>,
@@ -95,6 +97,7 @@ impl RunSpec {
             seed,
             eval_every: _,
             eval_samples: _,
+            data_share,
             replay,
             // They end a run early, but change no weight before.
             early_stopping_patience: _,
@@ -122,6 +125,7 @@ impl RunSpec {
             precision,
             payload,
             seed,
+            data_share,
             replay: replay
                 .map(|share| (share, start.as_ref().and_then(|s| s.base_corpus.as_deref()))),
             max_length,
@@ -205,6 +209,13 @@ impl RunSpec {
             writeln!(
                 out,
                 "  lora        {lora}: {trained} parameters are trained"
+            )?;
+        }
+        if let Some(share) = t.data_share {
+            writeln!(
+                out,
+                "  data        the first {} of the training samples",
+                number(share)
             )?;
         }
         if let Some(share) = t.replay {

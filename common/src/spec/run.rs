@@ -119,6 +119,9 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Bound on the samples of one validation; 0 scores the whole split.
     pub eval_samples: u64,
+    /// Share of the training samples that are used, the first of the corpus; absent is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_share: Option<f64>,
     /// Share of the samples that are taken from the corpus of the run that this one starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<f64>,

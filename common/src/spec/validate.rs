@@ -395,6 +395,20 @@ fn checkpoint_of(
     })
 }
 
+fn data_share(given: Option<f64>) -> Result<Option<f64>, SpecError> {
+    let share = given.unwrap_or(1.0);
+    let holds = share > 0.0 && share <= 1.0;
+    let next = "leave it out to use all";
+    real(
+        "train.data_share",
+        share,
+        holds,
+        "it must be above 0, and at most 1",
+        next,
+    )?;
+    Ok(given.filter(|share| *share < 1.0))
+}
+
 fn replay(given: Option<f64>) -> Result<Option<f64>, SpecError> {
     let share = given.unwrap_or(0.5);
     let holds = share > 0.0 && share <= 0.95;
@@ -485,6 +499,7 @@ fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, 
         seed: table.seed.unwrap_or(1337),
         eval_every: table.eval_every.unwrap_or((steps / 10).clamp(50, 1000)),
         eval_samples: table.eval_samples.unwrap_or(1024),
+        data_share: data_share(table.data_share)?,
         replay: replay(table.replay)?,
         early_stopping_patience: patience(table.early_stopping_patience)?,
         max_forgetting: forgetting(table.max_forgetting)?,

@@ -70,10 +70,10 @@ pub fn audit(
 
 /// Which samples the run walks, and in which order.
 fn mixture_of(home: &Home, spec: &RunSpec) -> Result<Mixture, String> {
-    let order = |fingerprint: &str| {
+    let order = |fingerprint: &str, share: Option<f64>| {
         let corpus = open_corpus(home, fingerprint);
         let corpus = corpus.map_err(|status| status.message().to_owned())?;
-        let order = order_of(corpus.index(), spec.train.seed, spec.sample_length());
+        let order = order_of(corpus.index(), spec.train.seed, spec.sample_length(), share);
         order.map_err(|error| error.to_string())
     };
     let base = spec
@@ -81,8 +81,11 @@ fn mixture_of(home: &Home, spec: &RunSpec) -> Result<Mixture, String> {
         .as_ref()
         .and_then(|start| start.base_corpus.as_deref());
     let replayed = spec.train.replay.zip(base);
-    let replayed = replayed.map(|(share, base)| Ok::<_, String>((order(base)?, share)));
-    Ok(Mixture::new(order(&spec.corpus)?, replayed.transpose()?))
+    let replayed = replayed.map(|(share, base)| Ok::<_, String>((order(base, None)?, share)));
+    Ok(Mixture::new(
+        order(&spec.corpus, spec.train.data_share)?,
+        replayed.transpose()?,
+    ))
 }
 
 /// [`audit`], with the samples that the run walks, or why they are not known.

@@ -168,6 +168,7 @@ pub(crate) mod tests {
                 seed: u64::MAX,
                 eval_every: 50,
                 eval_samples: 0,
+                data_share: None,
                 replay: None,
                 early_stopping_patience: None,
                 max_forgetting: None,

@@ -74,6 +74,7 @@ fn spec(model: ModelConfig) -> RunSpec {
             seed: u64::MAX,
             eval_every: 50,
             eval_samples: 0,
+            data_share: None,
             replay: None,
             early_stopping_patience: None,
             max_forgetting: None,

@@ -55,6 +55,7 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
         seed: 0,
         eval_every: 7,
         eval_samples: 0,
+        data_share: None,
         replay: None,
         // Losses grow in this world, so that the third validation ends a run that has this.
         early_stopping_patience: is_patient(steps).then_some(2),
