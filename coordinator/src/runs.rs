@@ -610,7 +610,6 @@ async fn history(
         }
     };
     let labels = &spec.model.labels;
-    let evals: Vec<EvalRow> = evals.into_iter().filter(|e| e.step <= step).collect();
     let of = |split: &str| {
         let own = evals.iter().filter(|e| e.split == split);
         own.map(|e| (e.step, e.loss)).collect()
@@ -624,7 +623,11 @@ async fn history(
         chain,
         recent: recent.into_iter().map(Arc::new).collect(),
         checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
-        evals: evals.into_iter().map(recorded).collect(),
+        evals: evals
+            .into_iter()
+            .filter(|e| e.step <= step)
+            .map(recorded)
+            .collect(),
         losses,
     })
 }

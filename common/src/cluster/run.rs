@@ -56,7 +56,7 @@ pub struct RunPlan {
     pub expected: usize,
     /// Roots of committed steps that the owner may hold for workers that catch up, at least 2.
     pub retain: Step,
-    /// What its validations up to that state have found.
+    /// What its validations have found, those younger than that state included: workers may bring back a younger one.
     pub losses: Losses,
 }
 

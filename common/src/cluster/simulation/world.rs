@@ -272,17 +272,20 @@ impl World {
             chain,
             recent: recent.collect(),
             expected: self.disk.workers,
-            losses: self.losses(source.step()),
+            losses: self.losses(),
             ..plan(self.lanes, self.steps)
         }
     }
 
-    /// What the validations up to a state have found.
-    fn losses(&self, step: Step) -> Losses {
-        let so_far = self.evals.range(..=step);
+    /// What the validations so far have found.
+    fn losses(&self) -> Losses {
         let mean = |scores: &Scores| scores.sums.loss / scores.sums.weight;
         Losses {
-            own: so_far.map(|(step, scores)| (*step, mean(scores))).collect(),
+            own: self
+                .evals
+                .iter()
+                .map(|(step, scores)| (*step, mean(scores)))
+                .collect(),
             ..Losses::default()
         }
     }
