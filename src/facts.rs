@@ -1,6 +1,6 @@
 //! Corpora and runs in words and tables.
 
-use cohort_common::api::{CorpusInfo, EvalEvent, RunInfo};
+use cohort_common::api::{Classes, CorpusInfo, EvalEvent, RunInfo};
 use cohort_common::corpus::{Objective, Supervised};
 use cohort_common::spec::{RunKind, human_bytes, human_count};
 
@@ -10,6 +10,8 @@ use crate::output::{ago, table};
 const SHORT: usize = 12;
 /// Skipped inputs that are listed.
 const SKIPPED_SHOWN: usize = 5;
+/// Labels that a confusion table shows.
+const LABELS_SHOWN: usize = 12;
 /// Faults that are listed.
 const FAULTS_SHOWN: usize = 8;
 
@@ -232,8 +234,14 @@ fn checkpoints(run: &RunInfo) -> String {
     format!("\n{}\n", table(&rows))
 }
 
-/// What finetuning has changed: the loss on the new and on the old validation text, before and after.
+/// What finetuning has changed: the loss on the new and on the old validation text, before and after; of a classifier,
+/// how well it tells its labels apart.
 pub fn gained_and_lost(run: &RunInfo) -> String {
+    if let (Some(before), Some(after)) = first_and_last(run, "validation")
+        && let (Some(old), Some(new)) = (&before.classes, &after.classes)
+    {
+        return told_apart((before.loss, old), (after.loss, new));
+    }
     let heading = [
         "validation text",
         "loss before",
@@ -255,6 +263,42 @@ pub fn gained_and_lost(run: &RunInfo) -> String {
         }
     }
     table(&rows)
+}
+
+/// A classifier before and after, and what it took its samples for in the end.
+fn told_apart(before: (f64, &Classes), after: (f64, &Classes)) -> String {
+    let mut rows = vec![words(&["validation", "loss", "accuracy", "macro-F1"])];
+    for (name, (loss, classes)) in [("before", before), ("after", after)] {
+        rows.push(vec![
+            name.into(),
+            format!("{loss:.4}"),
+            format!("{:.2} %", 100.0 * classes.accuracy),
+            format!("{:.4}", classes.macro_f1),
+        ]);
+    }
+    format!("{}\n\n{}", table(&rows), confusion(after.1))
+}
+
+/// For each label, what its samples were taken for.
+pub fn confusion(classes: &Classes) -> String {
+    let shown = classes.labels.len().min(LABELS_SHOWN);
+    let mut head = vec!["label".to_owned()];
+    head.extend(
+        classes.labels[..shown]
+            .iter()
+            .map(|label| format!("as {label}")),
+    );
+    let mut rows = vec![head];
+    for (label, counts) in classes.labels.iter().zip(&classes.confusion).take(shown) {
+        let mut row = vec![label.clone()];
+        row.extend(counts[..shown].iter().map(u64::to_string));
+        rows.push(row);
+    }
+    let mut text = table(&rows);
+    if shown < classes.labels.len() {
+        text += &format!("\n({} labels in all)", classes.labels.len());
+    }
+    text
 }
 
 /// The first and the last validation of a split; none if there is only one.

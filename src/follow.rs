@@ -5,7 +5,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use cohort_common::api::{FinishedEvent, RunEvent, StepEvent};
+use cohort_common::api::{Classes, FinishedEvent, RunEvent, StepEvent};
 use cohort_common::spec::{human_bytes, human_count};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -190,7 +190,15 @@ fn describe(event: &RunEvent) -> Option<String> {
             let split = eval.split.replace('_', " ");
             let bits = eval.bits_per_byte;
             let bits = bits.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
-            format!("step {}: {split} loss {:.4}{bits}", eval.step, eval.loss)
+            let told = |c: &Classes| {
+                let percent = 100.0 * c.accuracy;
+                format!(", accuracy {percent:.2} %, macro-F1 {:.4}", c.macro_f1)
+            };
+            let told = eval.classes.as_ref().map_or(String::new(), told);
+            format!(
+                "step {}: {split} loss {:.4}{bits}{told}",
+                eval.step, eval.loss
+            )
         }
         RunEvent::Checkpoint { checkpoint, .. } => format!(
             "step {}: checkpoint of {} in {}",

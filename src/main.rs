@@ -16,6 +16,7 @@ mod prepare;
 mod references;
 mod registry;
 mod submit;
+mod transfer;
 mod uploads;
 
 use std::process::ExitCode;

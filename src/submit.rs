@@ -41,6 +41,14 @@ struct Detached<'a> {
     submitted: &'a Submitted,
 }
 
+/// What became of a run that was submitted.
+pub struct Launched {
+    /// For the shell.
+    pub code: ExitCode,
+    /// The run, if it has finished.
+    pub finished: Option<String>,
+}
+
 /// How a run came to rest, or was left.
 pub enum Rest {
     /// All steps are done.
@@ -112,7 +120,7 @@ impl Session {
     }
 
     /// Submits a run, and watches it unless it is to be left alone.
-    pub async fn launch(&mut self, submit: Submit, detach: bool) -> Result<ExitCode> {
+    pub async fn launch(&mut self, submit: Submit, detach: bool) -> Result<Launched> {
         self.out.say(submit.spec.describe());
         let submitted = self.submit(&submit).await?;
         if detach {
@@ -121,10 +129,15 @@ impl Session {
                 submitted: &submitted,
             })?;
             self.out.say(come_back(&submitted.run));
-            return Ok(ExitCode::SUCCESS);
+            return Ok(Launched {
+                code: ExitCode::SUCCESS,
+                finished: None,
+            });
         }
         let rest = self.watch(&submitted.run, submitted.after, 0).await?;
-        self.conclude(&submitted.run, &submit.spec, rest).await
+        let finished = matches!(rest, Rest::Finished(_)).then(|| submitted.run.clone());
+        let code = self.conclude(&submitted.run, &submit.spec, rest).await?;
+        Ok(Launched { code, finished })
     }
 
     /// Submits a run and says what became of it.

@@ -17,6 +17,7 @@ pub mod layout;
 pub mod ledger;
 pub mod net;
 pub mod order;
+pub mod report;
 pub mod rng;
 pub mod schedule;
 pub mod seal;

@@ -87,6 +87,10 @@ mod tests {
             seed: 1,
             eval_every: 0,
             eval_samples: 0,
+            data_share: None,
+            replay: None,
+            early_stopping_patience: None,
+            max_forgetting: None,
             max_length: None,
             min_workers: 1,
         }

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::events::MemberInfo;
-use crate::cluster::messages::{Commit, LaneSums};
+use crate::cluster::messages::{Commit, LaneSums, Scores};
 use crate::cluster::{EvalSplit, FromWorker, Holding, StateSource, ToWorker};
 use crate::home::RunName;
 use crate::ids::RunId;
@@ -296,14 +296,15 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
             step,
             split,
             unit,
-            sums,
+            scores,
         } => Kind::UnitDone(v1::UnitDone {
             run: name(run),
             step,
             split,
             unit,
-            loss: sums.loss,
-            weight: sums.weight,
+            loss: scores.sums.loss,
+            weight: scores.sums.weight,
+            confusion: scores.confusion,
         }),
         FromWorker::SnapshotLost { run, step } => Kind::SnapshotLost(v1::SnapshotLost {
             run: name(run),
@@ -367,7 +368,10 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
                 step: m.step,
                 split: m.split,
                 unit: m.unit,
-                sums: sums(m.loss, m.weight),
+                scores: Scores {
+                    sums: sums(m.loss, m.weight),
+                    confusion: m.confusion,
+                },
             },
             Kind::SnapshotLost(m) => FromWorker::SnapshotLost {
                 run: run_id(&m.run)?,

@@ -378,10 +378,10 @@ impl Driver {
                 run,
                 step,
                 split,
-                sums,
+                scores,
             } => {
                 let record = self.runs.get_mut(&run)?;
-                record.evaluated(&self.cluster, step, split, sums).await
+                record.evaluated(&self.cluster, step, split, scores).await
             }
             Action::Changed { run, change } => {
                 info!(%run, ?change, "run changed");

@@ -38,14 +38,17 @@ fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
         name: name.to_string(),
         status: row.status.to_string(),
         step: row.step,
-        spec: row.spec,
         parent: row.parent,
         error: row.error,
         created_ms: row.created_ms,
         finished_ms: row.finished_ms,
         queue_place: None,
         last_step,
-        evals: evals.into_iter().map(|e| eval_event(&name, e)).collect(),
+        evals: evals
+            .into_iter()
+            .map(|e| eval_event(&name, &row.spec.model.labels, e))
+            .collect(),
+        spec: row.spec,
         checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
         faults: faults.into_iter().map(fault_info).collect(),
     })

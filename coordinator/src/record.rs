@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use cohort_common::api::{CheckpointInfo, EvalEvent, FinishedEvent, RunEvent, StepEvent};
+use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, FinishedEvent, RunEvent, StepEvent};
 use cohort_common::checkpoint::{CheckpointMeta, RunState, remove_checkpoint};
+use cohort_common::cluster::Scores;
 use cohort_common::cluster::events::{Change, StepRecord};
-use cohort_common::cluster::messages::LaneSums;
 use cohort_common::cluster::{Event, RunPlan};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
@@ -166,7 +166,7 @@ impl RunRecord {
         cluster: &Cluster,
         step: Step,
         split: u32,
-        sums: LaneSums,
+        Scores { sums, confusion }: Scores,
     ) -> Option<Event> {
         let label = self.plan.splits[split as usize].label.clone();
         if sums.weight <= 0.0 || !sums.loss.is_finite() {
@@ -187,6 +187,7 @@ impl RunRecord {
             loss,
             bits_per_byte,
             tokens: sums.weight as u64,
+            classes: Classes::of(&self.plan.spec.model.labels, &confusion),
         };
         let row = EvalRow {
             step,
@@ -195,6 +196,7 @@ impl RunRecord {
             bits_per_byte,
             weight: sums.weight,
             bytes: facts.bytes.unwrap_or(0),
+            confusion,
         };
         self.evals.insert(label, event.clone());
         let name = self.name.clone();

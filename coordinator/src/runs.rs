@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cohort_common::api::{CheckpointInfo, EvalEvent, StartFiles, Submit, Submitted};
+use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, StartFiles, Submit, Submitted};
 use cohort_common::checkpoint::{
     CHAT_TEMPLATE, CONFIG, Checkpoint, GENERATION, OPTIMIZER, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
     WEIGHTS_INDEX, hex, is_plain_name,
 };
-use cohort_common::cluster::{EvalSplit, RunPlan, StateSource};
-use cohort_common::corpus::{Corpus, CorpusError, Split, TokenizerConfig};
+use cohort_common::cluster::{BASE_SPLIT, EvalSplit, Losses, OWN_SPLIT, RunPlan, StateSource};
+use cohort_common::corpus::{Corpus, CorpusError, Split, TokenizerConfig, share_of};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
@@ -163,6 +163,9 @@ async fn check(cluster: &Cluster, spec: &RunSpec) -> Result<Corpus, Status> {
         if spec.kind != RunKind::Eval {
             index.samples(spec.sample_length()).map_err(invalid)?;
         }
+        if spec.train.replay.is_some() {
+            check_replay(&home, &spec, &corpus)?;
+        }
         let labels = index.supervised.as_ref().map_or(&[][..], |s| &s.labels);
         if labels != spec.model.labels {
             return Err(invalid(format!(
@@ -173,6 +176,34 @@ async fn check(cluster: &Cluster, spec: &RunSpec) -> Result<Corpus, Status> {
         Ok(corpus)
     })
     .await
+}
+
+/// Checks that the base's corpus can be mixed into the run's.
+fn check_replay(home: &Home, spec: &RunSpec, corpus: &Corpus) -> Result<(), Status> {
+    let base = spec
+        .start
+        .as_ref()
+        .and_then(|start| start.base_corpus.as_deref());
+    let Some(base) = base else {
+        return Err(invalid(
+            "`train.replay` needs the corpus that the checkpoint was trained on, and it is not here",
+        ));
+    };
+    if spec.model.classifies() {
+        return Err(invalid(
+            "`train.replay` mixes text in, and a classifier has no head for text",
+        ));
+    }
+    let base = open_corpus(home, base)?;
+    if base.index().tokenizer.fingerprint != corpus.index().tokenizer.fingerprint {
+        return Err(invalid(
+            "`train.replay` needs a corpus of the same tokenizer, and that of the checkpoint's corpus is another",
+        ));
+    }
+    base.index()
+        .samples(spec.sample_length())
+        .map_err(invalid)?;
+    Ok(())
 }
 
 /// The unfinished run that this submission means, if any.
@@ -437,10 +468,13 @@ async fn enqueue(
         let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
         let epoch_samples = match spec.kind {
             RunKind::Eval => 1,
-            _ => corpus
-                .index()
-                .samples(spec.sample_length())
-                .map_err(invalid)?,
+            _ => {
+                let all = corpus
+                    .index()
+                    .samples(spec.sample_length())
+                    .map_err(invalid)?;
+                share_of(all, spec.train.data_share)
+            }
         };
         Ok(RunRecord {
             plan: RunPlan {
@@ -452,6 +486,7 @@ async fn enqueue(
                 recent: history.recent,
                 expected,
                 retain,
+                losses: history.losses,
             },
             name,
             splits: facts,
@@ -488,7 +523,7 @@ fn eval_splits(
     corpus: &Corpus,
     base: Option<&Corpus>,
 ) -> Result<(Vec<EvalSplit>, Vec<SplitFacts>), CorpusError> {
-    let mut parts = vec![(corpus, Split::Validation, "validation", false)];
+    let mut parts = vec![(corpus, Split::Validation, OWN_SPLIT, false)];
     if spec.kind == RunKind::Eval {
         parts.insert(0, (corpus, Split::Train, "train", false));
     }
@@ -499,7 +534,7 @@ fn eval_splits(
         windows.is_ok() && !spec.model.classifies()
     };
     if let Some(base) = base.filter(comparable) {
-        parts.push((base, Split::Validation, "base_validation", true));
+        parts.push((base, Split::Validation, BASE_SPLIT, false));
     }
     parts
         .into_iter()
@@ -535,6 +570,7 @@ struct History {
     recent: Vec<Arc<Entry>>,
     checkpoints: Vec<CheckpointInfo>,
     evals: BTreeMap<String, EvalEvent>,
+    losses: Losses,
 }
 
 /// A run's ledger before its first entry. It begins with the run's identity, but for the horizon, which a resumed run
@@ -573,21 +609,28 @@ async fn history(
             )));
         }
     };
-    let recorded = |row: EvalRow| (row.split.clone(), eval_event(&name, row));
+    let labels = &spec.model.labels;
+    let evals: Vec<EvalRow> = evals.into_iter().filter(|e| e.step <= step).collect();
+    let of = |split: &str| {
+        let own = evals.iter().filter(|e| e.split == split);
+        own.map(|e| (e.step, e.loss)).collect()
+    };
+    let losses = Losses {
+        own: of(OWN_SPLIT),
+        base: of(BASE_SPLIT),
+    };
+    let recorded = |row: EvalRow| (row.split.clone(), eval_event(&name, labels, row));
     Ok(History {
         chain,
         recent: recent.into_iter().map(Arc::new).collect(),
         checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
-        evals: evals
-            .into_iter()
-            .filter(|e| e.step <= step)
-            .map(recorded)
-            .collect(),
+        evals: evals.into_iter().map(recorded).collect(),
+        losses,
     })
 }
 
 /// A validation, as clients see it.
-pub fn eval_event(run: &RunName, row: EvalRow) -> EvalEvent {
+pub fn eval_event(run: &RunName, labels: &[String], row: EvalRow) -> EvalEvent {
     EvalEvent {
         run: run.to_string(),
         step: row.step,
@@ -595,6 +638,7 @@ pub fn eval_event(run: &RunName, row: EvalRow) -> EvalEvent {
         loss: row.loss,
         bits_per_byte: row.bits_per_byte,
         tokens: row.weight as u64,
+        classes: Classes::of(labels, &row.confusion),
     }
 }
 

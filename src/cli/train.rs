@@ -100,8 +100,27 @@ pub struct FinetuneArgs {
     /// Train adapters of this rank in place of the weights; `--set lora.alpha=…` and the like say more
     #[arg(long, value_name = "RANK")]
     pub lora: Option<u64>,
+    /// Take this share of the samples from the text that the checkpoint was trained on, against forgetting it
+    #[arg(long, value_name = "SHARE")]
+    pub replay: Option<f64>,
+    /// End the run where the loss on the checkpoint's own validation text has risen by more than this
+    #[arg(long, value_name = "NATS")]
+    pub max_forgetting: Option<f64>,
+    /// Train the same model on the same data from random weights as well, and report what the checkpoint was worth
+    #[arg(long, conflicts_with = "detach")]
+    pub against_scratch: bool,
+    /// Compare with the same from scratch on these shares of the training data, such as `1,0.3,0.1`
+    #[arg(long, value_name = "SHARE", value_delimiter = ',', conflicts_with = "detach", value_parser = share)]
+    pub shares: Vec<f64>,
+    /// What the checkpoint and the result write a little after, for the report; may be repeated [default: the first words
+    /// of the text]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// Where the report goes [default: `reports/RUN` in the home directory]
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
     /// Go on with this run; `--set train.steps=N` may give it more steps
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "sft", "classify", "lora", "new", "name", "skip_bad"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "sft", "classify", "lora", "replay", "max_forgetting", "new", "name", "skip_bad"])]
     pub resume: Option<String>,
     /// The spec.
     #[command(flatten)]
@@ -109,6 +128,14 @@ pub struct FinetuneArgs {
     /// The submission.
     #[command(flatten)]
     pub submit: SubmitArgs,
+}
+
+/// A share of the training data.
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("a share is above 0, and at most 1".into()),
+    }
 }
 
 /// Arguments of `quickstart`.

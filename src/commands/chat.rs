@@ -154,9 +154,12 @@ impl Chat {
 
     fn tokens(&self) -> Result<Vec<u32>> {
         let messages = [self.system.as_slice(), &self.turns].concat();
-        let text = self.template.render(&messages, true)?;
-        let tokens = self.writer.tokenizer().encode_with_special(&text);
-        tokens.context("the conversation cannot be tokenized")
+        let mut tokens = Vec::new();
+        for span in self.template.prompt(&messages)? {
+            let encoded = self.writer.tokenizer().encode_with_special(&span.text);
+            tokens.extend(encoded.context("the conversation cannot be tokenized")?);
+        }
+        Ok(tokens)
     }
 
     fn write(&mut self, prompt: &[u32]) -> Result<bool> {

@@ -246,9 +246,9 @@ impl Scorer {
         if self.batch.samples > 0 {
             let length = self.batch.length;
             let batch = std::mem::replace(&mut self.batch, empty(length));
-            let sums = self.engine.score(&batch)?;
-            self.sums.loss += sums.loss;
-            self.sums.weight += sums.weight;
+            let scores = self.engine.score(&batch)?;
+            self.sums.loss += scores.sums.loss;
+            self.sums.weight += scores.sums.weight;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use cohort_common::supervised::chat_template_of;
 
 use crate::cli::FinetuneArgs;
 use crate::commands::pretrain::{read_spec, spec_file};
-use crate::commands::resume;
+use crate::commands::{resume, transfer};
 use crate::prepare::{self, Material};
 use crate::references::{self, name_of};
 use crate::submit::{Session, submission};
@@ -36,6 +36,23 @@ pub struct Base {
     files: StartFiles,
 }
 
+impl Base {
+    /// How it was trained; absent for a foreign checkpoint.
+    pub fn train(&self) -> Option<&TrainConfig> {
+        self.train.as_ref()
+    }
+
+    /// What a run starts from.
+    pub fn files(&self) -> &StartFiles {
+        &self.files
+    }
+
+    /// What finds it again.
+    pub fn reference(&self) -> String {
+        self.name.clone()
+    }
+}
+
 /// Runs the verb.
 pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
     if let Some(run) = &args.resume {
@@ -51,6 +68,8 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
     if args.lora.is_some() {
         file.lora.rank = args.lora;
     }
+    file.train.replay = args.replay.or(file.train.replay);
+    file.train.max_forgetting = args.max_forgetting.or(file.train.max_forgetting);
     // The text and what no coordinator keeps are checked before anything is started.
     let options = SpecFile {
         corpus: file.corpus.clone(),
@@ -84,10 +103,17 @@ async fn train(
         Some(path) => prepare::name_of(&[path.display().to_string()]),
         None => "finetune".into(),
     };
-    let mut submit = submission(spec, &args.submit, stem);
-    submit.parent = Some(base.name);
+    let mut submit = submission(spec.clone(), &args.submit, stem);
+    submit.parent = Some(base.name.clone());
     submit.start = Some(files);
-    session.launch(submit, args.submit.detach).await
+    let launched = session.launch(submit, args.submit.detach).await?;
+    let Some(run) = launched.finished else {
+        return Ok(launched.code);
+    };
+    match transfer::conclude(session, args, &base, &run, &spec).await? {
+        Ok(()) => Ok(launched.code),
+        Err(code) => Ok(code),
+    }
 }
 
 /// Prepares the corpus with the checkpoint's tokenizer and completes the spec.

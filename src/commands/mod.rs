@@ -21,6 +21,7 @@ mod resume;
 mod rm;
 mod runs;
 mod status;
+mod transfer;
 mod verify;
 mod worker;
 

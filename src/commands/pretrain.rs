@@ -60,6 +60,7 @@ async fn train(
     session
         .launch(submission(spec, &args.submit, stem), args.submit.detach)
         .await
+        .map(|launched| launched.code)
 }
 
 /// Reads a spec file.

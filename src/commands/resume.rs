@@ -102,7 +102,7 @@ async fn go_on(
         parent: info.parent,
         start: None,
     };
-    session.launch(submit, args.detach).await
+    Ok(session.launch(submit, args.detach).await?.code)
 }
 
 fn refuse_others(changes: &SpecFile) -> Result<()> {

@@ -97,6 +97,10 @@ fn train(precision: Precision) -> TrainConfig {
         seed: 1,
         eval_every: 0,
         eval_samples: 0,
+        data_share: None,
+        replay: None,
+        early_stopping_patience: None,
+        max_forgetting: None,
         max_length: None,
         min_workers: 1,
     }

@@ -14,7 +14,7 @@ use cohort_common::corpus::{
 };
 use cohort_common::ids::{Lane, Step};
 use cohort_common::net::Credentials;
-use cohort_common::order::Order;
+use cohort_common::order::{Mixture, Origin};
 use cohort_common::spec::{RunKind, RunSpec, TrainConfig};
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1;
@@ -199,9 +199,26 @@ pub struct RunData {
 }
 
 struct Train {
+    mixture: Mixture,
+    own: Text,
+    /// What is replayed.
+    old: Option<Text>,
+}
+
+/// One side of a corpus.
+struct Text {
     reader: SampleReader,
     shards: Arc<CachedShards>,
-    order: Order,
+}
+
+impl Train {
+    /// Where the samples of an origin lie.
+    fn text(&self, origin: Origin) -> &Text {
+        match (origin, &self.old) {
+            (Origin::Replayed, Some(old)) => old,
+            _ => &self.own,
+        }
+    }
 }
 
 struct EvalReader {
@@ -221,7 +238,13 @@ impl RunData {
         let cache = cache.join("shards");
         std::fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
         let mut indices = HashMap::new();
+        let base = spec
+            .start
+            .as_ref()
+            .and_then(|start| start.base_corpus.as_ref());
+        let replayed = spec.train.replay.zip(base);
         let fingerprints = splits.iter().map(|s| &s.corpus).chain([&spec.corpus]);
+        let fingerprints = fingerprints.chain(replayed.map(|(_, base)| base));
         for fingerprint in fingerprints {
             if !indices.contains_key(fingerprint) {
                 indices.insert(fingerprint.clone(), client.corpus(fingerprint).await?);
@@ -244,13 +267,24 @@ impl RunData {
         let train = match spec.kind {
             RunKind::Eval => None,
             _ => {
-                let order = order_of(&indices[&spec.corpus], spec.train.seed, context);
-                let order = order.map_err(|error| error.to_string())?;
-                let (reader, shards) = open(&spec.corpus, Split::Train);
+                let order = |fingerprint: &String, share: Option<f64>| {
+                    let index = &indices[fingerprint];
+                    let order = order_of(index, spec.train.seed, context, share);
+                    order.map_err(|error| error.to_string())
+                };
+                let text = |fingerprint: &String| {
+                    let (reader, shards) = open(fingerprint, Split::Train);
+                    Text { reader, shards }
+                };
+                let old =
+                    replayed.map(|(share, base)| Ok::<_, String>((order(base, None)?, share)));
                 Some(Train {
-                    reader,
-                    shards,
-                    order,
+                    mixture: Mixture::new(
+                        order(&spec.corpus, spec.train.data_share)?,
+                        old.transpose()?,
+                    ),
+                    own: text(&spec.corpus),
+                    old: replayed.map(|(_, base)| text(base)),
                 })
             }
         };
@@ -283,43 +317,40 @@ impl RunData {
         lane: Lane,
     ) -> Result<Vec<(Batch, Vec<u64>)>, String> {
         let data = self.train.as_ref().ok_or("this run does not train")?;
-        let positions: Vec<u64> = data.order.positions(step - 1, lane, train).collect();
+        let positions: Vec<u64> = data.mixture.positions(step - 1, lane, train).collect();
         positions
             .chunks(train.micro_batch as usize)
             .map(|positions| {
-                let samples = positions.iter().map(|&p| data.order.sample(p).index);
-                let samples: Vec<u64> = samples.collect();
-                Ok((self.batch(&data.reader, &samples)?, samples))
+                let mut batch = Batch {
+                    length: self.context,
+                    ..Batch::default()
+                };
+                let mut samples = Vec::with_capacity(positions.len());
+                for &position in positions {
+                    let (origin, at) = data.mixture.sample(position);
+                    let window = data.text(origin).reader.sample(at.index, self.context);
+                    append(&mut batch, window.map_err(|error| error.to_string())?);
+                    samples.push(at.index);
+                }
+                Ok((batch, samples))
             })
             .collect()
-    }
-
-    fn batch(&self, reader: &SampleReader, samples: &[u64]) -> Result<Batch, String> {
-        let mut batch = Batch {
-            length: self.context,
-            ..Batch::default()
-        };
-        for &sample in samples {
-            let window = reader.sample(sample, self.context);
-            append(&mut batch, window.map_err(|error| error.to_string())?);
-        }
-        Ok(batch)
     }
 
     /// Fetches the shards that a lane needs some steps later, in the background.
     pub fn prefetch(&self, train: &TrainConfig, step: Step, lane: Lane) {
         let Some(data) = &self.train else { return };
-        let later = data.order.positions(step - 1 + AHEAD, lane, train).start;
-        let sample = data.order.sample(later).index;
-        let tokens = data.reader.range(sample, self.context);
-        for index in data.reader.shards_for(tokens) {
-            let entry = &data.shards.entries[index];
-            let here = data.shards.cache.join(format!("{}.shard", entry.hash));
+        let later = data.mixture.positions(step - 1 + AHEAD, lane, train).start;
+        let (origin, at) = data.mixture.sample(later);
+        let Text { reader, shards } = data.text(origin);
+        for index in reader.shards_for(reader.range(at.index, self.context)) {
+            let entry = &shards.entries[index];
+            let here = shards.cache.join(format!("{}.shard", entry.hash));
             if !here.exists() {
-                let shards = data.shards.clone();
+                let source = shards.clone();
                 // An error shows up again when the shard is needed.
-                let fetch = move || drop(shards.shard(index));
-                data.shards.client.runtime.spawn_blocking(fetch);
+                let fetch = move || drop(source.shard(index));
+                shards.client.runtime.spawn_blocking(fetch);
             }
         }
     }
@@ -351,11 +382,18 @@ impl RunData {
     }
 }
 
-/// One more sample. Those of a corpus are either all cut into segments, or none is.
+/// One more sample. Where one is cut into segments, those that are not are one segment each.
 fn append(batch: &mut Batch, window: Window) {
+    if !window.starts.is_empty() || !batch.starts.is_empty() {
+        batch.starts.resize(batch.inputs.len(), 0);
+        let whole = vec![0; window.inputs.len()];
+        let cut = !window.starts.is_empty();
+        batch
+            .starts
+            .extend(if cut { &window.starts } else { &whole });
+    }
     batch.inputs.extend(window.inputs);
     batch.targets.extend(window.targets);
     batch.weights.extend(window.weights);
-    batch.starts.extend(window.starts);
     batch.samples += 1;
 }

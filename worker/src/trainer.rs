@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cohort_common::aggregate::totals_of;
 use cohort_common::checkpoint::bytes_of;
-use cohort_common::cluster::messages::{Commit, LaneSums};
+use cohort_common::cluster::messages::{Commit, LaneSums, Scores};
 use cohort_common::cluster::worker::Report;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::lanes;
@@ -470,17 +470,20 @@ impl Loaded {
             if !wanted || step != self.step {
                 return Err(Stop::Obsolete);
             }
-            let mut sums = LaneSums::default();
+            let mut scores = Scores::default();
             for batch in self.data.unit(split, unit)? {
                 let found = self.engine.score(&batch)?;
-                sums.loss += found.loss;
-                sums.weight += found.weight;
+                let (loss, weight) = (found.sums.loss, found.sums.weight);
+                scores.add(&Scores {
+                    sums: LaneSums { loss, weight },
+                    confusion: found.confusion,
+                });
             }
             self.say(Report::UnitDone {
                 step,
                 split,
                 unit,
-                sums,
+                scores,
             });
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, Change, LeftReason};
-use crate::cluster::messages::{LaneSums, StateSource, ToWorker};
+use crate::cluster::messages::{Scores, StateSource, ToWorker};
 use crate::cluster::run::{Active, EvalInFlight, Phase, SnapshotReason, Writing};
 use crate::ids::{RunId, SessionId, Step};
 use crate::lanes;
@@ -277,7 +277,7 @@ impl Machine {
         active.phase = Phase::Evaluating(EvalInFlight {
             split,
             assigned,
-            sums: vec![None; units as usize],
+            scores: vec![None; units as usize],
         });
     }
 
@@ -289,7 +289,7 @@ impl Machine {
         step: Step,
         split: u32,
         unit: u32,
-        sums: LaneSums,
+        scores: Scores,
         out: &mut Vec<Action>,
     ) {
         let Some(active) = self.active_as(run) else {
@@ -302,28 +302,42 @@ impl Machine {
         if step != at || eval.split != split {
             return;
         }
-        let Some(slot) = eval.sums.get_mut(unit as usize) else {
+        let Some(slot) = eval.scores.get_mut(unit as usize) else {
             return;
         };
-        *slot = Some(sums);
+        *slot = Some(scores);
         for units in eval.assigned.values_mut() {
             units.remove(&unit);
         }
-        let Some(done) = eval.sums.iter().copied().collect::<Option<Vec<_>>>() else {
+        let Some(done) = eval
+            .scores
+            .iter()
+            .map(Option::as_ref)
+            .collect::<Option<Vec<_>>>()
+        else {
             return;
         };
         // In unit order, in f64: the same bits whoever scored which unit.
-        let sums = done.iter().fold(LaneSums::default(), |a, b| LaneSums {
-            loss: a.loss + b.loss,
-            weight: a.weight + b.weight,
-        });
+        let mut scores = Scores::default();
+        done.iter().for_each(|unit| scores.add(unit));
         let run = run.clone();
+        let loss = scores.sums.loss / scores.sums.weight;
         out.push(Action::Evaluated {
-            run,
+            run: run.clone(),
             step,
             split,
-            sums,
+            scores,
         });
+        active.learn(split, loss);
+        if active.boundary.evals.is_empty()
+            && let Some(verdict) = active.verdict()
+        {
+            let text = verdict.to_string();
+            out.push(Action::Note {
+                run: Some(run),
+                text,
+            });
+        }
         self.at_boundary(now, out);
     }
 

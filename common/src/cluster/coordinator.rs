@@ -202,8 +202,8 @@ impl Machine {
                 step,
                 split,
                 unit,
-                sums,
-            } => self.unit_done(now, &run, step, split, unit, sums, out),
+                scores,
+            } => self.unit_done(now, &run, step, split, unit, scores, out),
             FromWorker::SnapshotLost { run, step } => {
                 self.snapshot_lost(now, session, &run, step, out);
             }

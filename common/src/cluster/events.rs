@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
-use crate::cluster::messages::{FromWorker, Holding, LaneSums, ToWorker};
+use crate::cluster::messages::{FromWorker, Holding, Scores, ToWorker};
 use crate::cluster::run::RunPlan;
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
@@ -234,7 +234,7 @@ pub enum Action {
         /// Index of the split.
         split: u32,
         /// What it found.
-        sums: LaneSums,
+        scores: Scores,
     },
     /// Tell people and the store what became of a run.
     Changed {

@@ -189,7 +189,7 @@ pub enum FromWorker {
         /// The unit.
         unit: u32,
         /// What it found.
-        sums: LaneSums,
+        scores: Scores,
     },
     /// The state of this step could not be uploaded.
     SnapshotLost {
@@ -218,4 +218,26 @@ pub struct LaneSums {
     pub loss: f64,
     /// Σ weight.
     pub weight: f64,
+}
+
+/// What scoring a unit, or a whole validation, found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores {
+    /// Loss and weight.
+    pub sums: LaneSums,
+    /// Of a classifier: samples by label (rows) and by the label they were given (columns), row by row; else empty.
+    pub confusion: Vec<u64>,
+}
+
+impl Scores {
+    /// Takes in those of the next unit, in unit order.
+    pub fn add(&mut self, other: &Self) {
+        self.sums.loss += other.sums.loss;
+        self.sums.weight += other.sums.weight;
+        let longer = self.confusion.len().max(other.confusion.len());
+        self.confusion.resize(longer, 0);
+        for (sum, count) in self.confusion.iter_mut().zip(&other.confusion) {
+            *sum = sum.saturating_add(*count);
+        }
+    }
 }

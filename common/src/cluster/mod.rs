@@ -15,9 +15,11 @@ pub mod silence;
 #[cfg(test)]
 mod simulation;
 mod stepping;
+mod verdict;
 pub mod worker;
 
 pub use coordinator::{Limits, Machine};
 pub use events::{Action, Event};
-pub use messages::{FromWorker, Holding, StateSource, ToWorker};
-pub use run::{EvalSplit, RunPlan};
+pub use messages::{FromWorker, Holding, Scores, StateSource, ToWorker};
+pub use run::{BASE_SPLIT, EvalSplit, OWN_SPLIT, RunPlan};
+pub use verdict::{Losses, Verdict};

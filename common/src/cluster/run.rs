@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::events::Redone;
-use crate::cluster::messages::{Commit, LaneSums, StateSource};
+use crate::cluster::messages::{Commit, LaneSums, Scores, StateSource};
+use crate::cluster::verdict::{Losses, Verdict, may_end_early};
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, state_hash_due};
 use crate::schedule::gradient_scale;
@@ -31,6 +32,11 @@ pub struct EvalSplit {
     pub ends_only: bool,
 }
 
+/// The label of a run's own validation.
+pub const OWN_SPLIT: &str = "validation";
+/// The label of the validation of the run that a run started from.
+pub const BASE_SPLIT: &str = "base_validation";
+
 /// What the machine must know to carry a run from where it stands to its end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunPlan {
@@ -50,6 +56,8 @@ pub struct RunPlan {
     pub expected: usize,
     /// Roots of committed steps that the owner may hold for workers that catch up, at least 2.
     pub retain: Step,
+    /// What its validations up to that state have found.
+    pub losses: Losses,
 }
 
 /// Where the active run is.
@@ -171,6 +179,8 @@ pub(super) struct Active {
     /// The step at which a state for joiners could not be written.
     pub snapshot_failed: Option<Step>,
     pub last_loss: f64,
+    /// What the validations so far have found.
+    pub losses: Losses,
 }
 
 /// What a boundary still owes.
@@ -240,7 +250,7 @@ impl StepInFlight {
 pub(super) struct EvalInFlight {
     pub split: u32,
     pub assigned: BTreeMap<SessionId, BTreeSet<u32>>,
-    pub sums: Vec<Option<LaneSums>>,
+    pub scores: Vec<Option<Scores>>,
 }
 
 impl Active {
@@ -282,6 +292,7 @@ impl Active {
             waiting_said: None,
             snapshot_failed: None,
             last_loss: f64::NAN,
+            losses: plan.losses.clone(),
             plan,
         };
         active.enter_boundary();
@@ -290,7 +301,30 @@ impl Active {
 
     /// Whether the state stands at the last step.
     pub fn at_end(&self) -> bool {
-        self.step >= self.plan.spec.train.steps
+        self.step >= self.plan.spec.train.steps || self.verdict().is_some()
+    }
+
+    /// Whether what validations have found ends the run here.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.losses.verdict(&self.plan.spec.train, self.step)
+    }
+
+    /// Remembers what a validation of this boundary has found.
+    pub fn learn(&mut self, split: u32, loss: f64) {
+        let losses = match self.plan.splits[split as usize].label.as_str() {
+            OWN_SPLIT => &mut self.losses.own,
+            BASE_SPLIT => &mut self.losses.base,
+            _ => return,
+        };
+        losses.insert(self.step, loss);
+        // Steps that were withdrawn count no more.
+        losses.retain(|step, _| *step <= self.step);
+    }
+
+    /// Whether a validation is due between the first and the last step.
+    fn eval_due(&self, step: Step) -> bool {
+        let every = self.plan.spec.train.eval_every;
+        every > 0 && step.is_multiple_of(every)
     }
 
     /// Whether the state of this boundary is on disk.
@@ -309,6 +343,7 @@ impl Active {
     pub fn hash_wanted(&self, step: Step) -> bool {
         state_hash_due(step + 1)
             || self.checkpoint_due(step)
+            || (may_end_early(&self.plan.spec.train) && self.eval_due(step))
             || self.boundary.checkpoint
             || self.stop_requested
             || self.leaving
@@ -319,10 +354,9 @@ impl Active {
     /// checkpoint of their boundary, so its figures are recorded.
     pub fn enter_boundary(&mut self) {
         let have = self.step > 0 && self.saved();
-        let train = &self.plan.spec.train;
         let at_start = self.step == 0;
         let end = self.at_end();
-        let due = train.eval_every > 0 && self.step.is_multiple_of(train.eval_every);
+        let due = self.eval_due(self.step);
         self.boundary.evals = self
             .plan
             .splits

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::EvalSplit;
-use crate::cluster::messages::{Commit, FromWorker, Holding, LaneSums, StateSource, ToWorker};
+use crate::cluster::messages::{
+    Commit, FromWorker, Holding, LaneSums, Scores, StateSource, ToWorker,
+};
 use crate::ids::{Lane, RunId, Step};
 use crate::ledger::Entry;
 use crate::spec::RunSpec;
@@ -83,7 +85,7 @@ pub enum Report {
         /// The unit.
         unit: u32,
         /// What it found.
-        sums: LaneSums,
+        scores: Scores,
     },
     /// A snapshot could not be uploaded.
     SnapshotLost {
@@ -397,13 +399,13 @@ impl WorkerMachine {
                 step,
                 split,
                 unit,
-                sums,
+                scores,
             } => FromWorker::UnitDone {
                 run,
                 step,
                 split,
                 unit,
-                sums,
+                scores,
             },
             Report::SnapshotLost { step } => FromWorker::SnapshotLost { run, step },
             Report::Failed {

@@ -34,7 +34,9 @@ pub use index::{
 pub use objective::{Objective, SupervisedConfig, TooLong};
 pub use pieces::Cut;
 pub use prepare::{DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stage, prepare};
-pub use reader::{LocalShards, SampleReader, ShardSource, Window, order_of, samples, windows};
+pub use reader::{
+    LocalShards, SampleReader, ShardSource, Window, order_of, samples, share_of, windows,
+};
 pub use rows::{Row, Sample};
 pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
 pub use source::{Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand};

@@ -88,15 +88,26 @@ pub fn samples(split: Split, tokens: u64, context: usize) -> Result<u64, CorpusE
     Ok((tokens - 1) / context as u64)
 }
 
-/// The order in which a run walks the training samples of a corpus. A block of it is about one shard, so that lanes
+/// The order in which a run walks the training samples of a corpus, or the first `share` of them. A block of it is about one shard, so that lanes
 /// walk few shards at a time.
 ///
 /// # Errors
 /// As [`CorpusIndex::samples`].
-pub fn order_of(index: &CorpusIndex, seed: u64, context: usize) -> Result<Order, CorpusError> {
-    let count = index.samples(context)?;
+pub fn order_of(
+    index: &CorpusIndex,
+    seed: u64,
+    context: usize,
+    share: Option<f64>,
+) -> Result<Order, CorpusError> {
+    let count = share_of(index.samples(context)?, share);
     let block = (index.options.shard_tokens / context as u64).max(1);
     Ok(Order::new(seed, count, block))
+}
+
+/// The first samples of a share, one at least; all without one.
+pub fn share_of(samples: u64, share: Option<f64>) -> u64 {
+    let some = share.map_or(samples, |share| (samples as f64 * share).round() as u64);
+    some.clamp(1, samples)
 }
 
 /// Windows of a split with `tokens` tokens: as many as samples, and a shorter one at the end where something is left.

@@ -199,6 +199,10 @@ pub struct TrainTable {
     pub seed: Option<u64>,
     pub eval_every: Option<u64>,
     pub eval_samples: Option<u64>,
+    pub data_share: Option<f64>,
+    pub replay: Option<f64>,
+    pub early_stopping_patience: Option<u64>,
+    pub max_forgetting: Option<f64>,
     pub max_length: Option<u64>,
     pub min_workers: Option<u64>,
 }

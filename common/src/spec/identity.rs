@@ -37,6 +37,11 @@ struct Identity<'a> {
     payload: Payload,
     seed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    data_share: Option<f64>,
+    // The share, and of which corpus.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay: Option<(f64, Option<&'a str>)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_length: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lora: Option<&'a LoraConfig>,
@@ -92,6 +97,11 @@ impl RunSpec {
             seed,
             eval_every: _,
             eval_samples: _,
+            data_share,
+            replay,
+            // They end a run early, but change no weight before.
+            early_stopping_patience: _,
+            max_forgetting: _,
             max_length,
             min_workers: _,
         } = *train;
@@ -115,6 +125,9 @@ impl RunSpec {
             precision,
             payload,
             seed,
+            data_share,
+            replay: replay
+                .map(|share| (share, start.as_ref().and_then(|s| s.base_corpus.as_deref()))),
             max_length,
             lora: lora.as_ref(),
             corpus,
@@ -196,6 +209,33 @@ impl RunSpec {
             writeln!(
                 out,
                 "  lora        {lora}: {trained} parameters are trained"
+            )?;
+        }
+        if let Some(share) = t.data_share {
+            writeln!(
+                out,
+                "  data        the first {} of the training samples",
+                number(share)
+            )?;
+        }
+        if let Some(share) = t.replay {
+            writeln!(
+                out,
+                "  replay      {} of the samples are the base's",
+                number(share)
+            )?;
+        }
+        if let Some(most) = t.max_forgetting {
+            writeln!(
+                out,
+                "  forgetting  ends the run where the base's loss has risen by {}",
+                number(most)
+            )?;
+        }
+        if let Some(patience) = t.early_stopping_patience {
+            writeln!(
+                out,
+                "  patience    ends after {patience} validations without a new best"
             )?;
         }
         if let Some(length) = t.max_length {

@@ -119,6 +119,18 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Bound on the samples of one validation; 0 scores the whole split.
     pub eval_samples: u64,
+    /// Share of the training samples that are used, the first of the corpus; absent is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_share: Option<f64>,
+    /// Share of the samples that are taken from the corpus of the run that this one starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<f64>,
+    /// Validations without a new best loss after which the run ends; absent is never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping_patience: Option<u32>,
+    /// How much the loss on the base's validation text may rise, in nats, before the run ends; absent is at will.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_forgetting: Option<f64>,
     /// Tokens of one sample, at most the model's context; absent is the context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::bounds::{
-    MAX_LANES, MAX_STEPS, MAX_VOCAB, check_memory, check_numbers, check_steps, number, shown,
+    MAX_LANES, MAX_STEPS, MAX_VOCAB, check_memory, check_numbers, check_steps, number, real, shown,
     small, within,
 };
 use super::depth;
@@ -395,6 +395,54 @@ fn checkpoint_of(
     })
 }
 
+fn data_share(given: Option<f64>) -> Result<Option<f64>, SpecError> {
+    let share = given.unwrap_or(1.0);
+    let holds = share > 0.0 && share <= 1.0;
+    let next = "leave it out to use all";
+    real(
+        "train.data_share",
+        share,
+        holds,
+        "it must be above 0, and at most 1",
+        next,
+    )?;
+    Ok(given.filter(|share| *share < 1.0))
+}
+
+fn replay(given: Option<f64>) -> Result<Option<f64>, SpecError> {
+    let share = given.unwrap_or(0.5);
+    let holds = share > 0.0 && share <= 0.95;
+    let next = "0.05 keeps most of what was learned";
+    real(
+        "train.replay",
+        share,
+        holds,
+        "it must be above 0, and at most 0.95",
+        next,
+    )?;
+    Ok(given)
+}
+
+fn patience(given: Option<u64>) -> Result<Option<u32>, SpecError> {
+    let Some(patience) = given else {
+        return Ok(None);
+    };
+    small("train.early_stopping_patience", Some(patience), 3).map(Some)
+}
+
+fn forgetting(given: Option<f64>) -> Result<Option<f64>, SpecError> {
+    let most = given.unwrap_or(0.0);
+    let holds = (0.0..=100.0).contains(&most);
+    real(
+        "train.max_forgetting",
+        most,
+        holds,
+        "it must be from 0 to 100 nats",
+        "0.1 is little",
+    )?;
+    Ok(given)
+}
+
 fn max_length(given: Option<u64>) -> Result<Option<usize>, SpecError> {
     let Some(length) = given else {
         return Ok(None);
@@ -451,6 +499,10 @@ fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, 
         seed: table.seed.unwrap_or(1337),
         eval_every: table.eval_every.unwrap_or((steps / 10).clamp(50, 1000)),
         eval_samples: table.eval_samples.unwrap_or(1024),
+        data_share: data_share(table.data_share)?,
+        replay: replay(table.replay)?,
+        early_stopping_patience: patience(table.early_stopping_patience)?,
+        max_forgetting: forgetting(table.max_forgetting)?,
         max_length: max_length(table.max_length)?,
         min_workers: small("train.min_workers", table.min_workers, 1)?,
     };

@@ -24,6 +24,25 @@ impl ChatTemplate {
     /// A template that changes earlier text as turns are added, or changes what the assistant says.
     pub fn spans(&self, messages: &[Message]) -> Result<Vec<Span>, TemplateError> {
         let whole = self.render(messages, false)?;
+        self.cut(messages, &whole)
+    }
+
+    /// What asks for the assistant's next turn, cut where training cuts it, so that earlier turns have the tokens that
+    /// they had there. A text that training would refuse is one span.
+    ///
+    /// # Errors
+    /// A template that does not take the conversation.
+    pub fn prompt(&self, messages: &[Message]) -> Result<Vec<Span>, TemplateError> {
+        let whole = self.render(messages, true)?;
+        Ok(self.cut(messages, &whole).unwrap_or_else(|_| {
+            let mut spans = Vec::new();
+            push(&mut spans, &whole, false);
+            spans
+        }))
+    }
+
+    /// Cuts what the template makes of a conversation.
+    fn cut(&self, messages: &[Message], whole: &str) -> Result<Vec<Span>, TemplateError> {
         let mut spans = Vec::new();
         let mut done = 0;
         for (index, message) in messages.iter().enumerate() {

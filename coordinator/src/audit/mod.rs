@@ -15,7 +15,7 @@ use cohort_common::cluster::messages::LaneSums;
 use cohort_common::corpus::order_of;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ledger::{Chain, Entry};
-use cohort_common::order::Order;
+use cohort_common::order::Mixture;
 use cohort_common::schedule::learning_rate;
 use cohort_common::spec::{RunKind, RunSpec};
 use cohort_common::tree::Tree;
@@ -61,25 +61,40 @@ pub fn audit(
     live: bool,
 ) -> Result<AuditReport, StoreError> {
     let spec = store.run(run)?.spec;
-    let order = match spec.kind {
+    let mixture = match spec.kind {
         RunKind::Eval => Err("the run does not train".to_owned()),
-        _ => open_corpus(home, &spec.corpus)
-            .map_err(|status| status.message().to_owned())
-            .and_then(|corpus| {
-                order_of(corpus.index(), spec.train.seed, spec.sample_length())
-                    .map_err(|error| error.to_string())
-            }),
+        _ => mixture_of(home, &spec),
     };
-    with_order(store, home, run, live, order)
+    with_samples(store, home, run, live, mixture)
 }
 
-/// [`audit`], with the order of the run's samples, or why there is none.
-fn with_order(
+/// Which samples the run walks, and in which order.
+fn mixture_of(home: &Home, spec: &RunSpec) -> Result<Mixture, String> {
+    let order = |fingerprint: &str, share: Option<f64>| {
+        let corpus = open_corpus(home, fingerprint);
+        let corpus = corpus.map_err(|status| status.message().to_owned())?;
+        let order = order_of(corpus.index(), spec.train.seed, spec.sample_length(), share);
+        order.map_err(|error| error.to_string())
+    };
+    let base = spec
+        .start
+        .as_ref()
+        .and_then(|start| start.base_corpus.as_deref());
+    let replayed = spec.train.replay.zip(base);
+    let replayed = replayed.map(|(share, base)| Ok::<_, String>((order(base, None)?, share)));
+    Ok(Mixture::new(
+        order(&spec.corpus, spec.train.data_share)?,
+        replayed.transpose()?,
+    ))
+}
+
+/// [`audit`], with the samples that the run walks, or why they are not known.
+fn with_samples(
     store: &Store,
     home: &Home,
     run: &RunName,
     live: bool,
-    order: Result<Order, String>,
+    mixture: Result<Mixture, String>,
 ) -> Result<AuditReport, StoreError> {
     // One moment of the database for all that is in it; files are looked at afterwards.
     store.hold()?;
@@ -100,8 +115,8 @@ fn with_order(
         known: BTreeMap::new(),
         horizons: None,
     };
-    let walk = match order {
-        Ok(order) => Some(Walk::new(order)),
+    let walk = match mixture {
+        Ok(mixture) => Some(Walk::new(mixture)),
         Err(_) if row.spec.kind == RunKind::Eval => None,
         Err(reason) => {
             let note = format!("the order of the samples was not checked: {reason}");

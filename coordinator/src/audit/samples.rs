@@ -2,13 +2,22 @@
 //! epoch, and each exactly once in an epoch that is complete.
 
 use cohort_common::api::AuditReport;
-use cohort_common::order::Order;
+use cohort_common::order::{Mixture, Origin, SampleAt};
 
 /// The walk along a run's line of positions.
 pub struct Walk {
-    order: Order,
+    mixture: Mixture,
     /// The position after the last one.
     next: u64,
+    own: Epochs,
+    replayed: Option<Epochs>,
+    broken: bool,
+}
+
+/// The walk along the samples of one corpus.
+struct Epochs {
+    /// Samples in one epoch.
+    all: u64,
     /// The epoch that is being walked, and which of its samples were met.
     epoch: u64,
     met: Vec<u64>,
@@ -16,21 +25,21 @@ pub struct Walk {
     /// Epochs of which every sample was met.
     complete: u64,
     samples: u64,
-    broken: bool,
 }
 
 impl Walk {
     /// A walk that begins with the first position.
-    pub fn new(order: Order) -> Self {
-        let words = order.samples().div_ceil(64) as usize;
+    pub fn new(mixture: Mixture) -> Self {
+        let epochs = |origin| {
+            mixture
+                .order(origin)
+                .map(|order| Epochs::of(order.samples()))
+        };
         Self {
-            order,
+            own: epochs(Origin::Own).expect("every run has samples of its own"),
+            replayed: epochs(Origin::Replayed),
+            mixture,
             next: 0,
-            epoch: 0,
-            met: vec![0; words],
-            count: 0,
-            complete: 0,
-            samples: 0,
             broken: false,
         }
     }
@@ -54,7 +63,42 @@ impl Walk {
     }
 
     fn at(&mut self, step: u64, position: u64) -> Result<(), String> {
-        let at = self.order.sample(position);
+        match (self.mixture.sample(position), &mut self.replayed) {
+            ((Origin::Replayed, at), Some(replayed)) => replayed.at(step, position, at),
+            ((_, at), _) => self.own.at(step, position, at),
+        }
+    }
+
+    /// Writes down what was walked.
+    pub fn report(self, report: &mut AuditReport) {
+        let own = self.own;
+        let whole = own.count == own.all;
+        report.samples = own.samples;
+        report.epoch_samples = own.all;
+        report.epochs = own.complete + u64::from(whole);
+        report.partial_samples = if whole { 0 } else { own.count };
+        if let Some(replayed) = self.replayed {
+            let (samples, all) = (replayed.samples, replayed.all);
+            report.notes.push(format!(
+                "{samples} samples besides were replayed from the base's corpus, each once in an epoch of its {all}"
+            ));
+        }
+    }
+}
+
+impl Epochs {
+    fn of(all: u64) -> Self {
+        Self {
+            all,
+            epoch: 0,
+            met: vec![0; all.div_ceil(64) as usize],
+            count: 0,
+            complete: 0,
+            samples: 0,
+        }
+    }
+
+    fn at(&mut self, step: u64, position: u64, at: SampleAt) -> Result<(), String> {
         self.samples += 1;
         let mut outcome = Ok(());
         if at.epoch != self.epoch {
@@ -79,7 +123,7 @@ impl Walk {
 
     /// Closes an epoch.
     fn turn(&mut self, step: u64) -> Result<(), String> {
-        let (epoch, count, all) = (self.epoch, self.count, self.order.samples());
+        let (epoch, count, all) = (self.epoch, self.count, self.all);
         self.met.fill(0);
         self.count = 0;
         if count == all {
@@ -89,14 +133,5 @@ impl Walk {
         Err(format!(
             "step {step} begins another epoch, but epoch {epoch} has consumed only {count} of {all} samples"
         ))
-    }
-
-    /// Writes down what was walked.
-    pub fn report(self, report: &mut AuditReport) {
-        let whole = self.count == self.order.samples();
-        report.samples = self.samples;
-        report.epoch_samples = self.order.samples();
-        report.epochs = self.complete + u64::from(whole);
-        report.partial_samples = if whole { 0 } else { self.count };
     }
 }

@@ -4,6 +4,7 @@ use cohort_common::api::StepEvent;
 use cohort_common::checkpoint::{CheckpointMeta, RunState, state_hash, write_checkpoint};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::layout::Layout;
+use cohort_common::order::Order;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
@@ -77,8 +78,8 @@ fn state() -> [u8; 32] {
 
 impl Scene {
     fn audit(&self) -> AuditReport {
-        let order = Order::new(spec().train.seed, SAMPLES, 8);
-        with_order(&self.store, &self.home, &name("tiny-1"), false, Ok(order)).unwrap()
+        let order = Mixture::new(Order::new(spec().train.seed, SAMPLES, 8), None);
+        with_samples(&self.store, &self.home, &name("tiny-1"), false, Ok(order)).unwrap()
     }
 
     /// The first contradiction must say all of these.
@@ -327,7 +328,7 @@ fn checkpoints_and_their_rows() {
 
 #[test]
 fn a_walk_ends_where_positions_do_not_follow() {
-    let mut walk = Walk::new(Order::new(1, SAMPLES, 8));
+    let mut walk = Walk::new(Mixture::new(Order::new(1, SAMPLES, 8), None));
     walk.consume(1, 0, 50).unwrap();
     walk.consume(2, 10, 20).unwrap();
     walk.consume(3, 50, 20).unwrap();

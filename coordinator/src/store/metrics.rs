@@ -52,9 +52,11 @@ impl Store {
 
     /// Records a validation.
     pub fn record_eval(&self, run: &RunName, row: &EvalRow) -> Result<(), StoreError> {
+        let confusion = serde_json::to_string(&row.confusion).expect("numbers serialise");
+        let confusion = (!row.confusion.is_empty()).then_some(confusion);
         self.execute(
-            "INSERT OR REPLACE INTO evals (run, step, split, loss, bits_per_byte, weight, bytes)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT OR REPLACE INTO evals (run, step, split, loss, bits_per_byte, weight, bytes, confusion)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 run.as_str(),
                 row.step as i64,
@@ -62,7 +64,8 @@ impl Store {
                 row.loss,
                 row.bits_per_byte,
                 row.weight,
-                row.bytes as i64
+                row.bytes as i64,
+                confusion
             ],
         )?;
         Ok(())
@@ -71,7 +74,7 @@ impl Store {
     /// All validations after step `after`, in order; `None` begins at the first.
     pub fn evals(&self, run: &RunName, after: Option<u64>) -> Result<Vec<EvalRow>, StoreError> {
         self.query(
-            "SELECT step, split, loss, bits_per_byte, weight, bytes FROM evals
+            "SELECT step, split, loss, bits_per_byte, weight, bytes, confusion FROM evals
              WHERE run = ?1 AND step > ?2 ORDER BY step, split",
             params![run.as_str(), after_step(after)],
             |row| {
@@ -82,6 +85,7 @@ impl Store {
                     bits_per_byte: row.get(3)?,
                     weight: float(row, 4)?,
                     bytes: unsigned(row, 5)?,
+                    confusion: counts(row.get::<_, Option<String>>(6)?)?,
                 })
             },
         )
@@ -167,6 +171,15 @@ fn float(row: &Row<'_>, column: usize) -> rusqlite::Result<f64> {
     Ok(row.get::<_, Option<f64>>(column)?.unwrap_or(f64::NAN))
 }
 
+/// The counts that [`Store::record_eval`] wrote.
+fn counts(json: Option<String>) -> rusqlite::Result<Vec<u64>> {
+    let parsed = serde_json::from_str(json.as_deref().unwrap_or("[]"));
+    parsed.map_err(|error| {
+        let kind = rusqlite::types::Type::Text;
+        rusqlite::Error::FromSqlConversionFailure(6, kind, Box::new(error))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{name, new_run, store_with_run};
@@ -221,6 +234,7 @@ mod tests {
             split: "validation".into(),
             loss: 2.0,
             bits_per_byte: Some(1.5),
+            confusion: vec![5, 1, 0, 7],
             weight: 4096.0,
             bytes: 9000,
         };

@@ -147,6 +147,8 @@ pub struct EvalRow {
     pub weight: f64,
     /// Bytes of text that were scored.
     pub bytes: u64,
+    /// Of a classifier: samples by label and by the label they were given, row by row; else empty.
+    pub confusion: Vec<u64>,
 }
 
 /// Something that happened.

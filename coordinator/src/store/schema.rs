@@ -12,7 +12,7 @@ const APPLICATION_ID: i64 = 0x4368_7274;
 
 /// One script per schema version: script `i` takes a database from version `i` to `i + 1`. Never edit one that was
 /// released; append another.
-const MIGRATIONS: [&str; 2] = [VERSION_1, VERSION_2];
+const MIGRATIONS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
 
 const VERSION_1: &str = "
     CREATE TABLE runs (
@@ -134,6 +134,11 @@ const VERSION_2: &str = "
         delay_ms INTEGER
     ) STRICT;
     CREATE INDEX faults_by_run ON faults (run, id);
+";
+
+const VERSION_3: &str = "
+    -- Of a classifier: samples by label and by the label they were given, row by row, as a list in JSON.
+    ALTER TABLE evals ADD COLUMN confusion TEXT;
 ";
 
 /// The schema version of this build.
@@ -337,7 +342,7 @@ mod tests {
         for opened in [Store::open(&path), Store::open_read_only(&path)] {
             let error = opened.err().unwrap().to_string();
             assert!(
-                error.contains("schema version 99, this build of cohort knows up to 2"),
+                error.contains("schema version 99, this build of cohort knows up to 3"),
                 "{error}"
             );
         }

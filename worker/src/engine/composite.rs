@@ -5,9 +5,10 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use cohort_common::layout::{Layout, TensorSpec};
 use cohort_common::spec::{Architecture, LoraConfig, ModelConfig};
 
+use super::fused::{count, empty_confusion};
 use super::ops::{dropout::Mask, position, rope};
 use super::parameters::ADAPTER_PLACES;
-use super::{Batch, Site, Sums};
+use super::{Batch, Scores, Site, Sums};
 
 type Result<T> = candle_core::Result<T>;
 
@@ -82,8 +83,14 @@ impl Composite {
     }
 
     /// The sums of a batch, without dropout.
-    pub fn score(&self, batch: &Batch) -> Result<Sums> {
-        sums(&self.losses(batch, None)?, batch)
+    pub fn score(&self, batch: &Batch) -> Result<Scores> {
+        let sums = sums(&self.losses(batch, None)?, batch)?;
+        let mut confusion = empty_confusion(&self.model);
+        if self.model.classifies() {
+            let logits = self.forward(batch, None)?.flatten_all()?.to_vec1()?;
+            count(&mut confusion, &logits, &batch.targets, &batch.weights);
+        }
+        Ok(Scores { sums, confusion })
     }
 
     /// Logits of one sequence, `[tokens, vocab]`.

@@ -74,6 +74,15 @@ pub struct Sums {
     pub weight: f64,
 }
 
+/// What scoring a batch gives, and what a classifier took its samples for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores {
+    /// The sums.
+    pub sums: Sums,
+    /// Of a classifier: samples by label (rows) and by the label they were given (columns), row by row; else empty.
+    pub confusion: Vec<u64>,
+}
+
 /// One optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
@@ -382,7 +391,7 @@ impl Engine {
     }
 
     /// Scores a batch: no dropout, no gradient.
-    pub fn score(&mut self, batch: &Batch) -> Result<Sums> {
+    pub fn score(&mut self, batch: &Batch) -> Result<Scores> {
         self.check_batch(batch)?;
         self.pool.install(|| match &self.composite {
             Some(composite) => Ok(composite.score(batch)?),

@@ -34,7 +34,7 @@ const SEEDS: u64 = 8_000;
 /// One in so many schedules has a large cluster.
 const LARGE_EVERY: u64 = 250;
 
-fn plan(lanes: u32, steps: Step) -> RunPlan {
+pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
     let train = TrainConfig {
         steps,
         lanes,
@@ -55,6 +55,11 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         seed: 0,
         eval_every: 7,
         eval_samples: 0,
+        data_share: None,
+        replay: None,
+        // Losses grow in this world, so that the third validation ends a run that has this.
+        early_stopping_patience: is_patient(steps).then_some(2),
+        max_forgetting: None,
         max_length: None,
         min_workers: 1,
     };
@@ -103,6 +108,20 @@ fn plan(lanes: u32, steps: Step) -> RunPlan {
         recent: Vec::new(),
         expected: 0,
         retain: 3 + (steps % 4),
+        losses: super::Losses::default(),
+    }
+}
+
+/// Whether a run ends where validations get no better.
+fn is_patient(steps: Step) -> bool {
+    steps % 5 == 3
+}
+
+/// The step at which a run ends.
+fn last(steps: Step) -> Step {
+    match is_patient(steps) {
+        true => steps.min(14),
+        false => steps,
     }
 }
 
@@ -141,6 +160,7 @@ fn expected(lanes: u32, steps: Step) -> (State, BTreeMap<Step, Entry>) {
 
 /// What the user must find when all is over, whatever happened.
 fn check(world: &World, lanes: u32, steps: Step) {
+    let steps = last(steps);
     let (state, ledger) = expected(lanes, steps);
     let finished = matches!(world.end, Some(Change::Finished { step, .. }) if step == steps);
     assert!(finished, "{:?} {}", world.end, world.describe());

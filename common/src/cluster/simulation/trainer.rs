@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::aggregate::totals_of;
-use crate::cluster::messages::{Commit, LaneSums};
+use crate::cluster::messages::{Commit, LaneSums, Scores};
 use crate::cluster::worker::{Order, Report};
 use crate::floats::add;
 use crate::ids::{Lane, Step};
@@ -174,12 +174,15 @@ impl Trainer {
             Job::Other(Order::Commit(commit)) => self.commit(&commit, &mut out),
             Job::Other(Order::Evaluate { step, split, units }) => {
                 for unit in units {
-                    let sums = sums_of(step, unit);
+                    let scores = Scores {
+                        sums: sums_of(step, unit),
+                        confusion: vec![1, u64::from(unit)],
+                    };
                     out.push(Effect::Report(Report::UnitDone {
                         step,
                         split,
                         unit,
-                        sums,
+                        scores,
                     }));
                 }
             }

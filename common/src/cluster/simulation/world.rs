@@ -8,8 +8,9 @@ use std::sync::Arc;
 use super::plan;
 use super::trainer::{State, Trainer};
 use crate::aggregate::{Aggregator, Data, encode};
+use crate::cluster::Losses;
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason};
-use crate::cluster::messages::{FromWorker, LaneSums, StateSource, ToWorker};
+use crate::cluster::messages::{FromWorker, Scores, StateSource, ToWorker};
 use crate::cluster::sequence::{Incoming, Outgoing};
 use crate::cluster::silence::Silence;
 use crate::cluster::worker::WorkerMachine;
@@ -127,7 +128,7 @@ pub struct World {
     pub workers: Vec<Worker>,
     pub disk: Disk,
     pub(super) unwritten: Vec<Arc<Entry>>,
-    pub evals: BTreeMap<Step, LaneSums>,
+    pub evals: BTreeMap<Step, Scores>,
     pub end: Option<Change>,
     pub harm: Harm,
     /// Whether uploads of states break off, or arrive changed, now and then.
@@ -271,7 +272,18 @@ impl World {
             chain,
             recent: recent.collect(),
             expected: self.disk.workers,
+            losses: self.losses(source.step()),
             ..plan(self.lanes, self.steps)
+        }
+    }
+
+    /// What the validations up to a state have found.
+    fn losses(&self, step: Step) -> Losses {
+        let so_far = self.evals.range(..=step);
+        let mean = |scores: &Scores| scores.sums.loss / scores.sums.weight;
+        Losses {
+            own: so_far.map(|(step, scores)| (*step, mean(scores))).collect(),
+            ..Losses::default()
         }
     }
 
@@ -385,9 +397,9 @@ impl World {
                     self.disk.checkpoints.insert(step, state);
                 }
             }
-            Action::Evaluated { step, sums, .. } => {
-                let known = self.evals.entry(step).or_insert(sums);
-                assert_eq!(*known, sums, "validation of step {step} differs");
+            Action::Evaluated { step, scores, .. } => {
+                let known = self.evals.entry(step).or_insert_with(|| scores.clone());
+                assert_eq!(*known, scores, "validation of step {step} differs");
             }
             Action::Changed { change, .. } => {
                 if matches!(change, Change::Finished { .. } | Change::Failed { .. }) {

@@ -41,11 +41,11 @@ fn unknown_keys_name_the_nearest_known_one() {
     unknown key `train.lr` in table [train] (spec.toml, line 2); did you mean `train.learning_rate`?
     unknown key `model.n_layer` in table [model] (spec.toml, line 2); did you mean `model.num_hidden_layers`?
     unknown key `model.learning_rate` in table [model] (spec.toml, line 2); did you mean `train.learning_rate`?
-    unknown key `train.frobnicate` in table [train] (spec.toml, line 2); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, seed, eval_every, eval_samples, min_workers
+    unknown key `train.frobnicate` in table [train] (spec.toml, line 2); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, seed, eval_every, eval_samples, data_share, replay, early_stopping_patience, max_forgetting, max_length, min_workers
     unknown table [modle] (spec.toml, line 1); did you mean [model]?
-    unknown table [quantisation] (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint
+    unknown table [quantisation] (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint, lora
     unknown key `steps` outside any table (spec.toml, line 1); did you mean `train.steps`?
-    unknown key `wibble` outside any table (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint
+    unknown key `wibble` outside any table (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint, lora
     "#);
 }
 
@@ -168,7 +168,7 @@ fn impossible_recipes_name_value_bound_and_next_step() {
     `train.weight_decay` is -0.1, but it must lie between 0 and 1; 0.1 is usual
     `train.min_workers` is 3, but there are only 2 lanes to share; raise `train.lanes`, or wait for fewer workers
     `train.accumulate` is 1000, but a step would take 4096000000 samples, and the most is 2147483648; lower `train.lanes`, `train.accumulate` or `train.micro_batch`
-    `train.micro_batch` is 65536, but with a context of 65536 that is 4294967296 tokens at once, and the most is 67108864; lower it and raise `train.accumulate`, which costs no memory
+    `train.micro_batch` is 65536, but with samples of 65536 that is 4294967296 tokens at once, and the most is 67108864; lower it and raise `train.accumulate`, which costs no memory
     `corpus.validation` is 1, but it must lie between 0 and 1, both excluded; 0.1 holds out a tenth
     `corpus.validation` is NaN, but it must lie between 0 and 1, both excluded; 0.1 holds out a tenth
     `tokenizer.vocab_size` is 10, but it must lie between 257 and 1048576; 256 of them are the bytes; 4096 suits a small model

@@ -125,6 +125,22 @@ fn templates_that_change_earlier_text_are_refused() {
 }
 
 #[test]
+fn a_prompt_is_cut_as_training_cuts_it() {
+    let template = template("chatml");
+    let spans = template.prompt(&two_answers()).expect("a prompt");
+    assert_eq!(Ok(joined(&spans)), template.render(&two_answers(), true));
+    assert_eq!(trained(&spans), ["4<|im_end|>", " 6\n<|im_end|>"]);
+
+    let counts = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let counts = ChatTemplate::parse(counts, &SpecialTexts::default()).expect("parses");
+    let spans = counts.prompt(&two_answers()[..3]).expect("a prompt");
+    assert_eq!(
+        (spans.len(), joined(&spans).as_str()),
+        (1, "3What is 2 + 2?4And 3 + 3?")
+    );
+}
+
+#[test]
 fn whitespace_that_ends_a_turn_is_trained_where_nothing_else_does() {
     let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}\
         {% if add_generation_prompt %}assistant: {% endif %}";

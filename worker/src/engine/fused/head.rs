@@ -8,11 +8,11 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
 use super::embed::TokenRows;
 use super::{Pass, elements};
-use crate::engine::Sums;
 use crate::engine::ops::cross_entropy;
 use crate::engine::ops::lanes::Lanes;
 use crate::engine::ops::linear::{self, WeightOrder};
-use cohort_common::spec::LOGITS_ALIVE;
+use crate::engine::{Scores, Sums};
+use cohort_common::spec::{LOGITS_ALIVE, ModelConfig};
 use cohort_common::tree::Node;
 
 /// What the rows are scored against.
@@ -58,7 +58,7 @@ impl CustomOp1 for Head {
         let mut stats = vec![[0.0; 2]; pass.rows()];
         pass.norm_forward(norm, &mut hidden, &mut stats, x);
         let mut dhidden = buffers.take(hidden.len());
-        let losses = project(pass, &hidden, &self.targets, Some(&mut dhidden));
+        let losses = project(pass, &hidden, &self.targets, Some(&mut dhidden), &mut []);
         let mut dx = buffers.take(x.len());
         dx.fill(0.0);
         let mut partials = buffers.take(pass.partials(norm, pass.samples));
@@ -100,12 +100,13 @@ fn shape(pass: &Pass) -> linear::Shape {
 }
 
 /// Projects normalised rows and scores them, as many at a time as may be alive; returns the loss of each. With
-/// `dhidden`, also fills it and begins the gradient of the head.
+/// `dhidden`, also fills it and begins the gradient of the head; without, counts what rows were taken for, see [`count`].
 fn project(
     pass: &Pass,
     hidden: &[f32],
     targets: &Targets,
     mut dhidden: Option<&mut [f32]>,
+    confusion: &mut [u64],
 ) -> Vec<f64> {
     let (shape, width) = (shape(pass), pass.width());
     let range = pass.fused.parameters.head.clone();
@@ -129,6 +130,12 @@ fn project(
             dhidden.is_some(),
         );
         let Some(dhidden) = dhidden.as_deref_mut() else {
+            count(
+                confusion,
+                logits,
+                &targets.tokens[rows.clone()],
+                &targets.weights[rows],
+            );
             continue;
         };
         linear::backward_input(shape, &mut dhidden[columns], logits, head);
@@ -151,13 +158,35 @@ fn project(
 }
 
 /// The sums of rows that left the last block.
-pub fn score(pass: &Pass, x: &[f32], targets: &Targets) -> Sums {
+pub fn score(pass: &Pass, x: &[f32], targets: &Targets) -> Scores {
     let hidden = normalised(pass, x);
-    let losses = project(pass, &hidden, targets, None);
+    let mut confusion = empty_confusion(&pass.fused.model);
+    let losses = project(pass, &hidden, targets, None, &mut confusion);
     pass.fused.buffers.give(hidden);
-    Sums {
-        loss: losses.iter().sum(),
-        weight: targets.weights.iter().map(|&w| f64::from(w)).sum(),
+    Scores {
+        sums: Sums {
+            loss: losses.iter().sum(),
+            weight: targets.weights.iter().map(|&w| f64::from(w)).sum(),
+        },
+        confusion,
+    }
+}
+
+/// A table without a sample: of a classifier labels by labels, of a language model none.
+pub fn empty_confusion(model: &ModelConfig) -> Vec<u64> {
+    vec![0; model.labels.len() * model.labels.len()]
+}
+
+/// Counts in `confusion`, unless it is empty, each row that counts: by its target, and by the largest of its logits.
+pub fn count(confusion: &mut [u64], logits: &[f32], targets: &[u32], weights: &[f32]) {
+    if confusion.is_empty() {
+        return;
+    }
+    let labels = logits.len() / targets.len();
+    let rows = logits.chunks_exact(labels).zip(targets).zip(weights);
+    for ((row, &target), _) in rows.filter(|(_, weight)| **weight != 0.0) {
+        let best = (0..labels).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+        confusion[target as usize * labels + best] += 1;
     }
 }
 

@@ -30,6 +30,7 @@ use cohort_common::tree::Node;
 
 use self::buffers::Buffers;
 use self::embed::TokenRows;
+pub use self::head::{count, empty_confusion};
 use self::tape::Tape;
 
 use super::error::Result;
@@ -38,7 +39,7 @@ use super::ops::gemm::Precision;
 use super::ops::lanes::Lanes;
 use super::ops::{norm, rope};
 use super::parameters::Parameters;
-use super::{Batch, Site, Sums};
+use super::{Batch, Scores, Site, Sums};
 
 /// Rows that one thread takes through a block at a time.
 const PART_ROWS: usize = 256;
@@ -131,7 +132,7 @@ impl Fused {
     }
 
     /// The sums of a batch, without dropout and without gradient.
-    pub fn score(self: &Arc<Self>, params: &Arc<Vec<f32>>, batch: &Batch) -> Result<Sums> {
+    pub fn score(self: &Arc<Self>, params: &Arc<Vec<f32>>, batch: &Batch) -> Result<Scores> {
         let (rows, starts) = ((batch.samples, batch.length), &batch.starts);
         let pass = self.inference(params, rows, &batch.inputs, starts);
         let x = pass.blocks(&mut Tape::new(&self.buffers, false))?;
@@ -139,9 +140,9 @@ impl Fused {
             tokens: batch.targets.clone(),
             weights: batch.weights.clone(),
         };
-        let sums = slice(&x, |x| head::score(&pass, x, &targets))?;
+        let scores = slice(&x, |x| head::score(&pass, x, &targets))?;
         tape::recycle(&self.buffers, x)?;
-        Ok(sums)
+        Ok(scores)
     }
 
     /// Logits of one sequence, `[tokens, vocab]`.

@@ -112,7 +112,7 @@ fn check(name: &str, composite: bool) {
     let loss = golden.floats("loss");
     assert_close(
         "score",
-        &[engine.score(&batch).expect("a score").loss as f32],
+        &[engine.score(&batch).expect("a score").sums.loss as f32],
         &loss,
         1e-6,
     );
