@@ -4,11 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use cohort_common::api::{CheckpointInfo, Resolved};
-use cohort_common::checkpoint::{
-    CONFIG, Checkpoint, GENERATION, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
-};
+use cohort_common::checkpoint::{CONFIG, Checkpoint, LEDGER, MANIFEST, OPTIMIZER, RUN};
 use cohort_common::home::{CheckpointRef, Home};
 
 use crate::client::Client;
@@ -23,13 +21,47 @@ pub struct Found {
     pub name: String,
     /// Where it lies.
     pub directory: PathBuf,
+    /// Where the adapters lie that are put on it, if any are: what to call them, and the directory.
+    adapter: Option<(String, PathBuf)>,
 }
 
 impl Found {
-    /// Opens it.
-    pub fn open(&self) -> Result<Checkpoint> {
-        Ok(Checkpoint::open(&self.directory)?)
+    fn new(name: String, directory: PathBuf) -> Self {
+        Self {
+            name,
+            directory,
+            adapter: None,
+        }
     }
+
+    /// Opens it, with the adapters that are put on it.
+    pub fn open(&self) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::open(&self.directory)?;
+        let Some((adapter, directory)) = &self.adapter else {
+            return Ok(checkpoint);
+        };
+        let adapted = checkpoint.with_adapter(directory);
+        adapted.with_context(|| format!("the adapters {adapter} cannot be put on the base"))
+    }
+}
+
+/// Finds the checkpoint that `reference` means, and the adapters to put on it.
+pub async fn find_with(context: &Context, reference: &str, adapter: Option<&str>) -> Result<Found> {
+    let base = find(context, reference).await?;
+    let Some(adapter) = adapter else {
+        return Ok(base);
+    };
+    if let CheckpointRef::Hub(_) = parse(adapter)? {
+        bail!(
+            "`{adapter}`: adapters are not downloaded from the hub; name a directory with them, or a run"
+        );
+    }
+    let adapter = find(context, adapter).await?;
+    Ok(Found {
+        name: format!("{} with {}", base.name, adapter.name),
+        directory: base.directory,
+        adapter: Some((adapter.name, adapter.directory)),
+    })
 }
 
 /// Finds the checkpoint that `reference` means.
@@ -46,10 +78,10 @@ pub async fn find(context: &Context, reference: &str) -> Result<Found> {
         }
         None => {
             let resolved = cohort_coordinator::offline::resolve(&context.home, &reference)?;
-            Ok(Found {
-                name: name_of(&resolved),
-                directory: resolved.checkpoint.path.into(),
-            })
+            Ok(Found::new(
+                name_of(&resolved),
+                resolved.checkpoint.path.into(),
+            ))
         }
     }
 }
@@ -61,10 +93,7 @@ pub async fn outside(reference: &CheckpointRef) -> Result<Option<Found>> {
         CheckpointRef::Hub(model) => hub::fetch(model).await?,
         CheckpointRef::Run { .. } => return Ok(None),
     };
-    Ok(Some(Found {
-        name: reference.to_string(),
-        directory,
-    }))
+    Ok(Some(Found::new(reference.to_string(), directory)))
 }
 
 /// Understands a reference. A bare word that is a directory here and no run is probably meant as that directory.
@@ -99,17 +128,14 @@ async fn fetched(context: &Context, client: &Client, resolved: &Resolved) -> Res
     let name = name_of(resolved);
     let here = PathBuf::from(&resolved.checkpoint.path);
     if client.same_home() && here.is_dir() {
-        return Ok(Found {
-            name,
-            directory: here,
-        });
+        return Ok(Found::new(name, here));
     }
     let home = Home::open(&context.home)?;
     let directory = cache_directory(&home, &resolved.checkpoint);
-    if !directory.join(WEIGHTS).exists() {
+    if !directory.join(CONFIG).exists() {
         download(client, resolved, &directory).await?;
     }
-    Ok(Found { name, directory })
+    Ok(Found::new(name, directory))
 }
 
 fn cache_directory(home: &Home, checkpoint: &CheckpointInfo) -> PathBuf {
@@ -130,8 +156,8 @@ async fn download(client: &Client, resolved: &Resolved, directory: &Path) -> Res
     let (run, step) = (resolved.run.as_str(), resolved.checkpoint.step);
     let mut data = client.data().await?;
     let mut files = data.checkpoint_files(run, step).await?;
-    let wanted = [WEIGHTS, CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG];
-    files.retain(|file| wanted.contains(&file.name.as_str()));
+    let ours = [OPTIMIZER, RUN, LEDGER, MANIFEST];
+    files.retain(|file| !ours.contains(&file.name.as_str()));
     let part = directory.with_extension("part");
     let cannot_write = || format!("cannot write `{}`", part.display());
     tokio::fs::create_dir_all(&part)

@@ -34,11 +34,15 @@ stdin if that is no terminal; an empty prompt begins a new document. The same se
 
 Examples:
   cohort generate --from books-1@best --prompt 'Once upon a time'
+  cohort generate --from ./model-dir --adapter finetune-1@best --prompt 'Once upon a time'
   cohort generate --from ./model-dir --temperature 0 --max-tokens 50 < prompt.txt")]
 pub struct GenerateArgs {
     /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, a directory in Hugging Face layout, or hf://OWNER/NAME
     #[arg(long, value_name = "CHECKPOINT")]
     pub from: String,
+    /// Adapters to put on it: those of a run, or a directory in PEFT's layout
+    #[arg(long, value_name = "RUN|DIR")]
+    pub adapter: Option<String>,
     /// What to continue
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
@@ -74,6 +78,9 @@ pub struct ChatArgs {
     /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
     #[arg(long, value_name = "CHECKPOINT")]
     pub from: String,
+    /// Adapters to put on it: those of a run, or a directory in PEFT's layout
+    #[arg(long, value_name = "RUN|DIR")]
+    pub adapter: Option<String>,
     /// What the model is told before the first turn
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -106,6 +113,9 @@ pub struct EvalArgs {
     /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, a directory in Hugging Face layout, or hf://OWNER/NAME
     #[arg(long, value_name = "CHECKPOINT")]
     pub from: String,
+    /// Adapters to put on it: those of a run, or a directory in PEFT's layout
+    #[arg(long, value_name = "RUN|DIR", conflicts_with = "local")]
+    pub adapter: Option<String>,
     /// Files, directories and patterns to score
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     pub text: Vec<PathBuf>,
@@ -153,6 +163,34 @@ pub struct ExportArgs {
     /// Where to
     #[arg(value_name = "DIR")]
     pub target: PathBuf,
+    /// Where runs are looked up.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `merge`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Each weight W with an adapter becomes W + scale * B A. Before anything is written, the logits of the merged model are
+compared with those of base and adapters; the largest difference is printed. What is written loads in `transformers` as
+it is, and `--from` takes it like any other model. The weights are f32, whatever the base's are on disk.
+
+Examples:
+  cohort merge finetune-1@best -o ./merged
+  cohort merge ./model-dir --adapter ./adapter-dir -o ./merged")]
+pub struct MergeArgs {
+    /// A run that trained adapters (RUN, RUN@STEP, RUN@best, RUN@last), or a directory; with --adapter the base
+    #[arg(value_name = "CHECKPOINT")]
+    pub from: String,
+    /// Where to; the directory must not exist or be empty
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// The adapters: those of a run, or a directory in PEFT's layout
+    #[arg(long, value_name = "RUN|DIR")]
+    pub adapter: Option<String>,
+    /// Compute threads [default: one per core]
+    #[arg(long, value_name = "T", value_parser = threads)]
+    pub threads: Option<usize>,
     /// Where runs are looked up.
     #[command(flatten)]
     pub connect: ConnectArgs,

@@ -10,7 +10,7 @@ mod train;
 use clap::{Parser, Subcommand};
 
 pub use audit::{LedgerArgs, VerifyArgs};
-pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, SamplingArgs};
+pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
 pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
 pub use runs::{
@@ -59,6 +59,8 @@ pub enum Verb {
     Eval(EvalArgs),
     /// Write a checkpoint as a Hugging Face directory
     Export(ExportArgs),
+    /// Make one model of a base and its adapters, as a Hugging Face directory
+    Merge(MergeArgs),
     /// List the runs
     Runs(RunsArgs),
     /// Show a run: its figures, validations, checkpoints, and what happened to its workers

@@ -20,7 +20,7 @@ const ANSWER_SHARE: usize = 4;
 pub async fn run(args: ChatArgs) -> Result<()> {
     let device: DeviceChoice = args.device.parse()?;
     let context = Context::of(&args.connect)?;
-    let found = references::find(&context, &args.from).await?;
+    let found = references::find_with(&context, &args.from, args.adapter.as_deref()).await?;
     tokio::task::spawn_blocking(move || {
         let mut chat = Chat::open(&found, &args, device)?;
         chat.hold(std::io::stdin().lock())
@@ -48,7 +48,7 @@ impl Chat {
     fn open(found: &Found, args: &ChatArgs, device: DeviceChoice) -> Result<Self> {
         let checkpoint = found.open()?;
         let source = checkpoint.chat_template()?;
-        let mut writer = Writer::of(&checkpoint, device, args.threads.unwrap_or(0))?;
+        let mut writer = Writer::of(found, &checkpoint, device, args.threads.unwrap_or(0))?;
         let specials = special_texts(&checkpoint, &writer)?;
         let template = match &source {
             Some(source) => ChatTemplate::parse(source, &specials)

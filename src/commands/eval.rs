@@ -14,7 +14,7 @@ use cohort_worker::engine::{Batch, DeviceChoice, Engine, Sums};
 
 use crate::cli::EvalArgs;
 use crate::commands::eval_local;
-use crate::commands::generate::{engine_of, tokenizer_of};
+use crate::commands::generate::{engine_of, must_know_text, tokenizer_of};
 use crate::context::Context;
 use crate::follow::Bar;
 use crate::output::Output;
@@ -99,7 +99,7 @@ pub async fn run(args: EvalArgs) -> Result<()> {
     let sources = expand(&args.text, args.skip_bad)?;
     let mut skipped = sources.skipped.clone();
     let context = Context::of(&args.connect)?;
-    let found = references::find(&context, &args.from).await?;
+    let found = references::find_with(&context, &args.from, args.adapter.as_deref()).await?;
     let out = args.json.output();
     let (threads, skip_bad) = (args.threads.unwrap_or(0), args.skip_bad);
     let name = found.name.clone();
@@ -110,6 +110,7 @@ pub async fn run(args: EvalArgs) -> Result<()> {
     };
     let (score, bad) = tokio::task::spawn_blocking(move || -> Result<_> {
         let checkpoint = found.open()?;
+        must_know_text(&found, &checkpoint)?;
         let mut scorer = Scorer::new(&checkpoint, device, threads, skip_bad)?;
         let total = sources.files.iter().map(|f| size(&f.path)).sum();
         let bar = Bar::bytes("scoring", total);

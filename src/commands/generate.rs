@@ -1,22 +1,22 @@
 //! `cohort generate`: continues a prompt. Only the text goes to stdout, as it comes.
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use cohort_common::checkpoint::Checkpoint;
 use cohort_common::corpus::{StreamDecoder, Tokenizer};
 use cohort_worker::engine::{DeviceChoice, Engine, Sampling, generate};
 
 use crate::cli::{GenerateArgs, SamplingArgs};
 use crate::context::Context;
-use crate::references;
+use crate::failure::hinted;
+use crate::references::{self, Found};
 
 /// Runs the verb.
 pub async fn run(args: GenerateArgs) -> Result<()> {
     let device: DeviceChoice = args.device.parse()?;
     let context = Context::of(&args.connect)?;
-    let found = references::find(&context, &args.from).await?;
+    let found = references::find_with(&context, &args.from, args.adapter.as_deref()).await?;
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None => stdin_prompt()?,
@@ -24,7 +24,7 @@ pub async fn run(args: GenerateArgs) -> Result<()> {
     let sampling = sampling_of(&args.sampling);
     let threads = args.threads.unwrap_or(0);
     tokio::task::spawn_blocking(move || {
-        let mut writer = Writer::open(&found.directory, device, threads)?;
+        let mut writer = Writer::of(&found, &found.open()?, device, threads)?;
         let mut stdout = std::io::stdout().lock();
         writer.write(&prompt, &sampling, &mut |text| {
             // A reader that has gone away ends the text.
@@ -72,13 +72,14 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Loads a checkpoint.
-    pub fn open(directory: &Path, device: DeviceChoice, threads: usize) -> Result<Self> {
-        Self::of(&Checkpoint::open(directory)?, device, threads)
-    }
-
-    /// Loads a checkpoint that is open.
-    pub fn of(checkpoint: &Checkpoint, device: DeviceChoice, threads: usize) -> Result<Self> {
+    /// Loads what was found, which is open.
+    pub fn of(
+        found: &Found,
+        checkpoint: &Checkpoint,
+        device: DeviceChoice,
+        threads: usize,
+    ) -> Result<Self> {
+        must_know_text(found, checkpoint)?;
         let ends = checkpoint.tokens().eos.clone();
         let tokenizer = tokenizer_of(checkpoint)?;
         Ok(Self {
@@ -180,9 +181,30 @@ pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Tokenizer> {
     })
 }
 
+/// A classifier has a head for labels in the place of one for text.
+pub fn must_know_text(found: &Found, checkpoint: &Checkpoint) -> Result<()> {
+    let labels = &checkpoint.model().labels;
+    match labels.is_empty() {
+        true => Ok(()),
+        false => Err(hinted(
+            format!(
+                "{} is a classifier of {} labels ({}); it neither writes nor scores text",
+                found.name,
+                labels.len(),
+                labels.join(", ")
+            ),
+            "name a language model; a classifier's losses are in `cohort status RUN`, and `cohort export` writes \
+             one for `transformers`",
+        )),
+    }
+}
+
 /// An engine with the weights of a checkpoint.
 pub fn engine_of(checkpoint: &Checkpoint, device: DeviceChoice, threads: usize) -> Result<Engine> {
     let weights = checkpoint.weights()?;
+    if let Some(missing) = weights.missing.first() {
+        bail!("`{}` has no tensor `{missing}`", checkpoint.dir().display());
+    }
     let lora = checkpoint.lora();
     let mut engine = Engine::adapted(checkpoint.model(), lora, None, device, threads)?;
     engine.load(&weights.params, None)?;

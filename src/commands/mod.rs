@@ -12,6 +12,7 @@ mod follow;
 mod generate;
 mod ledger;
 mod local;
+mod merge;
 mod pause;
 mod presets;
 mod pretrain;
@@ -40,6 +41,7 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Chat(args) => done(chat::run(args).await),
         Verb::Eval(args) => done(eval::run(args).await),
         Verb::Export(args) => done(export::run(args).await),
+        Verb::Merge(args) => done(merge::run(args).await),
         Verb::Runs(args) => done(runs::run(args).await),
         Verb::Status(args) => done(status::run(args).await),
         Verb::Ledger(args) => done(ledger::run(args).await),

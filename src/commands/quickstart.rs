@@ -297,7 +297,7 @@ async fn sample(
             seed: 1,
         };
         let mut text = String::new();
-        let mut writer = Writer::open(&found.directory, DeviceChoice::Auto, 0)?;
+        let mut writer = Writer::of(&found, &found.open()?, DeviceChoice::Auto, 0)?;
         writer.write(prompt, &sampling, &mut |new| {
             text += new;
             true

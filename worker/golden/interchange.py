@@ -1,11 +1,12 @@
-"""Checks that models go from transformers to Cohort and back with the same logits.
+"""Checks that models go from transformers to Cohort and back with the same logits, and adapters from peft.
 
-    pip install torch transformers safetensors
+    pip install torch transformers peft safetensors
     python worker/golden/interchange.py [DIRECTORY]
 
 Saves small random models of every family with transformers, in all the forms that are read (f32, f16, bf16, sharded),
 with the logits of a few tokens beside them; lets `cargo test` of the worker read them, compare, and export models of
-its own; then loads those with transformers and compares. Prints the largest difference of each and fails from 1e-4 on.
+its own; then loads those with transformers and compares. The same is done with adapters, through peft, and with
+classifiers, at the last token. Prints the largest difference of each and fails from 1e-4 on.
 """
 
 import os
@@ -15,9 +16,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig,
+    AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig,
     MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
 )
 
@@ -57,10 +59,17 @@ def randomise(model):
             p.normal_(mean, 0.15)
 
 
-def logits_of(directory, tokens):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+def loaded(directory, auto=AutoModelForCausalLM, **more):
+    return auto.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", **more).eval()
+
+
+def computed(model, tokens):
     with torch.no_grad():
         return model(tokens[None].long()).logits[0]
+
+
+def logits_of(directory, tokens):
+    return computed(loaded(directory), tokens)
 
 
 def save(directory):
@@ -76,12 +85,48 @@ def save(directory):
         save_file({"tokens": tokens, "logits": logits_of(target, tokens).contiguous()}, target / "logits.safetensors")
 
 
-def compare(directory):
+def save_adapters(directory):
+    torch.manual_seed(1)
+    targets = {"gpt2": ["c_attn", "c_proj", "c_fc"], "rope": "all-linear"}
+    for name, model, dtype, _ in models():
+        if dtype != torch.float32 or "sharded" in name:
+            continue
+        randomise(model)
+        model.save_pretrained(directory / name / "base")
+        kind = "gpt2" if name == "gpt2" else "rope"
+        config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=targets[kind],
+                            use_rslora="qwen" in name, fan_in_fan_out=kind == "gpt2")
+        adapted = get_peft_model(loaded(directory / name / "base"), config).eval()
+        with torch.no_grad():
+            for key, p in adapted.named_parameters():
+                if ".lora_" in key:
+                    p.normal_(0, 0.15)
+        adapted.save_pretrained(directory / name / "adapter")
+        tokens = torch.randint(0, VOCAB, (CONTEXT - 3,), dtype=torch.int32)
+        logits = computed(adapted, tokens).contiguous()
+        save_file({"tokens": tokens, "logits": logits}, directory / name / "logits.safetensors")
+
+
+def with_adapter(target, tokens):
+    labels = 3 if target.name.endswith("-3") else 0
+    more = dict(num_labels=labels) if labels else {}
+    base = loaded(target / "base", AutoModelForSequenceClassification if labels else AutoModelForCausalLM, **more)
+    return computed(PeftModel.from_pretrained(base, target / "adapter").eval(), tokens)
+
+
+def classifier(target, tokens):
+    return computed(loaded(target, AutoModelForSequenceClassification), tokens)
+
+
+def compare(directory, compute=logits_of):
     worst = 0.0
     for target in sorted(directory.iterdir()):
         expected = load_file(target / "logits.safetensors")
-        apart = (logits_of(target, expected["tokens"]) - expected["logits"]).abs().max().item()
-        print(f"exported {target.name}: largest difference {apart:.1e}")
+        logits = compute(target, expected["tokens"])
+        # A classifier is asked after the last token alone.
+        ours = expected["logits"] if logits.ndim == 2 else expected["logits"][-1]
+        apart = (logits - ours).abs().max().item()
+        print(f"{directory.name} {target.name}: largest difference {apart:.1e}, largest logit {ours.abs().max():.1f}")
         worst = max(worst, apart)
     if worst >= TOLERANCE:
         sys.exit(f"error: logits are {worst:.1e} apart; less than {TOLERANCE} was expected")
@@ -89,10 +134,13 @@ def compare(directory):
 
 def main(directory):
     save(directory / "saved")
+    save_adapters(directory / "saved-adapters")
     command = ["cargo", "test", "-p", "cohort-common", "-p", "cohort-worker", "--lib", "interchange", "--", "--nocapture"]
     environment = {**os.environ, "COHORT_INTERCHANGE": str(directory.resolve())}
     subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parent)
     compare(directory / "exported")
+    compare(directory / "exported-adapters", with_adapter)
+    compare(directory / "exported-classifiers", classifier)
 
 
 if sys.argv[1:]:

@@ -50,6 +50,11 @@ impl Adapter {
         &self.lora
     }
 
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The file with its tensors.
     pub fn file(&self) -> PathBuf {
         self.dir.join(ADAPTER)
@@ -59,21 +64,36 @@ impl Adapter {
     ///
     /// # Errors
     /// A tensor that is missing, of another shape, or that the layout does not train.
-    pub fn read(&self, layout: &Layout, params: &mut [f32]) -> Result<(), CheckpointError> {
-        let mut file = TensorFile::open(self.file())?;
+    pub fn read(
+        &self,
+        layout: &Layout,
+        params: &mut [f32],
+    ) -> Result<Vec<String>, CheckpointError> {
+        let mut file = self.fitting(layout)?;
+        let mut names = Vec::new();
         let trained = |name: &str| {
             let name = name.strip_prefix(PREFIX)?;
             layout.tensors().iter().find(|t| t.name == name)
         };
+        file.read_each(|tensor, read| match trained(&tensor.name) {
+            Some(spec) => {
+                names.push(spec.name.clone());
+                read.into_slice(&mut params[spec.range()])
+            }
+            None => Err(read.unexpected()),
+        })?;
+        Ok(names)
+    }
+
+    /// Its file, with all that `layout` trains, in the shapes that it has there.
+    pub(super) fn fitting(&self, layout: &Layout) -> Result<TensorFile, CheckpointError> {
+        let file = TensorFile::open(self.file())?;
         // A classifier's head may be the base's own.
         let optional = |t: &TensorSpec| t.name == SCORE && file.tensor(&file_name_of(t)).is_none();
         for tensor in layout.tensors().iter().filter(|t| !optional(t)) {
             file.check_present(&file_name_of(tensor), &tensor.shape)?;
         }
-        file.read_each(|tensor, read| match trained(&tensor.name) {
-            Some(spec) => read.into_slice(&mut params[spec.range()]),
-            None => Err(read.unexpected()),
-        })
+        Ok(file)
     }
 }
 
@@ -123,7 +143,42 @@ const FIXED: &[(&str, &[&str])] = &[
     ("use_qalora", &["false"]),
     ("arrow_config", &["null"]),
     ("alora_invocation_tokens", &["null"]),
+    // Other ways to begin change the base, too.
+    (
+        "init_lora_weights",
+        &["true", "false", "\"gaussian\"", "\"orthogonal\"", "\"eva\""],
+    ),
 ];
+
+/// Fields that are read, or that change no number of an adapter which is there.
+const HARMLESS: &[&str] = &[
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "target_modules",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "task_type",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "megatron_core",
+    "qalora_group_size",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "runtime_config",
+    "ensure_weight_tying",
+];
+
+/// Whether a field says nothing: newer versions of PEFT write what they do not use.
+fn says_nothing(value: &Value) -> bool {
+    ["null", "false", "[]", "{}"].contains(&value.to_string().as_str())
+}
 
 fn parse(text: &str, model: &ModelConfig) -> Result<LoraConfig, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -137,6 +192,16 @@ fn parse(text: &str, model: &ModelConfig) -> Result<LoraConfig, String> {
                 values[0]
             ));
         }
+    }
+    let known =
+        |field: &str| HARMLESS.contains(&field) || FIXED.iter().any(|(fixed, _)| *fixed == field);
+    if let Some((field, value)) = fields
+        .iter()
+        .find(|(field, value)| !known(field) && !says_nothing(value))
+    {
+        return Err(format!(
+            "`{field}` is `{value}`; this version does not know what that changes"
+        ));
     }
     if let Some(saved) = fields.get("modules_to_save").filter(|v| !v.is_null())
         && !(model.classifies() && *saved == json!(["score"]))
@@ -216,6 +281,9 @@ mod tests {
         for (field, value) in [
             ("use_dora", json!(true)),
             ("bias", json!("all")),
+            ("init_lora_weights", json!("pissa")),
+            ("use_bdlora", json!(true)),
+            ("from_the_future", json!(1)),
             ("peft_type", json!("IA3")),
             ("rank_pattern", json!({"q_proj": 2})),
             ("modules_to_save", json!(["lm_head"])),

@@ -10,8 +10,9 @@ impl Checkpoint {
     /// # Errors
     /// A file that cannot be read or is not what it should be. That the text is a template is not checked.
     pub fn chat_template(&self) -> Result<Option<String>, CheckpointError> {
-        if self.dir().join(CHAT_TEMPLATE).exists() {
-            return read_text(self.dir(), CHAT_TEMPLATE, self.manifest()).map(Some);
+        let (dir, manifest) = self.texts();
+        if dir.join(CHAT_TEMPLATE).exists() {
+            return read_text(dir, CHAT_TEMPLATE, manifest).map(Some);
         }
         Ok(self.of_tokenizer_config(chat_template_of)?.flatten())
     }
@@ -28,11 +29,12 @@ impl Checkpoint {
         &self,
         read: impl Fn(&str) -> Result<T, TokenizerConfigError>,
     ) -> Result<Option<T>, CheckpointError> {
-        let path = self.dir().join(TOKENIZER_CONFIG);
+        let (dir, manifest) = self.texts();
+        let path = dir.join(TOKENIZER_CONFIG);
         if !path.exists() {
             return Ok(None);
         }
-        let text = read_text(self.dir(), TOKENIZER_CONFIG, self.manifest())?;
+        let text = read_text(dir, TOKENIZER_CONFIG, manifest)?;
         let found = read(&text);
         found
             .map(Some)

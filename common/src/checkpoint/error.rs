@@ -150,6 +150,12 @@ pub enum CheckpointError {
         /// Bytes received.
         found: u64,
     },
+    /// Adapters that are not there.
+    #[error("`{}` holds no adapters: there is no `adapter_config.json`", .0.display())]
+    NoAdapter(PathBuf),
+    /// Adapters on a base that has some already.
+    #[error("`{}` has adapters of its own; others can only be put on the base that they stand on", .0.display())]
+    Adapted(PathBuf),
     /// Something else already lies where the result would go.
     #[error("`{}` already exists; choose another place or remove it", .0.display())]
     Exists(PathBuf),

@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use super::files::UnfinishedDir;
 use super::{
     ADAPTER, ADAPTER_CONFIG, CHAT_TEMPLATE, CONFIG, Checkpoint, CheckpointError, GENERATION,
-    TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, hex,
+    TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, check_target, hex,
 };
 
-/// Copies weights, config and tokenizer of `checkpoint`, or of one with adapters those alone, in PEFT's layout, to `target`, which must not exist or be empty. The copy is
-/// compared with the manifest and appears whole or not at all. Returns the files that were written.
+/// Copies weights, config and tokenizer of `checkpoint` to `target`, which must not exist or be empty; of a checkpoint
+/// with adapters those alone, in PEFT's layout. The copy is compared with the manifest and appears whole or not at all.
+/// Returns the files that were written.
 pub fn export(checkpoint: &Path, target: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let opened = Checkpoint::open(checkpoint)?;
-    if target.read_dir().is_ok_and(|mut d| d.next().is_some()) || target.is_file() {
-        return Err(CheckpointError::Exists(target.to_owned()));
-    }
+    check_target(target)?;
     if !checkpoint.join(WEIGHTS).exists() && checkpoint.join(WEIGHTS_INDEX).exists() {
         let reason = "a sharded model of another program is in Hugging Face layout already";
         return Err(CheckpointError::malformed(checkpoint, reason));

@@ -20,6 +20,7 @@ mod export;
 mod files;
 pub mod hex;
 mod manifest;
+mod merge;
 mod names;
 mod reader;
 mod state_hash;
@@ -27,6 +28,7 @@ mod tensor_file;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod whole;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -38,8 +40,10 @@ pub use manifest::{
     FORMAT, FileEntry, Manifest, ManifestError, RunState, directory_name, is_plain_name,
     parse_directory_name,
 };
+pub use merge::merge;
 pub use reader::{Checkpoint, Loaded, Moments, verify_files};
 pub use state_hash::{StateHasher, bytes_of, chunk_digest, combine_digests, state_hash};
+pub use whole::{check_target, write_model};
 pub use writer::{CheckpointMeta, CheckpointWriter, write_checkpoint};
 
 /// The parameters.

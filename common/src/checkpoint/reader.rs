@@ -13,7 +13,8 @@ use super::manifest::{Manifest, RunState, is_plain_name};
 use super::names::{Names, Role};
 use super::tensor_file::TensorFile;
 use super::{
-    CONFIG, GENERATION, LEDGER, MANIFEST, OPTIMIZER, RUN, TOKENIZER, WEIGHTS, WEIGHTS_INDEX,
+    ADAPTER, ADAPTER_CONFIG, CHAT_TEMPLATE, CONFIG, GENERATION, LEDGER, MANIFEST, OPTIMIZER, RUN,
+    TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX,
 };
 use super::{CheckpointError, EXP_AVG, EXP_AVG_SQ, files, hex, state_hash};
 use crate::hf::{self, SpecialTokens};
@@ -91,6 +92,55 @@ impl Checkpoint {
             tokens,
             run,
         })
+    }
+
+    /// Puts the adapters in `dir` on this base: a directory in PEFT's layout, or a checkpoint of a run that trained
+    /// adapters, of which those alone are taken. A classifier's labels come with its checkpoint, as its head does.
+    ///
+    /// # Errors
+    /// A base that has adapters already, a directory without any, and adapters that do not fit, by tensor and shape.
+    pub fn with_adapter(mut self, dir: &Path) -> Result<Self, CheckpointError> {
+        if self.adapter.is_some() {
+            return Err(CheckpointError::Adapted(self.dir));
+        }
+        if !dir.is_dir() {
+            return Err(CheckpointError::NoDirectory(dir.to_owned()));
+        }
+        if !Adapter::is_in(dir) {
+            return Err(CheckpointError::NoAdapter(dir.to_owned()));
+        }
+        let manifest = read_manifest(dir)?;
+        for name in [ADAPTER_CONFIG, ADAPTER] {
+            if let Some(entry) = manifest.as_ref().and_then(|m| m.file(name)) {
+                check_file(dir, entry)?;
+            }
+        }
+        if dir.join(CONFIG).exists() && !self.model.classifies() {
+            let path = dir.join(CONFIG);
+            let text = read_text(dir, CONFIG, manifest.as_ref())?;
+            let (model, _) = hf::parse_config(&text)
+                .map_err(|source| CheckpointError::Config { path, source })?;
+            self.model.labels = model.labels;
+        }
+        let adapter = Adapter::open(dir, &self.model)?;
+        adapter.fitting(&Layout::adapted(&self.model, Some(adapter.lora())))?;
+        self.adapter = Some(adapter);
+        Ok(self)
+    }
+
+    /// The directory with the files that say how the model is talked to, and its manifest: that of adapters from
+    /// elsewhere which bring such files, else this one.
+    pub(super) fn texts(&self) -> (&Path, Option<&Manifest>) {
+        let brings = |dir: &&Path| {
+            *dir != self.dir
+                && [TOKENIZER_CONFIG, CHAT_TEMPLATE]
+                    .iter()
+                    .any(|name| dir.join(name).exists())
+        };
+        match self.adapter.as_ref().map(Adapter::dir).filter(brings) {
+            Some(dir) => (dir, None),
+            None => (&self.dir, self.manifest.as_ref()),
+        }
     }
 
     /// The directory.
@@ -190,8 +240,7 @@ impl Checkpoint {
         }
         if let Some(adapter) = self.adapter.as_ref().filter(|_| lora.is_some()) {
             self.check_hash(&adapter.file())?;
-            adapter.read(&layout, &mut params)?;
-            seen.extend(layout.tensors().iter().map(|t| t.name.clone()));
+            seen.extend(adapter.read(&layout, &mut params)?);
         }
         let new = layout.tensors().iter().filter(|t| !seen.contains(&t.name));
         let missing = new.map(|t| t.name.clone()).collect();

@@ -228,7 +228,8 @@ fn adapter_header(layout: &Layout) -> Vec<u8> {
     tensors::header(tensors.map(|t| (adapter::file_name_of(t), t.shape.as_slice())))
 }
 
-fn weights_header(layout: &Layout, zeros: &[TensorSpec]) -> Vec<u8> {
+/// The header of a file of weights.
+pub(super) fn weights_header(layout: &Layout, zeros: &[TensorSpec]) -> Vec<u8> {
     let tensors = layout.tensors().iter().chain(zeros);
     tensors::header(tensors.map(|t| (t.name.clone(), t.shape.as_slice())))
 }

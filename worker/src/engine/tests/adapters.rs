@@ -1,5 +1,6 @@
 //! Adapters: the two paths against each other, finite differences, threads, lanes that share a pass, merged weights.
 
+use cohort_common::checkpoint::{Loaded, merge};
 use cohort_common::layout::Layout;
 use cohort_common::spec::LoraConfig;
 use cohort_common::tree::Node;
@@ -166,4 +167,30 @@ fn an_update_leaves_the_model_behind_the_adapters_alone() {
     assert_eq!(engine.all_params()[trained..], before[trained..]);
     assert_ne!(engine.params(), &before[..trained]);
     assert_eq!(engine.snapshot().params.len(), trained);
+}
+
+#[test]
+fn merged_weights_give_the_logits_of_base_and_adapters() {
+    for (model, lora) in cases() {
+        let mut apart = adapted(&model, &lora, 2, false);
+        let loaded = Loaded {
+            layout: apart.layout().clone(),
+            params: apart.all_params().to_vec(),
+            missing: Vec::new(),
+        };
+        let mut together = Engine::new(&model, None, DeviceChoice::Cpu, 2).expect("an engine");
+        let merged = merge(&model, &lora, &loaded);
+        together.load(&merged, None).expect("weights");
+        let mut base = engine(&model, 2);
+        let tokens = batch(&model, 1, 40).inputs;
+        let logits = |engine: &mut Engine| engine.logits(&tokens).expect("logits");
+        let (a, b, base) = (logits(&mut apart), logits(&mut together), logits(&mut base));
+        let largest = a.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let furthest = |b: &[f32]| {
+            let pairs = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+            pairs.fold(0.0, f32::max) / largest
+        };
+        assert!(furthest(&b) < 1e-5, "{model:?}: {}", furthest(&b));
+        assert!(furthest(&base) > 1e-2, "{model:?}: {}", furthest(&base));
+    }
 }

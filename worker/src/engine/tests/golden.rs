@@ -9,12 +9,12 @@ use super::*;
 use crate::engine::Update;
 use crate::engine::optim::{AdamW, Moments};
 
-struct Golden {
+pub(super) struct Golden {
     bytes: Vec<u8>,
 }
 
 impl Golden {
-    fn open(name: &str) -> Self {
+    pub fn open(name: &str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("golden")
             .join(format!("{name}.safetensors"));
@@ -33,14 +33,14 @@ impl Golden {
         data.as_chunks::<4>().0.to_vec()
     }
 
-    fn floats(&self, name: &str) -> Vec<f32> {
+    pub fn floats(&self, name: &str) -> Vec<f32> {
         self.words(name)
             .into_iter()
             .map(f32::from_le_bytes)
             .collect()
     }
 
-    fn tokens(&self, name: &str) -> Vec<u32> {
+    pub fn tokens(&self, name: &str) -> Vec<u32> {
         self.words(name)
             .into_iter()
             .map(u32::from_le_bytes)
@@ -48,7 +48,7 @@ impl Golden {
     }
 
     /// The model as we describe it; where transformers has described it, too, that must mean the same.
-    fn model(&self) -> ModelConfig {
+    pub fn model(&self) -> ModelConfig {
         let (_, metadata) = SafeTensors::read_metadata(&self.bytes).expect("a safetensors header");
         let metadata = metadata.metadata().as_ref().expect("metadata");
         let model = serde_json::from_str(&metadata["model"]).expect("a model config");
@@ -59,7 +59,7 @@ impl Golden {
         model
     }
 
-    fn params(&self, layout: &Layout) -> Vec<f32> {
+    pub fn params(&self, layout: &Layout) -> Vec<f32> {
         layout
             .tensors()
             .iter()
@@ -68,7 +68,7 @@ impl Golden {
     }
 }
 
-fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+pub(super) fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len(), "{what}");
     let scale = expected.iter().fold(1.0f32, |a, b| a.max(b.abs()));
     for (i, (x, y)) in got.iter().zip(expected).enumerate() {

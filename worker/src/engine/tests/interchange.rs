@@ -13,7 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 use super::*;
 
 /// Where `interchange.py` reads and writes. Its checks are left out where it is not set.
-fn other_side() -> Option<PathBuf> {
+pub(super) fn other_side() -> Option<PathBuf> {
     std::env::var_os("COHORT_INTERCHANGE").map(PathBuf::from)
 }
 
@@ -21,7 +21,7 @@ fn other_side() -> Option<PathBuf> {
 const LOGITS: &str = "logits.safetensors";
 
 /// An engine whose vectors, too, are neither 0 nor 1 throughout.
-fn trained(model: &ModelConfig) -> Engine {
+pub(super) fn trained(model: &ModelConfig) -> Engine {
     let mut engine = engine(model, 2);
     let mut params = engine.params().to_vec();
     let layout = engine.layout().clone();
@@ -34,7 +34,7 @@ fn trained(model: &ModelConfig) -> Engine {
     engine
 }
 
-fn meta(model: &ModelConfig) -> CheckpointMeta {
+pub(super) fn meta(model: &ModelConfig) -> CheckpointMeta {
     CheckpointMeta {
         tokens: SpecialTokens::default(),
         tokenizer: b"{}".to_vec(),
@@ -62,7 +62,7 @@ fn meta(model: &ModelConfig) -> CheckpointMeta {
     }
 }
 
-fn write_logits(directory: &Path, tokens: &[u32], logits: &[f32]) {
+pub(super) fn write_logits(directory: &Path, tokens: &[u32], logits: &[f32]) {
     let tokens: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
     let count = tokens.len() / 4;
     let shape = vec![count, logits.len() / count];
@@ -78,7 +78,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
     bytes.as_chunks::<4>().0.iter().copied()
 }
 
-fn read_logits(directory: &Path) -> (Vec<u32>, Vec<f32>) {
+pub(super) fn read_logits(directory: &Path) -> (Vec<u32>, Vec<f32>) {
     let bytes = fs::read(directory.join(LOGITS)).expect("logits");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let data = |name| file.tensor(name).expect("the tensor").data();
@@ -88,13 +88,19 @@ fn read_logits(directory: &Path) -> (Vec<u32>, Vec<f32>) {
     )
 }
 
-fn opened(directory: &Path) -> Engine {
-    let read = |checkpoint: Checkpoint| Ok((checkpoint.weights()?, checkpoint.model().clone()));
-    let opened = Checkpoint::open(directory).and_then(read);
-    let (weights, model) = opened.unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
-    let mut engine = Engine::new(&model, None, DeviceChoice::Cpu, 2).expect("an engine");
+/// An engine with the weights of a checkpoint.
+pub(super) fn opened(checkpoint: Checkpoint) -> Engine {
+    let (model, lora) = (checkpoint.model(), checkpoint.lora());
+    let weights = checkpoint.weights();
+    let weights = weights.unwrap_or_else(|e| panic!("{}: {e}", checkpoint.dir().display()));
+    let mut engine = Engine::adapted(model, lora, None, DeviceChoice::Cpu, 2).expect("an engine");
     engine.load(&weights.params, None).expect("weights");
     engine
+}
+
+fn opened_at(directory: &Path) -> Engine {
+    let checkpoint = Checkpoint::open(directory);
+    opened(checkpoint.unwrap_or_else(|e| panic!("{}: {e}", directory.display())))
 }
 
 #[test]
@@ -117,7 +123,7 @@ fn exported_models_are_read_back_and_give_the_same_logits() {
         export(&checkpoint, &target).expect("an export");
         let tokens = batch(model, 1, 40).inputs;
         let logits = engine.logits(&tokens).expect("logits");
-        let mut again = opened(&target);
+        let mut again = opened_at(&target);
         assert_eq!(again.model(), model);
         assert!(
             again.logits(&tokens).expect("logits") == logits,
@@ -140,7 +146,7 @@ fn models_that_transformers_saved_give_its_logits() {
     directories.sort();
     for directory in directories {
         let (tokens, expected) = read_logits(&directory);
-        let logits = opened(&directory).logits(&tokens).expect("logits");
+        let logits = opened_at(&directory).logits(&tokens).expect("logits");
         assert_eq!(logits.len(), expected.len());
         let apart = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs());
         let largest = apart.fold(0.0f32, f32::max);

@@ -1,8 +1,10 @@
 //! Tests of the whole engine: against PyTorch, against the composite path, against itself with other threads.
 
 mod adapters;
+mod finetuned;
 mod golden;
 mod interchange;
+mod interchange_adapters;
 mod stories;
 mod training;
 mod whole;
