@@ -50,7 +50,7 @@ fn check(
         let from = logits.len() - expected.len();
         assert_close("logits", &logits[from..], &expected, 1e-5);
         let loss = golden.floats("loss");
-        let sums = engine.score(&batch).expect("a score");
+        let sums = engine.score(&batch).expect("a score").sums;
         assert_close("score", &[sums.loss as f32], &loss, 1e-6);
         assert_eq!(sums.weight as f32, trained);
         let (got, gradient) = gradient(&mut engine, &batch);
