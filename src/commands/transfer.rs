@@ -11,7 +11,7 @@ use crate::cli::FinetuneArgs;
 use crate::commands::finetune::Base;
 use crate::commands::generate::Writer;
 use crate::context::Context;
-use crate::references;
+use crate::references::{self, Found};
 use crate::submit::{Rest, Session, submission};
 use crate::transfer::{self, Outcome, Report, Sample, Start};
 
@@ -160,15 +160,11 @@ async fn samples(
             }]
         }
     };
-    let before = references::find(context, &base.reference())
-        .await?
-        .directory;
-    let after = references::find(context, &format!("{run}@best"))
-        .await?
-        .directory;
+    let before = references::find(context, &base.reference()).await?;
+    let after = references::find(context, &format!("{run}@best")).await?;
     let written = tokio::task::spawn_blocking(move || -> Result<Vec<Sample>> {
-        let write = |directory: &std::path::Path| -> Result<Vec<String>> {
-            let mut writer = Writer::open(directory, DeviceChoice::Auto, 0)?;
+        let write = |found: &Found| -> Result<Vec<String>> {
+            let mut writer = Writer::of(found, &found.open()?, DeviceChoice::Auto, 0)?;
             let texts = prompts.iter().map(|prompt| continued(&mut writer, prompt));
             texts.collect()
         };
