@@ -1,6 +1,8 @@
 //! Drives the real binary in real processes. One crate, so that it is linked once; one module for each theme.
 
 #[cfg(unix)]
+mod adapters;
+#[cfg(unix)]
 mod chaos;
 mod chat;
 mod cluster;

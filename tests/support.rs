@@ -125,11 +125,9 @@ impl Scene {
             .collect()
     }
 
-    /// Runs a training command; gives its last event, which must be `finished`.
+    /// Runs a training command; gives its event `finished`, behind which a report may come.
     pub fn finished(&self, line: &str) -> Value {
-        let last = self.events(line).pop().expect("there are events");
-        assert_eq!(last["event"], "finished", "{last}");
-        last
+        finished(&self.events(line)).clone()
     }
 
     /// Starts a process that is killed with the scene's test.
@@ -205,6 +203,12 @@ impl Scene {
             })
             .collect()
     }
+}
+
+/// The event with which a run ends that has done all its steps.
+pub fn finished(events: &[Value]) -> &Value {
+    let last = events.iter().rfind(|event| event["event"] == "finished");
+    last.unwrap_or_else(|| panic!("the run did not finish: {:?}", events.last()))
 }
 
 fn forward(stream: impl std::io::Read, lines: &std::sync::mpsc::Sender<Line>) {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Scene, real_data, text, words};
+use crate::support::{Scene, finished, real_data, text, words};
 
 const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
 
@@ -108,8 +108,7 @@ fn from_text_to_finetuned_text() {
     };
     assert!(split("validation").len() >= 2, "{losses:?}");
     assert_eq!(split("base_validation").len(), 2, "{losses:?}");
-    let tuned = losses.last().expect("events");
-    assert_eq!(tuned["event"], "finished");
+    let tuned = finished(&losses);
     assert_ne!(hash(tuned), hash(&base));
 
     let generate = "generate --from tuned --prompt the --max-tokens 12 --temperature 0 --threads 1";

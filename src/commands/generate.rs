@@ -193,7 +193,7 @@ pub fn must_know_text(found: &Found, checkpoint: &Checkpoint) -> Result<()> {
                 labels.len(),
                 labels.join(", ")
             ),
-            "name a language model; a classifier's losses are in `cohort status RUN`, and `cohort export` writes \
+            "name a language model; a classifier's figures are in `cohort status RUN`, and `cohort export` writes \
              one for `transformers`",
         )),
     }

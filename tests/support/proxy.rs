@@ -67,6 +67,8 @@ struct State {
     undone: bool,
     connections: HashMap<u64, Connection>,
     opened: u64,
+    /// Bytes in each direction, of all connections.
+    carried: [u64; 2],
 }
 
 /// A deed that waits for its byte. The first connection that has carried so many bytes since then has it done to it.
@@ -151,6 +153,11 @@ impl Proxy {
                 deed,
             });
         });
+    }
+
+    /// Bytes that have come so far from the worker, and from the coordinator.
+    pub fn carried(&self) -> [u64; 2] {
+        self.shared.lock().carried
     }
 
     /// Waits until the deed is done; gives the moment at which the wait ended.
@@ -281,7 +288,10 @@ impl Pump {
             match from.read(&mut buffer) {
                 Ok(0) => return self.finish(to),
                 Ok(bytes) => {
-                    let delay = self.shared.lock().delay[self.direction as usize];
+                    let mut state = self.shared.lock();
+                    state.carried[self.direction as usize] += bytes as u64;
+                    let delay = state.delay[self.direction as usize];
+                    drop(state);
                     self.held_bytes += bytes;
                     let bytes = buffer[..bytes].to_vec();
                     self.held.push_back((Instant::now() + delay, bytes));

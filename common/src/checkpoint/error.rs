@@ -89,7 +89,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A tensor that the model needs is not there.
-    #[error("`{}` has no tensor `{name}`, which its config.json calls for", path.display())]
+    #[error("`{}` has no tensor `{name}`, which the model calls for", path.display())]
     MissingTensor {
         /// The weights file or index.
         path: PathBuf,
@@ -97,7 +97,7 @@ pub enum CheckpointError {
         name: String,
     },
     /// A tensor that the model does not know.
-    #[error("`{}` holds a tensor `{name}`, which its config.json does not call for", path.display())]
+    #[error("`{}` holds a tensor `{name}`, which the model does not call for", path.display())]
     UnexpectedTensor {
         /// The weights file.
         path: PathBuf,
@@ -106,7 +106,7 @@ pub enum CheckpointError {
     },
     /// A tensor of another shape.
     #[error(
-        "tensor `{name}` in `{}` has the shape {found:?}, its config.json calls for {expected:?}",
+        "tensor `{name}` in `{}` has the shape {found:?}, the model calls for {expected:?}",
         path.display()
     )]
     WrongShape {

@@ -142,7 +142,7 @@ fn tensors_that_do_not_fit_are_named() {
     foreign.tensors.push((name, shape, dtype, bytes));
     let error = foreign.read().unwrap_err().to_string();
     assert!(
-        error.contains("has the shape [1, 64], its config.json calls for [64]"),
+        error.contains("has the shape [1, 64], the model calls for [64]"),
         "{error}"
     );
 }
