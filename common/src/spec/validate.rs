@@ -20,7 +20,7 @@ use super::shape::shape_of;
 use super::{
     CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
-use crate::corpus::{Objective, SupervisedConfig, TooLong};
+use crate::corpus::{MAX_LABELS, Objective, SupervisedConfig, TooLong};
 
 /// 256 bytes and the end of text.
 const MIN_BPE_VOCAB: u64 = 257;
@@ -369,11 +369,13 @@ fn supervised_of(table: &CorpusTable) -> Result<Option<SupervisedOptions>, SpecE
     let mut distinct = labels.clone();
     distinct.sort_unstable();
     distinct.dedup();
-    if table.labels.is_some() && (distinct.len() != labels.len() || labels.len() < 2) {
+    if table.labels.is_some()
+        && (distinct.len() != labels.len() || !(2..=MAX_LABELS).contains(&labels.len()))
+    {
         return Err(SpecError::impossible(
             "corpus.labels",
             shown(&labels),
-            "it must name two different labels at least, and none twice",
+            format!("it must name 2 to {MAX_LABELS} labels, and none twice"),
             "leave it out for the labels that occur",
         ));
     }
