@@ -9,7 +9,7 @@ use crate::output::{ago, table};
 /// Characters of a fingerprint that tell it apart for people.
 const SHORT: usize = 12;
 /// Skipped inputs that are listed.
-const SKIPPED_SHOWN: usize = 5;
+pub const SKIPPED_SHOWN: usize = 5;
 /// Labels that a confusion table shows.
 const LABELS_SHOWN: usize = 12;
 /// Faults that are listed.
@@ -46,7 +46,7 @@ pub fn corpus(corpus: &CorpusInfo) -> String {
 }
 
 /// The samples of a supervised corpus, in a few lines.
-fn samples(supervised: &Supervised) -> Vec<String> {
+pub fn samples(supervised: &Supervised) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, counts) in [
         ("training", &supervised.train),

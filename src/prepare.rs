@@ -18,7 +18,7 @@ use crate::output::Output;
 use crate::uploads;
 
 /// Before a path on the coordinator's machine.
-const REMOTE: &str = "coordinator:";
+pub const REMOTE: &str = "coordinator:";
 /// Bytes of each file that are looked at before anything is started.
 const LOOKED_AT: u64 = 1 << 20;
 

@@ -17,13 +17,14 @@ pub use runs::{
     CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
     FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs,
 };
-pub use train::{FinetuneArgs, PretrainArgs, QuickstartArgs, SpecArgs, SubmitArgs};
+pub use train::{FinetuneArgs, PretrainArgs, PreviewArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
 const EXAMPLES: &str = "\
 Examples:
   cohort quickstart                                    train and finetune a small model on this machine, offline
   cohort pretrain --preset tiny --corpus books/ --local 2
   cohort finetune --from RUN@best --corpus tales/ --local 2
+  cohort finetune --from RUN@best --sft chat.jsonl --lora 16 --local 2
   cohort generate --from RUN@best --prompt 'Once upon a time'
 
 Several machines:
@@ -79,6 +80,8 @@ pub enum Verb {
     Corpus(CorpusArgs),
     /// List the recipes that come with Cohort
     Presets(PresetsArgs),
+    /// Show samples as the model will see them, with what is learned marked, and count what cannot be used
+    Preview(PreviewArgs),
     /// Serve: keep runs, corpora and checkpoints, and lead the workers
     Coordinator(CoordinatorArgs),
     /// Join a coordinator and compute for it

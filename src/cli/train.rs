@@ -130,6 +130,39 @@ pub struct FinetuneArgs {
     pub submit: SubmitArgs,
 }
 
+/// Arguments of `preview`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cohort preview --from books-1@best --sft gsm8k.jsonl
+  cohort preview spec.toml --samples 10
+  cohort preview --from ./llama-hf --sft chat.jsonl --set corpus.too_long=drop --json
+
+Nothing is trained and nothing is kept. What is learned is green, or stands in [[brackets]] where there are no colours.")]
+pub struct PreviewArgs {
+    /// The spec, in TOML; every key may be absent
+    #[arg(value_name = "SPEC.toml")]
+    pub spec: Option<PathBuf>,
+    /// The checkpoint whose tokenizer, template and context are meant [default: those of the spec]
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub from: Option<String>,
+    /// Sequences to show; short samples share one
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub samples: u64,
+    /// Whether to use colours [default: where stdout is a terminal and NO_COLOR is not set]
+    #[arg(long, value_name = "true|false")]
+    pub color: Option<bool>,
+    /// The spec.
+    #[command(flatten)]
+    pub text: SpecArgs,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Where checkpoints of runs are.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
 /// A share of the training data.
 fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {

@@ -16,6 +16,7 @@ mod merge;
 mod pause;
 mod presets;
 mod pretrain;
+mod preview;
 mod quickstart;
 mod resume;
 mod rm;
@@ -51,6 +52,7 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Rm(args) => done(rm::run(args).await),
         Verb::Corpus(args) => done(corpus::run(args.verb).await),
         Verb::Presets(args) => done(presets::run(&args)),
+        Verb::Preview(args) => done(preview::run(args).await),
         Verb::Coordinator(args) => done(coordinator::run(args).await),
         Verb::Worker(args) => done(worker::run(args).await),
         Verb::Local(args) => done(local::run(args).await),
