@@ -160,7 +160,8 @@ fn from_adapters_to_one_model() {
 
 /// Trains on one worker, on two, and on one that is killed and three that go on.
 fn same_bits(scene: &Scene, line: &str) -> Value {
-    let long = format!("finetune --from base {line} --set train.steps=40 --set checkpoint.every=4");
+    let long =
+        format!("finetune --from base {line} --set train.steps=120 --set checkpoint.every=4");
     let one = scene.finished(&format!("{long} --local 1 --name one"));
     let two = scene.finished(&format!("{long} --local 2 --new --name two"));
     assert_eq!(hash(&two), hash(&one));
@@ -198,7 +199,7 @@ fn classifiers_have_the_same_bits_on_any_cluster() {
     for verb in ["generate --prompt the", "chat", "eval --text text.txt"] {
         let said = scene.fails(&format!("{verb} --from one"));
         assert!(
-            said.contains("one@40 is a classifier of 2 labels (ham, spam)"),
+            said.contains("one@120 is a classifier of 2 labels (ham, spam)"),
             "{said}"
         );
     }
