@@ -491,6 +491,13 @@ pub enum TokenizerRef {
     Char,
     /// A given `tokenizer.json`.
     Json(String),
+    /// A given `tokenizer.json` whose token at the end of texts is known.
+    Known {
+        /// The file's content.
+        json: String,
+        /// The spelling of that token.
+        eos: String,
+    },
 }
 
 /// Progress of a preparation, or its result.

@@ -666,5 +666,9 @@ pub fn tokenizer_config(tokenizer: cohort_common::api::TokenizerRef) -> Tokenize
             json: json.into_bytes(),
             eos: None,
         },
+        TokenizerRef::Known { json, eos } => TokenizerConfig::File {
+            json: json.into_bytes(),
+            eos: Some(eos),
+        },
     }
 }

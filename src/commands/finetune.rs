@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 use cohort_common::api::{StartFiles, TokenizerRef};
 use cohort_common::checkpoint::{
-    CHAT_TEMPLATE, CONFIG, Checkpoint, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, WEIGHTS_INDEX, hex,
+    CHAT_TEMPLATE, CONFIG, Checkpoint, GENERATION, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+    WEIGHTS_INDEX, hex,
 };
 use cohort_common::corpus::{Objective, SupervisedConfig, Tokenizer};
+use cohort_common::hf;
 use cohort_common::home::CheckpointRef;
 use cohort_common::spec::{
     FinetuneBase, LoraConfig, ModelConfig, SpecFile, SpecSource, StartPoint, TrainConfig,
@@ -34,6 +36,8 @@ pub struct Base {
     template: Option<String>,
     start: StartPoint,
     files: StartFiles,
+    /// What whoever trains on samples should know of it.
+    notes: Vec<String>,
 }
 
 impl Base {
@@ -130,7 +134,14 @@ pub async fn plan(
     })?;
     let mut supervised = material.supervised(meant.sample_length(), base.template.clone());
     adopt_labels(supervised.as_mut(), base)?;
-    let tokenizer = TokenizerRef::Json(base.tokenizer.to_json().into());
+    let json = base.tokenizer.to_json().to_owned();
+    let tokenizer = match base.tokenizer.spelling(base.tokenizer.eos()) {
+        Some(eos) => TokenizerRef::Known { json, eos },
+        None => TokenizerRef::Json(json),
+    };
+    if supervised.is_some() {
+        base.notes.iter().for_each(|note| session.out.say(note));
+    }
     let corpus = material
         .prepare(tokenizer, supervised, &mut session.client, session.out)
         .await?;
@@ -194,13 +205,17 @@ pub async fn of_run(session: &mut Session, reference: &str) -> Result<Base> {
     let weights = files.iter().find(|file| file.name == WEIGHTS);
     let weights = weights.ok_or_else(|| anyhow!("checkpoint {name} has no `{WEIGHTS}`"))?;
     let tokenizer = data.small_file(run, step, TOKENIZER).await?;
+    let ids = data.small_file(run, step, GENERATION).await?;
+    let ids = hf::parse_special_tokens(&String::from_utf8_lossy(&ids));
+    let eos = ids.ok().and_then(|ids| ids.eos.first().copied());
     Ok(Base {
         start: StartPoint {
             source: name.clone(),
             weights: weights.hash.clone(),
             base_corpus: Some(resolved.spec.corpus.clone()),
         },
-        tokenizer: fitting(&name, &tokenizer, &resolved.spec.model)?,
+        tokenizer: fitting(&name, &tokenizer, eos, &resolved.spec.model)?,
+        notes: Vec::new(),
         template: template_in(
             &name,
             data.small_file(run, step, TOKENIZER_CONFIG).await.ok(),
@@ -219,7 +234,8 @@ pub async fn of_directory(
     name: String,
 ) -> Result<Base> {
     refuse_adapters(&name, checkpoint.lora())?;
-    let tokenizer = fitting(&name, &checkpoint.tokenizer()?, checkpoint.model())?;
+    let eos = checkpoint.tokens().eos.first().copied();
+    let tokenizer = fitting(&name, &checkpoint.tokenizer()?, eos, checkpoint.model())?;
     let template = checkpoint.chat_template()?;
     let opened = checkpoint.clone();
     let weights = tokio::task::spawn_blocking(move || opened.weights_hash()).await??;
@@ -248,6 +264,7 @@ pub async fn of_directory(
         },
         files: StartFiles::Uploaded(files),
         tokenizer,
+        notes: notes(checkpoint)?,
         template,
         model: checkpoint.model().clone(),
         train: spec.map(|spec| spec.train.clone()),
@@ -276,6 +293,18 @@ fn files_of(checkpoint: &Checkpoint) -> Result<Vec<(String, std::path::PathBuf)>
     Ok(files)
 }
 
+/// What is unusual in a directory's tokenizer.
+fn notes(checkpoint: &Checkpoint) -> Result<Vec<String>> {
+    let specials = checkpoint.special_texts()?;
+    Ok(match (specials.pad, specials.eos) {
+        (Some(pad), Some(eos)) if pad == eos => vec![format!(
+            "tokenizer   its pad token `{pad}` is its end token; that does no harm here: what is learned is marked token by \
+             token, and the end is learned"
+        )],
+        _ => Vec::new(),
+    })
+}
+
 /// The chat template in a `tokenizer_config.json`.
 fn template_in(name: &str, config: Option<Vec<u8>>) -> Result<Option<String>> {
     let Some(config) = config else {
@@ -286,10 +315,13 @@ fn template_in(name: &str, config: Option<Vec<u8>>) -> Result<Option<String>> {
     chat_template_of(&config).with_context(unusable)
 }
 
-/// A tokenizer that a model has embeddings for.
-fn fitting(name: &str, json: &[u8], model: &ModelConfig) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::from_json(json, None)
-        .with_context(|| format!("the tokenizer of {name} cannot be used"))?;
+/// A tokenizer that a model has embeddings for; `eos` is the token that ends its texts, where that is known.
+fn fitting(name: &str, json: &[u8], eos: Option<u32>, model: &ModelConfig) -> Result<Tokenizer> {
+    let tokenizer = match eos {
+        Some(eos) => Tokenizer::from_json_with_eos_id(json, eos),
+        None => Tokenizer::from_json(json, None),
+    };
+    let tokenizer = tokenizer.with_context(|| format!("the tokenizer of {name} cannot be used"))?;
     let (tokens, rows) = (tokenizer.vocab_size() as usize, model.vocab_size);
     if tokens > rows {
         bail!(
