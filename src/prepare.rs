@@ -185,7 +185,7 @@ impl Material {
                         bar.clear();
                     }
                     out.say(facts::corpus(&corpus));
-                    return Ok(corpus);
+                    return Ok(*corpus);
                 }
             }
         }

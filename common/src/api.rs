@@ -514,7 +514,7 @@ pub enum PrepareEvent {
         total: u64,
     },
     /// It is done.
-    Done(CorpusInfo),
+    Done(Box<CorpusInfo>),
 }
 
 /// A corpus.

@@ -68,7 +68,7 @@ impl Client for ClientService {
             // Progress that finds the channel full is left out: a newer one follows.
             let tell = |event: PrepareEvent| drop(out.try_send(Ok(json(&event))));
             let done = corpora::prepare(&home, request, &tell);
-            let last = done.map(|info| json(&PrepareEvent::Done(info)));
+            let last = done.map(|info| json(&PrepareEvent::Done(Box::new(info))));
             let _ = out.blocking_send(last);
         });
         Ok(Response::new(ReceiverStream::new(outgoing)))

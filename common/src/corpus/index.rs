@@ -259,8 +259,8 @@ impl CorpusIndex {
         if let Some(supervised) = &self.supervised {
             let row = supervised.row as u64;
             let whole = |split| row > 0 && self.split(split).tokens.is_multiple_of(row);
-            let fits = (supervised.objective == Objective::Classify)
-                == !supervised.labels.is_empty()
+            let classifies = supervised.objective == Objective::Classify;
+            let fits = classifies != supervised.labels.is_empty()
                 && supervised.labels.len() <= self.tokenizer.vocab_size as usize;
             if !Split::ALL.into_iter().all(whole) || !fits {
                 return bad(format!(
