@@ -108,7 +108,7 @@ fn tokens(model: &ModelConfig, row: u32) -> Vec<u32> {
     let key = derive_key(0, "merge");
     let token = |place: usize| {
         let word = philox(key, [place as u32, row, 0, 0])[0];
-        (u64::from(word) * model.vocab_size as u64 >> 32) as u32
+        ((u64::from(word) * model.vocab_size as u64) >> 32) as u32
     };
     (0..model.context.min(ROW)).map(token).collect()
 }
@@ -124,8 +124,11 @@ struct Likeness {
 
 impl Likeness {
     fn of(model: &ModelConfig, a: &[f32], b: &[f32]) -> Self {
-        // Comparisons with what is not a number do not hold, so that it stays once it is there.
-        let worse = |worst: f32, x: f32| if x <= worst { worst } else { x };
+        // What is not a number stays once it is there.
+        let worse = |worst: f32, x: f32| match worst.is_nan() || x <= worst {
+            true => worst,
+            false => x,
+        };
         let pairs = a.iter().zip(b);
         Self {
             rows: ROWS,
@@ -136,7 +139,7 @@ impl Likeness {
     }
 
     fn holds(&self) -> bool {
-        self.apart <= BOUND * self.largest
+        self.largest.is_finite() && self.apart <= BOUND * self.largest
     }
 }
 
