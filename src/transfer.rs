@@ -359,7 +359,21 @@ mod tests {
                 after: "there was".into(),
             }],
         };
-        insta::assert_snapshot!(report.text(), @"");
+        insta::assert_snapshot!(report.text(), @"
+        transfer    pretrained-1 from books@best
+          task        validation loss 4.1000 before, 3.7000 at its best (step 40), 3.7000 at the end
+          base        validation loss 4.0000 before, 4.1000 after: its perplexity is 111 % of what it was, so that much was forgotten
+          scratch     4.0000 at its best (step 40), so the pretrained start has a perplexity 74 % of that
+          speed       as good after 10 steps, 80 samples; from scratch that took 40 steps, 320 samples: 4.0 times as many
+
+        training data  pretrained  from scratch  perplexity of scratch's
+                100 %      3.7000        4.0000                     74 %
+                 10 %      3.9000        5.1000                     30 %
+
+        --- Once ---
+        before: upon a time
+        after:  there was
+        ");
         let chart = report.chart();
         assert_eq!(chart.series.len(), 5);
         let alone = Report {

@@ -44,7 +44,7 @@ pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, Spl
 pub use store::{
     Corpus, INDEX_FILE, Listing, TOKENIZER_FILE, find, list, remove, remove_unfinished,
 };
-pub use supervise::{Encoded, Sampler};
+pub use supervise::{Encoded, MAX_LABELS, Sampler};
 pub use text::{Event, ReadOptions, read_documents};
 pub use tokenizer::{END_OF_TEXT, StreamDecoder, Tokenizer, TokenizerConfig, TokenizerError};
 pub use train::{BpeTraining, MIN_BPE_VOCAB, char_tokenizer};

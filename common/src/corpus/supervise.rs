@@ -21,8 +21,8 @@ use crate::supervised::{ChatTemplate, Message, Record, Span, SpecialTexts, pair_
 /// Lines that are tokenized at a time, for each thread of rayon's current pool.
 const LINES_PER_THREAD: usize = 256;
 
-/// Most labels of a classification.
-pub(super) const MAX_LABELS: usize = 4096;
+/// Most labels of a classification: a table of what each was taken for must fit into a message.
+pub const MAX_LABELS: usize = 512;
 
 /// Labels that an error lists.
 const LISTED_LABELS: usize = 12;
@@ -416,7 +416,7 @@ pub(super) fn labels_of(
         n => Err(CorpusError::BadOption {
             option: "the number of labels",
             value: n.to_string(),
-            bound: "from 2 to 4096",
+            bound: "from 2 to 512",
         }),
     }
 }

@@ -37,6 +37,12 @@ struct Identity<'a> {
     payload: Payload,
     seed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    freeze_layers: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer_decay: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unfreeze_every: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     data_share: Option<f64>,
     // The share, and of which corpus.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,6 +103,9 @@ impl RunSpec {
             seed,
             eval_every: _,
             eval_samples: _,
+            freeze_layers,
+            layer_decay,
+            unfreeze_every,
             data_share,
             replay,
             // They end a run early, but change no weight before.
@@ -125,6 +134,9 @@ impl RunSpec {
             precision,
             payload,
             seed,
+            freeze_layers,
+            layer_decay,
+            unfreeze_every,
             data_share,
             replay: replay
                 .map(|share| (share, start.as_ref().and_then(|s| s.base_corpus.as_deref()))),
@@ -210,6 +222,18 @@ impl RunSpec {
                 out,
                 "  lora        {lora}: {trained} parameters are trained"
             )?;
+        }
+        let layers = [
+            t.freeze_layers
+                .map(|n| format!("the embeddings and {n} blocks frozen")),
+            t.layer_decay
+                .map(|d| format!("each learns at {} of the rate above it", number(d))),
+            t.unfreeze_every
+                .map(|n| format!("one more learns every {n} steps, top down")),
+        ];
+        let layers: Vec<String> = layers.into_iter().flatten().collect();
+        if !layers.is_empty() {
+            writeln!(out, "  layers      {}", layers.join("; "))?;
         }
         if let Some(share) = t.data_share {
             writeln!(

@@ -9,6 +9,7 @@ mod error;
 mod file;
 mod finetune;
 mod identity;
+mod layers;
 mod lora;
 mod memory;
 mod model;
@@ -29,6 +30,7 @@ pub use file::{
     SplitKind, TokenizerKind, TokenizerTable, TrainTable,
 };
 pub use finetune::FinetuneBase;
+pub use layers::LayerRates;
 pub use lora::{LoraConfig, linear_modules};
 pub use memory::{
     LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, memory_per_worker,

@@ -119,6 +119,15 @@ pub struct TrainConfig {
     pub eval_every: u64,
     /// Bound on the samples of one validation; 0 scores the whole split.
     pub eval_samples: u64,
+    /// The embeddings and this many of the lowest blocks stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_layers: Option<u32>,
+    /// Factor of the learning rate from each layer to the one below it; absent is 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_decay: Option<f64>,
+    /// Steps after which each layer below the head begins to learn, top down; absent is at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfreeze_every: Option<u64>,
     /// Share of the training samples that are used, the first of the corpus; absent is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_share: Option<f64>,

@@ -20,7 +20,7 @@ use super::shape::shape_of;
 use super::{
     CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
-use crate::corpus::{Objective, SupervisedConfig, TooLong};
+use crate::corpus::{MAX_LABELS, Objective, SupervisedConfig, TooLong};
 
 /// 256 bytes and the end of text.
 const MIN_BPE_VOCAB: u64 = 257;
@@ -236,6 +236,15 @@ impl SpecFile {
             notes,
         };
         check_memory(&meant.assumed_model(), &meant.train)?;
+        let (layers, frozen) = (meant.model.num_hidden_layers, meant.train.freeze_layers);
+        if let Some(frozen) = frozen.filter(|frozen| *frozen as usize > layers) {
+            return Err(SpecError::impossible(
+                "train.freeze_layers",
+                frozen,
+                format!("the model has {layers} blocks"),
+                "freeze fewer; the head always learns, unless it is tied to the embedding",
+            ));
+        }
         Ok(meant)
     }
 }
@@ -360,11 +369,13 @@ fn supervised_of(table: &CorpusTable) -> Result<Option<SupervisedOptions>, SpecE
     let mut distinct = labels.clone();
     distinct.sort_unstable();
     distinct.dedup();
-    if table.labels.is_some() && (distinct.len() != labels.len() || labels.len() < 2) {
+    if table.labels.is_some()
+        && (distinct.len() != labels.len() || !(2..=MAX_LABELS).contains(&labels.len()))
+    {
         return Err(SpecError::impossible(
             "corpus.labels",
             shown(&labels),
-            "it must name two different labels at least, and none twice",
+            format!("it must name 2 to {MAX_LABELS} labels, and none twice"),
             "leave it out for the labels that occur",
         ));
     }
@@ -393,6 +404,36 @@ fn checkpoint_of(
         every: table.every.unwrap_or(train.eval_every),
         keep: keep as u32,
     })
+}
+
+fn freeze_layers(given: Option<u64>) -> Result<Option<u32>, SpecError> {
+    if let Some(layers) = given {
+        let next = "leave it out to train all layers";
+        within("train.freeze_layers", layers, 0..=1024, next)?;
+    }
+    Ok(given.map(|layers| layers as u32))
+}
+
+fn layer_decay(given: Option<f64>) -> Result<Option<f64>, SpecError> {
+    let decay = given.unwrap_or(1.0);
+    let holds = decay > 0.0 && decay <= 1.0;
+    let next = "0.8 is usual";
+    real(
+        "train.layer_decay",
+        decay,
+        holds,
+        "it must be above 0, and at most 1",
+        next,
+    )?;
+    Ok(given)
+}
+
+fn unfreeze_every(given: Option<u64>) -> Result<Option<u64>, SpecError> {
+    if let Some(steps) = given {
+        let next = "leave it out to train all layers from the first step";
+        within("train.unfreeze_every", steps, 1..=MAX_STEPS, next)?;
+    }
+    Ok(given)
 }
 
 fn data_share(given: Option<f64>) -> Result<Option<f64>, SpecError> {
@@ -499,6 +540,9 @@ fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, 
         seed: table.seed.unwrap_or(1337),
         eval_every: table.eval_every.unwrap_or((steps / 10).clamp(50, 1000)),
         eval_samples: table.eval_samples.unwrap_or(1024),
+        freeze_layers: freeze_layers(table.freeze_layers)?,
+        layer_decay: layer_decay(table.layer_decay)?,
+        unfreeze_every: unfreeze_every(table.unfreeze_every)?,
         data_share: data_share(table.data_share)?,
         replay: replay(table.replay)?,
         early_stopping_patience: patience(table.early_stopping_patience)?,

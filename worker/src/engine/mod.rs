@@ -200,7 +200,7 @@ impl Engine {
             false => None,
         };
         let optimizer = train.map(|train| Optimizer {
-            adamw: AdamW::new(train, &layout),
+            adamw: AdamW::new(train, model, &layout),
             moments: Moments::zeros(layout.len()),
         });
         Ok(Self {
@@ -320,16 +320,18 @@ impl Engine {
         }
         self.check_batch(batch)?;
         self.check_length("the gradients", grad.len())?;
-        self.pool.install(|| match &self.composite {
+        let sums = self.pool.install(|| match &self.composite {
             Some(composite) => Ok(composite.accumulate(batch, site, grad)?),
             None => {
                 let lane = [(batch, site)];
                 let sums = self
                     .fused
                     .gradient(&self.params, node, &lane, grad, false)?;
-                Ok(sums[0])
+                Ok::<_, EngineError>(sums[0])
             }
-        })
+        })?;
+        self.freeze(site.step, grad);
+        Ok(sums)
     }
 
     /// Whether the lanes of a node, with `rows` tokens each, can share one pass: [`Self::gradient`] takes them together.
@@ -362,7 +364,8 @@ impl Engine {
             )));
         }
         grad.resize(self.layout.len(), 0.0);
-        self.pool
+        let sums = self
+            .pool
             .install(|| match (&self.composite, micro_batches) {
                 (Some(composite), [(batch, site)]) => {
                     grad.fill(0.0);
@@ -372,7 +375,20 @@ impl Engine {
                     "lanes share a pass on the CPU alone".into(),
                 )),
                 (None, lanes) => self.fused.gradient(&self.params, node, lanes, grad, true),
-            })
+            })?;
+        self.freeze(micro_batches[0].1.step, grad);
+        Ok(sums)
+    }
+
+    /// Takes the gradient of frozen layers away, so that it counts nowhere.
+    fn freeze(&self, step: u64, grad: &mut [f32]) {
+        let rates = self.optimizer.as_ref().and_then(|o| o.adamw.rates());
+        let Some(rates) = rates else { return };
+        for tensor in self.layout.tensors() {
+            if rates.rate(rates.depth(&tensor.name), step) == 0.0 {
+                grad[tensor.range()].fill(0.0);
+            }
+        }
     }
 
     /// One AdamW step by the gradient `root`.

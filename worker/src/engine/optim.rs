@@ -5,7 +5,7 @@
 //! p -= lr/(1 - β1^t) · m / (sqrt(v)/sqrt(1 - β2^t) + eps),   with g = scale · root gradient
 
 use cohort_common::layout::Layout;
-use cohort_common::spec::TrainConfig;
+use cohort_common::spec::{LayerRates, ModelConfig, TrainConfig};
 use rayon::prelude::*;
 
 use super::Update;
@@ -38,6 +38,8 @@ impl Moments {
 struct Piece {
     len: usize,
     decays: bool,
+    /// Of its layer, where layers have rates of their own; else 0.
+    depth: usize,
 }
 
 /// The optimizer's constants and its partition of the flat buffer.
@@ -47,6 +49,7 @@ pub struct AdamW {
     eps: f64,
     weight_decay: f64,
     pieces: Vec<Piece>,
+    rates: Option<LayerRates>,
 }
 
 /// The factors of one step, in the optimizer's arithmetic.
@@ -64,27 +67,39 @@ struct Factors {
 
 impl AdamW {
     /// Partitions `layout`.
-    pub fn new(train: &TrainConfig, layout: &Layout) -> Self {
+    pub fn new(train: &TrainConfig, model: &ModelConfig, layout: &Layout) -> Self {
+        let rates = LayerRates::of(model, train);
         Self {
             beta1: train.beta1,
             beta2: train.beta2,
             eps: train.eps,
             weight_decay: train.weight_decay,
-            pieces: pieces(layout),
+            pieces: pieces(layout, rates.as_ref()),
+            rates,
         }
     }
 
     /// A partition of `len` elements that all decay.
     #[cfg(test)]
     pub fn whole(train: &TrainConfig, len: usize) -> Self {
-        let pieces = vec![Piece { len, decays: true }];
+        let pieces = vec![Piece {
+            len,
+            decays: true,
+            depth: 0,
+        }];
         Self {
             beta1: train.beta1,
             beta2: train.beta2,
             eps: train.eps,
             weight_decay: train.weight_decay,
             pieces,
+            rates: None,
         }
+    }
+
+    /// The rates of layers, where they have some of their own.
+    pub fn rates(&self) -> Option<&LayerRates> {
+        self.rates.as_ref()
     }
 
     /// One update of `params` and `moments` by the gradient `root`.
@@ -94,17 +109,24 @@ impl AdamW {
             1.0 - libm::pow(self.beta1, t),
             1.0 - libm::pow(self.beta2, t),
         );
-        let factors = |decays: bool| Factors {
+        let rate = |depth: usize| {
+            let part = self
+                .rates
+                .as_ref()
+                .map_or(1.0, |rates| rates.rate(depth, update.step));
+            update.learning_rate * part
+        };
+        let factors = |decays: bool, depth: usize| Factors {
             scale: update.scale as f32,
             keep: if decays {
-                (1.0 - update.learning_rate * self.weight_decay) as f32
+                (1.0 - rate(depth) * self.weight_decay) as f32
             } else {
                 1.0
             },
             one_minus_beta1: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
             one_minus_beta2: (1.0 - self.beta2) as f32,
-            step_size: (update.learning_rate / correction1) as f32,
+            step_size: (rate(depth) / correction1) as f32,
             inverse_sqrt_correction: (1.0 / correction2.sqrt()) as f32,
             eps: self.eps as f32,
         };
@@ -123,7 +145,7 @@ impl AdamW {
             );
             let (gradient, rest) = g.split_at(piece.len);
             g = rest;
-            tasks.push((parts, gradient, factors(piece.decays)));
+            tasks.push((parts, gradient, factors(piece.decays, piece.depth)));
         }
         tasks
             .into_par_iter()
@@ -131,18 +153,20 @@ impl AdamW {
     }
 }
 
-fn pieces(layout: &Layout) -> Vec<Piece> {
+fn pieces(layout: &Layout, rates: Option<&LayerRates>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for tensor in layout.tensors() {
         let (mut left, decays) = (tensor.len(), tensor.decays());
-        if let Some(last) = pieces.last_mut().filter(|last| last.decays == decays) {
+        let depth = rates.map_or(0, |rates| rates.depth(&tensor.name));
+        let alike = |last: &&mut Piece| last.decays == decays && last.depth == depth;
+        if let Some(last) = pieces.last_mut().filter(alike) {
             let more = left.min(BLOCK - last.len);
             last.len += more;
             left -= more;
         }
         while left > 0 {
             let len = left.min(BLOCK);
-            pieces.push(Piece { len, decays });
+            pieces.push(Piece { len, decays, depth });
             left -= len;
         }
     }
@@ -166,7 +190,7 @@ simd_fn! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_common::spec::{Architecture, ModelConfig};
+    use cohort_common::spec::Architecture;
 
     #[test]
     fn pieces_tile_the_layout_and_decay_what_decays() {
@@ -192,7 +216,7 @@ mod tests {
             labels: Vec::new(),
         };
         let layout = Layout::of(&model);
-        let decays: Vec<bool> = pieces(&layout)
+        let decays: Vec<bool> = pieces(&layout, None)
             .iter()
             .inspect(|piece| assert!(piece.len > 0 && piece.len <= BLOCK))
             .flat_map(|piece| std::iter::repeat_n(piece.decays, piece.len))

@@ -55,6 +55,9 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
         seed: 0,
         eval_every: 7,
         eval_samples: 0,
+        freeze_layers: None,
+        layer_decay: None,
+        unfreeze_every: None,
         data_share: None,
         replay: None,
         // Losses grow in this world, so that the third validation ends a run that has this.

@@ -104,3 +104,54 @@ fn a_loaded_state_goes_on_to_the_bit() {
     assert_eq!(first.state_hash(), second.state_hash());
     assert_ne!(first.snapshot(), state);
 }
+
+#[test]
+fn frozen_layers_stay_and_lower_layers_learn_slower() {
+    for model in models() {
+        let batch = batch(&model, 2, 16);
+        let moved = |train: &TrainConfig| {
+            let engine = Engine::new(&model, Some(train), DeviceChoice::Cpu, 1);
+            let mut engine = engine.expect("an engine");
+            engine.init(7).expect("initial weights");
+            let before = engine.params().to_vec();
+            let mut grad = Vec::new();
+            let site = Site { step: 1, ..SITE };
+            engine
+                .accumulate(&batch, site, &mut grad)
+                .expect("a gradient");
+            let update = Update {
+                step: 1,
+                scale: 0.1,
+                learning_rate: 1e-3,
+            };
+            engine.update(&grad, update).expect("an update");
+            let moved = |block: usize| {
+                let of = |name: &str| {
+                    name.contains(&format!("layers.{block}."))
+                        || name.contains(&format!("h.{block}."))
+                };
+                let tensors = engine.layout().tensors().iter().filter(|t| of(&t.name));
+                let ranges = tensors.flat_map(|t| t.range());
+                ranges
+                    .map(|i| f64::from(engine.params()[i] - before[i]).abs())
+                    .sum::<f64>()
+            };
+            [moved(0), moved(1)]
+        };
+        let plain = train();
+        let both = moved(&plain);
+        let frozen = moved(&TrainConfig {
+            freeze_layers: Some(1),
+            ..plain.clone()
+        });
+        assert_eq!(frozen[0], 0.0);
+        assert_eq!(frozen[1], both[1]);
+        let decayed = moved(&TrainConfig {
+            layer_decay: Some(0.5),
+            ..plain.clone()
+        });
+        let ratios = [decayed[0] / both[0], decayed[1] / both[1]];
+        assert!((ratios[0] - 0.25).abs() < 0.01, "{ratios:?}");
+        assert!((ratios[1] - 0.5).abs() < 0.01, "{ratios:?}");
+    }
+}
