@@ -263,10 +263,10 @@ fn samples_that_cannot_be_used_are_named() {
     }
 }
 
-/// Bytes that a worker sends and gets in a step, over many steps between which nothing else is sent.
+/// Bytes that a worker sends and gets in a step: all of a run's, what it starts from and ends with included, over its
+/// steps.
 fn bytes_per_step(flags: &str) -> [f64; 2] {
-    const FROM: u64 = 10;
-    const TO: u64 = 210;
+    const STEPS: u64 = 220;
     let scene = Scene::new();
     let (pairs, _) = samples(160);
     scene.write("pairs.jsonl", &pairs);
@@ -274,18 +274,16 @@ fn bytes_per_step(flags: &str) -> [f64; 2] {
         "pretrain --preset tiny --corpus text.txt --set train.steps=2 --local 1 --name base",
     );
     let mut cluster = Cluster::start(&scene, 2);
-    cluster.submit(&format!(
-        "finetune --from base --sft pairs.jsonl {flags} --set train.steps={} --set train.min_workers=2 --set train.eval_every=0 --set checkpoint.every=0",
-        TO + 10
-    ));
+    let line = format!(
+        "finetune --from base --sft pairs.jsonl {flags} --set train.steps={STEPS} --set train.min_workers=2 --set train.eval_every=0 --set checkpoint.every=0"
+    );
     // The second worker sends its gradients; the first shares memory with the coordinator.
-    let seen = |cluster: &Cluster<'_>| (cluster.step() as f64, cluster.workers[1].proxy.carried());
-    cluster.wait_for_step(FROM);
-    let (from, before) = seen(&cluster);
-    cluster.wait_for_step(TO);
-    let (to, after) = seen(&cluster);
+    let carried = |cluster: &Cluster<'_>| cluster.workers[1].proxy.carried();
+    let before = carried(&cluster);
+    cluster.submit(&line);
     cluster.finish();
-    [0, 1].map(|way| (after[way] - before[way]) as f64 / (to - from))
+    let after = carried(&cluster);
+    [0, 1].map(|way| (after[way] - before[way]) as f64 / STEPS as f64)
 }
 
 #[test]

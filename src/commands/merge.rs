@@ -108,7 +108,7 @@ fn tokens(model: &ModelConfig, row: u32) -> Vec<u32> {
     let key = derive_key(0, "merge");
     let token = |place: usize| {
         let word = philox(key, [place as u32, row, 0, 0])[0];
-        (u64::from(word) * model.vocab_size as u64 >> 32) as u32
+        ((u64::from(word) * model.vocab_size as u64) >> 32) as u32
     };
     (0..model.context.min(ROW)).map(token).collect()
 }

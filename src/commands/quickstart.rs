@@ -178,7 +178,7 @@ fn meant(steps: u64) -> Result<SpecMeant> {
 }
 
 fn spec(session: &Session, corpus: &CorpusInfo, steps: u64) -> Result<RunSpec> {
-    let mut spec = meant(steps)?.run_spec(prepare::facts_of(&corpus), None)?;
+    let mut spec = meant(steps)?.run_spec(prepare::facts_of(corpus), None)?;
     session.adapt(&mut spec);
     Ok(spec)
 }
