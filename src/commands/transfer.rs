@@ -24,6 +24,15 @@ const PROMPT_WORDS: usize = 8;
 /// Tokens that each of them writes.
 const SAMPLE_TOKENS: usize = 40;
 
+/// The report as an event.
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    event: &'static str,
+    run: &'a str,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
 /// Trains what the finished run is compared with, and reports. `Err` in the result is the exit code of a comparison that
 /// was stopped.
 pub async fn conclude(
@@ -68,7 +77,11 @@ pub async fn conclude(
     for path in written {
         session.out.say(format!("report      {}", path.display()));
     }
-    session.out.line(&report)?;
+    session.out.line(&Line {
+        event: "transfer",
+        run,
+        report: &report,
+    })?;
     Ok(Ok(()))
 }
 
