@@ -13,6 +13,7 @@ mod layers;
 mod lora;
 mod memory;
 mod model;
+mod options;
 mod preset;
 mod run;
 mod shape;

@@ -6,21 +6,24 @@
 use serde::{Deserialize, Serialize};
 
 use super::bounds::{
-    MAX_LANES, MAX_STEPS, MAX_VOCAB, check_memory, check_numbers, check_steps, number, real, shown,
-    small, within,
+    MAX_LANES, MAX_STEPS, MAX_VOCAB, check_memory, check_numbers, check_steps, number, small,
+    within,
 };
 use super::depth;
 use super::error::SpecError;
 use super::file::{
-    CheckpointTable, CorpusTable, ObjectiveKind, SpecFile, SplitKind, TokenizerKind,
-    TokenizerTable, TrainTable,
+    CheckpointTable, CorpusTable, SpecFile, SplitKind, TokenizerKind, TokenizerTable, TrainTable,
 };
 use super::lora::{LoraConfig, lora_of};
+use super::options::{
+    data_share, forgetting, freeze_layers, layer_decay, max_length, patience, replay,
+    supervised_of, unfreeze_every,
+};
 use super::shape::shape_of;
 use super::{
     CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
-use crate::corpus::{MAX_LABELS, Objective, SupervisedConfig, TooLong};
+use crate::corpus::{Objective, SupervisedConfig, TooLong};
 
 /// 256 bytes and the end of text.
 const MIN_BPE_VOCAB: u64 = 257;
@@ -318,77 +321,6 @@ fn corpus_of(table: &CorpusTable) -> Result<CorpusOptions, SpecError> {
     })
 }
 
-fn supervised_of(table: &CorpusTable) -> Result<Option<SupervisedOptions>, SpecError> {
-    let objective = match table.objective.unwrap_or_default() {
-        ObjectiveKind::Text => None,
-        ObjectiveKind::Sft => Some(Objective::Sft),
-        ObjectiveKind::Classify => Some(Objective::Classify),
-    };
-    let only = |given: bool, key: &str, of: &str| match given {
-        true => Err(SpecError::impossible(
-            key,
-            "given",
-            format!("it says something of {of} only"),
-            "remove it, or set `corpus.objective`",
-        )),
-        false => Ok(()),
-    };
-    let supervised = "the objectives \"sft\" and \"classify\"";
-    only(
-        objective.is_none() && table.too_long.is_some(),
-        "corpus.too_long",
-        supervised,
-    )?;
-    only(
-        objective.is_none() && table.packing.is_some(),
-        "corpus.packing",
-        supervised,
-    )?;
-    let (labels, other) = (
-        "the objective \"classify\"",
-        objective != Some(Objective::Classify),
-    );
-    only(other && table.labels.is_some(), "corpus.labels", labels)?;
-    only(
-        other && table.label_field.is_some(),
-        "corpus.label_field",
-        labels,
-    )?;
-    let Some(objective) = objective else {
-        return Ok(None);
-    };
-    if table.split.is_some_and(|split| split == SplitKind::Tail) {
-        return Err(SpecError::impossible(
-            "corpus.split",
-            "tail",
-            "samples go to one side of the split whole",
-            "remove it",
-        ));
-    }
-    let labels = table.labels.clone().unwrap_or_default();
-    let mut distinct = labels.clone();
-    distinct.sort_unstable();
-    distinct.dedup();
-    if table.labels.is_some()
-        && (distinct.len() != labels.len() || !(2..=MAX_LABELS).contains(&labels.len()))
-    {
-        return Err(SpecError::impossible(
-            "corpus.labels",
-            shown(&labels),
-            format!("it must name 2 to {MAX_LABELS} labels, and none twice"),
-            "leave it out for the labels that occur",
-        ));
-    }
-    Ok(Some(SupervisedOptions {
-        objective,
-        too_long: table.too_long.unwrap_or_default(),
-        packing: table.packing.unwrap_or(true),
-        labels,
-        text_field: table.text_field.clone(),
-        label_field: table.label_field.clone(),
-    }))
-}
-
 fn checkpoint_of(
     table: &CheckpointTable,
     train: &TrainConfig,
@@ -404,97 +336,6 @@ fn checkpoint_of(
         every: table.every.unwrap_or(train.eval_every),
         keep: keep as u32,
     })
-}
-
-fn freeze_layers(given: Option<u64>) -> Result<Option<u32>, SpecError> {
-    if let Some(layers) = given {
-        let next = "leave it out to train all layers";
-        within("train.freeze_layers", layers, 0..=1024, next)?;
-    }
-    Ok(given.map(|layers| layers as u32))
-}
-
-fn layer_decay(given: Option<f64>) -> Result<Option<f64>, SpecError> {
-    let decay = given.unwrap_or(1.0);
-    let holds = decay > 0.0 && decay <= 1.0;
-    let next = "0.8 is usual";
-    real(
-        "train.layer_decay",
-        decay,
-        holds,
-        "it must be above 0, and at most 1",
-        next,
-    )?;
-    Ok(given)
-}
-
-fn unfreeze_every(given: Option<u64>) -> Result<Option<u64>, SpecError> {
-    if let Some(steps) = given {
-        let next = "leave it out to train all layers from the first step";
-        within("train.unfreeze_every", steps, 1..=MAX_STEPS, next)?;
-    }
-    Ok(given)
-}
-
-fn data_share(given: Option<f64>) -> Result<Option<f64>, SpecError> {
-    let share = given.unwrap_or(1.0);
-    let holds = share > 0.0 && share <= 1.0;
-    let next = "leave it out to use all";
-    real(
-        "train.data_share",
-        share,
-        holds,
-        "it must be above 0, and at most 1",
-        next,
-    )?;
-    Ok(given.filter(|share| *share < 1.0))
-}
-
-fn replay(given: Option<f64>) -> Result<Option<f64>, SpecError> {
-    let share = given.unwrap_or(0.5);
-    let holds = share > 0.0 && share <= 0.95;
-    let next = "0.05 keeps most of what was learned";
-    real(
-        "train.replay",
-        share,
-        holds,
-        "it must be above 0, and at most 0.95",
-        next,
-    )?;
-    Ok(given)
-}
-
-fn patience(given: Option<u64>) -> Result<Option<u32>, SpecError> {
-    let Some(patience) = given else {
-        return Ok(None);
-    };
-    small("train.early_stopping_patience", Some(patience), 3).map(Some)
-}
-
-fn forgetting(given: Option<f64>) -> Result<Option<f64>, SpecError> {
-    let most = given.unwrap_or(0.0);
-    let holds = (0.0..=100.0).contains(&most);
-    real(
-        "train.max_forgetting",
-        most,
-        holds,
-        "it must be from 0 to 100 nats",
-        "0.1 is little",
-    )?;
-    Ok(given)
-}
-
-fn max_length(given: Option<u64>) -> Result<Option<usize>, SpecError> {
-    let Some(length) = given else {
-        return Ok(None);
-    };
-    within(
-        "train.max_length",
-        length,
-        2..=1 << 20,
-        "leave it out for the model's context",
-    )?;
-    Ok(Some(length as usize))
 }
 
 fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, SpecError> {
