@@ -139,8 +139,15 @@ pub async fn plan(
         Some(eos) => TokenizerRef::Known { json, eos },
         None => TokenizerRef::Json(json),
     };
-    if supervised.is_some() {
+    if let Some(supervised) = &supervised {
         base.notes.iter().for_each(|note| session.out.say(note));
+        if supervised.objective == Objective::Sft {
+            let template = match &base.template {
+                Some(_) => format!("inherited from {}", base.name),
+                None => "Cohort's own, since the checkpoint has none".to_owned(),
+            };
+            session.out.say(format!("chat template ({template})"));
+        }
     }
     let corpus = material
         .prepare(tokenizer, supervised, &mut session.client, session.out)

@@ -24,6 +24,13 @@ const LINES_PER_THREAD: usize = 256;
 /// Most labels of a classification: a table of what each was taken for must fit into a message.
 pub const MAX_LABELS: usize = 512;
 
+/// The chat template of a model that has seen prompts and responses alone, as [`pair_spans`] puts them together.
+const PAIR_TEMPLATE: &str = "{%- for message in messages -%}\
+    {{- message.content -}}\
+    {%- if message.role == 'assistant' -%}{{- eos_token -}}\
+    {%- elif message.content.rstrip() == message.content -%}{{- '\\n' -}}{%- endif -%}\
+    {%- endfor -%}";
+
 /// Labels that an error lists.
 const LISTED_LABELS: usize = 12;
 
@@ -380,9 +387,12 @@ impl<'a> Supervisor<'a> {
             });
         }
         let [train, validation] = self.counts;
-        let template = self
-            .conversations
-            .then(|| self.sampler.template.source().to_owned());
+        let config = self.sampler.config;
+        let template = match (self.conversations, config.objective) {
+            (true, _) => Some(self.sampler.template.source().to_owned()),
+            (false, Objective::Sft) if config.template.is_none() => Some(PAIR_TEMPLATE.to_owned()),
+            (false, _) => None,
+        };
         Ok(Supervision {
             sides: sides.try_into().expect("two sides"),
             supervised: Supervised {
@@ -418,5 +428,106 @@ pub(super) fn labels_of(
             value: n.to_string(),
             bound: "from 2 to 512",
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervised::Role;
+
+    #[test]
+    fn the_template_of_pairs_says_what_a_pair_was_trained_as() {
+        let specials = SpecialTexts {
+            eos: Some("<end>".into()),
+            ..SpecialTexts::default()
+        };
+        let template = ChatTemplate::parse(PAIR_TEMPLATE, &specials).expect("a template");
+        let said = |role, content: &str| Message {
+            role,
+            content: content.into(),
+        };
+        for prompt in ["What is 2 + 2?", "Complete: \n", "", "a\n\nb"] {
+            let turns = [said(Role::User, prompt), said(Role::Assistant, " Four. ")];
+            let spans = pair_spans(prompt, " Four. ", "<end>");
+            let whole: String = spans.iter().map(|span| span.text.as_str()).collect();
+            assert_eq!(template.render(&turns, false).expect("a text"), whole);
+            let asked: String = spans
+                .iter()
+                .filter(|s| !s.trained)
+                .map(|s| s.text.as_str())
+                .collect();
+            assert_eq!(template.render(&turns[..1], true).expect("a text"), asked);
+        }
+    }
+
+    #[test]
+    fn lines_that_teach_nothing_are_named() {
+        let json = crate::corpus::char_tokenizer("abcdef 1234?\n".chars());
+        let config = SupervisedConfig::new(Objective::Sft, 12);
+        let sampler = Sampler::new(&config, &json).expect("a sampler");
+        let encode = |line: &str| sampler.encode(line, &[]);
+        let pair = |prompt: &str, response: &str| {
+            format!("{{\"prompt\": \"{prompt}\", \"response\": \"{response}\"}}")
+        };
+        let found = encode(&pair("ab?", "cd"))
+            .expect("a sample")
+            .expect("not dropped");
+        // "ab?\n" is read, "cd" and the end are learned.
+        assert_eq!(
+            found.sample.trained,
+            [false, false, false, false, true, true, true]
+        );
+        assert_eq!(found.sample.tokens[6], json.eos());
+        let too_long = encode(&pair("abcdef", "abcdef"));
+        assert_eq!(
+            too_long,
+            Err(Problem::TooLong {
+                tokens: 14,
+                row: 12
+            })
+        );
+        assert!(matches!(encode(&pair("ab", "")), Err(Problem::Record(_))));
+        let special = encode(&pair("ab", "<|endoftext|>"));
+        assert_eq!(special, Err(Problem::SpecialInText("<|endoftext|>".into())));
+        assert!(matches!(
+            encode(&pair("ab", "XYZ")),
+            Err(Problem::Untokenizable(_))
+        ));
+        let cut = SupervisedConfig {
+            too_long: TooLong::Truncate,
+            ..config.clone()
+        };
+        let sampler = Sampler::new(&cut, &json).expect("a sampler");
+        let found = sampler
+            .encode(&pair("abcdef", "abcdef"), &[])
+            .expect("cut")
+            .expect("kept");
+        assert!(found.truncated && found.sample.tokens.len() == 12);
+        let prompt_alone = sampler.encode(&pair("abcdefabcdef", "a"), &[]);
+        assert!(matches!(prompt_alone, Err(Problem::NothingTrained(_))));
+    }
+
+    #[test]
+    fn labels_are_sorted_and_others_refused() {
+        let config = SupervisedConfig::new(Objective::Classify, 8);
+        let found = |labels: &[&str]| labels.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
+        let sorted = labels_of(&config, found(&["10", "9", "-1"])).expect("labels");
+        assert_eq!(sorted, ["-1", "9", "10"]);
+        let sorted = labels_of(&config, found(&["spam", "ham"])).expect("labels");
+        assert_eq!(sorted, ["ham", "spam"]);
+        assert!(labels_of(&config, found(&["one"])).is_err());
+        let tokenizer = crate::corpus::char_tokenizer("abc".chars());
+        let sampler = Sampler::new(&config, &tokenizer).expect("a sampler");
+        let line = |label: &str| format!("{{\"text\": \"abc\", \"label\": \"{label}\"}}");
+        let spam = sampler
+            .encode(&line("spam"), &sorted)
+            .expect("a sample")
+            .expect("kept");
+        // The label's number stands behind the text, and is what its last token is to give.
+        assert_eq!(spam.sample.tokens.last(), Some(&1));
+        assert_eq!(spam.sample.trained, [false, false, false, true]);
+        let other = sampler.encode(&line("eggs"), &sorted);
+        assert!(matches!(other, Err(Problem::UnknownLabel { .. })));
     }
 }
