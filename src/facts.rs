@@ -186,8 +186,24 @@ fn evals(run: &RunInfo) -> String {
     if run.evals.is_empty() {
         return String::new();
     }
-    let mut rows = vec![words(&["step", "split", "loss", "bits per byte"])];
+    let classifies = run.evals.iter().any(|eval| eval.classes.is_some());
+    let mut head = vec!["step", "split", "loss", "bits per byte"];
+    if classifies {
+        head.truncate(3);
+        head.extend(["accuracy", "macro-F1"]);
+    }
+    let mut rows = vec![words(&head)];
     for eval in &run.evals {
+        if let Some(classes) = &eval.classes {
+            rows.push(vec![
+                eval.step.to_string(),
+                eval.split.clone(),
+                format!("{:.4}", eval.loss),
+                format!("{:.2} %", 100.0 * classes.accuracy),
+                format!("{:.4}", classes.macro_f1),
+            ]);
+            continue;
+        }
         rows.push(vec![
             eval.step.to_string(),
             eval.split.clone(),
@@ -195,7 +211,15 @@ fn evals(run: &RunInfo) -> String {
             loss(eval.bits_per_byte),
         ]);
     }
-    format!("\n{}\n", table(&rows))
+    let last = run
+        .evals
+        .iter()
+        .rev()
+        .find_map(|eval| eval.classes.as_ref());
+    let confusion = last.map_or(String::new(), |classes| {
+        format!("\n{}\n", confusion(classes))
+    });
+    format!("\n{}\n{confusion}", table(&rows))
 }
 
 /// What happened to the run's workers, the newest last.

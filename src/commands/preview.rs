@@ -175,6 +175,13 @@ fn samples(corpus: &Corpus, tokenizer: &Tokenizer, window: &Window) -> Result<Ve
     let mut all = Vec::new();
     for end in ends {
         let learned = |at: usize| at > begin && window.weights[at - 1] > 0.0;
+        let row = end;
+        let mut end = end;
+        // What fills a row up belongs to nobody.
+        let fills = |at: usize| window.inputs[at] == tokenizer.eos() && !learned(at);
+        while supervised.is_some() && end > begin + 1 && fills(end - 1) {
+            end -= 1;
+        }
         let mut stretches: Vec<Stretch> = Vec::new();
         let mut from = begin;
         while from < end {
@@ -196,7 +203,7 @@ fn samples(corpus: &Corpus, tokenizer: &Tokenizer, window: &Window) -> Result<Ve
             });
             from = to;
         }
-        begin = end;
+        begin = row;
         all.push(stretches);
     }
     Ok(all)

@@ -28,7 +28,7 @@ pub const MAX_LABELS: usize = 512;
 const PAIR_TEMPLATE: &str = "{%- for message in messages -%}\
     {{- message.content -}}\
     {%- if message.role == 'assistant' -%}{{- eos_token -}}\
-    {%- elif message.content.rstrip() == message.content -%}{{- '\\n' -}}{%- endif -%}\
+    {%- elif message.content and message.content.rstrip() == message.content -%}{{- '\\n' -}}{%- endif -%}\
     {%- endfor -%}";
 
 /// Labels that an error lists.
