@@ -1,7 +1,7 @@
 //! What a finetuning was worth: the new task from the pretrained start against the same from scratch, the gain as data
 //! get scarce, and what was lost of the old text. Measured by validations of runs; nothing is estimated.
 //!
-//! Pure but for [`write`]: from runs to a report, and from that to text, JSON and a picture.
+//! Pure but for [`write()`]: from runs to a report, and from that to text, JSON and a picture.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

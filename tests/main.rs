@@ -16,4 +16,5 @@ mod protocol;
 mod runs;
 mod support;
 mod training;
+mod transfer;
 mod verify;
