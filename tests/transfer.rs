@@ -129,3 +129,75 @@ fn a_preview_marks_what_is_learned_and_counts_what_is_not_usable() {
     assert_eq!(first["stretches"][0]["learned"], false);
     assert_eq!(first["stretches"][1]["learned"], true);
 }
+
+#[test]
+fn samples_are_scored_as_a_validation_scores_them() {
+    let scene = scene();
+    let line = |n: usize| {
+        let label = if n % 3 == 0 { "spam" } else { "ham" };
+        format!(
+            "{{\"text\": \"{} {}\", \"label\": \"{label}\"}}\n",
+            words(n as u32, 3).trim(),
+            n % 3
+        )
+    };
+    scene.write("labelled.jsonl", &(0..120).map(line).collect::<String>());
+    let events = scene.events(
+        "finetune --from base --classify labelled.jsonl --set train.steps=4 --set corpus.validation=0.9 --set train.eval_samples=0 \
+         --local 1 --name tells",
+    );
+    let evals = events
+        .iter()
+        .filter(|e| e["event"] == "eval" && e["step"] == 4);
+    let counted = |event: &Value| {
+        let rows = event["classes"]["confusion"]
+            .as_array()
+            .expect("a table")
+            .clone();
+        let all: u64 = rows
+            .iter()
+            .flat_map(|r| r.as_array().expect("a row").clone())
+            .filter_map(|n| n.as_u64())
+            .sum();
+        all
+    };
+    let validated = evals.last().expect("a validation");
+    let scored = scene.events("eval --from tells --classify labelled.jsonl");
+    let scored = scored.last().expect("an event");
+    assert_eq!(counted(scored), 120);
+    assert_eq!(
+        counted(validated),
+        validated["tokens"].as_u64().expect("a count")
+    );
+    assert!(
+        (scored["loss"].as_f64().expect("a loss") - validated["loss"].as_f64().expect("a loss"))
+            .abs()
+            < 0.2
+    );
+    let said = scene.fails("eval --from base --classify labelled.jsonl");
+    assert!(
+        said.contains("is a language model and has no labels"),
+        "{said}"
+    );
+
+    let pairs: String = (0..40)
+        .map(|n| {
+            format!(
+                "{{\"prompt\": \"{}\", \"response\": \"{}\"}}\n",
+                words(n, 2).trim(),
+                words(n + 50, 2).trim()
+            )
+        })
+        .collect();
+    scene.write("pairs.jsonl", &pairs);
+    let scored = scene.events("eval --from base --sft pairs.jsonl");
+    let scored = scored.last().expect("an event");
+    assert_eq!(scored["samples"], 40);
+    assert!(
+        scored["loss"].as_f64() > Some(0.0) && scored["scored"].as_u64() > Some(40),
+        "{scored}"
+    );
+    scene.write("bad.jsonl", "{\"prompt\": \"a\", \"response\": \"\"}\n");
+    let said = scene.fails("eval --from base --sft bad.jsonl");
+    assert!(said.contains("bad.jsonl` line 1"), "{said}");
+}

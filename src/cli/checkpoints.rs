@@ -108,7 +108,9 @@ several; the text is then scored in two halves, each beginning without what came
 Examples:
   cohort eval --from books-1@best --text chapter.txt
   cohort eval --from books-1@best --text chapters/ --local 4
-  cohort eval --from ./model-dir --text 'tests/*.jsonl' --json")]
+  cohort eval --from ./model-dir --text 'tests/*.jsonl' --json
+  cohort eval --from gsm@best --sft gsm8k_test.jsonl
+  cohort eval --from spam@best --classify test.jsonl")]
 pub struct EvalArgs {
     /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, a directory in Hugging Face layout, or hf://OWNER/NAME
     #[arg(long, value_name = "CHECKPOINT")]
@@ -117,8 +119,14 @@ pub struct EvalArgs {
     #[arg(long, value_name = "RUN|DIR", conflicts_with = "local")]
     pub adapter: Option<String>,
     /// Files, directories and patterns to score
-    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["sft", "classify"], num_args = 1..)]
     pub text: Vec<PathBuf>,
+    /// Prompts with responses, or conversations, to score: what is learned in training counts
+    #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with_all = ["text", "local"])]
+    pub sft: Vec<PathBuf>,
+    /// Labelled texts to score a classifier on: loss, accuracy, macro-F1, confusion table
+    #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with_all = ["text", "sft", "local"])]
+    pub classify: Vec<PathBuf>,
     /// The field of a JSON line that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,

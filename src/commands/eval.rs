@@ -13,8 +13,8 @@ use cohort_common::corpus::{
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Sums};
 
 use crate::cli::EvalArgs;
-use crate::commands::eval_local;
 use crate::commands::generate::{engine_of, must_know_text, tokenizer_of};
+use crate::commands::{eval_local, eval_samples};
 use crate::context::Context;
 use crate::follow::Bar;
 use crate::output::Output;
@@ -92,6 +92,9 @@ impl Score {
 
 /// Runs the verb.
 pub async fn run(args: EvalArgs) -> Result<()> {
+    if args.text.is_empty() {
+        return eval_samples::run(args).await;
+    }
     if args.local.is_some() {
         return eval_local::run(args).await;
     }

@@ -193,8 +193,8 @@ pub fn must_know_text(found: &Found, checkpoint: &Checkpoint) -> Result<()> {
                 labels.len(),
                 labels.join(", ")
             ),
-            "name a language model; a classifier's figures are in `cohort status RUN`, and `cohort export` writes \
-             one for `transformers`",
+            "name a language model; `cohort eval --classify FILE` scores a classifier, and `cohort export` writes one for \
+             `transformers`",
         )),
     }
 }

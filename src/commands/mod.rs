@@ -6,6 +6,7 @@ mod coordinator;
 mod corpus;
 mod eval;
 mod eval_local;
+mod eval_samples;
 mod export;
 mod finetune;
 mod follow;

@@ -37,7 +37,7 @@ pub use prepare::{DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stag
 pub use reader::{
     LocalShards, SampleReader, ShardSource, Window, order_of, samples, share_of, windows,
 };
-pub use rows::{Row, Sample};
+pub use rows::{Packer, Row, Sample};
 pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
 pub use source::{Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand};
 pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, SplitPlan};

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use super::error::CorpusError;
 use super::index::{CorpusIndex, SplitIndex};
 use super::objective::Objective;
+use super::rows::Row;
 use super::shard::{MappedShard, ShardEntry};
 use super::split::Split;
 use crate::order::Order;
@@ -227,38 +228,19 @@ impl SampleReader {
         })
     }
 
-    /// A row: of each sample in it, the tokens that are trained are the targets of those before them.
+    /// A row of a supervised corpus.
     fn row(&self, index: u64, length: usize, objective: Objective) -> Result<Window, CorpusError> {
         let range = row_range(index, length);
-        let mut inputs = Vec::with_capacity(length);
-        self.copy(range.clone(), &mut inputs)?;
-        let mut starts = vec![0; length];
-        let mut begins = vec![false; length];
+        let mut row = Row::default();
+        self.copy(range.clone(), &mut row.tokens)?;
         self.for_each_start(range.clone(), &mut |start| {
-            let place = (start - range.start) as usize;
-            begins[place] = true;
-            starts[place..].fill(place as u32);
+            row.starts.push((start - range.start) as u32);
         })?;
-        let mut trained = Vec::with_capacity(length);
-        self.for_each_part(range, &mut |shard, _, part| {
-            trained.extend(part.map(|token| shard.is_trained(token)));
+        self.for_each_part(range.clone(), &mut |shard, _, part| {
+            row.trained
+                .extend(part.map(|token| shard.is_trained(token)));
         })?;
-        let mut targets = inputs[1..].to_vec();
-        targets.push(0);
-        let counts = |place: usize| place < length && trained[place] && !begins[place];
-        let weights = (1..=length).map(|next| f32::from(u8::from(counts(next))));
-        let weights = weights.collect();
-        if objective == Objective::Classify {
-            // A label is no token: nothing may be read off the place where it is kept.
-            let labels = inputs.iter_mut().zip(&trained).filter(|(_, label)| **label);
-            labels.for_each(|(input, _)| *input = 0);
-        }
-        Ok(Window {
-            inputs,
-            targets,
-            weights,
-            starts,
-        })
+        Ok(row.window(objective))
     }
 
     /// Window `index` of the validation text. Every token of the split is a target exactly once, but for its first; those

@@ -5,6 +5,9 @@
 
 use std::cmp::Reverse;
 
+use super::objective::Objective;
+use super::reader::Window;
+
 /// Rows that are open for more samples at a time.
 const OPEN: usize = 64;
 
@@ -29,6 +32,37 @@ pub struct Row {
 }
 
 impl Row {
+    /// The row as the model sees it: of each sample, the tokens that are trained are the targets of those before them.
+    pub fn window(self, objective: Objective) -> Window {
+        let length = self.tokens.len();
+        let mut starts = vec![0; length];
+        let mut begins = vec![false; length];
+        for &start in &self.starts {
+            begins[start as usize] = true;
+            starts[start as usize..].fill(start);
+        }
+        let mut inputs = self.tokens;
+        let mut targets = inputs[1..].to_vec();
+        targets.push(0);
+        let counts = |place: usize| place < length && self.trained[place] && !begins[place];
+        let weights = (1..=length).map(|next| f32::from(u8::from(counts(next))));
+        let weights = weights.collect();
+        if objective == Objective::Classify {
+            // A label is no token: nothing may be read off the place where it is kept.
+            let labels = inputs
+                .iter_mut()
+                .zip(&self.trained)
+                .filter(|(_, label)| **label);
+            labels.for_each(|(input, _)| *input = 0);
+        }
+        Window {
+            inputs,
+            targets,
+            weights,
+            starts,
+        }
+    }
+
     fn push(&mut self, sample: Sample) {
         self.starts.push(self.tokens.len() as u32);
         self.tokens.extend(sample.tokens);
