@@ -134,7 +134,7 @@ fn a_preview_marks_what_is_learned_and_counts_what_is_not_usable() {
 fn samples_are_scored_as_a_validation_scores_them() {
     let scene = scene();
     let line = |n: usize| {
-        let label = if n % 3 == 0 { "spam" } else { "ham" };
+        let label = if n.is_multiple_of(3) { "spam" } else { "ham" };
         format!(
             "{{\"text\": \"{} {}\", \"label\": \"{label}\"}}\n",
             words(n as u32, 3).trim(),
@@ -146,9 +146,9 @@ fn samples_are_scored_as_a_validation_scores_them() {
         "finetune --from base --classify labelled.jsonl --set train.steps=4 --set corpus.validation=0.9 --set train.eval_samples=0 \
          --local 1 --name tells",
     );
-    let evals = events
+    let validated = events
         .iter()
-        .filter(|e| e["event"] == "eval" && e["step"] == 4);
+        .rfind(|e| e["event"] == "eval" && e["step"] == 4);
     let counted = |event: &Value| {
         let rows = event["classes"]["confusion"]
             .as_array()
@@ -161,7 +161,7 @@ fn samples_are_scored_as_a_validation_scores_them() {
             .sum();
         all
     };
-    let validated = evals.last().expect("a validation");
+    let validated = validated.expect("a validation");
     let scored = scene.events("eval --from tells --classify labelled.jsonl");
     let scored = scored.last().expect("an event");
     assert_eq!(counted(scored), 120);
