@@ -10,6 +10,7 @@ pub mod exchange;
 mod happenings;
 mod ledger;
 pub mod offline;
+mod plan;
 mod query;
 mod record;
 mod recover;

@@ -17,8 +17,8 @@ use tracing::{error, info, warn};
 
 use crate::data::blocking;
 use crate::driver::now_ms;
+use crate::plan::first_chain;
 use crate::record::record_event;
-use crate::runs::first_chain;
 use crate::status::failed;
 use crate::store::{CheckpointRow, NewRun, RunStatus, Store, StoreError, StoreHandle};
 

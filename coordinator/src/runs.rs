@@ -1,27 +1,22 @@
-//! From a submission to a run that the machine can carry out: checks, names, start weights, where to go on from.
+//! From a submission to a run that may train: checks, names, start weights, where to go on from. `plan.rs` makes of it what
+//! the machine carries out.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
 
 use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, StartFiles, Submit, Submitted};
 use cohort_common::checkpoint::{
     CHAT_TEMPLATE, CONFIG, Checkpoint, GENERATION, OPTIMIZER, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
     WEIGHTS_INDEX, hex, is_plain_name,
 };
-use cohort_common::cluster::{BASE_SPLIT, EvalSplit, Losses, OWN_SPLIT, RunPlan, StateSource};
-use cohort_common::corpus::{Corpus, CorpusError, Split, TokenizerConfig, share_of};
-use cohort_common::hf::SpecialTokens;
+use cohort_common::cluster::StateSource;
+use cohort_common::corpus::{Corpus, TokenizerConfig};
 use cohort_common::home::{Home, RunName};
-use cohort_common::ids::RunId;
-use cohort_common::ledger::{Chain, Entry, genesis};
 use cohort_common::spec::{RunKind, RunSpec};
 use tonic::Status;
 
 use crate::data::{blocking, open_corpus, start_directory, stored_file};
-use crate::driver::{Cluster, Command, now_ms};
-use crate::record::{RunRecord, SplitFacts};
+use crate::driver::{Cluster, now_ms};
+use crate::plan::enqueue;
 use crate::status::{chain, failed, invalid, missing, refused};
 use crate::store::{CheckpointRow, EvalRow, NewRun, RunRow, RunStatus, Store, StoreError};
 
@@ -41,15 +36,6 @@ fn may_start(file: &str) -> bool {
     let shard = is_plain_name(file) && file.ends_with(".safetensors") && file != OPTIMIZER;
     shard || START_FILES.contains(&file)
 }
-
-/// Entries at the ledger's end that can prove what a worker brings back.
-const PROOFS: u64 = 8;
-
-/// Roots that are kept at most: their commits must fit into a worker's outbox.
-const MOST_RETAINED: usize = 128;
-
-/// Bytes of roots that are kept for workers that catch up.
-const RETAINED: usize = 512 << 20;
 
 /// Takes a submission in: makes a run, or takes up an unfinished one.
 pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Status> {
@@ -128,7 +114,8 @@ pub async fn resume_as_it_is(cluster: &Cluster, name: &RunName) -> Result<(), St
     }
 }
 
-fn under_way(name: &RunName) -> Status {
+/// The error of taking up a run that somebody works on.
+pub fn under_way(name: &RunName) -> Status {
     refused(format!(
         "run `{name}` is under way already; `cohort follow {name}` shows it"
     ))
@@ -425,211 +412,6 @@ fn check_start(target: &Path, spec: &RunSpec) -> Result<(), Status> {
         )));
     }
     Ok(())
-}
-
-/// The chat template of the checkpoint that a run started from: its own checkpoints carry it on.
-fn start_template(home: &Home, name: &RunName, spec: &RunSpec) -> Result<Option<String>, Status> {
-    let start = start_directory(home, name);
-    match spec.start.is_some() && start.is_dir() {
-        true => Checkpoint::open(&start)
-            .and_then(|checkpoint| checkpoint.chat_template())
-            .map_err(|error| failed(chain(&error))),
-        false => Ok(None),
-    }
-}
-
-/// Hands a run to the driver, unless its status is no longer `was`: then somebody else has taken it up.
-async fn enqueue(
-    cluster: &Cluster,
-    name: &RunName,
-    was: RunStatus,
-    expected: usize,
-    spec: RunSpec,
-    corpus: Corpus,
-    source: StateSource,
-) -> Result<(), Status> {
-    let history = history(cluster, name, &spec, source).await?;
-    let base = spec.start.as_ref().and_then(|s| s.base_corpus.clone());
-    let base = base.filter(|fingerprint| *fingerprint != spec.corpus);
-    let home = cluster.home().clone();
-    let name = name.clone();
-    let record = blocking(move || {
-        let tokenizer = corpus.tokenizer_json().map_err(failed)?;
-        let supervised = corpus.index().supervised.as_ref();
-        let rendered = supervised.and_then(|supervised| supervised.template.clone());
-        let chat_template = match rendered {
-            Some(template) => Some(template),
-            None => start_template(&home, &name, &spec)?,
-        };
-        let lora_base = spec.lora.is_some().then(|| start_directory(&home, &name));
-        let root = spec.layout().len() * size_of::<f32>();
-        let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
-        let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
-        let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
-        let epoch_samples = match spec.kind {
-            RunKind::Eval => 1,
-            _ => {
-                let all = corpus
-                    .index()
-                    .samples(spec.sample_length())
-                    .map_err(invalid)?;
-                share_of(all, spec.train.data_share)
-            }
-        };
-        Ok(RunRecord {
-            plan: RunPlan {
-                run: RunId::new(name.as_str()),
-                spec: Arc::new(spec),
-                splits: splits.into(),
-                source,
-                chain: history.chain,
-                recent: history.recent,
-                expected,
-                retain,
-                losses: history.losses,
-            },
-            name,
-            splits: facts,
-            epoch_samples,
-            tokenizer,
-            chat_template,
-            base: lora_base,
-            tokens: SpecialTokens {
-                bos: None,
-                eos: vec![corpus.index().tokenizer.eos],
-            },
-            checkpoints: history.checkpoints,
-            written: BTreeMap::new(),
-            evals: history.evals,
-            started: Instant::now(),
-            pending: None,
-            pausing: false,
-        })
-    })
-    .await?;
-    // Whoever follows the run from now on must see that it no longer rests.
-    let claimed = record.name.clone();
-    let claim = move |s: &Store| s.claim(&claimed, was, now_ms());
-    if !cluster.store().call(claim).await.map_err(failed)? {
-        return Err(under_way(&record.name));
-    }
-    cluster.command(Command::Submit(Box::new(record))).await;
-    Ok(())
-}
-
-/// The validations of a run: its own corpus, and, at both ends, that of the run it started from.
-fn eval_splits(
-    spec: &RunSpec,
-    corpus: &Corpus,
-    base: Option<&Corpus>,
-) -> Result<(Vec<EvalSplit>, Vec<SplitFacts>), CorpusError> {
-    let mut parts = vec![(corpus, Split::Validation, OWN_SPLIT, false)];
-    if spec.kind == RunKind::Eval {
-        parts.insert(0, (corpus, Split::Train, "train", false));
-    }
-    // A classifier has no loss on text, and rows of another length cannot be scored.
-    let comparable = |base: &&Corpus| {
-        let index = base.index();
-        let windows = index.windows(Split::Validation, spec.sample_length());
-        windows.is_ok() && !spec.model.classifies()
-    };
-    if let Some(base) = base.filter(comparable) {
-        parts.push((base, Split::Validation, BASE_SPLIT, false));
-    }
-    parts
-        .into_iter()
-        .map(|(corpus, split_of, label, ends_only)| {
-            let (index, split) = (corpus.index(), split_of);
-            let windows = spec.train.micro_batch;
-            let all = index.windows(split, spec.sample_length())?;
-            let bound = match spec.train.eval_samples {
-                0 => all,
-                bound => all.min(bound),
-            };
-            let split = EvalSplit {
-                corpus: index.fingerprint.clone(),
-                split: split.name().into(),
-                label: label.into(),
-                units: bound.div_ceil(u64::from(windows)) as u32,
-                windows,
-                ends_only,
-            };
-            let facts = SplitFacts {
-                scored: index.scored(split_of),
-                bytes: index.scored_bytes(split_of),
-            };
-            Ok((split, facts))
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map(|parts| parts.into_iter().unzip())
-}
-
-/// What the store knows of a run that goes on.
-struct History {
-    chain: Chain,
-    recent: Vec<Arc<Entry>>,
-    checkpoints: Vec<CheckpointInfo>,
-    evals: BTreeMap<String, EvalEvent>,
-    losses: Losses,
-}
-
-/// A run's ledger before its first entry. It begins with the run's identity, but for the horizon, which a resumed run
-/// may move.
-pub fn first_chain(spec: &RunSpec) -> Chain {
-    let mut first = spec.clone();
-    first.train.steps = 0;
-    Chain::new(1, 0, genesis(first.identity().as_bytes()))
-}
-
-async fn history(
-    cluster: &Cluster,
-    name: &RunName,
-    spec: &RunSpec,
-    source: StateSource,
-) -> Result<History, Status> {
-    let step = source.step();
-    let name = name.clone();
-    let read = move |store: &Store| {
-        let entry = store.entry(&name, step)?;
-        let last = store.last_entry(&name)?.map_or(0, |e| e.step);
-        let from = last.saturating_sub(PROOFS);
-        let recent = store.entries(&name, from + 1, PROOFS as u32)?;
-        let checkpoints = store.checkpoints(&name)?;
-        let evals = store.evals(&name, None)?;
-        Ok((name, entry, recent, checkpoints, evals))
-    };
-    let read = cluster.store().call(read).await;
-    let (name, entry, recent, checkpoints, evals) = read.map_err(failed)?;
-    let chain = match (step, entry) {
-        (0, _) => first_chain(spec),
-        (_, Some(entry)) => Chain::after(&entry),
-        (step, None) => {
-            return Err(failed(format!(
-                "run `{name}` has a checkpoint of step {step}, but its ledger in the database has no such entry, so it cannot go on from there; its checkpoints can be used: `cohort finetune --from {name}`"
-            )));
-        }
-    };
-    let labels = &spec.model.labels;
-    let of = |split: &str| {
-        let own = evals.iter().filter(|e| e.split == split);
-        own.map(|e| (e.step, e.loss)).collect()
-    };
-    let losses = Losses {
-        own: of(OWN_SPLIT),
-        base: of(BASE_SPLIT),
-    };
-    let recorded = |row: EvalRow| (row.split.clone(), eval_event(&name, labels, row));
-    Ok(History {
-        chain,
-        recent: recent.into_iter().map(Arc::new).collect(),
-        checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
-        evals: evals
-            .into_iter()
-            .filter(|e| e.step <= step)
-            .map(recorded)
-            .collect(),
-        losses,
-    })
 }
 
 /// A validation, as clients see it.

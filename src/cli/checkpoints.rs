@@ -75,7 +75,7 @@ Examples:
   cohort chat --from ./model-dir --system 'Answer in one sentence.' --temperature 0
   cohort chat --from ./model-dir < questions.txt > answers.txt")]
 pub struct ChatArgs {
-    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, or a directory in Hugging Face layout
+    /// The checkpoint: RUN, RUN@STEP, RUN@best, RUN@last, a directory in Hugging Face layout, or hf://OWNER/NAME
     #[arg(long, value_name = "CHECKPOINT")]
     pub from: String,
     /// Adapters to put on it: those of a run, or a directory in PEFT's layout

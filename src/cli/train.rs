@@ -114,13 +114,13 @@ pub struct FinetuneArgs {
     pub shares: Vec<f64>,
     /// What the checkpoint and the result write a little after, for the report; may be repeated [default: the first words
     /// of the text]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "detach")]
     pub prompt: Vec<String>,
     /// Where the report goes [default: `reports/RUN` in the home directory]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "detach")]
     pub report: Option<PathBuf>,
     /// Go on with this run; `--set train.steps=N` may give it more steps
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "sft", "classify", "lora", "replay", "max_forgetting", "new", "name", "skip_bad"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["spec", "from", "corpus", "sft", "classify", "lora", "replay", "max_forgetting", "against_scratch", "shares", "prompt", "report", "new", "name", "skip_bad"])]
     pub resume: Option<String>,
     /// The spec.
     #[command(flatten)]

@@ -27,34 +27,19 @@ use crate::uploads;
 
 /// What a finetuning run starts from.
 pub struct Base {
-    /// What to call it: `RUN@STEP`, the directory, or the model of the hub.
+    /// What to call it, and what finds it again: `RUN@STEP`, the directory, or the model of the hub.
     pub name: String,
     model: ModelConfig,
-    train: Option<TrainConfig>,
+    /// How it was trained; absent for a foreign checkpoint.
+    pub train: Option<TrainConfig>,
     tokenizer: Tokenizer,
     /// The chat template in its `tokenizer_config.json`, if there is one.
     template: Option<String>,
     start: StartPoint,
-    files: StartFiles,
+    /// What a run starts from.
+    pub files: StartFiles,
     /// What whoever trains on samples should know of it.
     notes: Vec<String>,
-}
-
-impl Base {
-    /// How it was trained; absent for a foreign checkpoint.
-    pub fn train(&self) -> Option<&TrainConfig> {
-        self.train.as_ref()
-    }
-
-    /// What a run starts from.
-    pub fn files(&self) -> &StartFiles {
-        &self.files
-    }
-
-    /// What finds it again.
-    pub fn reference(&self) -> String {
-        self.name.clone()
-    }
 }
 
 /// Runs the verb.

@@ -97,7 +97,7 @@ async fn compared(
     other.train.data_share = (share < 1.0).then_some(share);
     let mut name = run.to_owned();
     if start == Start::Scratch {
-        from_scratch(&mut other, base.train());
+        from_scratch(&mut other, base.train.as_ref());
         name += "-scratch";
     }
     if share < 1.0 {
@@ -114,7 +114,7 @@ async fn compared(
     submit.fresh = false;
     if start == Start::Pretrained {
         submit.parent = Some(base.name.clone());
-        submit.start = Some(base.files().clone());
+        submit.start = Some(base.files.clone());
     }
     session.out.say(format!("\n{}", submit.spec.describe()));
     let submitted = session.submit(&submit).await?;
@@ -173,7 +173,7 @@ async fn samples(
             }]
         }
     };
-    let before = references::find(context, &base.reference()).await?;
+    let before = references::find(context, &base.name).await?;
     let after = references::find(context, &format!("{run}@best")).await?;
     let written = tokio::task::spawn_blocking(move || -> Result<Vec<Sample>> {
         let write = |found: &Found| -> Result<Vec<String>> {

@@ -51,6 +51,8 @@ pub struct Encoded {
     pub trained_bytes: u64,
     /// Whether it was cut.
     pub truncated: bool,
+    /// Whether it is a conversation, which a template has rendered.
+    pub conversation: bool,
 }
 
 impl<'a> Sampler<'a> {
@@ -79,11 +81,6 @@ impl<'a> Sampler<'a> {
             template,
             eos: specials.eos.unwrap_or_default(),
         })
-    }
-
-    /// The template that conversations are rendered with.
-    pub fn template(&self) -> &ChatTemplate {
-        &self.template
     }
 
     /// The sample of a line; `None` where it is too long and such samples are dropped.
@@ -135,10 +132,11 @@ impl<'a> Sampler<'a> {
     fn conversation(&self, messages: &[Message]) -> Result<Encoded, Problem> {
         self.plain(messages.iter().map(|message| &message.content))?;
         let spans = self.template.spans(messages);
-        self.spans(
-            &spans.map_err(|error| Problem::Record(error.to_string()))?,
-            false,
-        )
+        let spans = spans.map_err(|error| Problem::Record(error.to_string()))?;
+        Ok(Encoded {
+            conversation: true,
+            ..self.spans(&spans, false)?
+        })
     }
 
     /// What a user or a model writes is text and no mark-up.
@@ -173,6 +171,7 @@ impl<'a> Sampler<'a> {
             sample,
             trained_bytes,
             truncated: false,
+            conversation: false,
         })
     }
 
@@ -220,6 +219,7 @@ impl<'a> Sampler<'a> {
             sample: Sample { tokens, trained },
             trained_bytes: 0,
             truncated,
+            conversation: false,
         }))
     }
 }
@@ -311,13 +311,9 @@ impl<'a> Supervisor<'a> {
 
     fn flush(&mut self) -> Result<(), CorpusError> {
         let (sampler, labels) = (&self.sampler, &self.labels);
-        let encode = |line: &Line| {
-            let chat = matches!(sampler.record(&line.text), Ok(Record::Conversation(_)));
-            (sampler.encode(&line.text, labels), chat)
-        };
+        let encode = |line: &Line| sampler.encode(&line.text, labels);
         let encoded: Vec<_> = self.batch.par_iter().map(encode).collect();
-        for (line, (encoded, chat)) in std::mem::take(&mut self.batch).iter().zip(encoded) {
-            self.conversations |= chat;
+        for (line, encoded) in std::mem::take(&mut self.batch).iter().zip(encoded) {
             match encoded {
                 Ok(Some(encoded)) => self.take(line.side, encoded)?,
                 Ok(None) => self.counts[line.side].dropped += 1,
@@ -344,6 +340,7 @@ impl<'a> Supervisor<'a> {
         counts.trained += encoded.sample.trained[1..].iter().filter(|t| **t).count() as u64;
         counts.trained_bytes += encoded.trained_bytes;
         counts.truncated += u64::from(encoded.truncated);
+        self.conversations |= encoded.conversation;
         match self.packers[side].push(encoded.sample) {
             Some(row) => {
                 self.documents[side] += row.starts.len() as u64;

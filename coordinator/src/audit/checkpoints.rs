@@ -9,7 +9,7 @@ use cohort_common::home::Which;
 use cohort_common::ledger::Entry;
 
 use super::{Audit, RESTORE};
-use crate::runs::first_chain;
+use crate::plan::first_chain;
 use crate::status::chain;
 use crate::store::{CheckpointRow, StoreError};
 

@@ -21,7 +21,7 @@ use cohort_common::spec::{RunKind, RunSpec};
 use cohort_common::tree::Tree;
 
 use crate::data::open_corpus;
-use crate::runs::first_chain;
+use crate::plan::first_chain;
 use crate::store::{RunRow, Store, StoreError};
 use samples::Walk;
 

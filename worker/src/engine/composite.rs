@@ -69,7 +69,7 @@ impl Composite {
 
     /// Adds the gradient of `Σ w·nll` to `gradient`.
     pub fn accumulate(&self, batch: &Batch, site: Site, gradient: &mut [f32]) -> Result<Sums> {
-        let losses = self.losses(batch, Some(site))?;
+        let losses = self.losses(&self.forward(batch, Some(site))?, batch)?;
         let gradients = losses.sum_all()?.backward()?;
         let parts = self.weights.iter().map(|var| match gradients.get(var) {
             Some(gradient) => gradient.flatten_all()?.to_vec1::<f32>(),
@@ -84,10 +84,11 @@ impl Composite {
 
     /// The sums of a batch, without dropout.
     pub fn score(&self, batch: &Batch) -> Result<Scores> {
-        let sums = sums(&self.losses(batch, None)?, batch)?;
+        let logits = self.forward(batch, None)?;
+        let sums = sums(&self.losses(&logits, batch)?, batch)?;
         let mut confusion = empty_confusion(&self.model);
         if self.model.classifies() {
-            let logits = self.forward(batch, None)?.flatten_all()?.to_vec1()?;
+            let logits = logits.flatten_all()?.to_vec1()?;
             count(&mut confusion, &logits, &batch.targets, &batch.weights);
         }
         Ok(Scores { sums, confusion })
@@ -105,8 +106,7 @@ impl Composite {
     }
 
     /// `w·nll` of each token.
-    fn losses(&self, batch: &Batch, site: Option<Site>) -> Result<Tensor> {
-        let logits = self.forward(batch, site)?;
+    fn losses(&self, logits: &Tensor, batch: &Batch) -> Result<Tensor> {
         let rows = batch.inputs.len();
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
         let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
