@@ -4,7 +4,7 @@ use cohort_common::api::{Classes, CorpusInfo, EvalEvent, RunInfo};
 use cohort_common::corpus::{Objective, Supervised};
 use cohort_common::spec::{RunKind, human_bytes, human_count};
 
-use crate::output::{ago, table};
+use crate::output::{ago, one_line, or_nothing, table};
 
 /// Characters of a fingerprint that tell it apart for people.
 const SHORT: usize = 12;
@@ -14,6 +14,9 @@ pub const SKIPPED_SHOWN: usize = 5;
 const LABELS_SHOWN: usize = 12;
 /// Faults that are listed.
 const FAULTS_SHOWN: usize = 8;
+
+/// Columns of what a state has written, at most.
+const SAMPLE_COLUMNS: usize = 400;
 
 /// A corpus in a few lines.
 pub fn corpus(corpus: &CorpusInfo) -> String {
@@ -178,7 +181,22 @@ pub fn run(run: &RunInfo) -> String {
     }
     text += &faults(run);
     text += &evals(run);
+    text += &written(run);
     text += &checkpoints(run);
+    text
+}
+
+/// What the newest state with samples wrote.
+fn written(run: &RunInfo) -> String {
+    let Some(step) = run.samples.first().map(|sample| sample.step) else {
+        return String::new();
+    };
+    let mut text = format!("\nwritten at step {step}\n");
+    for sample in &run.samples {
+        let line = |text: &str| one_line(or_nothing(text), SAMPLE_COLUMNS);
+        let (prompt, written) = (line(&sample.prompt), line(&sample.text));
+        text += &format!("  after {prompt}\n    {written}\n");
+    }
     text
 }
 

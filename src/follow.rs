@@ -5,16 +5,18 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use cohort_common::api::{Classes, FinishedEvent, RunEvent, StepEvent};
+use cohort_common::api::{Classes, FinishedEvent, RunEvent, SampleInfo, StepEvent};
 use cohort_common::spec::{human_bytes, human_count};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::duration;
+use crate::output::{duration, one_line, or_nothing};
 
 /// Least and most time between plain lines of steps; in between it is [`PLAIN_SHARE`] of the time so far.
 const PLAIN_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// See [`PLAIN_EVERY`].
 const PLAIN_SHARE: u32 = 20;
+/// Columns of a sample where there is no terminal.
+const PLAIN_COLUMNS: usize = 100;
 /// Weight of the newest step in the smoothed time per step.
 const SMOOTHING: f64 = 0.1;
 
@@ -207,10 +209,7 @@ fn describe(event: &RunEvent) -> Option<String> {
             checkpoint.path
         ),
         RunEvent::Note { text, .. } => text.clone(),
-        RunEvent::Sample(sample) => format!(
-            "step {}: after {:?} the model writes {:?}",
-            sample.step, sample.prompt, sample.text
-        ),
+        RunEvent::Sample(sample) => written(sample, columns()),
         RunEvent::WorkerLost { .. }
         | RunEvent::Redone { .. }
         | RunEvent::WorkerJoined { .. }
@@ -222,6 +221,25 @@ fn describe(event: &RunEvent) -> Option<String> {
         | RunEvent::Cancelled { .. }
         | RunEvent::Failed { .. } => return None,
     })
+}
+
+/// What the model of a step writes after a prompt, in two lines.
+fn written(sample: &SampleInfo, columns: usize) -> String {
+    let step = sample.step;
+    let prompt = one_line(
+        &format!("step {step}: after {}", or_nothing(&sample.prompt)),
+        columns,
+    );
+    let text = one_line(&format!("  {}", or_nothing(&sample.text)), columns);
+    format!("{prompt}\n{text}")
+}
+
+/// Columns of the terminal, or those of a plain line.
+fn columns() -> usize {
+    match console::Term::stderr().size_checked() {
+        Some((_, columns)) if columns > 0 => columns.into(),
+        _ => PLAIN_COLUMNS,
+    }
 }
 
 /// The end of a run, for people.

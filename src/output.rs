@@ -66,6 +66,27 @@ pub fn table(rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// A text of any kind as one line of at most `width` columns: line breaks are shown as `↵`, what else controls a terminal
+/// as `·`.
+pub fn one_line(text: &str, width: usize) -> String {
+    let shown = |c: char| match c {
+        '\n' => '↵',
+        '\t' => ' ',
+        c if c.is_control() => '·',
+        c => c,
+    };
+    let line: String = text.replace("\r\n", "\n").chars().map(shown).collect();
+    console::truncate_str(&line, width, "…").into_owned()
+}
+
+/// A text that may be empty, for people.
+pub fn or_nothing(text: &str) -> &str {
+    match text.is_empty() {
+        true => "(nothing)",
+        false => text,
+    }
+}
+
 /// Whether a cell is a number, perhaps with a unit, or nothing.
 fn is_number(cell: &str) -> bool {
     let word = cell.split(' ').next().unwrap_or_default();
@@ -106,6 +127,16 @@ mod tests {
         let row = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
         let text = table(&[row("run", "step"), row("a", "5"), row("longer", "100")]);
         assert_eq!(text, "run     step\na          5\nlonger   100");
+    }
+
+    #[test]
+    fn a_text_of_any_kind_fits_into_a_line() {
+        assert_eq!(one_line("a\nb\r\nc\td", 80), "a↵b↵c d");
+        assert_eq!(one_line("\u{1b}[31mred\u{7}", 80), "·[31mred·");
+        assert_eq!(one_line("0123456789", 10), "0123456789");
+        assert_eq!(one_line("0123456789a", 10), "012345678…");
+        // Some characters take two columns.
+        assert_eq!(one_line("漢字漢字漢字", 7), "漢字漢…");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod hub;
 mod messages;
 mod protocol;
 mod runs;
+mod samples;
 mod support;
 mod training;
 mod transfer;

@@ -370,6 +370,9 @@ pub struct RunInfo {
     /// What happened to its workers: the newest of it, oldest first.
     #[serde(default)]
     pub faults: Vec<FaultInfo>,
+    /// What its newest state with samples wrote, by prompt.
+    #[serde(default)]
+    pub samples: Vec<SampleInfo>,
 }
 
 /// Something that happened to a worker of a run, or that a run made good.

@@ -1,6 +1,8 @@
 //! The only place where protobuf meets domain types. Everything that comes from the network is checked here; what
 //! passes is well-formed.
 
+mod evaluation;
+
 use std::sync::Arc;
 
 use cohort_proto::v1;
@@ -8,16 +10,18 @@ use thiserror::Error;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::events::MemberInfo;
-use crate::cluster::messages::{Commit, LaneSums, Scores};
-use crate::cluster::{EvalSplit, FromWorker, Holding, StateSource, ToWorker};
+use crate::cluster::messages::{Commit, LaneSums};
+use crate::cluster::{FromWorker, Holding, StateSource, ToWorker};
 use crate::home::RunName;
 use crate::ids::RunId;
 use crate::ledger::Entry;
 use crate::segment::Address;
 use crate::spec::RunSpec;
 
+use evaluation::{split_from, split_to, unit_from, unit_to};
+
 /// Version of the protocol. Both ends must agree: mixing builds could mix results.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -217,33 +221,13 @@ fn load_from(load: v1::Load) -> Result<ToWorker, WireError> {
     let (run, source) = source_from(&source)?;
     let spec: RunSpec =
         serde_json::from_slice(&load.spec).map_err(|error| bad("Load.spec", error.to_string()))?;
+    let splits = load.splits.into_iter().map(split_from);
     Ok(ToWorker::Load {
         run,
         spec: Arc::new(spec),
         source,
-        splits: load.splits.into_iter().map(split_from).collect(),
+        splits: splits.collect::<Result<_, _>>()?,
     })
-}
-
-fn split_to(split: &EvalSplit) -> v1::EvalSplit {
-    v1::EvalSplit {
-        corpus: split.corpus.clone(),
-        split: split.split.clone(),
-        label: split.label.clone(),
-        units: split.units,
-        windows: split.windows,
-    }
-}
-
-fn split_from(split: v1::EvalSplit) -> EvalSplit {
-    EvalSplit {
-        corpus: split.corpus,
-        split: split.split,
-        label: split.label,
-        units: split.units,
-        windows: split.windows,
-        ends_only: false,
-    }
 }
 
 /// A worker's message, on the wire.
@@ -296,16 +280,8 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
             step,
             split,
             unit,
-            scores,
-        } => Kind::UnitDone(v1::UnitDone {
-            run: name(run),
-            step,
-            split,
-            unit,
-            loss: scores.sums.loss,
-            weight: scores.sums.weight,
-            confusion: scores.confusion,
-        }),
+            found,
+        } => Kind::UnitDone(unit_to(&run, step, split, unit, found)),
         FromWorker::SnapshotLost { run, step } => Kind::SnapshotLost(v1::SnapshotLost {
             run: name(run),
             step,
@@ -363,16 +339,7 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
                 step: m.step,
                 state_hash: hash_from("Applied", &m.state_hash)?,
             },
-            Kind::UnitDone(m) => FromWorker::UnitDone {
-                run: run_id(&m.run)?,
-                step: m.step,
-                split: m.split,
-                unit: m.unit,
-                scores: Scores {
-                    sums: sums(m.loss, m.weight),
-                    confusion: m.confusion,
-                },
-            },
+            Kind::UnitDone(m) => unit_from(m)?,
             Kind::SnapshotLost(m) => FromWorker::SnapshotLost {
                 run: run_id(&m.run)?,
                 step: m.step,

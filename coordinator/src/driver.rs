@@ -402,6 +402,11 @@ impl Driver {
                 let record = self.runs.get_mut(&run)?;
                 record.evaluated(&self.cluster, step, split, scores).await
             }
+            Action::Sampled { run, step, written } => {
+                let record = self.runs.get(&run)?;
+                record.sampled(&self.cluster, step, &written).await;
+                None
+            }
             Action::Changed { run, change } => {
                 info!(%run, ?change, "run changed");
                 let record = self.runs.get_mut(&run)?;

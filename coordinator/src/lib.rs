@@ -16,6 +16,7 @@ mod query;
 mod record;
 mod recover;
 mod runs;
+mod samples;
 mod service;
 mod session;
 mod status;

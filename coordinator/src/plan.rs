@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use cohort_common::api::{CheckpointInfo, EvalEvent, RunFacts};
 use cohort_common::checkpoint::Checkpoint;
-use cohort_common::cluster::{BASE_SPLIT, EvalSplit, Losses, OWN_SPLIT, RunPlan, StateSource};
+use cohort_common::cluster::{
+    BASE_SPLIT, EvalSplit, EvalWork, Losses, OWN_SPLIT, RunPlan, StateSource,
+};
 use cohort_common::corpus::{Corpus, CorpusError, CorpusIndex, Split, share_of};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::{Home, RunName};
@@ -19,6 +21,7 @@ use crate::data::{blocking, open_corpus, start_directory};
 use crate::driver::{Cluster, Command, now_ms};
 use crate::record::{RunRecord, SplitFacts};
 use crate::runs::{checkpoint_info, eval_event, under_way};
+use crate::samples::Prompts;
 use crate::status::{chain, failed, invalid};
 use crate::store::{EvalRow, RunStatus, Store};
 
@@ -51,17 +54,15 @@ pub async fn enqueue(
     let kept = kept.map_err(failed)?;
     let record = blocking(move || {
         let tokenizer = corpus.tokenizer_json().map_err(failed)?;
-        let supervised = corpus.index().supervised.as_ref();
-        let rendered = supervised.and_then(|supervised| supervised.template.clone());
-        let chat_template = match rendered {
-            Some(template) => Some(template),
-            None => start_template(&home, &name, &spec)?,
-        };
+        let chat_template = chat_template(&home, &name, &spec, &corpus)?;
+        let prompts = Prompts::of(&spec, &corpus, chat_template.as_deref())?;
         let lora_base = spec.lora.is_some().then(|| start_directory(&home, &name));
         let root = spec.layout().len() * size_of::<f32>();
         let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
-        let (splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
+        let (mut splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
+        // Last, so that what is written at the end is written once it is known to be the end.
+        splits.extend(prompts.as_ref().map(Prompts::split));
         let epoch_samples = match spec.kind {
             RunKind::Eval => 1,
             _ => {
@@ -87,6 +88,7 @@ pub async fn enqueue(
             },
             name,
             splits: facts,
+            prompts,
             epoch_samples,
             facts: run_facts,
             tokenizer,
@@ -141,9 +143,9 @@ fn eval_splits(
     corpus: &Corpus,
     base: Option<&Corpus>,
 ) -> Result<(Vec<EvalSplit>, Vec<SplitFacts>), CorpusError> {
-    let mut parts = vec![(corpus, Split::Validation, OWN_SPLIT, false)];
+    let mut parts = vec![(corpus, Split::Validation, OWN_SPLIT)];
     if spec.kind == RunKind::Eval {
-        parts.insert(0, (corpus, Split::Train, "train", false));
+        parts.insert(0, (corpus, Split::Train, "train"));
     }
     // A classifier has no loss on text, and rows of another length cannot be scored.
     let comparable = |base: &&Corpus| {
@@ -152,25 +154,27 @@ fn eval_splits(
         windows.is_ok() && !spec.model.classifies()
     };
     if let Some(base) = base.filter(comparable) {
-        parts.push((base, Split::Validation, BASE_SPLIT, false));
+        parts.push((base, Split::Validation, BASE_SPLIT));
     }
     parts
         .into_iter()
-        .map(|(corpus, split_of, label, ends_only)| {
-            let (index, split) = (corpus.index(), split_of);
+        .map(|(corpus, split_of, label)| {
+            let index = corpus.index();
             let windows = spec.train.micro_batch;
-            let all = index.windows(split, spec.sample_length())?;
+            let all = index.windows(split_of, spec.sample_length())?;
             let bound = match spec.train.eval_samples {
                 0 => all,
                 bound => all.min(bound),
             };
             let split = EvalSplit {
-                corpus: index.fingerprint.clone(),
-                split: split.name().into(),
                 label: label.into(),
                 units: bound.div_ceil(u64::from(windows)) as u32,
-                windows,
-                ends_only,
+                every: 1,
+                work: EvalWork::Score {
+                    corpus: index.fingerprint.clone(),
+                    split: split_of.name().into(),
+                    windows,
+                },
             };
             let facts = SplitFacts {
                 scored: index.scored(split_of),
@@ -248,6 +252,39 @@ async fn history(
             .collect(),
         losses,
     })
+}
+
+/// Checks that a run can write after its prompts. Its start weights lie where they belong, if it has some.
+pub async fn check_prompts(
+    cluster: &Cluster,
+    name: &RunName,
+    spec: &RunSpec,
+    corpus: &Corpus,
+) -> Result<(), Status> {
+    if spec.samples.is_none() {
+        return Ok(());
+    }
+    let (home, name) = (cluster.home().clone(), name.clone());
+    let (spec, corpus) = (spec.clone(), corpus.clone());
+    blocking(move || {
+        let template = chat_template(&home, &name, &spec, &corpus)?;
+        Prompts::of(&spec, &corpus, template.as_deref()).map(|_| ())
+    })
+    .await
+}
+
+/// The chat template that a run's checkpoints carry: the one that its text was rendered with, else that of its start.
+fn chat_template(
+    home: &Home,
+    name: &RunName,
+    spec: &RunSpec,
+    corpus: &Corpus,
+) -> Result<Option<String>, Status> {
+    let supervised = corpus.index().supervised.as_ref();
+    match supervised.and_then(|supervised| supervised.template.clone()) {
+        Some(template) => Ok(Some(template)),
+        None => start_template(home, name, spec),
+    }
 }
 
 /// The chat template of the checkpoint that a run started from: its own checkpoints carry it on.

@@ -7,8 +7,12 @@ use tonic::Status;
 
 use crate::driver::Cluster;
 use crate::runs::{checkpoint_info, eval_event};
+use crate::samples::sample_info;
 use crate::status::{failed, invalid, missing};
 use crate::store::{FaultRow, RunRow, RunStatus, Store, StoreError};
+
+/// Steps whose samples are in the description of a run.
+const SAMPLED_STEPS: u32 = 1;
 
 /// Faults in the description of a run.
 const FAULTS: u32 = 20;
@@ -31,6 +35,7 @@ fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
     let evals = store.evals(&name, None)?;
     let checkpoints = store.checkpoints(&name)?;
     let faults = store.faults(&name, FAULTS)?;
+    let samples = store.samples(&name, SAMPLED_STEPS)?;
     Ok(RunInfo {
         name: name.to_string(),
         status: row.status.to_string(),
@@ -48,6 +53,10 @@ fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
         spec: row.spec,
         checkpoints: checkpoints.into_iter().map(checkpoint_info).collect(),
         faults: faults.into_iter().map(fault_info).collect(),
+        samples: samples
+            .into_iter()
+            .map(|row| sample_info(&name, row))
+            .collect(),
     })
 }
 

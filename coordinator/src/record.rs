@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, FinishedEvent, RunEvent, RunFacts};
+use cohort_common::api::{
+    CheckpointInfo, Classes, EvalEvent, FinishedEvent, RunEvent, RunFacts, SampleInfo,
+};
 use cohort_common::checkpoint::{CheckpointMeta, RunState, remove_checkpoint};
 use cohort_common::cluster::Scores;
 use cohort_common::cluster::events::{Change, StepRecord};
@@ -16,6 +18,7 @@ use tracing::error;
 
 use crate::driver::{Cluster, now_ms};
 use crate::happenings::fault_of;
+use crate::samples::{Prompts, sample_row};
 use crate::store::{Appended, CheckpointRow, EvalRow, Receipt, RunStatus, StepRow, Store};
 
 /// What a split's loss is averaged over, and the bytes of text behind it, for bits per byte.
@@ -33,8 +36,10 @@ pub struct RunRecord {
     pub name: RunName,
     /// What the machine carries out.
     pub plan: RunPlan,
-    /// Facts of the splits in the plan, by index.
+    /// Facts of the splits of text in the plan, by index.
     pub splits: Vec<SplitFacts>,
+    /// What it writes after, if anything.
+    pub prompts: Option<Prompts>,
     /// Samples in one epoch.
     pub epoch_samples: u64,
     /// What does not change while it trains.
@@ -213,6 +218,38 @@ impl RunRecord {
         .await;
         cluster.announce();
         None
+    }
+
+    /// Records what the model of a step has written.
+    pub async fn sampled(&self, cluster: &Cluster, step: Step, written: &[Vec<u32>]) {
+        let Some(prompts) = &self.prompts else { return };
+        let texts = match prompts.texts(written) {
+            Ok(texts) => texts,
+            Err(error) => {
+                let text = format!("what was written at step {step} cannot be decoded: {error}");
+                return self.note(cluster, text).await;
+            }
+        };
+        let samples = texts.into_iter().zip(0..);
+        let samples: Vec<SampleInfo> = samples
+            .map(|((prompt, text), index)| SampleInfo {
+                run: self.run(),
+                step,
+                index,
+                prompt,
+                text,
+            })
+            .collect();
+        let name = self.name.clone();
+        self.write(cluster, move |store| {
+            for sample in samples {
+                store.record_sample(&name, &sample_row(&sample))?;
+                record_event(store, &name, &RunEvent::Sample(sample))?;
+            }
+            Ok(())
+        })
+        .await;
+        cluster.announce();
     }
 
     /// What a checkpoint of this step holds besides the state. The ledger and its head are filled in by whoever writes

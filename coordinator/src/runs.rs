@@ -18,7 +18,7 @@ use tonic::Status;
 
 use crate::data::{blocking, open_corpus, start_directory, stored_file};
 use crate::driver::{Cluster, now_ms};
-use crate::plan::{enqueue, facts_of};
+use crate::plan::{check_prompts, enqueue, facts_of};
 use crate::status::{chain, failed, invalid, missing, refused};
 use crate::store::{CheckpointRow, EvalRow, NewRun, RunRow, RunStatus, Store, StoreError};
 
@@ -48,9 +48,7 @@ pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Stat
     }
     let facts = facts_of(&submit.spec, corpus.index(), submit.notes.clone());
     let name = create(cluster, &submit, facts).await?;
-    if let Some(start) = &submit.start
-        && let Err(status) = place_start(cluster, &name, start, &submit.spec).await
-    {
+    if let Err(status) = furnish(cluster, &name, &submit, &corpus).await {
         let doomed = name.clone();
         let deleted = cluster.store().call(move |s| s.delete_run(&doomed)).await;
         deleted.map_err(failed)?;
@@ -64,6 +62,19 @@ pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Stat
         resumed_at: None,
         after,
     })
+}
+
+/// Puts what a new run starts from in its place, and checks what can only be checked then.
+async fn furnish(
+    cluster: &Cluster,
+    name: &RunName,
+    submit: &Submit,
+    corpus: &Corpus,
+) -> Result<(), Status> {
+    if let Some(start) = &submit.start {
+        place_start(cluster, name, start, &submit.spec).await?;
+    }
+    check_prompts(cluster, name, &submit.spec, corpus).await
 }
 
 /// Takes up the runs that were under way when a coordinator ended.
@@ -273,6 +284,7 @@ async fn resume(
             ..submitted(row.step)
         });
     }
+    check_prompts(cluster, &row.name, &spec, &corpus).await?;
     let source = newest_state(cluster, &row.name, &spec).await?;
     let (name, new) = (row.name.clone(), spec.clone());
     let from = source.step();

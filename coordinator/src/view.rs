@@ -13,6 +13,7 @@ use crate::data::{blocking, open_corpus};
 use crate::driver::{Cluster, Command};
 use crate::plan::facts_of;
 use crate::query;
+use crate::samples::sample_info;
 use crate::status::{failed, invalid, store_status};
 use crate::store::{EventRow, RunStatus, Store, StoreError};
 
@@ -70,17 +71,13 @@ pub fn run(
     let timeline = store.newest_events(name, &NOT_TOLD, TIMELINE)?;
     let samples = store.samples(name, SAMPLED_STEPS)?;
     let eta_seconds = eta(store, name, &info)?;
-    let sample = |row: crate::store::SampleRow| SampleInfo {
-        run: info.name.clone(),
-        step: row.step,
-        index: row.prompt,
-        prompt: String::new(),
-        text: row.text,
-    };
     Ok(RunView {
         facts,
         timeline: timeline.into_iter().filter_map(told).collect(),
-        samples: samples.into_iter().map(sample).collect(),
+        samples: samples
+            .into_iter()
+            .map(|row| sample_info(name, row))
+            .collect(),
         eta_seconds,
         info,
     })

@@ -38,6 +38,9 @@ pub struct SubmitArgs {
     /// Submit, print the run's name, and leave; `cohort follow RUN` comes back
     #[arg(long, conflicts_with = "local")]
     pub detach: bool,
+    /// Let the model write a little after this text at every validation, to see it learn; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub sample_prompt: Vec<String>,
     /// How it prints.
     #[command(flatten)]
     pub json: JsonArgs,

@@ -18,7 +18,7 @@ use cohort_common::spec::{
 use cohort_common::supervised::chat_template_of;
 
 use crate::cli::FinetuneArgs;
-use crate::commands::pretrain::{read_spec, spec_file};
+use crate::commands::pretrain::{read_spec, spec_file, take_prompts};
 use crate::commands::{resume, transfer};
 use crate::prepare::{self, Material};
 use crate::references::{self, name_of};
@@ -69,9 +69,11 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
     }
     file.train.replay = args.replay.or(file.train.replay);
     file.train.max_forgetting = args.max_forgetting.or(file.train.max_forgetting);
+    take_prompts(&mut file, &args.submit);
     // The text and what no coordinator keeps are checked before anything is started.
     let options = SpecFile {
         corpus: file.corpus.clone(),
+        samples: file.samples.clone(),
         ..SpecFile::default()
     };
     let material = Material::find(&options.validate()?.corpus)?;

@@ -112,16 +112,10 @@ impl Writer {
         sampling: &Sampling,
         out: &mut dyn FnMut(&str) -> bool,
     ) -> Result<()> {
-        let mut tokens = self
+        let tokens = self
             .tokenizer
-            .encode(prompt)
+            .prompt(prompt)
             .context("the prompt cannot be tokenized")?;
-        // Models from elsewhere expect their begin of text; ours have seen documents after the end of another.
-        match self.tokenizer.bos() {
-            Some(begin) => tokens.insert(0, begin),
-            None if tokens.is_empty() => tokens.push(self.tokenizer.eos()),
-            None => {}
-        }
         if !out(prompt) {
             return Ok(());
         }

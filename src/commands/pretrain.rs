@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use cohort_common::spec::{ObjectiveKind, Preset, SpecFile, SpecMeant, SpecSource};
 
-use crate::cli::{PretrainArgs, SpecArgs};
+use crate::cli::{PretrainArgs, SpecArgs, SubmitArgs};
 use crate::commands::resume;
 use crate::prepare::{self, Material};
 use crate::submit::{Session, submission};
@@ -26,7 +26,9 @@ pub async fn run(args: PretrainArgs) -> Result<ExitCode> {
         (None, Some(name)) => name.clone(),
         (None, None) => "pretrain".into(),
     };
-    let meant = spec_file(source, &args.text)?.validate()?;
+    let mut file = spec_file(source, &args.text)?;
+    take_prompts(&mut file, &args.submit);
+    let meant = file.validate()?;
     let material = Material::find(&meant.corpus)?;
     let mut session = open(&args).await?;
     let result = train(&mut session, &args, meant, &material, stem).await;
@@ -92,4 +94,11 @@ pub fn spec_file(mut source: SpecSource, args: &SpecArgs) -> Result<SpecFile> {
         file.corpus.skip_bad = Some(true);
     }
     Ok(file)
+}
+
+/// Puts the prompts that were typed in the place of the spec's.
+pub fn take_prompts(file: &mut SpecFile, args: &SubmitArgs) {
+    if !args.sample_prompt.is_empty() {
+        file.samples.prompts = Some(args.sample_prompt.clone());
+    }
 }

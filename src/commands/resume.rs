@@ -5,9 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use cohort_common::api::Submit;
-use cohort_common::spec::{CheckpointTable, RunKind, RunSpec, SpecFile, SpecSource, TrainTable};
+use cohort_common::spec::{
+    CheckpointTable, RunKind, RunSpec, SampleConfig, SpecFile, SpecSource, TrainTable,
+};
 
 use crate::cli::{ResumeArgs, SubmitArgs};
+use crate::commands::pretrain::take_prompts;
 use crate::context::Context;
 use crate::facts;
 use crate::failure::hinted;
@@ -15,7 +18,7 @@ use crate::submit::Session;
 
 /// Keys that no weight of a finished step depends on.
 const CHANGEABLE: &str = "`train.steps`, `train.eval_every`, `train.eval_samples`, `train.min_workers`, \
-                          `checkpoint.every` and `checkpoint.keep`";
+                          `checkpoint.every`, `checkpoint.keep` and the table `samples`";
 
 /// Runs the verb `resume`.
 pub async fn verb(args: ResumeArgs) -> Result<()> {
@@ -68,7 +71,8 @@ pub async fn run(run: &str, set: &[String], args: &SubmitArgs) -> Result<ExitCod
     for assignment in set {
         source.set(assignment)?;
     }
-    let changes = source.into_file()?;
+    let mut changes = source.into_file()?;
+    take_prompts(&mut changes, args);
     refuse_others(&changes)?;
     let mut session = Session::open(&args.connect, &args.local, args.json.output()).await?;
     let result = go_on(&mut session, run, &changes, args).await;
@@ -114,6 +118,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         train,
         checkpoint: _,
         lora,
+        samples: _,
     } = changes;
     let allowed = TrainTable {
         steps: train.steps,
@@ -157,6 +162,7 @@ fn apply(spec: &mut RunSpec, changes: &SpecFile) -> Result<()> {
     train.eval_every = eval_every.unwrap_or(train.eval_every);
     train.eval_samples = eval_samples.unwrap_or(train.eval_samples);
     spec.checkpoint.every = every.unwrap_or(spec.checkpoint.every);
+    spec.samples = SampleConfig::changed(spec.samples.as_ref(), &changes.samples)?;
     if let Some(keep) = keep {
         spec.checkpoint.keep = u32::try_from(keep)?;
     }

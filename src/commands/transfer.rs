@@ -95,6 +95,8 @@ async fn compared(
 ) -> Result<Result<RunInfo, ExitCode>> {
     let mut other = spec.clone();
     other.train.data_share = (share < 1.0).then_some(share);
+    // The report has what both write at the end.
+    other.samples = None;
     let mut name = run.to_owned();
     if start == Start::Scratch {
         from_scratch(&mut other, base.train.as_ref());

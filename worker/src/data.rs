@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use cohort_common::cluster::EvalSplit;
+use cohort_common::cluster::{EvalSplit, EvalWork, Prompt};
 use cohort_common::corpus::{
     CorpusError, CorpusIndex, MappedShard, SampleReader, ShardEntry, ShardSource, Split, Window,
     order_of, verify_file,
@@ -194,8 +194,22 @@ impl CachedShards {
 /// Everything a run reads.
 pub struct RunData {
     train: Option<Train>,
-    splits: Vec<EvalReader>,
+    splits: Vec<EvalData>,
     context: usize,
+}
+
+/// What a split is made of.
+enum EvalData {
+    Text(EvalReader),
+    Prompts(Vec<Prompt>, Vec<u32>),
+}
+
+/// What is to be done with a unit.
+pub enum Unit<'a> {
+    /// These batches are scored.
+    Score(Vec<Batch>),
+    /// The model writes after a prompt, up to one of these tokens.
+    Write(&'a Prompt, &'a [u32]),
 }
 
 struct Train {
@@ -243,7 +257,11 @@ impl RunData {
             .as_ref()
             .and_then(|start| start.base_corpus.as_ref());
         let replayed = spec.train.replay.zip(base);
-        let fingerprints = splits.iter().map(|s| &s.corpus).chain([&spec.corpus]);
+        let scored = splits.iter().filter_map(|split| match &split.work {
+            EvalWork::Score { corpus, .. } => Some(corpus),
+            EvalWork::Write { .. } => None,
+        });
+        let fingerprints = scored.chain([&spec.corpus]);
         let fingerprints = fingerprints.chain(replayed.map(|(_, base)| base));
         for fingerprint in fingerprints {
             if !indices.contains_key(fingerprint) {
@@ -288,19 +306,28 @@ impl RunData {
                 })
             }
         };
-        let splits = splits.iter().map(|s| {
-            let split = Split::ALL.into_iter().find(|x| x.name() == s.split);
-            let split = split.ok_or_else(|| format!("`{}` is no split", s.split))?;
-            let (reader, _) = open(&s.corpus, split);
-            let all = reader.windows(context);
-            Ok(EvalReader {
-                windows: match spec.train.eval_samples {
-                    0 => all,
-                    bound => all.min(bound),
-                },
-                per_unit: u64::from(s.windows),
-                reader,
-            })
+        let splits = splits.iter().map(|s| match &s.work {
+            EvalWork::Write { prompts, ends } => {
+                Ok(EvalData::Prompts(prompts.clone(), ends.clone()))
+            }
+            EvalWork::Score {
+                corpus,
+                split: name,
+                windows,
+            } => {
+                let split = Split::ALL.into_iter().find(|x| x.name() == name);
+                let split = split.ok_or_else(|| format!("`{name}` is no split"))?;
+                let (reader, _) = open(corpus, split);
+                let all = reader.windows(context);
+                Ok(EvalData::Text(EvalReader {
+                    windows: match spec.train.eval_samples {
+                        0 => all,
+                        bound => all.min(bound),
+                    },
+                    per_unit: u64::from(*windows),
+                    reader,
+                }))
+            }
         });
         Ok(Self {
             train,
@@ -355,10 +382,20 @@ impl RunData {
         }
     }
 
-    /// The windows of a unit of a split, as batches: full windows together, a short last one by itself.
-    pub fn unit(&self, split: u32, unit: u32) -> Result<Vec<Batch>, String> {
-        let data = self.splits.get(split as usize);
-        let data = data.ok_or_else(|| format!("there is no split {split}"))?;
+    /// What is to be done with a unit of a split.
+    pub fn unit(&self, split: u32, unit: u32) -> Result<Unit<'_>, String> {
+        match self.splits.get(split as usize) {
+            Some(EvalData::Text(text)) => self.windows(text, unit).map(Unit::Score),
+            Some(EvalData::Prompts(prompts, ends)) => match prompts.get(unit as usize) {
+                Some(prompt) => Ok(Unit::Write(prompt, ends)),
+                None => Err(format!("split {split} has no prompt {unit}")),
+            },
+            None => Err(format!("there is no split {split}")),
+        }
+    }
+
+    /// The windows of a unit as batches: full windows together, a short last one by itself.
+    fn windows(&self, data: &EvalReader, unit: u32) -> Result<Vec<Batch>, String> {
         let first = u64::from(unit) * data.per_unit;
         let last = (first + data.per_unit).min(data.windows);
         let mut batches: Vec<Batch> = Vec::new();

@@ -4,6 +4,7 @@
 mod data;
 mod driver;
 pub mod engine;
+mod evaluation;
 pub mod exchange;
 mod lanes;
 mod replay;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cohort_common::aggregate::totals_of;
 use cohort_common::checkpoint::bytes_of;
-use cohort_common::cluster::messages::{Commit, LaneSums, Scores};
+use cohort_common::cluster::messages::{Commit, Found, LaneSums};
 use cohort_common::cluster::worker::Report;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::lanes;
@@ -24,8 +24,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tracing::error;
 
 use crate::Config;
-use crate::data::{DataClient, RunData};
+use crate::data::{DataClient, RunData, Unit};
 use crate::engine::{DeviceChoice, Engine, State, Update};
+use crate::evaluation;
 use crate::exchange::{ExchangeClient, Root};
 use crate::lanes::{Hooks, Stop, Work};
 use crate::state::Fetched;
@@ -50,7 +51,7 @@ pub enum Job {
     },
     /// Apply a step.
     Commit(Commit),
-    /// Score units of a split.
+    /// Score units of a split, or write after its prompts.
     Evaluate {
         /// The session that wants it.
         session: u64,
@@ -463,27 +464,30 @@ impl Loaded {
         units: &[u32],
     ) -> Result<(), Stop> {
         for &unit in units {
-            if self.signals.cancelled.load(Ordering::Acquire) {
-                return Err(Stop::Cancelled);
-            }
-            let wanted = self.signals.session.load(Ordering::Acquire) == session;
-            if !wanted || step != self.step {
+            wanted(&self.signals, session)?;
+            if step != self.step {
                 return Err(Stop::Obsolete);
             }
-            let mut scores = Scores::default();
-            for batch in self.data.unit(split, unit)? {
-                let found = self.engine.score(&batch)?;
-                let (loss, weight) = (found.sums.loss, found.sums.weight);
-                scores.add(&Scores {
-                    sums: LaneSums { loss, weight },
-                    confusion: found.confusion,
-                });
-            }
+            let found = match self.data.unit(split, unit)? {
+                Unit::Score(batches) => {
+                    Found::Scores(evaluation::score(&mut self.engine, &batches)?)
+                }
+                Unit::Write(prompt, ends) => {
+                    let config = self.spec.samples.as_ref();
+                    let config = config.ok_or_else(|| "this run has no prompts".to_owned())?;
+                    let seed = evaluation::seed_of(self.spec.train.seed, step, unit);
+                    let mut go_on = || wanted(&self.signals, session);
+                    let engine = &mut self.engine;
+                    let written =
+                        evaluation::write(engine, config, seed, prompt, ends, &mut go_on)?;
+                    Found::Written(written)
+                }
+            };
             self.say(Report::UnitDone {
                 step,
                 split,
                 unit,
-                scores,
+                found,
             });
         }
         Ok(())
@@ -510,6 +514,17 @@ impl Loaded {
                 let _ = out.send((load, Report::SnapshotLost { step })).await;
             }
         });
+    }
+}
+
+/// Whether a session still waits for its units.
+fn wanted(signals: &Signals, session: u64) -> Result<(), Stop> {
+    if signals.cancelled.load(Ordering::Acquire) {
+        return Err(Stop::Cancelled);
+    }
+    match signals.session.load(Ordering::Acquire) == session {
+        true => Ok(()),
+        false => Err(Stop::Obsolete),
     }
 }
 

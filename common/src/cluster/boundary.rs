@@ -1,13 +1,11 @@
-//! What happens between two steps: validations, stops, checkpoints, members that come and go, and at last the next step.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! What happens between two steps: validations (`evaluating.rs`), stops, checkpoints, members that come and go, and at
+//! last the next step.
 
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, Change, LeftReason};
-use crate::cluster::messages::{Scores, StateSource, ToWorker};
-use crate::cluster::run::{Active, EvalInFlight, Phase, SnapshotReason, Writing};
+use crate::cluster::messages::{StateSource, ToWorker};
+use crate::cluster::run::{Active, Phase, SnapshotReason, Writing};
 use crate::ids::{RunId, SessionId, Step};
-use crate::lanes;
 
 impl Machine {
     /// Does the next thing that the boundary owes, or starts the next step.
@@ -258,110 +256,6 @@ impl Machine {
             self.checkpoint_lost(now, run, step, out);
         }
     }
-
-    fn start_eval(&mut self, now: u64, split: u32, out: &mut Vec<Action>) {
-        let active = self.active.as_mut().expect("a run is at a boundary");
-        let units = active.plan.splits[split as usize].units;
-        if units == 0 {
-            return self.at_boundary(now, out);
-        }
-        let members = &self.members;
-        let speed = |s: &SessionId| (*s, members[s].lane_micros);
-        let ready: Vec<_> = active.ready.iter().map(speed).collect();
-        let mut assigned = BTreeMap::new();
-        for (session, range) in lanes::assign(units, &ready) {
-            let units: Vec<u32> = range.collect();
-            active.send_units(session, split, &units, out);
-            assigned.insert(session, units.into_iter().collect());
-        }
-        active.phase = Phase::Evaluating(EvalInFlight {
-            split,
-            assigned,
-            scores: vec![None; units as usize],
-        });
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn unit_done(
-        &mut self,
-        now: u64,
-        run: &RunId,
-        step: Step,
-        split: u32,
-        unit: u32,
-        scores: Scores,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(active) = self.active_as(run) else {
-            return;
-        };
-        let at = active.step;
-        let Phase::Evaluating(eval) = &mut active.phase else {
-            return;
-        };
-        if step != at || eval.split != split {
-            return;
-        }
-        let Some(slot) = eval.scores.get_mut(unit as usize) else {
-            return;
-        };
-        *slot = Some(scores);
-        for units in eval.assigned.values_mut() {
-            units.remove(&unit);
-        }
-        let Some(done) = eval
-            .scores
-            .iter()
-            .map(Option::as_ref)
-            .collect::<Option<Vec<_>>>()
-        else {
-            return;
-        };
-        // In unit order, in f64: the same bits whoever scored which unit.
-        let mut scores = Scores::default();
-        done.iter().for_each(|unit| scores.add(unit));
-        let run = run.clone();
-        let loss = scores.sums.loss / scores.sums.weight;
-        out.push(Action::Evaluated {
-            run: run.clone(),
-            step,
-            split,
-            scores,
-        });
-        active.learn(split, loss);
-        if active.boundary.evals.is_empty()
-            && let Some(verdict) = active.verdict()
-        {
-            let text = verdict.to_string();
-            out.push(Action::Note {
-                run: Some(run),
-                text,
-            });
-        }
-        self.at_boundary(now, out);
-    }
-
-    pub(super) fn redo_units(&mut self, lost: SessionId, out: &mut Vec<Action>) {
-        let active = self.active.as_mut().expect("a validation is in flight");
-        let Phase::Evaluating(eval) = &mut active.phase else {
-            unreachable!("called with a validation in flight");
-        };
-        let missing: BTreeSet<u32> = eval.assigned.remove(&lost).unwrap_or_default();
-        let missing: Vec<u32> = missing.into_iter().collect();
-        let loads: Vec<_> = active
-            .ready
-            .iter()
-            .map(|s| (*s, eval.assigned.get(s).map_or(0, BTreeSet::len)))
-            .collect();
-        let split = eval.split;
-        let moves = lanes::reassign(&missing, &loads);
-        for (session, units) in &moves {
-            eval.assigned.entry(*session).or_default().extend(units);
-        }
-        for (session, units) in moves {
-            active.send_units(session, split, &units, out);
-        }
-    }
 }
 
 impl Active {
@@ -377,18 +271,5 @@ impl Active {
             Phase::Stepping(flight) => flight.step,
             _ => self.step,
         }
-    }
-
-    fn send_units(&self, session: SessionId, split: u32, units: &[u32], out: &mut Vec<Action>) {
-        if units.is_empty() {
-            return;
-        }
-        let message = ToWorker::Evaluate {
-            run: self.plan.run.clone(),
-            step: self.step,
-            split,
-            units: units.to_vec(),
-        };
-        out.push(Action::Send { session, message });
     }
 }

@@ -202,8 +202,8 @@ impl Machine {
                 step,
                 split,
                 unit,
-                scores,
-            } => self.unit_done(now, &run, step, split, unit, scores, out),
+                found,
+            } => self.unit_done(now, session, (&run, step, split), unit, found, out),
             FromWorker::SnapshotLost { run, step } => {
                 self.snapshot_lost(now, session, &run, step, out);
             }

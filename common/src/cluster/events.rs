@@ -236,6 +236,15 @@ pub enum Action {
         /// What it found.
         scores: Scores,
     },
+    /// Record what the model of a step has written after the prompts of a split.
+    Sampled {
+        /// The run.
+        run: RunId,
+        /// The state's step.
+        step: Step,
+        /// The tokens after each prompt.
+        written: Vec<Vec<u32>>,
+    },
     /// Tell people and the store what became of a run.
     Changed {
         /// The run.

@@ -74,7 +74,7 @@ pub enum ToWorker {
         /// How.
         commit: Commit,
     },
-    /// Score units of a split.
+    /// Score units of a split, or write after its prompts.
     Evaluate {
         /// The run.
         run: RunId,
@@ -178,7 +178,7 @@ pub enum FromWorker {
         /// The hash of the state, if it was asked for.
         state_hash: Option<[u8; 32]>,
     },
-    /// A unit is scored.
+    /// A unit is scored, or written.
     UnitDone {
         /// The run.
         run: RunId,
@@ -189,7 +189,7 @@ pub enum FromWorker {
         /// The unit.
         unit: u32,
         /// What it found.
-        scores: Scores,
+        found: Found,
     },
     /// The state of this step could not be uploaded.
     SnapshotLost {
@@ -218,6 +218,15 @@ pub struct LaneSums {
     pub loss: f64,
     /// Σ weight.
     pub weight: f64,
+}
+
+/// What a unit of a split gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// Of text: its scores.
+    Scores(Scores),
+    /// Of a prompt: the tokens that follow it.
+    Written(Vec<u32>),
 }
 
 /// What scoring a unit, or a whole validation, found.

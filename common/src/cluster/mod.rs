@@ -5,6 +5,7 @@
 mod agreement;
 mod boundary;
 pub mod coordinator;
+mod evaluating;
 pub mod events;
 mod joining;
 pub mod messages;
@@ -20,6 +21,6 @@ pub mod worker;
 
 pub use coordinator::{Limits, Machine};
 pub use events::{Action, Event};
-pub use messages::{FromWorker, Holding, Scores, StateSource, ToWorker};
-pub use run::{BASE_SPLIT, EvalSplit, OWN_SPLIT, RunPlan};
+pub use messages::{Found, FromWorker, Holding, Scores, StateSource, ToWorker};
+pub use run::{BASE_SPLIT, EvalSplit, EvalWork, OWN_SPLIT, Prompt, RunPlan, SAMPLES_SPLIT};
 pub use verdict::{Losses, Verdict};

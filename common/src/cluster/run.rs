@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::events::Redone;
-use crate::cluster::messages::{Commit, LaneSums, Scores, StateSource};
+use crate::cluster::messages::{Commit, Found, LaneSums, StateSource};
 use crate::cluster::verdict::{Losses, Verdict, may_end_early};
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, state_hash_due};
@@ -15,27 +15,62 @@ use crate::spec::RunSpec;
 /// Entries of committed steps that are kept in any case, so that a worker which comes back can prove its state.
 const PROOFS: Step = 8;
 
-/// A split that validations score, cut into units that are handed out, redone and summed like lanes.
+/// What validations do with the state, cut into units that are handed out, redone and put together like lanes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EvalSplit {
-    /// Fingerprint of the corpus.
-    pub corpus: String,
-    /// Which part of it.
-    pub split: String,
-    /// Name in events: `validation`, `base_validation`.
+    /// Name in events: `validation`, `base_validation`, `samples`.
     pub label: String,
     /// Number of units.
     pub units: u32,
-    /// Windows in one unit; the last unit may have fewer.
-    pub windows: u32,
-    /// Whether it is scored at the start and the end only.
-    pub ends_only: bool,
+    /// It is due at each so-manieth validation, and at the start and the end; 0 is at these only.
+    pub every: u64,
+    /// What is done with each unit.
+    pub work: EvalWork,
+}
+
+/// What is done with the units of a split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EvalWork {
+    /// Text is scored.
+    Score {
+        /// Fingerprint of the corpus.
+        corpus: String,
+        /// Which part of it.
+        split: String,
+        /// Windows in one unit; the last unit may have fewer.
+        windows: u32,
+    },
+    /// The model writes after prompts, one in each unit, as the run's spec says.
+    Write {
+        /// The prompts.
+        prompts: Vec<Prompt>,
+        /// Tokens that end what is written.
+        ends: Vec<u32>,
+    },
+}
+
+/// What a model writes after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Tokens that are written, at most.
+    pub most: u32,
+}
+
+impl EvalSplit {
+    /// Whether it has a loss.
+    pub fn scores(&self) -> bool {
+        matches!(self.work, EvalWork::Score { .. })
+    }
 }
 
 /// The label of a run's own validation.
 pub const OWN_SPLIT: &str = "validation";
 /// The label of the validation of the run that a run started from.
 pub const BASE_SPLIT: &str = "base_validation";
+/// The label of what a run writes after its prompts.
+pub const SAMPLES_SPLIT: &str = "samples";
 
 /// What the machine must know to carry a run from where it stands to its end.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +79,7 @@ pub struct RunPlan {
     pub run: RunId,
     /// What is trained.
     pub spec: Arc<RunSpec>,
-    /// What validations score.
+    /// What validations score, and what is written then.
     pub splits: Arc<[EvalSplit]>,
     /// The newest state on disk.
     pub source: StateSource,
@@ -186,7 +221,7 @@ pub(super) struct Active {
 /// What a boundary still owes.
 #[derive(Debug, Default)]
 pub(super) struct Boundary {
-    /// Splits to score, last first.
+    /// Splits whose turn it is, last first.
     pub evals: Vec<u32>,
     /// Whether a checkpoint is due.
     pub checkpoint: bool,
@@ -250,7 +285,7 @@ impl StepInFlight {
 pub(super) struct EvalInFlight {
     pub split: u32,
     pub assigned: BTreeMap<SessionId, BTreeSet<u32>>,
-    pub scores: Vec<Option<Scores>>,
+    pub found: Vec<Option<Found>>,
 }
 
 impl Active {
@@ -321,6 +356,12 @@ impl Active {
         losses.retain(|step, _| *step <= self.step);
     }
 
+    /// Whether a split's turn has come at a validation between the first and the last step.
+    fn turn_of(&self, split: &EvalSplit) -> bool {
+        let validation = self.step / self.plan.spec.train.eval_every.max(1);
+        split.every > 0 && validation.is_multiple_of(split.every)
+    }
+
     /// Whether a validation is due between the first and the last step.
     fn eval_due(&self, step: Step) -> bool {
         let every = self.plan.spec.train.eval_every;
@@ -362,7 +403,7 @@ impl Active {
             .splits
             .iter()
             .enumerate()
-            .filter(|(_, split)| !have && (at_start || end || (due && !split.ends_only)))
+            .filter(|(_, split)| !have && (at_start || end || (due && self.turn_of(split))))
             .map(|(i, _)| i as u32)
             .rev()
             .collect();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::aggregate::RootTotals;
 use crate::cluster::EvalSplit;
 use crate::cluster::messages::{
-    Commit, FromWorker, Holding, LaneSums, Scores, StateSource, ToWorker,
+    Commit, Found, FromWorker, Holding, LaneSums, StateSource, ToWorker,
 };
 use crate::ids::{Lane, RunId, Step};
 use crate::ledger::Entry;
@@ -76,7 +76,7 @@ pub enum Report {
         /// The step.
         step: Step,
     },
-    /// A unit is scored.
+    /// A unit is scored, or written.
     UnitDone {
         /// The state's step.
         step: Step,
@@ -85,7 +85,7 @@ pub enum Report {
         /// The unit.
         unit: u32,
         /// What it found.
-        scores: Scores,
+        found: Found,
     },
     /// A snapshot could not be uploaded.
     SnapshotLost {
@@ -146,7 +146,7 @@ pub enum Order {
     },
     /// Apply a commit. Ends with a report.
     Commit(Commit),
-    /// Score units.
+    /// Score units, or write after prompts.
     Evaluate {
         /// The state's step.
         step: Step,
@@ -399,13 +399,13 @@ impl WorkerMachine {
                 step,
                 split,
                 unit,
-                scores,
+                found,
             } => FromWorker::UnitDone {
                 run,
                 step,
                 split,
                 unit,
-                scores,
+                found,
             },
             Report::SnapshotLost { step } => FromWorker::SnapshotLost { run, step },
             Report::Failed {

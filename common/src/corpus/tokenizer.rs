@@ -235,6 +235,21 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Token ids of a text that a model is to go on with. Models from elsewhere expect their begin of text before it; ours
+    /// have seen documents after the end of another, which stands for an empty text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.encode(text)?;
+        match self.bos {
+            Some(begin) => ids.insert(0, begin),
+            None if ids.is_empty() => ids.push(self.eos),
+            None => {}
+        }
+        Ok(ids)
+    }
+
     /// The first special token that is spelled out in `text`: its place, its spelling and its id.
     pub fn first_special(&self, text: &str) -> Option<(usize, &str, u32)> {
         let places = self.special.iter().filter_map(|(token, id)| {

@@ -29,6 +29,8 @@ pub struct SpecFile {
     pub checkpoint: CheckpointTable,
     /// Adapters in place of the weights.
     pub lora: LoraTable,
+    /// What is written while it trains.
+    pub samples: SamplesTable,
 }
 
 /// `[model]`, with the names of [`super::ModelConfig`].
@@ -127,6 +129,23 @@ pub struct LoraTable {
     /// The linear layers that get one; one name or a list, `all-linear` is all. Default: all.
     #[serde(deserialize_with = "one_or_many")]
     pub target_modules: Option<Vec<String>>,
+}
+
+/// `[samples]`, with the names of [`super::SampleConfig`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplesTable {
+    /// What the model of a step writes after; one string or a list.
+    #[serde(deserialize_with = "one_or_many")]
+    pub prompts: Option<Vec<String>>,
+    /// Tokens after each prompt, at most. Default 48.
+    pub tokens: Option<u64>,
+    /// Default 0.8; 0 always takes the likeliest token.
+    pub temperature: Option<f64>,
+    /// Default: all tokens.
+    pub top_k: Option<u64>,
+    /// Validations between samples. Default 1.
+    pub every: Option<u64>,
 }
 
 /// How the validation text is chosen.
@@ -423,6 +442,7 @@ fn table_keys(table: &str) -> Option<&'static [&'static str]> {
         "train" => fields_of::<TrainTable>(),
         "checkpoint" => fields_of::<CheckpointTable>(),
         "lora" => fields_of::<LoraTable>(),
+        "samples" => fields_of::<SamplesTable>(),
         _ => return None,
     })
 }

@@ -61,7 +61,7 @@ impl RunSpec {
     /// Left out, because no weight depends on them:
     ///
     /// - `checkpoint`: writing state does not change it;
-    /// - `eval_every`, `eval_samples`: validation only reads the weights;
+    /// - `eval_every`, `eval_samples`, `samples`: validating and writing only read the weights;
     /// - `min_workers`: the result does not depend on the cluster;
     /// - of `start`, the name that the user gave and the base corpus: the weights are known by their hash.
     ///
@@ -82,6 +82,7 @@ impl RunSpec {
             corpus,
             start,
             lora,
+            samples: _,
         } = self;
         let TrainConfig {
             steps,
@@ -313,6 +314,9 @@ impl RunSpec {
             "  validation  {}, {share}",
             every(t.eval_every, "at the start and the end")
         )?;
+        if let Some(samples) = &self.samples {
+            writeln!(out, "  samples     {samples}")?;
+        }
         let kept = format!("the last {} and the best stay", self.checkpoint.keep);
         writeln!(
             out,

@@ -16,6 +16,7 @@ mod model;
 mod options;
 mod preset;
 mod run;
+mod samples;
 mod shape;
 mod suggest;
 #[cfg(test)]
@@ -27,8 +28,8 @@ pub use bounds::{
 };
 pub use error::{Place, SpecError};
 pub use file::{
-    CheckpointTable, CorpusTable, LoraTable, ModelTable, ObjectiveKind, SpecFile, SpecSource,
-    SplitKind, TokenizerKind, TokenizerTable, TrainTable,
+    CheckpointTable, CorpusTable, LoraTable, ModelTable, ObjectiveKind, SamplesTable, SpecFile,
+    SpecSource, SplitKind, TokenizerKind, TokenizerTable, TrainTable,
 };
 pub use finetune::FinetuneBase;
 pub use layers::LayerRates;
@@ -41,4 +42,5 @@ pub use preset::{PRESETS, Preset};
 pub use run::{
     CheckpointConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
+pub use samples::{MAX_PROMPT_BYTES, MAX_PROMPTS, MAX_SAMPLE_TOKENS, SampleConfig};
 pub use validate::{CorpusFacts, CorpusOptions, SpecMeant, SupervisedOptions, TokenizerChoice};

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{LoraConfig, ModelConfig};
+use super::{LoraConfig, ModelConfig, SampleConfig};
 use crate::layout::Layout;
 
 /// Why a run exists. The loop is the same; data, start and defaults differ.
@@ -186,6 +186,9 @@ pub struct RunSpec {
     /// Adapters that are trained in place of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// What is written while it trains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<SampleConfig>,
 }
 
 impl RunSpec {

@@ -330,6 +330,7 @@ fn identity_changes_with_what_changes_the_weights_only() {
     assert_eq!(id, with(&|s| s.train.eval_every = 1));
     assert_eq!(id, with(&|s| s.train.eval_samples = 1));
     assert_eq!(id, with(&|s| s.train.min_workers = 2));
+    assert_eq!(id, with(&|s| s.samples = prompts("prompts = 'a'")));
     assert_ne!(id, with(&|s| s.train.seed = 1));
     assert_ne!(id, with(&|s| s.train.steps += 1));
     assert_ne!(id, with(&|s| s.train.lanes = 4));
@@ -353,9 +354,36 @@ fn identity_changes_with_what_changes_the_weights_only() {
     );
 }
 
+/// What a table `samples` means.
+fn prompts(table: &str) -> Option<SampleConfig> {
+    meant(&format!("[samples]\n{table}\n")).samples
+}
+
+#[test]
+fn samples_have_defaults_and_a_run_that_goes_on_changes_some() {
+    let first = prompts("prompts = 'Once'").unwrap();
+    let shown = first.to_string();
+    insta::assert_snapshot!(shown, @"1 prompt, up to 48 tokens each, temperature 0.8, at every validation");
+    let table = |text: &str| file(&format!("[samples]\n{text}\n")).unwrap().samples;
+    let changed = |text: &str| SampleConfig::changed(Some(&first), &table(text)).unwrap();
+    assert_eq!(changed(""), Some(first.clone()));
+    let greedy = changed("temperature = 0\nevery = 3\ntop_k = 5").unwrap();
+    assert_eq!(greedy.prompts, first.prompts);
+    let shown = greedy.to_string();
+    insta::assert_snapshot!(shown, @"1 prompt, up to 48 tokens each, the likeliest, top 5, at the start, the end, and every 3 validations");
+    assert_eq!(changed("prompts = ['a', 'b']").unwrap().prompts, ["a", "b"]);
+    assert_eq!(changed("prompts = []"), None);
+    assert_eq!(prompts("prompts = []\ntokens = 9"), None);
+}
+
 #[test]
 fn a_spec_survives_being_written_and_read() {
-    let spec = base();
+    let mut spec = base();
+    let text = serde_json::to_string(&spec).unwrap();
+    // As it was before there were samples.
+    assert!(!text.contains("\"samples\""), "{text}");
+    assert_eq!(spec, serde_json::from_str(&text).unwrap());
+    spec.samples = prompts("prompts = 'a'\ntop_k = 3");
     let text = serde_json::to_string(&spec).unwrap();
     assert_eq!(spec, serde_json::from_str(&text).unwrap());
     for preset in PRESETS {

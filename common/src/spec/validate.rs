@@ -19,6 +19,7 @@ use super::options::{
     data_share, forgetting, freeze_layers, layer_decay, max_length, patience, replay,
     supervised_of, unfreeze_every,
 };
+use super::samples::SampleConfig;
 use super::shape::shape_of;
 use super::{
     CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
@@ -151,6 +152,8 @@ pub struct SpecMeant {
     pub checkpoint: CheckpointConfig,
     /// Adapters in place of the weights.
     pub lora: Option<LoraConfig>,
+    /// What is written while it trains.
+    pub samples: Option<SampleConfig>,
     /// What was derived, inherited or overridden, one line each, to be shown before the run starts.
     pub notes: Vec<String>,
 }
@@ -191,6 +194,7 @@ impl SpecMeant {
             corpus: corpus.fingerprint,
             start,
             lora: self.lora,
+            samples: self.samples,
         })
     }
 
@@ -228,9 +232,11 @@ impl SpecFile {
         mut notes: Vec<String>,
     ) -> Result<SpecMeant, SpecError> {
         let train = train_of(&self.train, &mut notes)?;
+        let corpus = corpus_of(&self.corpus)?;
         let meant = SpecMeant {
             kind,
-            corpus: corpus_of(&self.corpus)?,
+            samples: SampleConfig::of(&self.samples, &corpus)?,
+            corpus,
             checkpoint: checkpoint_of(&self.checkpoint, &train)?,
             lora: lora_of(&self.lora, &model)?,
             model,

@@ -79,17 +79,23 @@ impl Store {
 
     /// Records what the model of a step wrote after one of the spec's prompts.
     pub fn record_sample(&self, run: &RunName, row: &SampleRow) -> Result<(), StoreError> {
-        let sql =
-            "INSERT OR REPLACE INTO samples (run, step, prompt, text) VALUES (?1, ?2, ?3, ?4)";
-        let (step, text) = (row.step as i64, &row.text);
-        self.execute(sql, params![run.as_str(), step, row.prompt, text])?;
+        self.execute(
+            "INSERT OR REPLACE INTO samples (run, step, prompt, prompt_text, text) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                run.as_str(),
+                row.step as i64,
+                row.prompt,
+                row.prompt_text,
+                row.text,
+            ],
+        )?;
         Ok(())
     }
 
     /// What the models of the newest `steps` steps with samples wrote, by step and prompt.
     pub fn samples(&self, run: &RunName, steps: u32) -> Result<Vec<SampleRow>, StoreError> {
         self.query(
-            "SELECT step, prompt, text FROM samples WHERE run = ?1 AND step IN
+            "SELECT step, prompt, prompt_text, text FROM samples WHERE run = ?1 AND step IN
                  (SELECT DISTINCT step FROM samples WHERE run = ?1 ORDER BY step DESC LIMIT ?2)
              ORDER BY step, prompt",
             params![run.as_str(), steps],
@@ -97,7 +103,8 @@ impl Store {
                 Ok(SampleRow {
                     step: unsigned(row, 0)?,
                     prompt: row.get(1)?,
-                    text: row.get(2)?,
+                    prompt_text: row.get(2)?,
+                    text: row.get(3)?,
                 })
             },
         )
@@ -423,5 +430,29 @@ mod tests {
     fn nothing_is_recorded_for_a_run_that_is_not_there() {
         let (_dir, store) = store_with_run("tiny-1");
         assert!(store.record_step(&name("other"), &step(1)).is_err());
+    }
+
+    #[test]
+    fn samples_keep_their_prompts_and_the_newest_are_found() {
+        let (_dir, store) = store_with_run("tiny-1");
+        let run = name("tiny-1");
+        let row = |step, prompt, prompt_text: &str| SampleRow {
+            step,
+            prompt,
+            prompt_text: prompt_text.into(),
+            text: format!("after {step}"),
+        };
+        let rows = [row(0, 0, "a"), row(0, 1, "b"), row(5, 0, "a"), row(9, 0, "c")];
+        for row in rows.iter().rev() {
+            store.record_sample(&run, row).unwrap();
+        }
+        assert_eq!(store.samples(&run, 9).unwrap(), rows);
+        assert_eq!(store.samples(&run, 2).unwrap(), rows[2..]);
+        // What is written again takes the place of what was.
+        let again = row(9, 0, "a");
+        store.record_sample(&run, &again).unwrap();
+        assert_eq!(store.samples(&run, 1).unwrap(), [again]);
+        store.truncate(&run, 5).unwrap();
+        assert_eq!(store.samples(&run, 1).unwrap(), rows[2..3]);
     }
 }

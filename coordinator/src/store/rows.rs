@@ -167,8 +167,10 @@ impl StepRow {
 pub struct SampleRow {
     /// After that many steps.
     pub step: u64,
-    /// The prompt's place in the spec.
+    /// The prompt's place in the spec of then.
     pub prompt: u32,
+    /// The prompt.
+    pub prompt_text: String,
     /// What was written.
     pub text: String,
 }

@@ -174,6 +174,8 @@ const VERSION_4: &str = "
         run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
         step INTEGER NOT NULL,
         prompt INTEGER NOT NULL,
+        -- A run that goes on may have other prompts.
+        prompt_text TEXT NOT NULL,
         text TEXT NOT NULL,
         PRIMARY KEY (run, step, prompt)
     ) STRICT, WITHOUT ROWID;

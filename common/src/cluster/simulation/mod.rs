@@ -17,8 +17,8 @@ use std::sync::Arc;
 use self::trainer::{State, sums_of};
 use self::world::{Harm, World};
 use super::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
-use super::messages::StateSource;
-use super::{EvalSplit, Limits, Machine, RunPlan};
+use super::messages::{Found, FromWorker, Scores, StateSource};
+use super::{EvalSplit, EvalWork, Limits, Machine, Prompt, RunPlan};
 use crate::aggregate::totals_of;
 use crate::floats::add;
 use crate::ids::{RunId, SessionId, Step};
@@ -97,15 +97,9 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
             corpus: "corpus".into(),
             start: None,
             lora: None,
+            samples: None,
         }),
-        splits: Arc::from([EvalSplit {
-            corpus: "corpus".into(),
-            split: "validation".into(),
-            label: "validation".into(),
-            units: 5,
-            windows: 1,
-            ends_only: false,
-        }]),
+        splits: splits(steps).into(),
         source: StateSource::Seed,
         chain: Chain::new(1, 0, genesis(b"simulated")),
         recent: Vec::new(),
@@ -113,6 +107,42 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
         retain: 3 + (steps % 4),
         losses: super::Losses::default(),
     }
+}
+
+/// What validations score, and in one run of two what is written at each so-manieth.
+fn splits(steps: Step) -> Vec<EvalSplit> {
+    let scored = EvalSplit {
+        label: "validation".into(),
+        units: 5,
+        every: 1,
+        work: EvalWork::Score {
+            corpus: "corpus".into(),
+            split: "validation".into(),
+            windows: 1,
+        },
+    };
+    let prompt = |prompt| Prompt {
+        tokens: vec![prompt],
+        most: 4,
+    };
+    let written = writes_every(steps).map(|every| EvalSplit {
+        label: "samples".into(),
+        units: PROMPTS,
+        every,
+        work: EvalWork::Write {
+            prompts: (0..PROMPTS).map(prompt).collect(),
+            ends: vec![0],
+        },
+    });
+    std::iter::once(scored).chain(written).collect()
+}
+
+/// Prompts of a run that has some.
+const PROMPTS: u32 = 3;
+
+/// Validations from which to which a run writes; `None` where it has no prompts.
+fn writes_every(steps: Step) -> Option<u64> {
+    (steps % 2 == 1).then_some(1 + steps % 3)
 }
 
 /// Whether a run ends where validations get no better.
@@ -128,9 +158,10 @@ fn last(steps: Step) -> Step {
     }
 }
 
-/// The state and the ledger that a single faultless machine finds.
-fn expected(lanes: u32, steps: Step) -> (State, BTreeMap<Step, Entry>) {
+/// The state after each step and the ledger that a single faultless machine finds.
+fn expected(lanes: u32, steps: Step) -> (BTreeMap<Step, State>, BTreeMap<Step, Entry>) {
     let mut state = State::seed();
+    let mut states = BTreeMap::from([(0, state.clone())]);
     let mut ledger = BTreeMap::new();
     let mut previous = genesis(b"simulated");
     for step in 1..=steps {
@@ -157,14 +188,16 @@ fn expected(lanes: u32, steps: Step) -> (State, BTreeMap<Step, Entry>) {
         previous = entry.hash();
         ledger.insert(step, entry);
         state.update(&root);
+        states.insert(step, state.clone());
     }
-    (state, ledger)
+    (states, ledger)
 }
 
 /// What the user must find when all is over, whatever happened.
 fn check(world: &World, lanes: u32, steps: Step) {
+    let every = writes_every(steps);
     let steps = last(steps);
-    let (state, ledger) = expected(lanes, steps);
+    let (states, ledger) = expected(lanes, steps);
     let finished = matches!(world.end, Some(Change::Finished { step, .. }) if step == steps);
     assert!(finished, "{:?} {}", world.end, world.describe());
     for (step, entry) in &ledger {
@@ -173,13 +206,20 @@ fn check(world: &World, lanes: u32, steps: Step) {
         assert_eq!(difference, Some(None), "step {step}");
     }
     assert_eq!(world.disk.ledger.len(), ledger.len());
-    assert_eq!(world.disk.checkpoints[&steps], state);
+    assert_eq!(world.disk.checkpoints[&steps], states[&steps]);
     let scored: Vec<Step> = world.evals.keys().copied().collect();
     let mut due: Vec<Step> = (0..=steps).filter(|s| s.is_multiple_of(7)).collect();
     if due.last() != Some(&steps) {
         due.push(steps);
     }
     assert_eq!(scored, due);
+    let turn = |step: &Step| every.is_some_and(|every| (step / 7).is_multiple_of(every));
+    let writes = |step: &&Step| every.is_some() && (turn(step) || **step == steps);
+    let written = due.iter().filter(writes).map(|step| {
+        let all = (0..PROMPTS).map(|prompt| states[step].writes(prompt));
+        (*step, all.collect())
+    });
+    assert_eq!(world.written, written.collect());
 }
 
 /// Virtual time after which no more faults happen.
@@ -402,4 +442,68 @@ fn a_worker_of_other_numerics_is_refused() {
         "{actions:?}"
     );
     assert_eq!(machine.members().len(), 1);
+}
+
+#[test]
+fn a_worker_that_answers_a_prompt_with_a_loss_is_sent_away_and_the_others_write() {
+    let mut machine = Machine::new(Limits::default());
+    let sessions = [SessionId(1), SessionId(2)];
+    for session in sessions {
+        let info = MemberInfo {
+            host: "a".into(),
+            pid: 1,
+            device: "cpu".into(),
+            threads: 1,
+            fingerprint: "avx2".into(),
+        };
+        let holding = None;
+        machine.handle(
+            0,
+            Event::Joined {
+                session,
+                info,
+                holding,
+            },
+        );
+    }
+    let plan = plan(2, 21);
+    let (run, units) = (plan.run.clone(), [5, PROMPTS]);
+    machine.handle(0, Event::Submitted(plan));
+    let say = |session, message| Event::Said { session, message };
+    for session in sessions {
+        let loaded = FromWorker::Loaded {
+            run: run.clone(),
+            step: 0,
+            state_hash: Some([1; 32]),
+        };
+        machine.handle(0, say(session, loaded));
+    }
+    let done = |split, unit, found| FromWorker::UnitDone {
+        run: run.clone(),
+        step: 0,
+        split,
+        unit,
+        found,
+    };
+    for unit in 0..units[0] {
+        let found = Found::Scores(Scores::default());
+        machine.handle(0, say(sessions[0], done(0, unit, found)));
+    }
+    let wrong = done(1, 2, Found::Scores(Scores::default()));
+    let actions = machine.handle(0, say(sessions[1], wrong));
+    let sent_away = actions.iter().any(|action| {
+        matches!(action, Action::Close { session, reason: LeftReason::Protocol(_) } if *session == sessions[1])
+    });
+    assert!(sent_away, "{actions:?}");
+    let mut actions = Vec::new();
+    for unit in 0..units[1] {
+        let found = Found::Written(vec![unit]);
+        actions.extend(machine.handle(0, say(sessions[0], done(1, unit, found))));
+    }
+    let sampled = Action::Sampled {
+        run: run.clone(),
+        step: 0,
+        written: vec![vec![0], vec![1], vec![2]],
+    };
+    assert!(actions.contains(&sampled), "{actions:?}");
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::aggregate::totals_of;
-use crate::cluster::messages::{Commit, LaneSums, Scores};
+use crate::cluster::messages::{Commit, Found, LaneSums, Scores};
 use crate::cluster::worker::{Order, Report};
 use crate::floats::add;
 use crate::ids::{Lane, Step};
@@ -38,6 +38,12 @@ impl State {
         for (p, r) in self.params.iter_mut().zip(root) {
             *p = (*p + r) % 1024.0;
         }
+    }
+
+    /// What it writes after a prompt: tokens that depend on the state.
+    pub fn writes(&self, prompt: u32) -> Vec<u32> {
+        let params = self.params.iter().map(|p| *p as u32);
+        [prompt].into_iter().chain(params).collect()
     }
 
     /// What a lane contributes to the next step: small integers that depend on the state.
@@ -173,16 +179,24 @@ impl Trainer {
             } => self.compute(step, lanes, sole_owner, done, tree, lane_ms, &mut out),
             Job::Other(Order::Commit(commit)) => self.commit(&commit, &mut out),
             Job::Other(Order::Evaluate { step, split, units }) => {
+                let state = self.state.as_ref().expect("loaded before");
+                if state.step != step {
+                    // A session that has ended wanted it.
+                    return out;
+                }
                 for unit in units {
-                    let scores = Scores {
-                        sums: sums_of(step, unit),
-                        confusion: vec![1, u64::from(unit)],
+                    let found = match split {
+                        0 => Found::Scores(Scores {
+                            sums: sums_of(step, unit),
+                            confusion: vec![1, u64::from(unit)],
+                        }),
+                        _ => Found::Written(state.writes(unit)),
                     };
                     out.push(Effect::Report(Report::UnitDone {
                         step,
                         split,
                         unit,
-                        scores,
+                        found,
                     }));
                 }
             }

@@ -129,6 +129,8 @@ pub struct World {
     pub disk: Disk,
     pub(super) unwritten: Vec<Arc<Entry>>,
     pub evals: BTreeMap<Step, Scores>,
+    /// What was written after the prompts.
+    pub written: BTreeMap<Step, Vec<Vec<u32>>>,
     pub end: Option<Change>,
     pub harm: Harm,
     /// Whether uploads of states break off, or arrive changed, now and then.
@@ -157,6 +159,7 @@ impl World {
             disk: Disk::default(),
             unwritten: Vec::new(),
             evals: BTreeMap::new(),
+            written: BTreeMap::new(),
             end: None,
             harm: Harm::default(),
             harmed_uploads: false,
@@ -403,6 +406,10 @@ impl World {
             Action::Evaluated { step, scores, .. } => {
                 let known = self.evals.entry(step).or_insert_with(|| scores.clone());
                 assert_eq!(*known, scores, "validation of step {step} differs");
+            }
+            Action::Sampled { step, written, .. } => {
+                let known = self.written.entry(step).or_insert_with(|| written.clone());
+                assert_eq!(*known, written, "what step {step} writes differs");
             }
             Action::Changed { change, .. } => {
                 if matches!(change, Change::Finished { .. } | Change::Failed { .. }) {

@@ -43,9 +43,9 @@ fn unknown_keys_name_the_nearest_known_one() {
     unknown key `model.learning_rate` in table [model] (spec.toml, line 2); did you mean `train.learning_rate`?
     unknown key `train.frobnicate` in table [train] (spec.toml, line 2); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, seed, eval_every, eval_samples, freeze_layers, layer_decay, unfreeze_every, data_share, replay, early_stopping_patience, max_forgetting, max_length, min_workers
     unknown table [modle] (spec.toml, line 1); did you mean [model]?
-    unknown table [quantisation] (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint, lora
+    unknown table [quantisation] (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint, lora, samples
     unknown key `steps` outside any table (spec.toml, line 1); did you mean `train.steps`?
-    unknown key `wibble` outside any table (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint, lora
+    unknown key `wibble` outside any table (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint, lora, samples
     "#);
 }
 
@@ -175,6 +175,39 @@ fn impossible_recipes_name_value_bound_and_next_step() {
     `tokenizer.path` is missing: the kind is `file`; name a tokenizer.json
     `tokenizer.vocab_size` is 300, but only `bpe` takes one; the others have the size that they have; remove it
     `checkpoint.keep` is 0, but it must lie between 1 and 1000000; the best one stays besides
+    "#);
+}
+
+#[test]
+fn samples_that_cannot_be_written_name_value_bound_and_next_step() {
+    let many = format!("[samples]\nprompts = {:?}\n", ["a"; 17]);
+    let long = format!("[samples]\nprompts = \"{}\"\n", "ab ".repeat(4000));
+    insta::assert_snapshot!(errors(&[
+        "[samples]\ntokens = 5\n",
+        "[samples]\nprompts = [1]\n",
+        &many,
+        &long,
+        "[samples]\nprompts = \"a\"\ntokens = 0\n",
+        "[samples]\nprompts = \"a\"\ntokens = 2000\n",
+        "[samples]\nprompts = \"a\"\ntemperature = -1\n",
+        "[samples]\nprompts = \"a\"\ntemperature = nan\n",
+        "[samples]\nprompts = \"a\"\ntop_k = 0\n",
+        "[samples]\nprompts = \"a\"\nevery = 0\n",
+        "[samples]\nprompt = \"a\"\n",
+        "[samples]\nprompts = \"a\"\n[corpus]\nobjective = \"classify\"\n",
+    ]), @r#"
+    `samples.prompts` is missing: the spec has a [samples] table; set it, or pass `--sample-prompt TEXT`; or remove the table
+    `samples.prompts` must be a string or a list of strings, but it is the list [1] (spec.toml, line 2)
+    `samples.prompts` is a list of 17, but there may be at most 16; each is written after at every validation; keep those that tell most
+    `samples.prompts` is "ab ab ab ab ab ab ab"... of 12000 bytes, but a prompt has at most 8192; take a shorter one
+    `samples.tokens` is 0, but it must lie between 1 and 1024; 48 is the default
+    `samples.tokens` is 2000, but it must lie between 1 and 1024; 48 is the default
+    `samples.temperature` is -1, but it must be from 0 to 100; 0.8 is the default, and 0 always takes the likeliest token
+    `samples.temperature` is NaN, but it must be from 0 to 100; 0.8 is the default, and 0 always takes the likeliest token
+    `samples.top_k` is 0, but it must lie between 1 and 4294967295; leave it out to draw among all tokens
+    `samples.every` is 0, but it must lie between 1 and 1000000; 1 writes at every validation
+    unknown key `samples.prompt` in table [samples] (spec.toml, line 2); did you mean `samples.prompts`?
+    `samples.prompts` is ["a"], but a classifier has no head for text and writes nothing; remove the [samples] table
     "#);
 }
 
