@@ -14,7 +14,7 @@ mod fingerprint;
 mod fused;
 mod generate;
 mod init;
-mod ops;
+pub mod ops;
 mod optim;
 mod parameters;
 #[cfg(test)]
