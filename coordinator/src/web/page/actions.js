@@ -61,7 +61,7 @@ export class Actions {
   constructor(place, onDone) {
     this.onDone = onDone;
     for (const [verb, { label, tone }] of Object.entries(ACTIONS)) {
-      const button = h('button', { type: 'button', class: tone ?? '', hidden: true, onclick: () => this.#ask(verb) }, label);
+      const button = h('button', { type: 'button', class: tone ?? '', 'data-verb': verb, hidden: true, onclick: () => this.#ask(verb) }, label);
       this.#buttons.set(verb, button);
       place.append(button);
     }

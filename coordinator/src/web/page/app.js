@@ -1,7 +1,7 @@
 // The page as a whole: which part is shown for an address, the stream that feeds it, colours, and the way back after the
 // coordinator was gone. The parts know each other only by what `show` and `feed` call.
 
-import { session, signOut } from './api.js';
+import { getRuns, session, signOut } from './api.js';
 import { ComparePage } from './compare.js';
 import { h, setText } from './dom.js';
 import { Live } from './live.js';
@@ -33,7 +33,7 @@ const app = {
 let page = null;
 let lost = false;
 
-const live = new Live({ event: feed, open: opened, lost: disconnected });
+const live = new Live({ event: feed, open: opened, lost: disconnected, glance });
 
 // --- pages
 
@@ -62,7 +62,7 @@ function show(next = pageFor(location)) {
     page.element.querySelector('h1')?.focus({ preventScroll: true });
   }
   if (page.runs === null) {
-    live.close();
+    live.stop();
     page.open();
     return;
   }
@@ -103,13 +103,18 @@ function connected() {
 async function troubled(error) {
   if (error.status === 401) return check();
   if (error.status === 404) {
-    live.close();
+    live.stop();
     link.replaceChildren();
     main.replaceChildren(h('article', {}, h('h1', { tabindex: '-1' }, 'Not here'), h('p', { class: 'error' }, error.message), h('p', {}, h('a', { href: '/' }, 'All runs'))));
     return;
   }
   say(`Something could not be read: ${error.message}. Trying again…`);
   setTimeout(opened, 1000);
+}
+
+/** Nobody sees the page; only its title is kept true. */
+function glance() {
+  if (page.runs !== null) getRuns().then((runs) => feed('runs', runs), () => {});
 }
 
 /** The stream is gone; it tries again by itself. */

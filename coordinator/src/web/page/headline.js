@@ -79,7 +79,7 @@ export class Headline {
    */
   update({ info, facts }, step, { eta, speed }) {
     const { steps } = info.spec.train;
-    const done = Math.max(info.step, step?.step ?? 0);
+    const done = info.step;
     setBadge(this.#badge, info.status);
     setText(this.kind, describe(info, facts));
     setBar(this.#bar, steps > 0 ? done / steps : 1, info.status);

@@ -4,7 +4,7 @@
 
 /** Wait between attempts after the coordinator refused or is gone. */
 const RETRY_MS = 1000;
-/** A page hidden for longer than this lets go. */
+/** A page hidden for longer than this lets go, and looks from time to time instead, for its title. */
 const HIDDEN_MS = 20_000;
 /** The coordinator says something at least every 10 s; a stream that is silent for longer is dead. */
 const SILENCE_MS = 25_000;
@@ -14,15 +14,15 @@ const EVENTS = ['cluster', 'runs', 'steps', 'eval', 'timeline', 'sample', 'reloa
 /** The page's connection to the coordinator. */
 export class Live {
   #source = null;
-  #runs = [];
+  #runs = null;
   #retry = 0;
   #hiding = 0;
   #heard = 0;
   #handlers;
 
   /**
-   * @param {{event: (kind: string, data: *) => void, open: () => void, lost: () => void}} handlers `open` is called
-   *   whenever a connection is new: what was shown before may be old
+   * @param {{event: (kind: string, data: *) => void, open: () => void, lost: () => void, glance: () => void}} handlers
+   *   `open` is called whenever a connection is new: what was shown before may be old
    */
   constructor(handlers) {
     this.#handlers = handlers;
@@ -34,6 +34,12 @@ export class Live {
   watch(runs) {
     this.#runs = runs;
     this.#connect();
+  }
+
+  /** Stops for good, until it watches again. */
+  stop() {
+    this.#runs = null;
+    this.close();
   }
 
   /** Lets go. */
@@ -77,8 +83,12 @@ export class Live {
   }
 
   #visibility() {
-    clearTimeout(this.#hiding);
-    if (document.hidden) this.#hiding = setTimeout(() => this.close(), HIDDEN_MS);
-    else if (!this.#source) this.#connect();
+    clearInterval(this.#hiding);
+    if (document.hidden) {
+      this.#hiding = setInterval(() => {
+        this.close();
+        this.#handlers.glance();
+      }, HIDDEN_MS);
+    } else if (!this.#source && this.#runs !== null) this.#connect();
   }
 }

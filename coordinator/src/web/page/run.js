@@ -5,6 +5,7 @@ import { Actions } from './actions.js';
 import { getRun } from './api.js';
 import { Charts, validations } from './charts.js';
 import { Checkpoints } from './checkpoints.js';
+import { Classes } from './classes.js';
 import { System } from './cluster.js';
 import { h, toast } from './dom.js';
 import { splitName } from './format.js';
@@ -51,6 +52,7 @@ export class RunPage {
     this.timeline = new Timeline((entry) => this.#point(entry));
     this.checkpoints = new Checkpoints();
     this.samples = new Samples();
+    this.classes = new Classes();
     this.spec = new Spec();
     this.system = new System();
     this.element = h(
@@ -61,6 +63,7 @@ export class RunPage {
       this.workers.element,
       h('div', { class: 'columns' }, this.timeline.element, this.checkpoints.element),
       this.samples.element,
+      this.classes.element,
       this.spec.element,
       this.system.element,
     );
@@ -71,8 +74,7 @@ export class RunPage {
     const info = this.#view?.info;
     if (!info) return this.name;
     const { steps } = info.spec.train;
-    const done = Math.max(info.step, this.#step?.step ?? 0);
-    const part = info.status === 'running' && steps > 0 ? `${Math.floor((100 * done) / steps)} % ` : '';
+    const part = info.status === 'running' && steps > 0 ? `${Math.floor((100 * info.step) / steps)} % ` : '';
     return `${part}${info.name}, ${info.status}`;
   }
 
@@ -121,13 +123,15 @@ export class RunPage {
     const info = this.#view?.info;
     if (!run || !info) return;
     if (run.status !== info.status || run.error !== info.error) this.#ask();
-    Object.assign(info, { status: run.status, queue_place: run.queue_place, error: run.error });
+    const { status, queue_place, error, step } = run;
+    Object.assign(info, { status, queue_place, error, step: Math.max(step, this.#step?.step ?? 0) });
     this.#show();
   }
 
   #steps(steps) {
     if (steps.length === 0) return;
     this.#step = steps.at(-1);
+    this.#view.info.step = this.#step.step;
     if (this.#history.append(steps)) this.#history.load().then(() => this.#draw(), () => {});
     this.#show();
     this.#draw();
@@ -196,6 +200,7 @@ export class RunPage {
     this.timeline.update(view.timeline, now);
     this.checkpoints.update(view.info);
     this.samples.update(view.samples);
+    this.classes.update(view.info.evals);
     this.system.update(cluster, now);
     this.app.retitle();
   }
