@@ -50,6 +50,8 @@ export class Workers {
     setText(this.#none, active ? 'No worker is there. The run waits for some.' : `The run does not train now. The cluster has ${members}.`);
     const speed = here.reduce((sum, worker) => sum + (worker.tokens_per_second ?? 0), 0);
     const parts = active ? [plural(here.length, 'worker'), speed > 0 ? `${human(speed)} tokens/s` : ''] : [];
+    const late = here.filter((worker) => worker.straggler).map((worker) => worker.name);
+    if (late.length > 0) parts.push(`straggler: ${late.join(', ')}`);
     if (gone.length > 0) parts.push(`${int(gone.length)} lost`);
     panelNote(this.element, parts.filter(Boolean).join(' · '));
   }
