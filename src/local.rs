@@ -34,6 +34,8 @@ pub struct Options {
     pub home: PathBuf,
     /// Address of the coordinator.
     pub listen: String,
+    /// Where the coordinator serves its page besides.
+    pub http: Option<String>,
     /// Number of workers.
     pub workers: u32,
     /// Threads of each worker; `None` gives each its share of the cores.
@@ -101,6 +103,11 @@ impl LocalCluster {
     /// Where the coordinator listens.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where a browser on this machine finds the page.
+    pub fn page(&self) -> String {
+        format!("{}/", self.url.replace("//0.0.0.0:", "//127.0.0.1:"))
     }
 
     /// All processes with their ids, the coordinator first.
@@ -268,7 +275,10 @@ async fn set_aside(client: &mut Client) -> Result<Vec<String>> {
 }
 
 fn coordinator(options: &Options, home: &Home) -> Result<Process> {
-    let arguments = ["coordinator", "--listen", &options.listen];
+    let mut arguments = vec!["coordinator", "--listen", &options.listen];
+    if let Some(http) = &options.http {
+        arguments.extend(["--http", http]);
+    }
     Process::spawn(
         "coordinator".into(),
         home,

@@ -83,6 +83,7 @@ impl Session {
             workers,
             threads: local.threads,
             secret: context.secret.clone(),
+            http: None,
             private: true,
         };
         let cluster = LocalCluster::start(&options).await?;
@@ -91,6 +92,7 @@ impl Session {
             "cluster     workers: {workers}, threads of each: {threads}, home {}",
             context.home.display()
         ));
+        out.say(format!("watch it at {}", cluster.page()));
         if !cluster.set_aside().is_empty() {
             let runs = cluster.set_aside().join(", ");
             out.say(format!(

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
 pub use view::{
-    Band, ClusterView, History, HistoryRequest, RunFacts, RunView, SampleInfo, SystemView,
-    TimeSplit, TimelineEntry, WorkerView,
+    Band, ClusterView, History, HistoryRequest, RunFacts, RunSummary, RunView, SampleInfo,
+    SystemView, TimeSplit, TimelineEntry, WorkerView,
 };
 
 use crate::corpus::{Supervised, SupervisedConfig};

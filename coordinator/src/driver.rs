@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::exchange::{Exchange, Host};
 use crate::history::Histories;
+use crate::readers::Readers;
 use crate::record::{CheckpointDone, RunRecord};
 use crate::store::StoreHandle;
 
@@ -85,6 +86,7 @@ struct Shared {
     /// Bumped whenever a run has a new event, so that followers look.
     pub events: watch::Sender<u64>,
     histories: Histories,
+    readers: Readers,
 }
 
 impl Cluster {
@@ -95,6 +97,7 @@ impl Cluster {
         let cluster = Self(Arc::new(Shared {
             commands,
             exchange: Arc::default(),
+            readers: Readers::new(home.database()),
             home,
             store,
             sessions: std::sync::Mutex::default(),
@@ -137,6 +140,11 @@ impl Cluster {
     /// The steps of the runs that somebody looks at.
     pub fn histories(&self) -> &Histories {
         &self.0.histories
+    }
+
+    /// Connections for looks at the store.
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.0.readers
     }
 
     /// Wakes up whenever a run has a new event.

@@ -15,6 +15,9 @@ pub struct CoordinatorArgs {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub listen: String,
+    /// Serve the page, JSON and metrics there too (they are at the address of --listen in any case)
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<String>,
     /// Its token.
     #[command(flatten)]
     pub token: TokenArgs,
@@ -77,6 +80,9 @@ pub struct LocalClusterArgs {
     /// Address and port of the coordinator; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub listen: String,
+    /// Serve the page, JSON and metrics there too (they are at the address of --listen in any case)
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<String>,
     /// The cluster's token.
     #[command(flatten)]
     pub token: TokenArgs,

@@ -11,6 +11,7 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
     let options = Options {
         home: context::home(&args.home)?,
         listen: args.listen,
+        http: args.http,
         workers: args.workers,
         threads: args.threads,
         secret: context::secret(&args.token)?,
@@ -18,6 +19,7 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
     };
     let mut cluster = LocalCluster::start(&options).await?;
     println!("coordinator at {}", cluster.url());
+    println!("watch it at {}", cluster.page());
     for (name, pid) in cluster.processes() {
         println!("  {name:<12} process {pid}");
     }

@@ -125,6 +125,7 @@ async fn replay(
             let options = Options {
                 home: context.home.clone(),
                 listen: "127.0.0.1:0".into(),
+                http: None,
                 workers: 0,
                 threads: None,
                 secret: context.secret.clone(),

@@ -245,7 +245,7 @@ impl Store {
         self.query(&sql, params, read_event)
     }
 
-    /// The newest events of a run that are none of `without`, oldest first.
+    /// The newest events of a run that are no steps and none of `without`, oldest first.
     pub fn newest_events(
         &self,
         run: &RunName,
@@ -253,9 +253,10 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<EventRow>, StoreError> {
         let words: Vec<String> = without.iter().map(|word| format!("'{word}'")).collect();
+        // The index `events_told` is of those that are no steps.
         let sql = format!(
             "SELECT id, run, time_ms, kind, text FROM events
-             WHERE run = ?1 AND kind NOT IN ({}) ORDER BY id DESC LIMIT ?2",
+             WHERE run = ?1 AND kind != 'step' AND kind NOT IN ({}) ORDER BY id DESC LIMIT ?2",
             words.join(",")
         );
         let read = |row: &Row<'_>| {

@@ -12,6 +12,7 @@ mod metrics;
 mod rows;
 mod runs;
 mod schema;
+mod summaries;
 mod things;
 
 use std::path::{Path, PathBuf};
