@@ -3,12 +3,14 @@
 
 mod audit;
 mod evals;
+mod metrics;
 mod view;
 
 use serde::{Deserialize, Serialize};
 
 pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
+pub use metrics::{MetricsRequest, StepMetrics};
 pub use view::{
     Band, ClusterView, History, HistoryRequest, RunFacts, RunView, SampleInfo, SystemView,
     TimeSplit, TimelineEntry, WorkerView,

@@ -10,6 +10,7 @@ pub mod exchange;
 mod happenings;
 mod history;
 mod ledger;
+mod metrics;
 pub mod offline;
 mod plan;
 mod query;
