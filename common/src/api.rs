@@ -12,8 +12,8 @@ pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
 pub use metrics::{MetricsRequest, StepMetrics};
 pub use view::{
-    Band, ClusterView, History, HistoryRequest, RunFacts, RunView, SampleInfo, SystemView,
-    TimeSplit, TimelineEntry, WorkerView,
+    Band, ClusterView, FaultTotal, History, HistoryRequest, RunFacts, RunView, SampleInfo,
+    SystemView, TimeSplit, TimelineEntry, WorkerView,
 };
 
 use crate::corpus::{Supervised, SupervisedConfig};

@@ -13,6 +13,7 @@ mod ledger;
 mod metrics;
 pub mod offline;
 mod plan;
+pub mod prometheus;
 mod query;
 mod record;
 mod recover;
@@ -21,10 +22,11 @@ mod service;
 mod session;
 mod status;
 pub mod store;
+mod tensorboard;
 mod view;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cohort_common::cluster::Limits;
@@ -43,6 +45,7 @@ use tracing::info;
 
 use crate::driver::Cluster;
 use crate::store::{Store, StoreError, StoreHandle};
+use crate::tensorboard::Exporter;
 
 /// How a coordinator is set up.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub struct Config {
     pub token: Option<Token>,
     /// Deadlines.
     pub limits: Limits,
+    /// Where event files for TensorBoard are kept up to date, if anywhere.
+    pub tensorboard: Option<PathBuf>,
 }
 
 /// Why a coordinator cannot serve.
@@ -100,6 +105,7 @@ pub async fn serve(
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
     let (cluster, driver) = Cluster::start(home, store, config.limits);
+    let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;
@@ -108,9 +114,24 @@ pub async fn serve(
         served = route(cluster, config, listener, shutdown) => served,
         ended = driver => Err(Error::Driver(ended.err().map_or_else(String::new, |e| e.to_string()))),
     };
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
     served
+}
+
+fn exporter(cluster: &Cluster, directory: Option<&Path>) -> Result<Option<Exporter>, Error> {
+    let start = |directory: &Path| {
+        Exporter::start(cluster.clone(), directory.to_owned()).map_err(|error| {
+            Error::Answer(format!(
+                "cannot make the directory `{}` for TensorBoard: {error}; choose another with `--tensorboard`",
+                directory.display()
+            ))
+        })
+    };
+    directory.map(start).transpose()
 }
 
 /// Deletes what a coordinator that was killed has left half-written. Only the holder of the lock may.

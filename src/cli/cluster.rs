@@ -1,5 +1,7 @@
 //! The verbs that are processes of a cluster.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::common::{HomeArgs, TokenArgs, grace, threads};
@@ -15,6 +17,9 @@ pub struct CoordinatorArgs {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub listen: String,
+    /// Keep event files for TensorBoard in this directory, a sub-directory for each run that trains
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
     /// Its token.
     #[command(flatten)]
     pub token: TokenArgs,
@@ -77,6 +82,9 @@ pub struct LocalClusterArgs {
     /// Address and port of the coordinator; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub listen: String,
+    /// Keep event files for TensorBoard in this directory, a sub-directory for each run that trains
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
     /// The cluster's token.
     #[command(flatten)]
     pub token: TokenArgs,

@@ -47,6 +47,21 @@ impl Board {
         self.last
     }
 
+    /// The step after which the run is to be written on; 0 for all of it. `committed` says when the run's step of the number
+    /// of [`last`](Self::last) was committed, in milliseconds since the epoch. If that is another step than the one that is
+    /// there, made again or of another run, nothing that is there counts any more.
+    pub fn go_on(&mut self, committed: Option<u64>, now_ms: u64) -> io::Result<u64> {
+        let Some((last, time)) = self.last else {
+            return Ok(0);
+        };
+        // A time that is not known is believed: what stood there after it was taken back.
+        if committed.is_some_and(|committed| committed == time || time == 0) {
+            return Ok(last);
+        }
+        self.forget(0, now_ms)?;
+        Ok(0)
+    }
+
     /// A step. One that is there already, or comes after it, is replaced by this one and whatever follows.
     pub fn step(&mut self, row: &StepMetrics) -> io::Result<()> {
         if self.last.is_some_and(|(last, _)| row.step <= last) {
@@ -266,9 +281,14 @@ mod tests {
             [(1, 5.0), (2, 5.0), (3, 6.0), (4, 7.0)]
         );
         assert_eq!(curve(dir.path(), "validation/loss"), [(4, 3.0)]);
-        let again = Board::open(dir.path(), "host").unwrap();
+        let mut again = Board::open(dir.path(), "host").unwrap();
         assert_eq!(again.last(), board.last());
-        board.forget(1, 1).unwrap();
-        assert_eq!(board.last(), None);
+        let time = step(4, 0.0).time_ms;
+        assert_eq!(again.go_on(Some(time), 1).unwrap(), 4);
+        assert_eq!(again.go_on(Some(time + 1), 1).unwrap(), 0);
+        assert_eq!(again.last(), None);
+        board.forget(4, 1).unwrap();
+        assert_eq!(board.go_on(Some(time - 10), 1).unwrap(), 3);
+        assert_eq!(board.go_on(None, 1).unwrap(), 0);
     }
 }

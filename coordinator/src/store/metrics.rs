@@ -77,7 +77,8 @@ impl Store {
         to: u64,
         count: u64,
     ) -> Result<Option<u64>, StoreError> {
-        let newest = "SELECT step FROM steps WHERE run = ?1 AND step <= ?2 ORDER BY step DESC LIMIT ?3";
+        let newest =
+            "SELECT step FROM steps WHERE run = ?1 AND step <= ?2 ORDER BY step DESC LIMIT ?3";
         let sql = format!("SELECT min(step) FROM ({newest})");
         let count = count.min(i64::MAX as u64) as i64;
         let first = self.query_one(&sql, params![run.as_str(), to as i64, count], |row| {
