@@ -3,6 +3,7 @@
 //! The children's stdin is a pipe from this process: however this process dies, the pipe closes and they shut down. They
 //! are in process groups of their own, so that a Ctrl-C in the terminal reaches this process only, which decides.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct Options {
     /// Whether it serves a single command. Then unfinished runs of earlier clusters are set aside: the command's own
     /// run would wait behind them, perhaps for more workers than there are.
     pub private: bool,
+    /// Where its coordinator keeps event files for TensorBoard, if anywhere.
+    pub tensorboard: Option<PathBuf>,
 }
 
 /// A cluster of child processes. Dropping it kills them.
@@ -190,7 +193,7 @@ impl Process {
         name: String,
         home: &Home,
         secret: Option<&Secret>,
-        arguments: &[&str],
+        arguments: &[impl AsRef<OsStr>],
     ) -> Result<Self> {
         let log = home.logs().join(format!("{name}.log"));
         let file = std::fs::File::create(&log)
@@ -275,9 +278,16 @@ async fn set_aside(client: &mut Client) -> Result<Vec<String>> {
 }
 
 fn coordinator(options: &Options, home: &Home) -> Result<Process> {
-    let mut arguments = vec!["coordinator", "--listen", &options.listen];
+    let mut arguments = vec![
+        "coordinator".as_ref(),
+        "--listen".as_ref(),
+        OsStr::new(&options.listen),
+    ];
     if let Some(http) = &options.http {
-        arguments.extend(["--http", http]);
+        arguments.extend(["--http".as_ref(), OsStr::new(http)]);
+    }
+    if let Some(directory) = &options.tensorboard {
+        arguments.extend(["--tensorboard".as_ref(), directory.as_os_str()]);
     }
     Process::spawn(
         "coordinator".into(),

@@ -85,6 +85,7 @@ impl Session {
             secret: context.secret.clone(),
             http: None,
             private: true,
+            tensorboard: None,
         };
         let cluster = LocalCluster::start(&options).await?;
         let threads = options.threads.unwrap_or_else(|| local::share(workers));

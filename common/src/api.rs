@@ -3,14 +3,16 @@
 
 mod audit;
 mod evals;
+mod metrics;
 mod view;
 
 use serde::{Deserialize, Serialize};
 
 pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
+pub use metrics::{MetricsRequest, StepMetrics};
 pub use view::{
-    Band, ClusterView, History, HistoryRequest, RunFacts, RunSummary, RunView, SampleInfo,
+    Band, ClusterView, FaultTotal, History, HistoryRequest, RunFacts, RunSummary, RunView, SampleInfo,
     SystemView, TimeSplit, TimelineEntry, WorkerView,
 };
 

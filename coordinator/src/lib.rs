@@ -11,9 +11,10 @@ pub mod exchange;
 mod happenings;
 mod history;
 mod ledger;
+mod metrics;
 pub mod offline;
 mod plan;
-mod prometheus;
+pub mod prometheus;
 mod query;
 mod readers;
 mod record;
@@ -23,12 +24,13 @@ mod service;
 mod session;
 mod status;
 pub mod store;
+mod tensorboard;
 mod view;
 mod web;
 
 use std::future::{Future, pending};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 #[cfg(target_os = "linux")]
 use std::time::Duration;
@@ -50,6 +52,7 @@ use tracing::info;
 
 use crate::driver::Cluster;
 use crate::store::{Store, StoreError, StoreHandle};
+use crate::tensorboard::Exporter;
 
 /// How long a connection may take nothing of what is sent to it.
 #[cfg(target_os = "linux")]
@@ -66,6 +69,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where the page is served besides the coordinator's own address.
     pub http: Option<TcpListener>,
+    /// Where event files for TensorBoard are kept up to date, if anywhere.
+    pub tensorboard: Option<PathBuf>,
 }
 
 /// Why a coordinator cannot serve.
@@ -113,6 +118,7 @@ pub async fn serve(
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
     let (cluster, driver) = Cluster::start(home, store, config.limits);
+    let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;
@@ -126,6 +132,9 @@ pub async fn serve(
         served = route(cluster, config, listener, shutdown) => served,
         ended = driver => Err(Error::Driver(ended.err().map_or_else(String::new, |e| e.to_string()))),
     };
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
     served
@@ -140,6 +149,18 @@ fn page_at(mut address: SocketAddr) -> String {
         });
     }
     format!("http://{address}/")
+}
+
+fn exporter(cluster: &Cluster, directory: Option<&Path>) -> Result<Option<Exporter>, Error> {
+    let start = |directory: &Path| {
+        Exporter::start(cluster.clone(), directory.to_owned()).map_err(|error| {
+            Error::Answer(format!(
+                "cannot make the directory `{}` for TensorBoard: {error}; choose another with `--tensorboard`",
+                directory.display()
+            ))
+        })
+    };
+    directory.map(start).transpose()
 }
 
 /// Deletes what a coordinator that was killed has left half-written. Only the holder of the lock may.

@@ -85,6 +85,7 @@ pub fn run(
         timeline: timeline.into_iter().filter_map(told).collect(),
         samples: samples.into_iter().map(sample).collect(),
         eta_seconds,
+        fault_totals: store.fault_totals(name)?,
         info,
     })
 }

@@ -1,5 +1,7 @@
 //! The verbs that are processes of a cluster.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::common::{HomeArgs, TokenArgs, grace, threads};
@@ -18,6 +20,9 @@ pub struct CoordinatorArgs {
     /// Serve the page, JSON and metrics there too (they are at the address of --listen in any case)
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
+    /// Keep event files for TensorBoard in this directory, a sub-directory for each run that trains
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
     /// Its token.
     #[command(flatten)]
     pub token: TokenArgs,
@@ -83,6 +88,9 @@ pub struct LocalClusterArgs {
     /// Serve the page, JSON and metrics there too (they are at the address of --listen in any case)
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
+    /// Keep event files for TensorBoard in this directory, a sub-directory for each run that trains
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
     /// The cluster's token.
     #[command(flatten)]
     pub token: TokenArgs,

@@ -26,6 +26,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         token: secret.map(|secret| secret.token),
         limits: Limits::default(),
         http,
+        tensorboard: args.tensorboard,
     };
     cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await?;
     Ok(())

@@ -16,6 +16,7 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
         threads: args.threads,
         secret: context::secret(&args.token)?,
         private: false,
+        tensorboard: args.tensorboard,
     };
     let mut cluster = LocalCluster::start(&options).await?;
     println!("coordinator at {}", cluster.url());

@@ -130,6 +130,7 @@ async fn replay(
                 threads: None,
                 secret: context.secret.clone(),
                 private: true,
+                tensorboard: None,
             };
             let cluster = LocalCluster::start(&options).await?;
             (context.connect_to(cluster.url()).await?, Some(cluster))

@@ -143,6 +143,20 @@ pub struct RunView {
     pub samples: Vec<SampleInfo>,
     /// Time until its last step at the present speed; absent where it does not train.
     pub eta_seconds: Option<f64>,
+    /// How often something happened to its workers, by kind.
+    #[serde(default)]
+    pub fault_totals: Vec<FaultTotal>,
+}
+
+/// How often something of one kind happened to the workers of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultTotal {
+    /// The event's word, such as `worker_lost`.
+    pub kind: String,
+    /// How often.
+    pub count: u64,
+    /// How much later steps were committed because of it, all together.
+    pub delay_ms: u64,
 }
 
 /// What is known of a run from its submission on.

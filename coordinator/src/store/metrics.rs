@@ -70,6 +70,23 @@ impl Store {
         self.query_maybe(&sql, [run.as_str()], |row| read_step(row, 0))
     }
 
+    /// The first of the newest `count` steps up to `to`; `None` where there is none.
+    pub fn nth_last_step(
+        &self,
+        run: &RunName,
+        to: u64,
+        count: u64,
+    ) -> Result<Option<u64>, StoreError> {
+        let newest =
+            "SELECT step FROM steps WHERE run = ?1 AND step <= ?2 ORDER BY step DESC LIMIT ?3";
+        let sql = format!("SELECT min(step) FROM ({newest})");
+        let count = count.min(i64::MAX as u64) as i64;
+        let first = self.query_one(&sql, params![run.as_str(), to as i64, count], |row| {
+            row.get::<_, Option<i64>>(0)
+        });
+        Ok(first?.map(|step| step as u64))
+    }
+
     /// How many steps the run was planned to have when each step was committed, by step.
     pub fn horizons(&self, run: &RunName) -> Result<BTreeMap<u64, u64>, StoreError> {
         let sql = "SELECT step, horizon FROM steps WHERE run = ?1 AND horizon IS NOT NULL";
