@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::aggregate::Shape;
-use cohort_common::api::{ClusterInfo, WorkerInfo};
+use cohort_common::api::{AnomalyEvent, ClusterInfo, RunEvent, WorkerInfo};
 use cohort_common::checkpoint::CheckpointMeta;
 use cohort_common::cluster::events::{LeftReason, MemberInfo};
 use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
@@ -382,6 +382,13 @@ impl Driver {
             } => {
                 let record = self.runs.get_mut(&run)?;
                 record.evaluated(&self.cluster, step, split, scores).await
+            }
+            Action::Unusual { run, anomaly } => {
+                let record = self.runs.get(&run)?;
+                let event = AnomalyEvent::of(run.to_string(), &anomaly);
+                warn!(%run, "{}", event.text);
+                record.event(&self.cluster, RunEvent::Anomaly(event)).await;
+                None
             }
             Action::Changed { run, change } => {
                 info!(%run, ?change, "run changed");

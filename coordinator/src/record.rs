@@ -132,6 +132,7 @@ impl RunRecord {
             // Unknown where another coordinator led the step.
             tokens_per_second: step.millis.map_or(0.0, speed),
             epoch: (entry.first_position + entry.samples) as f64 / self.epoch_samples as f64,
+            skipped: entry.skipped,
         };
         let workers = step.workers as u32;
         let name = self.name.clone();
@@ -330,9 +331,15 @@ impl RunRecord {
                 (RunStatus::Running, RunEvent::Training { run, workers })
             }
             Change::Stopped { step } if self.pausing => {
-                (RunStatus::Paused, RunEvent::Paused { run, step })
+                (RunStatus::Paused, paused(run, step, None))
             }
             Change::Stopped { step } => (RunStatus::Interrupted, RunEvent::Stopped { run, step }),
+            Change::Paused { step, reason } => {
+                let text = format!(
+                    "{reason}; look at its events `anomaly` and at the data of these steps; `cohort resume {run}` goes on as it is"
+                );
+                (RunStatus::Paused, paused(run, step, Some(text)))
+            }
             Change::Cancelled => (RunStatus::Cancelled, RunEvent::Cancelled { run }),
             Change::Failed { error } => (RunStatus::Failed, RunEvent::Failed { run, error }),
             Change::Finished {
@@ -365,6 +372,10 @@ impl RunRecord {
             checkpoint: last.map(|c| c.path.clone()),
         }
     }
+}
+
+fn paused(run: String, step: Step, reason: Option<String>) -> RunEvent {
+    RunEvent::Paused { run, step, reason }
 }
 
 /// The steps of the checkpoints that go: all but the newest `keep` and the best by validation loss.

@@ -113,6 +113,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         train,
         checkpoint: _,
         lora,
+        watchdog,
     } = changes;
     let allowed = TrainTable {
         steps: train.steps,
@@ -132,6 +133,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         ("tokenizer", *tokenizer != kept.tokenizer),
         ("train", *train != kept.train),
         ("lora", *lora != kept.lora),
+        ("watchdog", *watchdog != kept.watchdog),
     ];
     if let Some((table, _)) = others.iter().find(|(_, changed)| *changed) {
         bail!(

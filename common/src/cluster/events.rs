@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::aggregate::RootTotals;
 use crate::cluster::messages::{FromWorker, Holding, Scores, ToWorker};
 use crate::cluster::run::RunPlan;
+use crate::cluster::watchdog::{Anomaly, Pause};
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
 
@@ -108,6 +109,8 @@ pub enum Event {
     Cancelled(RunId),
     /// A run is to be checkpointed and stopped.
     StopRequested(RunId),
+    /// A run is to be checkpointed at the next boundary where that is possible, and to go on.
+    CheckpointRequested(RunId),
     /// The owner holds every chunk of these lanes.
     Delivered {
         /// The run.
@@ -235,6 +238,13 @@ pub enum Action {
         split: u32,
         /// What it found.
         scores: Scores,
+    },
+    /// Tell people that a step was out of the ordinary.
+    Unusual {
+        /// The run.
+        run: RunId,
+        /// What, and what becomes of the step.
+        anomaly: Anomaly,
     },
     /// Tell people and the store what became of a run.
     Changed {
@@ -385,6 +395,13 @@ pub enum Change {
     Stopped {
         /// Where it stands.
         step: Step,
+    },
+    /// The watchdog lets it rest until it is resumed.
+    Paused {
+        /// Where it stands.
+        step: Step,
+        /// Why.
+        reason: Pause,
     },
     /// It was cancelled.
     Cancelled,

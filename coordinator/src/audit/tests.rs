@@ -64,6 +64,7 @@ fn entry(step: u64, previous: [u8; 32]) -> Entry {
         learning_rate: learning_rate(&train, step),
         root_hash: [step as u8; 32],
         state_hash_before: (step == KEPT + 1).then(state),
+        skipped: false,
         previous,
     }
 }
@@ -252,6 +253,7 @@ fn an_earlier_horizon_is_known_by_the_events() {
     scene.contradicts(&["step 12", "learning_rate", "schedule"]);
     for step in 1..=STEPS {
         let event = RunEvent::Step(StepEvent {
+            skipped: false,
             run: run.to_string(),
             step,
             steps: 200,

@@ -185,6 +185,7 @@ pub(crate) mod tests {
             corpus: "c0ffee".into(),
             start: None,
             lora: None,
+            watchdog: None,
         }
     }
 
