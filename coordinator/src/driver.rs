@@ -60,6 +60,13 @@ pub enum Command {
     CheckpointDone(Box<CheckpointDone>),
     /// How the cluster is.
     Describe(oneshot::Sender<ClusterInfo>),
+    /// A run is to be checkpointed and to go on.
+    Checkpoint {
+        /// The run.
+        run: RunId,
+        /// Where the answer goes: the step of its state now; `None` if it neither trains nor waits for workers.
+        reply: oneshot::Sender<Option<Step>>,
+    },
     /// A run is to be checkpointed and to rest until it is resumed.
     Pause {
         /// The run.
@@ -245,6 +252,10 @@ impl Driver {
             }
             Command::Describe(reply) => {
                 let _ = reply.send(self.describe());
+            }
+            Command::Checkpoint { run, reply } => {
+                let _ = reply.send(self.machine.step_of(&run));
+                self.handle(Event::CheckpointRequested(run)).await;
             }
             Command::Pause { run, reply } => {
                 let record = self.runs.get_mut(&run);

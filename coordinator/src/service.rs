@@ -1,9 +1,11 @@
 //! The service of clients: rpcs of a few lines that check, ask and answer.
 
+use std::time::Duration;
+
 use cohort_common::api::{NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo, Submit};
 use cohort_common::cluster::Event;
 use cohort_common::home::RunName;
-use cohort_common::ids::RunId;
+use cohort_common::ids::{RunId, Step};
 use cohort_common::wire::{from_json, json};
 use cohort_proto::v1;
 use cohort_proto::v1::client_server::Client;
@@ -20,6 +22,9 @@ use crate::{audit, corpora, ledger, query, runs};
 
 /// Events in one look at the store.
 const EVENTS: u32 = 512;
+
+/// How long a checkpoint that a client asks for is waited for.
+const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Serves [`Client`].
 pub struct ClientService {
@@ -274,6 +279,32 @@ impl Client for ClientService {
         }
     }
 
+    async fn checkpoint(&self, request: Request<v1::Name>) -> Reply {
+        let name = run_name(request)?;
+        let info = self.describe(name.clone()).await?;
+        if !query::is_under_way(&info.status) {
+            return Err(refused(format!(
+                "run `{name}` rests: it is {}, and its newest checkpoint is all there is of it",
+                info.status
+            )));
+        }
+        let run = RunId::new(name.as_str());
+        let checkpoint = |reply| Command::Checkpoint { run, reply };
+        let Some(step) = self.cluster.ask(checkpoint).await? else {
+            return Err(refused(format!(
+                "run `{name}` waits in the queue: there is nothing of it that is not on disk"
+            )));
+        };
+        let saved = self.saved(name.clone(), step);
+        match tokio::time::timeout(CHECKPOINT_DEADLINE, saved).await {
+            Ok(info) => reply(&info?),
+            Err(_) => Err(refused(format!(
+                "run `{name}` has not been checkpointed within {} s: its step takes longer, it waits for workers, or the disk is full (`cohort status {name}`); the checkpoint is still due",
+                CHECKPOINT_DEADLINE.as_secs()
+            ))),
+        }
+    }
+
     async fn resume(&self, request: Request<v1::Name>) -> Reply {
         let name = run_name(request)?;
         runs::resume_as_it_is(&self.cluster, &name).await?;
@@ -282,6 +313,19 @@ impl Client for ClientService {
 }
 
 impl ClientService {
+    /// Waits until a state of a run that is not older than this step is on disk, or until the run rests.
+    async fn saved(&self, name: RunName, step: Step) -> Result<RunInfo, Status> {
+        let mut news = self.cluster.events();
+        loop {
+            let info = self.describe(name.clone()).await?;
+            let saved = info.checkpoints.iter().any(|c| c.step >= step.max(1));
+            if saved || !query::is_under_way(&info.status) {
+                return Ok(info);
+            }
+            news.changed().await.map_err(failed)?;
+        }
+    }
+
     async fn describe(&self, name: RunName) -> Result<RunInfo, Status> {
         let wanted = name.clone();
         let info = self.cluster.store().call(move |s| query::run(s, &wanted));

@@ -14,8 +14,9 @@ pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, S
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
 pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
 pub use runs::{
-    CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
-    FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs,
+    CheckpointArgs, CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs,
+    CorpusShowArgs, CorpusVerb, FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs,
+    RunArgs, RunsArgs,
 };
 pub use train::{FinetuneArgs, PretrainArgs, PreviewArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
@@ -88,6 +89,8 @@ pub enum Verb {
     Worker(WorkerArgs),
     /// Run a standing cluster on this machine until Ctrl-C
     Local(LocalClusterArgs),
+    /// Write a checkpoint of a run now; it goes on
+    Checkpoint(CheckpointArgs),
     /// Checkpoint a run and let it rest, so that its workers are free for the next one
     Pause(PauseArgs),
     /// Go on with a run that rests, from its newest checkpoint
