@@ -43,6 +43,8 @@ pub struct Options {
     /// Whether it serves a single command. Then unfinished runs of earlier clusters are set aside: the command's own
     /// run would wait behind them, perhaps for more workers than there are.
     pub private: bool,
+    /// Flags of the coordinator that say who is told what becomes of runs.
+    pub notify: Vec<String>,
 }
 
 /// A cluster of child processes. Dropping it kills them.
@@ -268,7 +270,8 @@ async fn set_aside(client: &mut Client) -> Result<Vec<String>> {
 }
 
 fn coordinator(options: &Options, home: &Home) -> Result<Process> {
-    let arguments = ["coordinator", "--listen", &options.listen];
+    let mut arguments = vec!["coordinator", "--listen", &options.listen];
+    arguments.extend(options.notify.iter().map(String::as_str));
     Process::spawn(
         "coordinator".into(),
         home,

@@ -8,10 +8,11 @@ use cohort_common::api::{FinishedEvent, RunEvent, Submit, Submitted};
 use cohort_common::spec::{RunKind, RunSpec};
 use tokio::sync::mpsc;
 
-use crate::cli::{ConnectArgs, LocalArgs, SubmitArgs};
+use crate::cli::{ConnectArgs, LocalArgs, NotifyArgs, SubmitArgs};
 use crate::client::Client;
 use crate::context::Context;
 use crate::facts;
+use crate::failure::hinted;
 use crate::follow::{Progress, summary};
 use crate::local::{self, LocalCluster, Options};
 use crate::output::Output;
@@ -67,9 +68,20 @@ pub enum Rest {
 
 impl Session {
     /// Connects, after starting a private cluster if one is asked for.
-    pub async fn open(connect: &ConnectArgs, local: &LocalArgs, out: Output) -> Result<Self> {
+    pub async fn open(
+        connect: &ConnectArgs,
+        local: &LocalArgs,
+        notify: &NotifyArgs,
+        out: Output,
+    ) -> Result<Self> {
         let context = Context::of(connect)?;
         let Some(workers) = local.local else {
+            if notify.is_given() {
+                return Err(hinted(
+                    "only a coordinator that this command starts can be told whom to notify",
+                    "give these flags to `cohort coordinator` or `cohort local`, or add `--local N`",
+                ));
+            }
             return Ok(Self {
                 client: context.connect().await?,
                 out,
@@ -84,6 +96,7 @@ impl Session {
             threads: local.threads,
             secret: context.secret.clone(),
             private: true,
+            notify: notify.arguments(),
         };
         let cluster = LocalCluster::start(&options).await?;
         let threads = options.threads.unwrap_or_else(|| local::share(workers));

@@ -20,6 +20,7 @@ use tonic::Status;
 use tracing::{error, info, warn};
 
 use crate::exchange::{Exchange, Host};
+use crate::notify::Notices;
 use crate::record::{CheckpointDone, RunRecord};
 use crate::store::StoreHandle;
 
@@ -85,6 +86,7 @@ struct Shared {
     exchange: Arc<Exchange>,
     home: Home,
     store: StoreHandle,
+    notices: Notices,
     sessions: std::sync::Mutex<HashSet<SessionId>>,
     /// Bumped whenever a run has a new event, so that followers look.
     pub events: watch::Sender<u64>,
@@ -93,13 +95,19 @@ struct Shared {
 impl Cluster {
     /// Starts the driver. The task ends only by a panic: then the machine has found that it contradicts itself, and
     /// nothing may go on from such a state.
-    pub fn start(home: Home, store: StoreHandle, limits: Limits) -> (Self, JoinHandle<()>) {
+    pub fn start(
+        home: Home,
+        store: StoreHandle,
+        limits: Limits,
+        notices: Notices,
+    ) -> (Self, JoinHandle<()>) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let cluster = Self(Arc::new(Shared {
             commands,
             exchange: Arc::default(),
             home,
             store,
+            notices,
             sessions: std::sync::Mutex::default(),
             events: watch::Sender::new(0),
         }));
@@ -132,6 +140,11 @@ impl Cluster {
     /// The store.
     pub fn store(&self) -> &StoreHandle {
         &self.0.store
+    }
+
+    /// Who is told what becomes of runs.
+    pub(crate) fn notices(&self) -> &Notices {
+        &self.0.notices
     }
 
     /// Wakes up whenever a run has a new event.
@@ -315,6 +328,9 @@ impl Driver {
 
     /// Carries out one action; may answer with an event that follows from it.
     async fn act(&mut self, action: Action) -> Option<Event> {
+        if let Some((run, step)) = action.progress() {
+            self.cluster.notices().progress(run.as_str(), step);
+        }
         match action {
             Action::Send { session, message } => self.send(session, message).await,
             Action::Close { session, reason } => {

@@ -9,6 +9,7 @@ mod driver;
 pub mod exchange;
 mod happenings;
 mod ledger;
+mod notify;
 pub mod offline;
 mod plan;
 mod query;
@@ -39,7 +40,10 @@ use tonic::{Request, Status};
 use tracing::info;
 
 use crate::driver::Cluster;
+use crate::notify::Notices;
 use crate::store::{Store, StoreError, StoreHandle};
+
+pub use crate::notify::NotifyConfig;
 
 /// How a coordinator is set up.
 #[derive(Debug)]
@@ -50,6 +54,8 @@ pub struct Config {
     pub token: Option<Token>,
     /// Deadlines.
     pub limits: Limits,
+    /// Who is told what becomes of runs.
+    pub notify: NotifyConfig,
 }
 
 /// Why a coordinator cannot serve.
@@ -96,7 +102,8 @@ pub async fn serve(
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
-    let (cluster, driver) = Cluster::start(home, store, config.limits);
+    let notices = Notices::start(config.notify.clone());
+    let (cluster, driver) = Cluster::start(home, store, config.limits, notices.clone());
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;
@@ -105,6 +112,7 @@ pub async fn serve(
         served = route(cluster, config, listener, shutdown) => served,
         ended = driver => Err(Error::Driver(ended.err().map_or_else(String::new, |e| e.to_string()))),
     };
+    notices.close().await;
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
     served

@@ -302,6 +302,7 @@ impl RunRecord {
     pub async fn changed(&mut self, cluster: &Cluster, change: Change) -> bool {
         let (status, event) = self.describe(change).await;
         let rests = event.is_last();
+        cluster.notices().event(&event);
         let name = self.name.clone();
         let time = now_ms();
         let error = match &event {

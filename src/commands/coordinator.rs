@@ -21,6 +21,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         home,
         token: secret.map(|secret| secret.token),
         limits: Limits::default(),
+        notify: args.notify.config(),
     };
     cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await?;
     Ok(())

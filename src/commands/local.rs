@@ -15,6 +15,7 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
         threads: args.threads,
         secret: context::secret(&args.token)?,
         private: false,
+        notify: args.notify.arguments(),
     };
     let mut cluster = LocalCluster::start(&options).await?;
     println!("coordinator at {}", cluster.url());

@@ -70,7 +70,8 @@ pub async fn run(run: &str, set: &[String], args: &SubmitArgs) -> Result<ExitCod
     }
     let changes = source.into_file()?;
     refuse_others(&changes)?;
-    let mut session = Session::open(&args.connect, &args.local, args.json.output()).await?;
+    let mut session =
+        Session::open(&args.connect, &args.local, &args.notify, args.json.output()).await?;
     let result = go_on(&mut session, run, &changes, args).await;
     session.close().await;
     result

@@ -136,6 +136,7 @@ async fn replay(
                 threads: None,
                 secret: context.secret.clone(),
                 private: true,
+                notify: Vec::new(),
             };
             let cluster = LocalCluster::start(&options).await?;
             (context.connect_to(cluster.url()).await?, Some(cluster))

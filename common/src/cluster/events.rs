@@ -269,6 +269,19 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// The run that has moved, and where to, if this says that one has.
+    pub fn progress(&self) -> Option<(&RunId, Step)> {
+        match self {
+            Self::Committed(record) => Some((&record.run, record.entry.step)),
+            Self::Evaluated { run, step, .. } | Self::CheckpointGood { run, step } => {
+                Some((run, *step))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// A committed step, as recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRecord {
