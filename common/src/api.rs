@@ -4,12 +4,17 @@
 mod anomaly;
 mod audit;
 mod evals;
+mod view;
 
 use serde::{Deserialize, Serialize};
 
 pub use anomaly::AnomalyEvent;
 pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
+pub use view::{
+    Band, ClusterView, History, HistoryRequest, RunFacts, RunView, SampleInfo, SystemView,
+    TimeSplit, TimelineEntry, WorkerView,
+};
 
 use crate::corpus::{Supervised, SupervisedConfig};
 use crate::spec::RunSpec;
@@ -71,6 +76,8 @@ pub enum RunEvent {
         /// The words.
         text: String,
     },
+    /// What the model of a step writes after one of the spec's prompts.
+    Sample(SampleInfo),
     /// A worker that took part is gone.
     WorkerLost {
         /// The run.
@@ -216,6 +223,7 @@ impl RunEvent {
             Self::Eval(_) => "eval",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Note { .. } => "note",
+            Self::Sample(_) => "sample",
             Self::WorkerLost { .. } => "worker_lost",
             Self::Redone { .. } => "redone",
             Self::WorkerJoined { .. } => "worker_joined",
@@ -256,6 +264,13 @@ pub struct StepEvent {
     /// Whether the watchdog kept the update from the weights.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// The loss per byte of text, in bits; absent where a token has no bytes of its own, as in a classification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// Model FLOPs utilisation: the part of what the workers' processors can do, as each measured when it started, that
+    /// went into the model. Absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
 }
 
 /// The end of a run.
@@ -533,6 +548,9 @@ pub struct Submit {
     pub parent: Option<String>,
     /// Where the start weights are.
     pub start: Option<StartFiles>,
+    /// What of the spec was derived, inherited or set by default, a line each, for people.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// Where the coordinator finds the weights that a run starts from.

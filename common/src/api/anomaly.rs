@@ -71,6 +71,8 @@ mod tests {
             tokens: 7,
             tokens_per_second: 1.0,
             epoch: 0.5,
+            bits_per_byte: None,
+            mfu: None,
             skipped: true,
         };
         let json = serde_json::to_string(&RunEvent::Step(step)).unwrap();

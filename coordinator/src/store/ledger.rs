@@ -48,8 +48,8 @@ impl Store {
                 })?,
         }
         self.execute(
-            "INSERT INTO ledger (run, step, first_position, samples, loss_sum, weight, grad_norm, learning_rate, hash, entry)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO ledger (run, step, first_position, samples, loss_sum, weight, grad_norm, learning_rate, hash, entry, skipped)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             params![
                 run.as_str(),
                 entry.step as i64,
@@ -60,7 +60,8 @@ impl Store {
                 entry.grad_norm,
                 entry.learning_rate,
                 entry.hash(),
-                entry.encode()
+                entry.encode(),
+                entry.skipped
             ],
         )?;
         Ok(Appended::New)
