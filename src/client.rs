@@ -190,6 +190,12 @@ impl Client {
         self.take(reply)
     }
 
+    /// Checkpoints a run that goes on; answers once the checkpoint counts.
+    pub async fn checkpoint(&mut self, run: &str) -> Result<RunInfo> {
+        let reply = self.control.checkpoint(named(run)).await;
+        self.take(reply)
+    }
+
     /// Goes on with a run that rests.
     pub async fn resume(&mut self, run: &str) -> Result<RunInfo> {
         let reply = self.control.resume(named(run)).await;

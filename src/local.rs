@@ -48,6 +48,8 @@ pub struct Options {
     pub private: bool,
     /// Where its coordinator keeps event files for TensorBoard, if anywhere.
     pub tensorboard: Option<PathBuf>,
+    /// Flags of the coordinator that say who is told what becomes of runs.
+    pub notify: Vec<String>,
 }
 
 /// A cluster of child processes. Dropping it kills them.
@@ -289,6 +291,7 @@ fn coordinator(options: &Options, home: &Home) -> Result<Process> {
     if let Some(directory) = &options.tensorboard {
         arguments.extend(["--tensorboard".as_ref(), directory.as_os_str()]);
     }
+    arguments.extend(options.notify.iter().map(OsStr::new));
     Process::spawn(
         "coordinator".into(),
         home,

@@ -12,6 +12,7 @@ mod happenings;
 mod history;
 mod ledger;
 mod metrics;
+mod notify;
 pub mod offline;
 mod plan;
 pub mod prometheus;
@@ -51,12 +52,15 @@ use tonic::{Request, Status};
 use tracing::info;
 
 use crate::driver::Cluster;
+use crate::notify::Notices;
 use crate::store::{Store, StoreError, StoreHandle};
 use crate::tensorboard::Exporter;
 
 /// How long a connection may take nothing of what is sent to it.
 #[cfg(target_os = "linux")]
 const STUCK: Duration = Duration::from_secs(30);
+
+pub use crate::notify::NotifyConfig;
 
 /// How a coordinator is set up.
 #[derive(Debug)]
@@ -71,6 +75,8 @@ pub struct Config {
     pub http: Option<TcpListener>,
     /// Where event files for TensorBoard are kept up to date, if anywhere.
     pub tensorboard: Option<PathBuf>,
+    /// Who is told what becomes of runs.
+    pub notify: NotifyConfig,
 }
 
 /// Why a coordinator cannot serve.
@@ -117,7 +123,8 @@ pub async fn serve(
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
-    let (cluster, driver) = Cluster::start(home, store, config.limits);
+    let notices = Notices::start(config.notify.clone());
+    let (cluster, driver) = Cluster::start(home, store, config.limits, notices.clone());
     let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
@@ -135,6 +142,7 @@ pub async fn serve(
     if let Some(exporter) = exporter {
         exporter.finish().await;
     }
+    notices.close().await;
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
     served
@@ -151,6 +159,7 @@ fn page_at(mut address: SocketAddr) -> String {
     format!("http://{address}/")
 }
 
+/// Starts whoever keeps event files for TensorBoard up to date, if that is wanted.
 fn exporter(cluster: &Cluster, directory: Option<&Path>) -> Result<Option<Exporter>, Error> {
     let start = |directory: &Path| {
         Exporter::start(cluster.clone(), directory.to_owned()).map_err(|error| {

@@ -249,6 +249,10 @@ impl Client for ClientService {
         reply(&actions::pause(&self.cluster, run_name(request)?).await?)
     }
 
+    async fn checkpoint(&self, request: Request<v1::Name>) -> Reply {
+        reply(&actions::checkpoint(&self.cluster, run_name(request)?).await?)
+    }
+
     async fn resume(&self, request: Request<v1::Name>) -> Reply {
         reply(&actions::resume(&self.cluster, run_name(request)?).await?)
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::common::{HomeArgs, TokenArgs, grace, threads};
+use super::common::{HomeArgs, NotifyArgs, TokenArgs, grace, threads};
 
 /// Arguments of `coordinator`.
 #[derive(Args, Debug)]
@@ -12,7 +12,8 @@ use super::common::{HomeArgs, TokenArgs, grace, threads};
 Examples:
   cohort coordinator                                             for this machine only
   cohort coordinator --listen 0.0.0.0:7070 --token-file token    for others too; the token is a must then
-  openssl rand -hex 32 > token                                   makes a token")]
+  openssl rand -hex 32 > token                                   makes a token
+  cohort coordinator --notify-command 'cat >> events.jsonl'      notes what becomes of runs; see docs/json-events.md")]
 pub struct CoordinatorArgs {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
@@ -26,6 +27,9 @@ pub struct CoordinatorArgs {
     /// Its token.
     #[command(flatten)]
     pub token: TokenArgs,
+    /// Whom it tells.
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// Its home.
     #[command(flatten)]
     pub home: HomeArgs,
@@ -94,6 +98,9 @@ pub struct LocalClusterArgs {
     /// The cluster's token.
     #[command(flatten)]
     pub token: TokenArgs,
+    /// Whom it tells.
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// Its home.
     #[command(flatten)]
     pub home: HomeArgs,

@@ -13,11 +13,12 @@ use clap::{Parser, Subcommand};
 pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
-pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
+pub use common::{ConnectArgs, HomeArgs, LocalArgs, NotifyArgs, TokenArgs};
 pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};
 pub use runs::{
-    CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
-    FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs,
+    CheckpointArgs, CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs,
+    CorpusShowArgs, CorpusVerb, FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs,
+    RunArgs, RunsArgs,
 };
 pub use train::{FinetuneArgs, PretrainArgs, PreviewArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
@@ -96,6 +97,8 @@ pub enum Verb {
     Worker(WorkerArgs),
     /// Run a standing cluster on this machine until Ctrl-C
     Local(LocalClusterArgs),
+    /// Write a checkpoint of a run now; it goes on
+    Checkpoint(CheckpointArgs),
     /// Checkpoint a run and let it rest, so that its workers are free for the next one
     Pause(PauseArgs),
     /// Go on with a run that rests, from its newest checkpoint

@@ -27,6 +27,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         limits: Limits::default(),
         http,
         tensorboard: args.tensorboard,
+        notify: args.notify.config(),
     };
     cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await?;
     Ok(())

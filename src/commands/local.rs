@@ -17,6 +17,7 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
         secret: context::secret(&args.token)?,
         private: false,
         tensorboard: args.tensorboard,
+        notify: args.notify.arguments(),
     };
     let mut cluster = LocalCluster::start(&options).await?;
     println!("coordinator at {}", cluster.url());

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod chat;
+mod checkpoint;
 mod compare;
 mod coordinator;
 mod corpus;
@@ -63,6 +64,7 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Coordinator(args) => done(coordinator::run(args).await),
         Verb::Worker(args) => done(worker::run(args).await),
         Verb::Local(args) => done(local::run(args).await),
+        Verb::Checkpoint(args) => done(checkpoint::run(args).await),
         Verb::Pause(args) => done(pause::run(args).await),
         Verb::Resume(args) => done(resume::verb(args).await),
     }

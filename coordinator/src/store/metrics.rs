@@ -45,7 +45,8 @@ impl Store {
         Ok(rows)
     }
 
-    /// Hands `take` at most `limit` steps after step `after`, in order; `None` begins at the first.
+    /// Hands `take` at most `limit` steps after step `after`, in order; `None` begins at the first. None of them says that
+    /// it was skipped.
     pub fn each_step(
         &self,
         run: &RunName,
@@ -54,7 +55,7 @@ impl Store {
         mut take: impl FnMut(StepRow),
     ) -> Result<(), StoreError> {
         let sql = format!(
-            "SELECT {STEP} FROM steps s WHERE run = ?1 AND step > ?2 ORDER BY step LIMIT ?3"
+            "SELECT {FIGURES} FROM steps s WHERE run = ?1 AND step > ?2 ORDER BY step LIMIT ?3"
         );
         let params = params![run.as_str(), after_step(after), limit];
         self.query(&sql, params, |row| {
@@ -293,7 +294,12 @@ impl Store {
 
 /// Columns of [`read_step`], in its order, of a table that is called `s`.
 pub(super) const STEP: &str = "s.step, s.horizon, s.loss, s.grad_norm, s.learning_rate, s.tokens, s.tokens_per_second, s.epoch,
-    s.bits_per_byte, s.mfu, s.time_ms";
+    s.bits_per_byte, s.mfu, s.time_ms,
+    (SELECT l.skipped FROM ledger l WHERE l.run = s.run AND l.step = s.step)";
+
+/// The same without a look at the ledger, which takes its time where all steps are read.
+const FIGURES: &str = "s.step, s.horizon, s.loss, s.grad_norm, s.learning_rate, s.tokens, s.tokens_per_second, s.epoch,
+    s.bits_per_byte, s.mfu, s.time_ms, 0";
 
 fn read_event(row: &Row<'_>) -> rusqlite::Result<EventRow> {
     let run: Option<String> = row.get(1)?;
@@ -328,6 +334,7 @@ pub(super) fn read_step(row: &Row<'_>, first: usize) -> rusqlite::Result<StepRow
         bits_per_byte: known(8)?,
         mfu: known(9)?,
         time_ms: unsigned(row, first + 10)?,
+        skipped: row.get::<_, Option<bool>>(first + 11)?.unwrap_or(false),
     })
 }
 
@@ -373,6 +380,7 @@ mod tests {
             bits_per_byte: Some(2.0),
             mfu: None,
             time_ms: 1000 + step,
+            skipped: false,
         }
     }
 

@@ -186,6 +186,7 @@ pub(crate) mod tests {
             corpus: "c0ffee".into(),
             start: None,
             lora: None,
+            watchdog: None,
         }
     }
 
