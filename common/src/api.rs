@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
 
-use crate::corpus::{Supervised, SupervisedConfig};
+use crate::corpus::{Baselines, Supervised, SupervisedConfig};
 use crate::spec::RunSpec;
 
 /// Something that happened to a run. `--json` prints one a line.
@@ -487,6 +487,9 @@ pub struct CorpusInfo {
     /// What is learned from it, and its counts; absent for plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervised: Option<Supervised>,
+    /// Losses of models that are counted, to compare a loss with; absent where none are kept beside the corpus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baselines: Option<Baselines>,
 }
 
 /// One part of a corpus.
