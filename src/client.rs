@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{
-    AuditReport, ClusterInfo, CorpusInfo, NumberedEvent, PrepareCorpus, PrepareEvent, Removed,
-    Resolved, RunInfo, Submit, Submitted,
+    AuditReport, ClusterInfo, ClusterView, CorpusInfo, History, HistoryRequest, NumberedEvent,
+    PrepareCorpus, PrepareEvent, Removed, Resolved, RunInfo, RunView, Submit, Submitted,
 };
 use cohort_common::net::{self, Credentials, Token};
 use cohort_common::wire::{self, MAX_MESSAGE};
@@ -67,6 +67,24 @@ impl Client {
     /// The coordinator and its workers.
     pub async fn cluster(&mut self) -> Result<ClusterInfo> {
         let reply = self.control.cluster(v1::Empty {}).await;
+        self.take(reply)
+    }
+
+    /// What a person sees of the cluster.
+    pub async fn view_cluster(&mut self) -> Result<ClusterView> {
+        let reply = self.control.view_cluster(v1::Empty {}).await;
+        self.take(reply)
+    }
+
+    /// What a person sees of a run.
+    pub async fn view_run(&mut self, run: &str) -> Result<RunView> {
+        let reply = self.control.view_run(named(run)).await;
+        self.take(reply)
+    }
+
+    /// The steps of a run, put together to some points.
+    pub async fn history(&mut self, request: &HistoryRequest) -> Result<History> {
+        let reply = self.control.history(wire::json(request)).await;
         self.take(reply)
     }
 

@@ -207,6 +207,10 @@ fn describe(event: &RunEvent) -> Option<String> {
             checkpoint.path
         ),
         RunEvent::Note { text, .. } => text.clone(),
+        RunEvent::Sample(sample) => format!(
+            "step {}: after {:?} the model writes {:?}",
+            sample.step, sample.prompt, sample.text
+        ),
         RunEvent::WorkerLost { .. }
         | RunEvent::Redone { .. }
         | RunEvent::WorkerJoined { .. }

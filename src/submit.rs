@@ -257,6 +257,7 @@ pub fn submission(spec: RunSpec, args: &SubmitArgs, stem: String) -> Submit {
         fresh: args.new,
         parent: None,
         start: None,
+        notes: Vec::new(),
     }
 }
 

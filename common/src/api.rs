@@ -3,11 +3,16 @@
 
 mod audit;
 mod evals;
+mod view;
 
 use serde::{Deserialize, Serialize};
 
 pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
+pub use view::{
+    Band, ClusterView, History, HistoryRequest, RunFacts, RunView, SampleInfo, SystemView,
+    TimeSplit, TimelineEntry, WorkerView,
+};
 
 use crate::corpus::{Baselines, Supervised, SupervisedConfig};
 use crate::spec::RunSpec;
@@ -67,6 +72,8 @@ pub enum RunEvent {
         /// The words.
         text: String,
     },
+    /// What the model of a step writes after one of the spec's prompts.
+    Sample(SampleInfo),
     /// A worker that took part is gone.
     WorkerLost {
         /// The run.
@@ -208,6 +215,7 @@ impl RunEvent {
             Self::Eval(_) => "eval",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Note { .. } => "note",
+            Self::Sample(_) => "sample",
             Self::WorkerLost { .. } => "worker_lost",
             Self::Redone { .. } => "redone",
             Self::WorkerJoined { .. } => "worker_joined",
@@ -242,6 +250,13 @@ pub struct StepEvent {
     pub tokens_per_second: f64,
     /// Passes over the training split so far.
     pub epoch: f64,
+    /// The loss per byte of text, in bits; absent where a token has no bytes of its own, as in a classification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// Model FLOPs utilisation: the part of what the workers' processors can do, as each measured when it started, that
+    /// went into the model. Absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
 }
 
 /// The end of a run.
@@ -522,6 +537,9 @@ pub struct Submit {
     pub parent: Option<String>,
     /// Where the start weights are.
     pub start: Option<StartFiles>,
+    /// What of the spec was derived, inherited or set by default, a line each, for people.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// Where the coordinator finds the weights that a run starts from.

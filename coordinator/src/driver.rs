@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::aggregate::Shape;
-use cohort_common::api::{ClusterInfo, WorkerInfo};
+use cohort_common::api::{ClusterInfo, ClusterView, SystemView, WorkerInfo, WorkerView};
 use cohort_common::checkpoint::CheckpointMeta;
 use cohort_common::cluster::events::{LeftReason, MemberInfo};
 use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
@@ -20,6 +20,7 @@ use tonic::Status;
 use tracing::{error, info, warn};
 
 use crate::exchange::{Exchange, Host};
+use crate::history::Histories;
 use crate::record::{CheckpointDone, RunRecord};
 use crate::store::StoreHandle;
 
@@ -60,6 +61,8 @@ pub enum Command {
     CheckpointDone(Box<CheckpointDone>),
     /// How the cluster is.
     Describe(oneshot::Sender<ClusterInfo>),
+    /// What a person sees of the cluster.
+    View(oneshot::Sender<ClusterView>),
     /// A run is to be checkpointed and to rest until it is resumed.
     Pause {
         /// The run.
@@ -81,6 +84,7 @@ struct Shared {
     sessions: std::sync::Mutex<HashSet<SessionId>>,
     /// Bumped whenever a run has a new event, so that followers look.
     pub events: watch::Sender<u64>,
+    histories: Histories,
 }
 
 impl Cluster {
@@ -95,6 +99,7 @@ impl Cluster {
             store,
             sessions: std::sync::Mutex::default(),
             events: watch::Sender::new(0),
+            histories: Histories::default(),
         }));
         let boot = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -106,6 +111,8 @@ impl Cluster {
             outboxes: HashMap::new(),
             runs: HashMap::new(),
             started: Instant::now(),
+            started_ms: now_ms(),
+            joined_ms: HashMap::new(),
             next_session: (boot << 32) + 1,
         };
         let task = tokio::spawn(driver.run(queue));
@@ -125,6 +132,11 @@ impl Cluster {
     /// The store.
     pub fn store(&self) -> &StoreHandle {
         &self.0.store
+    }
+
+    /// The steps of the runs that somebody looks at.
+    pub fn histories(&self) -> &Histories {
+        &self.0.histories
     }
 
     /// Wakes up whenever a run has a new event.
@@ -189,6 +201,8 @@ struct Driver {
     outboxes: HashMap<SessionId, mpsc::Sender<Result<v1::ToWorker, Status>>>,
     runs: HashMap<RunId, RunRecord>,
     started: Instant,
+    started_ms: u64,
+    joined_ms: HashMap<SessionId, u64>,
     next_session: u64,
 }
 
@@ -246,6 +260,9 @@ impl Driver {
             Command::Describe(reply) => {
                 let _ = reply.send(self.describe());
             }
+            Command::View(reply) => {
+                let _ = reply.send(self.view());
+            }
             Command::Pause { run, reply } => {
                 let record = self.runs.get_mut(&run);
                 let _ = reply.send(record.is_some());
@@ -268,6 +285,7 @@ impl Driver {
         let (sender, outbox) = mpsc::channel(OUTBOX);
         info!(worker = %session, host = info.host, device = info.device, threads = info.threads, "joined");
         self.outboxes.insert(session, sender);
+        self.joined_ms.insert(session, now_ms());
         self.cluster.sessions().insert(session);
         if reply.send((session, outbox)).is_ok() {
             self.handle(Event::Joined {
@@ -283,6 +301,7 @@ impl Driver {
 
     fn forget(&mut self, session: SessionId) {
         self.outboxes.remove(&session);
+        self.joined_ms.remove(&session);
         self.cluster.sessions().remove(&session);
         self.cluster.exchange().forget(session);
     }
@@ -416,6 +435,36 @@ impl Driver {
         let what = format!("{OUTBOX} messages wait for it, or its connection is gone");
         let reason = LeftReason::Protocol(what);
         Some(Event::Left { session, reason })
+    }
+
+    fn view(&self) -> ClusterView {
+        let described = self.describe();
+        let sessions = self.machine.members().keys();
+        let worker = |(worker, session): (WorkerInfo, &SessionId)| WorkerView {
+            name: worker.name,
+            host: worker.host,
+            pid: worker.pid,
+            device: worker.device,
+            threads: worker.threads,
+            lanes: worker.lanes,
+            joined_ms: self.joined_ms.get(session).copied().unwrap_or_default(),
+            ..WorkerView::default()
+        };
+        ClusterView {
+            version: described.version,
+            home: described.home,
+            now_ms: now_ms(),
+            started_ms: self.started_ms,
+            workers: described
+                .workers
+                .into_iter()
+                .zip(sessions)
+                .map(worker)
+                .collect(),
+            active: described.active,
+            queued: described.queued,
+            system: SystemView::default(),
+        }
     }
 
     fn describe(&self) -> ClusterInfo {

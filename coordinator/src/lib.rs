@@ -8,6 +8,7 @@ mod data;
 mod driver;
 pub mod exchange;
 mod happenings;
+mod history;
 mod ledger;
 pub mod offline;
 mod plan;
@@ -19,6 +20,7 @@ mod service;
 mod session;
 mod status;
 pub mod store;
+mod view;
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
-use cohort_common::api::{AuditReport, CorpusInfo, Resolved, RunInfo};
+use cohort_common::api::{
+    AuditReport, CorpusInfo, History, HistoryRequest, Resolved, RunInfo, RunView,
+};
 use cohort_common::home::{Home, RunName};
 
+use crate::history::Columns;
 use crate::status::invalid;
 use crate::store::{RunStatus, Store};
-use crate::{Error, audit, corpora, ledger, query};
+use crate::{Error, audit, corpora, ledger, query, view};
 
 fn open(home: &Path) -> Result<(Home, Store), Error> {
     let home = Home::open_read_only(home)?;
@@ -27,6 +30,24 @@ pub fn run(home: &Path, name: &str) -> Result<RunInfo, Error> {
     let name = RunName::new(name).map_err(invalid)?;
     let (home, store) = open(home)?;
     Ok(at_rest(&home, query::run(&store, &name)?))
+}
+
+/// What a person sees of a run.
+pub fn view(home: &Path, name: &str) -> Result<RunView, Error> {
+    let name = RunName::new(name).map_err(invalid)?;
+    let (home, store) = open(home)?;
+    let mut view = view::run(&store, &name, |spec| view::corpus_facts(&home, spec))?;
+    view.info = at_rest(&home, view.info);
+    Ok(view)
+}
+
+/// The steps of a run, put together to some points.
+pub fn history(home: &Path, request: &HistoryRequest) -> Result<History, Error> {
+    let name = RunName::new(&request.run).map_err(invalid)?;
+    let (_, store) = open(home)?;
+    store.run(&name)?;
+    let columns = Columns::read(&store, &name)?;
+    Ok(columns.history(request))
 }
 
 /// What a coordinator that was killed has left as running does not run.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cohort_common::api::{CheckpointInfo, EvalEvent};
+use cohort_common::api::{CheckpointInfo, EvalEvent, RunFacts};
 use cohort_common::checkpoint::Checkpoint;
 use cohort_common::cluster::{BASE_SPLIT, EvalSplit, Losses, OWN_SPLIT, RunPlan, StateSource};
-use cohort_common::corpus::{Corpus, CorpusError, Split, share_of};
+use cohort_common::corpus::{Corpus, CorpusError, CorpusIndex, Split, share_of};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
@@ -46,6 +46,9 @@ pub async fn enqueue(
     let base = base.filter(|fingerprint| *fingerprint != spec.corpus);
     let home = cluster.home().clone();
     let name = name.clone();
+    let described = name.clone();
+    let kept = cluster.store().call(move |s| s.facts(&described)).await;
+    let kept = kept.map_err(failed)?;
     let record = blocking(move || {
         let tokenizer = corpus.tokenizer_json().map_err(failed)?;
         let supervised = corpus.index().supervised.as_ref();
@@ -69,6 +72,7 @@ pub async fn enqueue(
                 share_of(all, spec.train.data_share)
             }
         };
+        let run_facts = kept.unwrap_or_else(|| facts_of(&spec, corpus.index(), Vec::new()));
         Ok(RunRecord {
             plan: RunPlan {
                 run: RunId::new(name.as_str()),
@@ -84,6 +88,7 @@ pub async fn enqueue(
             name,
             splits: facts,
             epoch_samples,
+            facts: run_facts,
             tokenizer,
             chat_template,
             base: lora_base,
@@ -108,6 +113,26 @@ pub async fn enqueue(
     }
     cluster.command(Command::Submit(Box::new(record))).await;
     Ok(())
+}
+
+/// What is known of a run before its first step.
+pub fn facts_of(spec: &RunSpec, index: &CorpusIndex, notes: Vec<String>) -> RunFacts {
+    let layout = spec.layout();
+    let bytes = index.scored_bytes(Split::Train);
+    let scored = index.scored(Split::Train);
+    let samples = index.samples(spec.sample_length()).unwrap_or(0);
+    RunFacts {
+        notes,
+        parameters: spec.parameters(),
+        trained: layout.len() as u64,
+        flops_per_token: spec.flops_per_token(),
+        corpus: index.name.clone(),
+        train_tokens: index.split(Split::Train).tokens,
+        epoch_samples: share_of(samples, spec.train.data_share),
+        bytes_per_token: bytes
+            .filter(|_| scored > 0)
+            .map(|bytes| bytes as f64 / scored as f64),
+    }
 }
 
 /// The validations of a run: its own corpus, and, at both ends, that of the run it started from.

@@ -1,7 +1,7 @@
 //! What clients ask about runs and checkpoints. The same answers come from a running coordinator's store and, read-only,
 //! from a home directory without one.
 
-use cohort_common::api::{CheckpointInfo, FaultInfo, Resolved, RunEvent, RunInfo};
+use cohort_common::api::{CheckpointInfo, FaultInfo, Resolved, RunInfo};
 use cohort_common::home::{CheckpointRef, RunName, Which};
 use tonic::Status;
 
@@ -26,11 +26,8 @@ pub fn run(store: &Store, name: &RunName) -> Result<RunInfo, StoreError> {
 
 fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
     let name = row.name.clone();
-    let last = store.last_event_of(&name, "step")?;
-    let last_step = last.and_then(|json| match serde_json::from_str(&json) {
-        Ok(RunEvent::Step(step)) => Some(step),
-        _ => None,
-    });
+    let last_step = store.last_step(&name)?;
+    let last_step = last_step.map(|step| step.event(name.to_string()));
     let evals = store.evals(&name, None)?;
     let checkpoints = store.checkpoints(&name)?;
     let faults = store.faults(&name, FAULTS)?;
@@ -116,6 +113,11 @@ pub async fn resolve(cluster: &Cluster, reference: &str) -> Result<Resolved, Sta
         .store()
         .call(move |store| Ok(find(store, &reference)));
     found.await.map_err(failed)?
+}
+
+/// A run's place in the queue; 1 is next.
+pub fn place(queue: &[String], run: &str) -> Option<usize> {
+    queue.iter().position(|queued| queued == run).map(|i| i + 1)
 }
 
 /// Whether a run still needs its files.

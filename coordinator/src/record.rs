@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, FinishedEvent, RunEvent, StepEvent};
+use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, FinishedEvent, RunEvent, RunFacts};
 use cohort_common::checkpoint::{CheckpointMeta, RunState, remove_checkpoint};
 use cohort_common::cluster::Scores;
 use cohort_common::cluster::events::{Change, StepRecord};
@@ -37,6 +37,8 @@ pub struct RunRecord {
     pub splits: Vec<SplitFacts>,
     /// Samples in one epoch.
     pub epoch_samples: u64,
+    /// What does not change while it trains.
+    pub facts: RunFacts,
     /// Content of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
     /// The chat template that its checkpoints carry.
@@ -121,29 +123,33 @@ impl RunRecord {
         let tokens = self.tokens_at(entry.step);
         let new = tokens - self.tokens_at(entry.step - 1);
         let speed = |millis: u64| new as f64 * 1000.0 / millis.max(1) as f64;
-        let event = StepEvent {
-            run: self.run(),
+        let loss = entry.loss();
+        let bits = loss / std::f64::consts::LN_2;
+        let row = StepRow {
             step: entry.step,
-            steps: train.steps,
-            loss: entry.loss(),
+            horizon: train.steps,
+            loss,
             grad_norm: entry.grad_norm,
             learning_rate: entry.learning_rate,
             tokens,
             // Unknown where another coordinator led the step.
             tokens_per_second: step.millis.map_or(0.0, speed),
             epoch: (entry.first_position + entry.samples) as f64 / self.epoch_samples as f64,
+            bits_per_byte: self.facts.bytes_per_token.map(|bytes| bits / bytes),
+            mfu: None,
+            time_ms: now_ms(),
         };
         let workers = step.workers as u32;
         let name = self.name.clone();
-        let time = now_ms();
         let receipt = cluster
             .store()
             .submit(move |store| {
                 let appended = store.append_entry(&name, &entry)?;
-                store.record_step(&name, &step_row(&event, time))?;
-                store.set_progress(&name, event.step)?;
+                store.record_step(&name, &row)?;
+                store.set_progress(&name, row.step)?;
                 store.set_workers(&name, workers)?;
-                record_event(store, &name, &RunEvent::Step(event))?;
+                // The event only names the step: its metrics are kept once.
+                store.record_event(Some(&name), row.time_ms, "step", &row.step.to_string())?;
                 Ok(appended)
             })
             .await;
@@ -394,18 +400,6 @@ pub fn record_event(
     match fault_of(event, time) {
         Some(fault) => store.record_fault(name, &fault),
         None => Ok(()),
-    }
-}
-
-fn step_row(event: &StepEvent, time_ms: u64) -> StepRow {
-    StepRow {
-        step: event.step,
-        loss: event.loss,
-        grad_norm: event.grad_norm,
-        learning_rate: event.learning_rate,
-        tokens: event.tokens,
-        tokens_per_second: event.tokens_per_second,
-        time_ms,
     }
 }
 

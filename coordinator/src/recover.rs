@@ -171,6 +171,7 @@ impl Found {
             spec: self.state.spec.clone(),
             identity: self.state.spec.identity(),
             parent: None,
+            facts: None,
         };
         store.create_run(&new, created)?;
         store.set_progress(name, self.state.step)?;

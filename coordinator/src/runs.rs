@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, StartFiles, Submit, Submitted};
+use cohort_common::api::{
+    CheckpointInfo, Classes, EvalEvent, RunFacts, StartFiles, Submit, Submitted,
+};
 use cohort_common::checkpoint::{
     CHAT_TEMPLATE, CONFIG, Checkpoint, GENERATION, OPTIMIZER, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
     WEIGHTS_INDEX, hex, is_plain_name,
@@ -16,7 +18,7 @@ use tonic::Status;
 
 use crate::data::{blocking, open_corpus, start_directory, stored_file};
 use crate::driver::{Cluster, now_ms};
-use crate::plan::enqueue;
+use crate::plan::{enqueue, facts_of};
 use crate::status::{chain, failed, invalid, missing, refused};
 use crate::store::{CheckpointRow, EvalRow, NewRun, RunRow, RunStatus, Store, StoreError};
 
@@ -44,7 +46,8 @@ pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Stat
     if let Some(row) = find(cluster, &submit).await? {
         return resume(cluster, row, submit.spec, corpus, after).await;
     }
-    let name = create(cluster, &submit).await?;
+    let facts = facts_of(&submit.spec, corpus.index(), submit.notes.clone());
+    let name = create(cluster, &submit, facts).await?;
     if let Some(start) = &submit.start
         && let Err(status) = place_start(cluster, &name, start, &submit.spec).await
     {
@@ -323,7 +326,7 @@ async fn newest_state(
     .await
 }
 
-async fn create(cluster: &Cluster, submit: &Submit) -> Result<RunName, Status> {
+async fn create(cluster: &Cluster, submit: &Submit, facts: RunFacts) -> Result<RunName, Status> {
     let stem = RunName::new(&submit.stem).map_err(invalid)?;
     let wanted = submit.name.as_deref().map(RunName::new).transpose();
     let wanted = wanted.map_err(invalid)?;
@@ -339,6 +342,7 @@ async fn create(cluster: &Cluster, submit: &Submit) -> Result<RunName, Status> {
             identity: spec.identity(),
             spec,
             parent,
+            facts: Some(facts),
         };
         store.create_run(&run, now_ms())?;
         Ok(name)

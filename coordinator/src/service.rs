@@ -1,6 +1,8 @@
 //! The service of clients: rpcs of a few lines that check, ask and answer.
 
-use cohort_common::api::{NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo, Submit};
+use cohort_common::api::{
+    HistoryRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo, Submit,
+};
 use cohort_common::cluster::Event;
 use cohort_common::home::RunName;
 use cohort_common::ids::RunId;
@@ -14,9 +16,9 @@ use tonic::{Request, Response, Status};
 use crate::data::blocking;
 use crate::driver::{Cluster, Command, now_ms};
 use crate::record::record_event;
-use crate::status::{failed, invalid, missing, refused};
-use crate::store::{RunStatus, Store, StoreError};
-use crate::{audit, corpora, ledger, query, runs};
+use crate::status::{failed, invalid, refused, store_status};
+use crate::store::{RunStatus, Store};
+use crate::{audit, corpora, ledger, query, runs, view};
 
 /// Events in one look at the store.
 const EVENTS: u32 = 512;
@@ -42,17 +44,24 @@ fn run_name(request: Request<v1::Name>) -> Result<RunName, Status> {
     RunName::new(&request.into_inner().name).map_err(invalid)
 }
 
-fn store_status(error: StoreError) -> Status {
-    match error {
-        StoreError::UnknownRun(_) => missing(error),
-        error => failed(error),
-    }
-}
-
 #[tonic::async_trait]
 impl Client for ClientService {
     async fn cluster(&self, _: Request<v1::Empty>) -> Reply {
         reply(&self.cluster.ask(Command::Describe).await?)
+    }
+
+    async fn view_cluster(&self, _: Request<v1::Empty>) -> Reply {
+        reply(&self.cluster.ask(Command::View).await?)
+    }
+
+    async fn view_run(&self, request: Request<v1::Name>) -> Reply {
+        let name = run_name(request)?;
+        reply(&view::live(&self.cluster, name).await?)
+    }
+
+    async fn history(&self, request: Request<v1::Json>) -> Reply {
+        let request: HistoryRequest = parse(request)?;
+        reply(&view::history(&self.cluster, request).await?)
     }
 
     type PrepareCorpusStream = JsonStream;
@@ -116,7 +125,7 @@ impl Client for ClientService {
         let mut runs = runs.map_err(store_status)?;
         let cluster = self.cluster.ask(Command::Describe).await?;
         runs.iter_mut()
-            .for_each(|run| run.queue_place = place(&cluster.queued, &run.name));
+            .for_each(|run| run.queue_place = query::place(&cluster.queued, &run.name));
         reply(&runs)
     }
 
@@ -287,7 +296,7 @@ impl ClientService {
         let info = self.cluster.store().call(move |s| query::run(s, &wanted));
         let mut info = info.await.map_err(store_status)?;
         let cluster = self.cluster.ask(Command::Describe).await?;
-        info.queue_place = place(&cluster.queued, name.as_str());
+        info.queue_place = query::place(&cluster.queued, name.as_str());
         Ok(info)
     }
 
@@ -302,10 +311,6 @@ impl ClientService {
             news.changed().await.map_err(failed)?;
         }
     }
-}
-
-fn place(queue: &[String], run: &str) -> Option<usize> {
-    queue.iter().position(|queued| queued == run).map(|i| i + 1)
 }
 
 /// Sends a run's events, old and new, until the run rests.

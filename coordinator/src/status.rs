@@ -2,6 +2,8 @@
 
 use tonic::Status;
 
+use crate::store::StoreError;
+
 /// The caller asked for something that cannot be.
 pub fn invalid(error: impl ToString) -> Status {
     Status::invalid_argument(error.to_string())
@@ -20,6 +22,14 @@ pub fn refused(error: impl ToString) -> Status {
 /// Something on this side went wrong.
 pub fn failed(error: impl ToString) -> Status {
     Status::internal(error.to_string())
+}
+
+/// An error of the store.
+pub fn store_status(error: StoreError) -> Status {
+    match error {
+        StoreError::UnknownRun(_) => missing(error),
+        error => failed(error),
+    }
 }
 
 /// An error with its causes, as one sentence.

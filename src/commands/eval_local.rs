@@ -47,7 +47,8 @@ async fn score(
         Some(found) => finetune::of_directory(session, &found.open()?, found.name).await?,
         None => finetune::of_run(session, &args.from).await?,
     };
-    let (mut spec, files) = finetune::plan(session, file, material, &base).await?;
+    let planned = finetune::plan(session, file, material, &base).await?;
+    let (mut spec, files) = (planned.spec, planned.files);
     spec.kind = RunKind::Eval;
     spec.train.steps = 0;
     spec.train.micro_batch = UNIT;

@@ -42,6 +42,16 @@ pub struct Base {
     notes: Vec<String>,
 }
 
+/// A run that is ready to be submitted.
+pub struct Planned {
+    /// What it does.
+    pub spec: cohort_common::spec::RunSpec,
+    /// Where its start weights are.
+    pub files: StartFiles,
+    /// What of the spec was derived, inherited or set by default, a line each.
+    pub notes: Vec<String>,
+}
+
 /// Runs the verb.
 pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
     if let Some(run) = &args.resume {
@@ -87,14 +97,16 @@ async fn train(
         Some((checkpoint, name)) => of_directory(session, &checkpoint, name).await?,
         None => of_run(session, &reference.to_string()).await?,
     };
-    let (spec, files) = plan(session, file, material, &base).await?;
+    let planned = plan(session, file, material, &base).await?;
+    let spec = planned.spec;
     let stem = match &args.spec {
         Some(path) => prepare::name_of(&[path.display().to_string()]),
         None => "finetune".into(),
     };
     let mut submit = submission(spec.clone(), &args.submit, stem);
     submit.parent = Some(base.name.clone());
-    submit.start = Some(files);
+    submit.start = Some(planned.files);
+    submit.notes = planned.notes;
     let launched = session.launch(submit, args.submit.detach).await?;
     let Some(run) = launched.finished else {
         return Ok(launched.code);
@@ -111,7 +123,7 @@ pub async fn plan(
     file: &SpecFile,
     material: &Material,
     base: &Base,
-) -> Result<(cohort_common::spec::RunSpec, StartFiles)> {
+) -> Result<Planned> {
     let meant = file.finetune_from(&FinetuneBase {
         name: &base.name,
         model: &base.model,
@@ -142,9 +154,14 @@ pub async fn plan(
         session.out.say(note);
     }
     let start = Some(base.start.clone());
+    let notes = meant.notes.clone();
     let mut spec = meant.run_spec(prepare::facts_of(&corpus), start)?;
     session.adapt(&mut spec);
-    Ok((spec, base.files.clone()))
+    Ok(Planned {
+        spec,
+        files: base.files.clone(),
+        notes,
+    })
 }
 
 /// A classifier is trained further on the labels that its head has. A head is new where the base has none.

@@ -55,12 +55,13 @@ async fn train(
     for note in &meant.notes {
         session.out.say(note);
     }
+    let notes = meant.notes.clone();
     let mut spec = meant.run_spec(prepare::facts_of(&corpus), None)?;
     session.adapt(&mut spec);
-    session
-        .launch(submission(spec, &args.submit, stem), args.submit.detach)
-        .await
-        .map(|launched| launched.code)
+    let mut submit = submission(spec, &args.submit, stem);
+    submit.notes = notes;
+    let launched = session.launch(submit, args.submit.detach).await?;
+    Ok(launched.code)
 }
 
 /// Reads a spec file.

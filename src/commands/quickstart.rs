@@ -150,9 +150,9 @@ async fn train(
     file.train.steps = Some(tuning);
     file.train.eval_every = Some(tuning);
     file.train.eval_samples = Some(meant(steps)?.train.eval_samples);
-    let (spec, files) = finetune::plan(session, &file, &second.material, &base).await?;
-    let start = Some((base.name, files));
-    Ok(finish(session, spec, start)
+    let planned = finetune::plan(session, &file, &second.material, &base).await?;
+    let start = Some((base.name, planned.files));
+    Ok(finish(session, planned.spec, start)
         .await?
         .map(|finetuned| (pretrained, finetuned)))
 }

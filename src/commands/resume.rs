@@ -101,6 +101,7 @@ async fn go_on(
         fresh: false,
         parent: info.parent,
         start: None,
+        notes: Vec::new(),
     };
     Ok(session.launch(submit, args.detach).await?.code)
 }

@@ -194,6 +194,21 @@ impl RunSpec {
         self.train.max_length.unwrap_or(self.model.context)
     }
 
+    /// Floating-point operations of a training step for one token: [`ModelConfig::flops_per_token`]. With adapters, the
+    /// gradients of the weights that stay as they are need not be computed, a third of the 6 operations of each.
+    pub fn flops_per_token(&self) -> f64 {
+        let whole = self.model.flops_per_token();
+        match self.lora {
+            None => whole,
+            Some(_) => {
+                let (layout, length) = (self.layout(), self.sample_length());
+                let attention = 12 * self.model.num_hidden_layers * self.model.attention_width();
+                let frozen = whole - (attention * self.model.context) as f64;
+                frozen * 2.0 / 3.0 + 6.0 * layout.len() as f64 + (attention * length) as f64
+            }
+        }
+    }
+
     /// Where each parameter lies, and which are trained.
     pub fn layout(&self) -> Layout {
         Layout::adapted(&self.model, self.lora.as_ref())

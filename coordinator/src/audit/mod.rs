@@ -9,7 +9,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use cohort_common::api::{AuditReport, RunEvent};
+use cohort_common::api::AuditReport;
 use cohort_common::checkpoint::hex;
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::corpus::order_of;
@@ -257,25 +257,10 @@ impl Audit<'_> {
         Ok(())
     }
 
-    /// A run that went on to more steps than planned has earlier rates before; its events tell what was planned then.
+    /// A run that went on to more steps than planned has earlier rates before; its metrics tell what was planned then.
     fn horizons(&mut self) -> Result<&BTreeMap<u64, u64>, StoreError> {
         if self.horizons.is_none() {
-            let mut found = BTreeMap::new();
-            let mut after = 0;
-            loop {
-                let page = self.store.events(Some(self.run), after, PAGE)?;
-                let full = page.len() == PAGE as usize;
-                for row in page {
-                    after = row.id;
-                    if let Ok(RunEvent::Step(event)) = serde_json::from_str(&row.text) {
-                        found.insert(event.step, event.steps);
-                    }
-                }
-                if !full {
-                    break;
-                }
-            }
-            self.horizons = Some(found);
+            self.horizons = Some(self.store.horizons(self.run)?);
         }
         Ok(self.horizons.get_or_insert_default())
     }

@@ -1,6 +1,5 @@
 //! A run made by hand, and each way in which it can contradict itself.
 
-use cohort_common::api::StepEvent;
 use cohort_common::checkpoint::{CheckpointMeta, RunState, state_hash, write_checkpoint};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::layout::Layout;
@@ -9,8 +8,8 @@ use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::CheckpointRow;
 use crate::store::tests::{name, spec, store_with_run};
+use crate::store::{CheckpointRow, StepRow};
 
 /// Samples in an epoch, and steps of the run: four epochs and 32 samples. The last two steps are past the warm-up.
 const SAMPLES: u64 = 40;
@@ -243,7 +242,7 @@ fn positions_that_do_not_follow() {
 }
 
 #[test]
-fn an_earlier_horizon_is_known_by_the_events() {
+fn an_earlier_horizon_is_known_by_the_metrics() {
     let scene = scene();
     let run = name("tiny-1");
     let mut longer = spec();
@@ -251,18 +250,20 @@ fn an_earlier_horizon_is_known_by_the_events() {
     scene.store.set_spec(&run, &longer, "identity").unwrap();
     scene.contradicts(&["step 12", "learning_rate", "schedule"]);
     for step in 1..=STEPS {
-        let event = RunEvent::Step(StepEvent {
-            run: run.to_string(),
+        let row = StepRow {
             step,
-            steps: 200,
+            horizon: 200,
             loss: 1.0,
             grad_norm: 1.5,
             learning_rate: 0.1,
             tokens: 0,
             tokens_per_second: 1.0,
             epoch: 0.0,
-        });
-        crate::record::record_event(&scene.store, &run, &event).unwrap();
+            bits_per_byte: None,
+            mfu: None,
+            time_ms: 0,
+        };
+        scene.store.record_step(&run, &row).unwrap();
     }
     let report = scene.audit();
     assert_eq!((report.contradiction, report.earlier_horizon), (None, 1));

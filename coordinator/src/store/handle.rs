@@ -192,11 +192,15 @@ mod tests {
         for step in 0..1000u64 {
             let row = StepRow {
                 step,
+                horizon: 1000,
                 loss: 1.0,
                 grad_norm: 1.0,
                 learning_rate: 1.0,
                 tokens: step,
                 tokens_per_second: 1.0,
+                epoch: 0.0,
+                bits_per_byte: None,
+                mfu: None,
                 time_ms: step,
             };
             let record = move |store: &Store| store.record_step(&name("tiny-1"), &row);

@@ -1,24 +1,32 @@
 //! What a run reports while it goes: steps, validations, events. A replayed step overwrites its metrics.
 
+use std::collections::BTreeMap;
+
+use cohort_common::api::RunEvent;
 use cohort_common::home::RunName;
 use rusqlite::{Row, params};
 
-use super::{EvalRow, EventRow, StepRow, Store, StoreError};
+use super::{EvalRow, EventRow, SampleRow, StepRow, Store, StoreError, WorkerTimesRow};
 
 impl Store {
     /// Records the metrics of a step.
     pub fn record_step(&self, run: &RunName, row: &StepRow) -> Result<(), StoreError> {
         self.execute(
-            "INSERT OR REPLACE INTO steps (run, step, loss, grad_norm, learning_rate, tokens, tokens_per_second, time_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT OR REPLACE INTO steps (run, step, horizon, loss, grad_norm, learning_rate, tokens,
+                 tokens_per_second, epoch, bits_per_byte, mfu, time_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             params![
                 run.as_str(),
                 row.step as i64,
+                row.horizon as i64,
                 row.loss,
                 row.grad_norm,
                 row.learning_rate,
                 row.tokens as i64,
                 row.tokens_per_second,
+                row.epoch,
+                row.bits_per_byte,
+                row.mfu,
                 row.time_ms as i64
             ],
         )?;
@@ -32,21 +40,116 @@ impl Store {
         after: Option<u64>,
         limit: u32,
     ) -> Result<Vec<StepRow>, StoreError> {
-        self.query(
-            "SELECT step, loss, grad_norm, learning_rate, tokens, tokens_per_second, time_ms FROM steps
-             WHERE run = ?1 AND step > ?2 ORDER BY step LIMIT ?3",
-            params![run.as_str(), after_step(after), limit],
-            read_step,
-        )
+        let mut rows = Vec::new();
+        self.each_step(run, after, limit, |row| rows.push(row))?;
+        Ok(rows)
+    }
+
+    /// Hands `take` at most `limit` steps after step `after`, in order; `None` begins at the first.
+    pub fn each_step(
+        &self,
+        run: &RunName,
+        after: Option<u64>,
+        limit: u32,
+        mut take: impl FnMut(StepRow),
+    ) -> Result<(), StoreError> {
+        let sql = format!(
+            "SELECT {STEP} FROM steps s WHERE run = ?1 AND step > ?2 ORDER BY step LIMIT ?3"
+        );
+        let params = params![run.as_str(), after_step(after), limit];
+        self.query(&sql, params, |row| {
+            take(read_step(row, 0)?);
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// The metrics of the newest step.
     pub fn last_step(&self, run: &RunName) -> Result<Option<StepRow>, StoreError> {
-        self.query_maybe(
-            "SELECT step, loss, grad_norm, learning_rate, tokens, tokens_per_second, time_ms FROM steps
-             WHERE run = ?1 ORDER BY step DESC LIMIT 1",
+        let sql = format!("SELECT {STEP} FROM steps s WHERE run = ?1 ORDER BY step DESC LIMIT 1");
+        self.query_maybe(&sql, [run.as_str()], |row| read_step(row, 0))
+    }
+
+    /// How many steps the run was planned to have when each step was committed, by step.
+    pub fn horizons(&self, run: &RunName) -> Result<BTreeMap<u64, u64>, StoreError> {
+        let sql = "SELECT step, horizon FROM steps WHERE run = ?1 AND horizon IS NOT NULL";
+        let read = |row: &Row<'_>| Ok((unsigned(row, 0)?, unsigned(row, 1)?));
+        Ok(self.query(sql, [run.as_str()], read)?.into_iter().collect())
+    }
+
+    /// Records what the model of a step wrote after one of the spec's prompts.
+    pub fn record_sample(&self, run: &RunName, row: &SampleRow) -> Result<(), StoreError> {
+        let sql =
+            "INSERT OR REPLACE INTO samples (run, step, prompt, text) VALUES (?1, ?2, ?3, ?4)";
+        let (step, text) = (row.step as i64, &row.text);
+        self.execute(sql, params![run.as_str(), step, row.prompt, text])?;
+        Ok(())
+    }
+
+    /// What the models of the newest `steps` steps with samples wrote, by step and prompt.
+    pub fn samples(&self, run: &RunName, steps: u32) -> Result<Vec<SampleRow>, StoreError> {
+        self.query(
+            "SELECT step, prompt, text FROM samples WHERE run = ?1 AND step IN
+                 (SELECT DISTINCT step FROM samples WHERE run = ?1 ORDER BY step DESC LIMIT ?2)
+             ORDER BY step, prompt",
+            params![run.as_str(), steps],
+            |row| {
+                Ok(SampleRow {
+                    step: unsigned(row, 0)?,
+                    prompt: row.get(1)?,
+                    text: row.get(2)?,
+                })
+            },
+        )
+    }
+
+    /// Records how a worker's time went.
+    pub fn record_worker_times(
+        &self,
+        run: &RunName,
+        row: &WorkerTimesRow,
+    ) -> Result<(), StoreError> {
+        self.execute(
+            "INSERT OR REPLACE INTO worker_times (run, worker, step, time_ms, host, device, tokens, compute_us,
+                 exchange_us, wait_us, data_us)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            params![
+                run.as_str(),
+                row.worker,
+                row.step as i64,
+                row.time_ms as i64,
+                row.host,
+                row.device,
+                row.tokens as i64,
+                row.compute_us as i64,
+                row.exchange_us as i64,
+                row.wait_us as i64,
+                row.data_us as i64,
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// How the workers' time went, by worker and step.
+    pub fn worker_times(&self, run: &RunName) -> Result<Vec<WorkerTimesRow>, StoreError> {
+        self.query(
+            "SELECT worker, step, time_ms, host, device, tokens, compute_us, exchange_us, wait_us, data_us
+             FROM worker_times WHERE run = ?1 ORDER BY worker, step",
             [run.as_str()],
-            read_step,
+            |row| {
+                Ok(WorkerTimesRow {
+                    worker: row.get(0)?,
+                    step: unsigned(row, 1)?,
+                    time_ms: unsigned(row, 2)?,
+                    host: row.get(3)?,
+                    device: row.get(4)?,
+                    tokens: unsigned(row, 5)?,
+                    compute_us: unsigned(row, 6)?,
+                    exchange_us: unsigned(row, 7)?,
+                    wait_us: unsigned(row, 8)?,
+                    data_us: unsigned(row, 9)?,
+                })
+            },
         )
     }
 
@@ -120,39 +223,93 @@ impl Store {
         self.query_maybe(sql, params![run.as_str(), kind], |row| row.get(0))
     }
 
-    /// At most `limit` events with an id above `after`, in order: of a run, or all.
+    /// At most `limit` events with an id above `after`, in order: of a run, or all. A step's event has the metrics that the
+    /// step has now; that of a step which was taken back is left out.
     pub fn events(
         &self,
         run: Option<&RunName>,
         after: u64,
         limit: u32,
     ) -> Result<Vec<EventRow>, StoreError> {
-        self.query(
+        let of_run = if run.is_some() {
+            "e.run = ?1"
+        } else {
+            "?1 IS NULL"
+        };
+        let sql = format!(
+            "SELECT e.id, e.run, e.time_ms, e.kind, e.text, {STEP} FROM events e
+             LEFT JOIN steps s ON e.kind = 'step' AND s.run = e.run AND s.step = CAST(e.text AS INTEGER)
+             WHERE {of_run} AND e.id > ?2 AND (e.kind != 'step' OR s.step IS NOT NULL) ORDER BY e.id LIMIT ?3"
+        );
+        let params = params![run.map(RunName::as_str), after as i64, limit];
+        self.query(&sql, params, read_event)
+    }
+
+    /// The newest events of a run that are none of `without`, oldest first.
+    pub fn newest_events(
+        &self,
+        run: &RunName,
+        without: &[&str],
+        limit: u32,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        let words: Vec<String> = without.iter().map(|word| format!("'{word}'")).collect();
+        let sql = format!(
             "SELECT id, run, time_ms, kind, text FROM events
-             WHERE (?1 IS NULL OR run = ?1) AND id > ?2 ORDER BY id LIMIT ?3",
-            params![run.map(RunName::as_str), after as i64, limit],
-            |row| {
-                Ok(EventRow {
-                    id: unsigned(row, 0)?,
-                    run: row.get(1)?,
-                    time_ms: unsigned(row, 2)?,
-                    kind: row.get(3)?,
-                    text: row.get(4)?,
-                })
-            },
-        )
+             WHERE run = ?1 AND kind NOT IN ({}) ORDER BY id DESC LIMIT ?2",
+            words.join(",")
+        );
+        let read = |row: &Row<'_>| {
+            Ok(EventRow {
+                id: unsigned(row, 0)?,
+                run: row.get(1)?,
+                time_ms: unsigned(row, 2)?,
+                kind: row.get(3)?,
+                text: row.get(4)?,
+            })
+        };
+        let mut rows = self.query(&sql, params![run.as_str(), limit], read)?;
+        rows.reverse();
+        Ok(rows)
     }
 }
 
-fn read_step(row: &Row<'_>) -> rusqlite::Result<StepRow> {
+/// Columns of [`read_step`], in its order, of a table that is called `s`.
+pub(super) const STEP: &str = "s.step, s.horizon, s.loss, s.grad_norm, s.learning_rate, s.tokens, s.tokens_per_second, s.epoch,
+    s.bits_per_byte, s.mfu, s.time_ms";
+
+fn read_event(row: &Row<'_>) -> rusqlite::Result<EventRow> {
+    let run: Option<String> = row.get(1)?;
+    let kind: String = row.get(3)?;
+    let text = match (kind.as_str(), &run) {
+        ("step", Some(run)) => {
+            let event = RunEvent::Step(read_step(row, 5)?.event(run.clone()));
+            serde_json::to_string(&event).expect("events are JSON")
+        }
+        _ => row.get(4)?,
+    };
+    Ok(EventRow {
+        id: unsigned(row, 0)?,
+        run,
+        time_ms: unsigned(row, 2)?,
+        kind,
+        text,
+    })
+}
+
+pub(super) fn read_step(row: &Row<'_>, first: usize) -> rusqlite::Result<StepRow> {
+    let known = |column: usize| row.get::<_, Option<f64>>(first + column);
     Ok(StepRow {
-        step: unsigned(row, 0)?,
-        loss: float(row, 1)?,
-        grad_norm: float(row, 2)?,
-        learning_rate: float(row, 3)?,
-        tokens: unsigned(row, 4)?,
-        tokens_per_second: float(row, 5)?,
-        time_ms: unsigned(row, 6)?,
+        step: unsigned(row, first)?,
+        horizon: row.get::<_, Option<i64>>(first + 1)?.unwrap_or(0) as u64,
+        loss: float(row, first + 2)?,
+        grad_norm: float(row, first + 3)?,
+        learning_rate: float(row, first + 4)?,
+        tokens: unsigned(row, first + 5)?,
+        tokens_per_second: float(row, first + 6)?,
+        epoch: known(7)?.unwrap_or(0.0),
+        bits_per_byte: known(8)?,
+        mfu: known(9)?,
+        time_ms: unsigned(row, first + 10)?,
     })
 }
 
@@ -188,11 +345,15 @@ mod tests {
     fn step(step: u64) -> StepRow {
         StepRow {
             step,
+            horizon: 9,
             loss: 0.1 + 0.2,
             grad_norm: 1.5,
             learning_rate: 1e-3,
             tokens: 1024 * step,
             tokens_per_second: 20_000.0,
+            epoch: 0.25,
+            bits_per_byte: Some(2.0),
+            mfu: None,
             time_ms: 1000 + step,
         }
     }

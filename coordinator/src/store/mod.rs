@@ -23,7 +23,7 @@ pub use handle::{Receipt, StoreHandle};
 pub use ledger::Appended;
 pub use rows::{
     AssignmentRow, AttemptRow, CheckpointRow, CorpusRow, EvalRow, EventRow, FaultRow, NewRun,
-    RunRow, RunStatus, StepRow,
+    RunRow, RunStatus, SampleRow, StepRow, WorkerTimesRow,
 };
 pub use schema::SCHEMA_VERSION;
 
@@ -194,6 +194,7 @@ pub(crate) mod tests {
             spec: spec(),
             identity: "identity".into(),
             parent: None,
+            facts: None,
         }
     }
 

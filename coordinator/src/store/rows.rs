@@ -1,5 +1,6 @@
 //! What the store holds, row by row. Times are milliseconds since the epoch, losses nats per token.
 
+use cohort_common::api::{RunFacts, StepEvent};
 use cohort_common::home::RunName;
 use cohort_common::spec::{RunKind, RunSpec};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,8 @@ pub struct NewRun {
     pub identity: String,
     /// The checkpoint that it starts from, as the user named it.
     pub parent: Option<String>,
+    /// What does not change while it trains, where it is known.
+    pub facts: Option<RunFacts>,
 }
 
 /// A run.
@@ -118,6 +121,8 @@ pub struct RunRow {
 pub struct StepRow {
     /// The step.
     pub step: u64,
+    /// Steps of the whole run, as it was planned then; 0 where that is not known.
+    pub horizon: u64,
     /// Mean training loss.
     pub loss: f64,
     /// Gradient norm before clipping.
@@ -128,8 +133,69 @@ pub struct StepRow {
     pub tokens: u64,
     /// Speed of the cluster.
     pub tokens_per_second: f64,
+    /// Passes over the training split so far; 0 where that is not known.
+    pub epoch: f64,
+    /// Loss per byte of text, in bits.
+    pub bits_per_byte: Option<f64>,
+    /// Model FLOPs utilisation.
+    pub mfu: Option<f64>,
     /// When the step was committed.
     pub time_ms: u64,
+}
+
+impl StepRow {
+    /// The event that tells of the step.
+    pub fn event(self, run: String) -> StepEvent {
+        StepEvent {
+            run,
+            step: self.step,
+            steps: self.horizon,
+            loss: self.loss,
+            grad_norm: self.grad_norm,
+            learning_rate: self.learning_rate,
+            tokens: self.tokens,
+            tokens_per_second: self.tokens_per_second,
+            epoch: self.epoch,
+            bits_per_byte: self.bits_per_byte,
+            mfu: self.mfu,
+        }
+    }
+}
+
+/// What the model of a step wrote after one of the spec's prompts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SampleRow {
+    /// After that many steps.
+    pub step: u64,
+    /// The prompt's place in the spec.
+    pub prompt: u32,
+    /// What was written.
+    pub text: String,
+}
+
+/// How a worker's time went over some steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WorkerTimesRow {
+    /// The worker.
+    pub worker: String,
+    /// The last of the steps.
+    pub step: u64,
+    /// When that was committed.
+    pub time_ms: u64,
+    /// Its host.
+    pub host: String,
+    /// What computes.
+    pub device: String,
+    /// Tokens that it computed.
+    pub tokens: u64,
+    /// Microseconds of computing.
+    pub compute_us: u64,
+    /// Microseconds of sending and receiving, while nothing was computed.
+    pub exchange_us: u64,
+    /// Microseconds without anything to do.
+    pub wait_us: u64,
+    /// Microseconds of waiting for text.
+    pub data_us: u64,
 }
 
 /// A validation.

@@ -1,5 +1,6 @@
 //! Runs: entering, finding, following their life.
 
+use cohort_common::api::RunFacts;
 use cohort_common::home::{MAX_RUN_NAME, RunName};
 use cohort_common::spec::RunSpec;
 use rusqlite::{ErrorCode, Row, params};
@@ -45,6 +46,10 @@ impl Store {
     pub fn create_run(&self, run: &NewRun, time_ms: u64) -> Result<(), StoreError> {
         let spec_json = spec_json(&run.spec);
         let kind = serde_json::to_value(run.spec.kind).expect("a kind is a word");
+        let facts_json = run
+            .facts
+            .as_ref()
+            .map(|facts| serde_json::to_string(facts).expect("facts are plain data"));
         let values = params![
             run.name.as_str(),
             kind.as_str(),
@@ -52,11 +57,12 @@ impl Store {
             run.identity,
             RunStatus::Queued.as_str(),
             time_ms as i64,
-            run.parent
+            run.parent,
+            facts_json
         ];
         let inserted = self.execute(
-            "INSERT INTO runs (name, kind, spec_json, identity, status, created_ms, parent)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO runs (name, kind, spec_json, identity, status, created_ms, parent, facts_json)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             values,
         );
         match inserted {
@@ -89,6 +95,20 @@ impl Store {
         );
         let rows = self.parse_all(self.query(&sql, [identity], read)?)?;
         Ok(rows.into_iter().find(|r| r.status.is_unfinished()))
+    }
+
+    /// What is known of a run from its submission on; `None` for a run of an earlier version, or one whose database was
+    /// lost.
+    pub fn facts(&self, name: &RunName) -> Result<Option<RunFacts>, StoreError> {
+        let sql = "SELECT facts_json FROM runs WHERE name = ?1";
+        let json: Option<String> = self
+            .query_maybe(sql, [name.as_str()], |row| row.get(0))?
+            .flatten();
+        let parse = |json: String| {
+            serde_json::from_str(&json)
+                .map_err(|error| self.unreadable(format!("the facts of run `{name}`"), error))
+        };
+        json.map(parse).transpose()
     }
 
     /// Queues a run, unless its status is no longer `was`: then somebody else was faster. Says whether it did.
@@ -149,7 +169,7 @@ impl Store {
     /// Forgets what a run committed after a step: its ledger, metrics, validations and assignments from there on. Only for
     /// a run that goes on from that step with another horizon. What happened to its workers stays, as its events do.
     pub fn truncate(&self, name: &RunName, step: u64) -> Result<(), StoreError> {
-        for table in ["ledger", "steps", "evals"] {
+        for table in ["ledger", "steps", "evals", "samples"] {
             let sql = format!("DELETE FROM {table} WHERE run = ?1 AND step > ?2");
             self.execute(&sql, params![name.as_str(), step as i64])?;
         }

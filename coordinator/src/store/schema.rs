@@ -12,7 +12,7 @@ const APPLICATION_ID: i64 = 0x4368_7274;
 
 /// One script per schema version: script `i` takes a database from version `i` to `i + 1`. Never edit one that was
 /// released; append another.
-const MIGRATIONS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: [&str; 4] = [VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 const VERSION_1: &str = "
     CREATE TABLE runs (
@@ -139,6 +139,60 @@ const VERSION_2: &str = "
 const VERSION_3: &str = "
     -- Of a classifier: samples by label and by the label they were given, row by row, as a list in JSON.
     ALTER TABLE evals ADD COLUMN confusion TEXT;
+";
+
+/// What the web page and its kin show; a step's metrics are kept once, and its event only names it.
+const VERSION_4: &str = "
+    -- Steps of the whole run, as it was planned when the step was committed.
+    ALTER TABLE steps ADD COLUMN horizon INTEGER;
+    -- Passes over the training split.
+    ALTER TABLE steps ADD COLUMN epoch REAL;
+    ALTER TABLE steps ADD COLUMN bits_per_byte REAL;
+    -- Model FLOPs utilisation, from 0 to 1.
+    ALTER TABLE steps ADD COLUMN mfu REAL;
+
+    CREATE TEMP TABLE told AS
+        SELECT run, json_extract(text, '$.step') AS step, json_extract(text, '$.steps') AS horizon,
+               json_extract(text, '$.epoch') AS epoch
+        FROM events WHERE kind = 'step';
+    CREATE INDEX temp.told_by_step ON told (run, step);
+    UPDATE steps SET
+        horizon = (SELECT horizon FROM told WHERE told.run = steps.run AND told.step = steps.step LIMIT 1),
+        epoch = (SELECT epoch FROM told WHERE told.run = steps.run AND told.step = steps.step LIMIT 1);
+    DROP TABLE told;
+    -- The text of a step's event is the number of the step from here on.
+    UPDATE events SET text = json_extract(text, '$.step') WHERE kind = 'step';
+
+    -- `cohort_common::api::RunFacts` as JSON: what does not change while a run trains.
+    ALTER TABLE runs ADD COLUMN facts_json TEXT;
+
+    -- Whether the step's update was left out.
+    ALTER TABLE ledger ADD COLUMN skipped INTEGER NOT NULL DEFAULT 0;
+
+    -- What the model of a step writes after the prompts of the spec.
+    CREATE TABLE samples (
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        step INTEGER NOT NULL,
+        prompt INTEGER NOT NULL,
+        text TEXT NOT NULL,
+        PRIMARY KEY (run, step, prompt)
+    ) STRICT, WITHOUT ROWID;
+
+    -- How a worker's time went, in microseconds, over the steps up to this one since its row before.
+    CREATE TABLE worker_times (
+        run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+        worker TEXT NOT NULL,
+        step INTEGER NOT NULL,
+        time_ms INTEGER NOT NULL,
+        host TEXT NOT NULL,
+        device TEXT NOT NULL,
+        tokens INTEGER NOT NULL,
+        compute_us INTEGER NOT NULL,
+        exchange_us INTEGER NOT NULL,
+        wait_us INTEGER NOT NULL,
+        data_us INTEGER NOT NULL,
+        PRIMARY KEY (run, worker, step)
+    ) STRICT, WITHOUT ROWID;
 ";
 
 /// The schema version of this build.
@@ -268,6 +322,8 @@ fn immutable_uri(path: &Path) -> String {
 mod tests {
     use std::fs;
 
+    use cohort_common::api::RunEvent;
+
     use super::super::tests::{name, store_with_run};
     use super::*;
 
@@ -312,7 +368,10 @@ mod tests {
              INSERT INTO runs (name, kind, spec_json, identity, status, created_ms, step, parent)
              VALUES ('tiny-1', 'pretrain', '{spec}', 'identity', 'running', 1000, 7, 'base@best');
              INSERT INTO attempts (run, step, lane, worker, outcome) VALUES ('tiny-1', 7, 3, 'w1', 'lost');
-             INSERT INTO events (run, time_ms, kind, text) VALUES ('tiny-1', 5, 'note', 'words');"
+             INSERT INTO steps VALUES ('tiny-1', 7, 2.5, 1.5, 0.001, 700, 100.0, 6);
+             INSERT INTO events (run, time_ms, kind, text) VALUES ('tiny-1', 5, 'note', 'words');
+             INSERT INTO events (run, time_ms, kind, text)
+             VALUES ('tiny-1', 6, 'step', '{{\"event\":\"step\",\"step\":7,\"steps\":9,\"epoch\":0.5}}');"
         ))
         .unwrap();
         drop(old);
@@ -326,7 +385,13 @@ mod tests {
         assert_eq!((row.step, row.workers), (7, 0));
         assert_eq!(row.parent.as_deref(), Some("base@best"));
         assert_eq!(store.attempts(&run, 7).unwrap()[0].worker, "w1");
-        assert_eq!(store.events(Some(&run), 0, 9).unwrap().len(), 1);
+        let events = store.events(Some(&run), 0, 9).unwrap();
+        assert_eq!(events[0].text, "words");
+        let told: RunEvent = serde_json::from_str(&events[1].text).unwrap();
+        assert!(
+            matches!(&told, RunEvent::Step(s) if (s.step, s.steps, s.epoch, s.loss) == (7, 9, 0.5, 2.5)),
+            "{told:?}"
+        );
         assert_eq!(store.faults(&run, 9).unwrap(), []);
         store.set_workers(&run, 3).unwrap();
         drop(store);
@@ -342,7 +407,7 @@ mod tests {
         for opened in [Store::open(&path), Store::open_read_only(&path)] {
             let error = opened.err().unwrap().to_string();
             assert!(
-                error.contains("schema version 99, this build of cohort knows up to 3"),
+                error.contains("schema version 99, this build of cohort knows up to 4"),
                 "{error}"
             );
         }
