@@ -78,13 +78,16 @@ pub fn samples(supervised: &Supervised) -> Vec<String> {
 }
 
 /// What a loss is to be compared with.
-fn losses(baselines: &Baselines) -> String {
+pub fn losses(baselines: &Baselines) -> String {
     let mut text = format!("uniform {:.4}", baselines.uniform);
     if let Some(unigram) = baselines.unigram {
         text += &format!(", unigram {unigram:.4}");
     }
     if let Some(ngram) = &baselines.ngram {
-        text += &format!(", {}-gram {:.4}", ngram.order, ngram.loss);
+        // With an order of 1 it is the unigram.
+        if ngram.order > 1 {
+            text += &format!(", {}-gram {:.4}", ngram.order, ngram.loss);
+        }
         if let Some(bits) = ngram.bits_per_byte {
             text += &format!(" ({bits:.4} bits per byte)");
         }

@@ -15,8 +15,8 @@
 //! that are learned, as they weigh in a validation. For a classification the tokens are labels and there is no context,
 //! so its unigram is the loss of always answering with the training split's frequencies.
 //!
-//! Nothing is looked up: both sides' n-grams are sorted and merged, order by order. So memory is two integers of 128 bits
-//! for each token that is read, which is bounded, and the result depends on nothing but the tokens.
+//! Nothing is looked up: both sides' n-grams are sorted and merged, order by order. So memory is an integer of 128 bits
+//! for each token that is counted and two for each that is scored, and the result depends on nothing but the tokens.
 //!
 //! They are made once for a corpus and kept beside its shards, in a file that is no part of its fingerprint.
 
@@ -38,7 +38,7 @@ const VERSION: u32 = 1;
 const ORDERS: usize = 5;
 /// Bits of one token in a packed n-gram: vocabularies are at most 2^20.
 const BITS: u32 = 25;
-/// Training tokens that are counted at most: some seconds, and less than 300 MB.
+/// Training tokens that are counted at most: a few seconds, and less than 250 MB.
 const COUNTED: u64 = 1 << 22;
 /// Validation tokens that are scored at most.
 const SCORED: u64 = 1 << 20;
