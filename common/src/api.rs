@@ -361,6 +361,9 @@ pub struct RunInfo {
     pub finished_ms: Option<u64>,
     /// Its place in the queue; 1 is next.
     pub queue_place: Option<usize>,
+    /// Workers that trained it when its newest step was committed; 0 before the first.
+    #[serde(default)]
+    pub workers: u32,
     /// The last committed step.
     pub last_step: Option<StepEvent>,
     /// Its validations.
