@@ -12,6 +12,8 @@ mod exchange;
 mod faults;
 mod hub;
 mod messages;
+#[cfg(unix)]
+mod plan;
 mod protocol;
 mod runs;
 mod support;

@@ -4,6 +4,7 @@ mod audit;
 mod checkpoints;
 mod cluster;
 mod common;
+mod plan;
 mod runs;
 mod train;
 
@@ -13,6 +14,7 @@ pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
 pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
+pub use plan::PlanArgs;
 pub use runs::{
     CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
     FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs,
@@ -82,6 +84,8 @@ pub enum Verb {
     Presets(PresetsArgs),
     /// Show samples as the model will see them, with what is learned marked, and count what cannot be used
     Preview(PreviewArgs),
+    /// Say what a run will take before it is begun, or compare that with what it has taken
+    Plan(PlanArgs),
     /// Serve: keep runs, corpora and checkpoints, and lead the workers
     Coordinator(CoordinatorArgs),
     /// Join a coordinator and compute for it
