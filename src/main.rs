@@ -15,9 +15,11 @@ mod output;
 mod prepare;
 mod references;
 mod registry;
+mod step_line;
 mod submit;
 mod transfer;
 mod uploads;
+mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -18,3 +18,5 @@ mod support;
 mod training;
 mod transfer;
 mod verify;
+#[cfg(unix)]
+mod watch;

@@ -12,10 +12,10 @@ use clap::{Parser, Subcommand};
 pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
-pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
+pub use common::{ConnectArgs, HomeArgs, JsonArgs, LocalArgs, TokenArgs};
 pub use runs::{
     CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
-    FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs,
+    FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs, WatchArgs,
 };
 pub use train::{FinetuneArgs, PretrainArgs, PreviewArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
@@ -72,6 +72,8 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Come back to a run and watch it until it rests
     Follow(FollowArgs),
+    /// Watch a run and its workers in the terminal: curves, speed, what happened; keys pause, resume or cancel it
+    Watch(WatchArgs),
     /// End a run for good; its checkpoints stay
     Cancel(RunArgs),
     /// Delete a run with its files
