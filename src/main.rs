@@ -19,9 +19,11 @@ mod prepare;
 mod references;
 mod registry;
 mod source;
+mod step_line;
 mod submit;
 mod transfer;
 mod uploads;
+mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -22,3 +22,5 @@ mod support;
 mod training;
 mod transfer;
 mod verify;
+#[cfg(unix)]
+mod watch;

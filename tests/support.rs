@@ -12,6 +12,8 @@ pub mod proxy;
 pub mod random;
 #[cfg(unix)]
 pub mod signal;
+#[cfg(unix)]
+pub mod terminal;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

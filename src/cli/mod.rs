@@ -14,13 +14,13 @@ use clap::{Parser, Subcommand};
 pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
-pub use common::{ConnectArgs, HomeArgs, LocalArgs, NotifyArgs, TokenArgs};
+pub use common::{ConnectArgs, HomeArgs, JsonArgs, LocalArgs, NotifyArgs, TokenArgs};
 pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};
 pub use plan::PlanArgs;
 pub use runs::{
     CheckpointArgs, CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs,
     CorpusShowArgs, CorpusVerb, FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs,
-    RunArgs, RunsArgs,
+    RunArgs, RunsArgs, WatchArgs,
 };
 pub use train::{FinetuneArgs, PretrainArgs, PreviewArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
@@ -83,6 +83,8 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Come back to a run and watch it until it rests
     Follow(FollowArgs),
+    /// Watch a run and its workers in the terminal: curves, speed, what happened; keys pause, resume or cancel it
+    Watch(WatchArgs),
     /// End a run for good; its checkpoints stay
     Cancel(RunArgs),
     /// Delete a run with its files

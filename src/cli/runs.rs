@@ -58,6 +58,26 @@ pub struct FollowArgs {
     pub connect: ConnectArgs,
 }
 
+/// Arguments of `watch`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Without a name it shows the run that trains, or else the newest. Leaving it never stops a run. Where stdout is no terminal it prints lines, like `cohort follow`. NO_COLOR=1 takes the colours away.
+Where no coordinator runs, it shows what the home directory has of the run.
+
+Keys: q leaves, ? shows all keys.
+
+Examples:
+  cohort watch
+  cohort watch tiny-1 --coordinator http://HOST:7070 --token-file token"
+)]
+pub struct WatchArgs {
+    /// The run
+    pub run: Option<String>,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
 /// Arguments of `rm`.
 #[derive(Args, Debug)]
 #[command(after_help = "Says what would be deleted, and asks.

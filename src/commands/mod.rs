@@ -31,6 +31,7 @@ mod runs;
 mod status;
 mod transfer;
 mod verify;
+mod watch;
 mod worker;
 
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Ledger(args) => done(ledger::run(args).await),
         Verb::Verify(args) => done(verify::run(args).await),
         Verb::Follow(args) => follow::run(args).await,
+        Verb::Watch(args) => watch::run(args).await,
         Verb::Cancel(args) => done(cancel::run(args).await),
         Verb::Rm(args) => done(rm::run(args).await),
         Verb::Corpus(args) => done(corpus::run(args.verb).await),

@@ -10,6 +10,8 @@ mod png;
 mod svg;
 mod ticks;
 
+pub use ticks::Ticks;
+
 /// Curves in one picture, with their axes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chart {

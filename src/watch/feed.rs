@@ -1,0 +1,337 @@
+//! The one background task of the dashboard: looks at the cluster and the run each second, follows the run's events in
+//! between, comes back to a coordinator that was started again, and carries out what the keys ask for.
+//!
+//! Where no coordinator runs it reads the home directory instead, once for each thing that is looked at.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use cohort_common::api::{History, HistoryRequest, NumberedEvent, RunEvent, RunInfo, RunView};
+use cohort_coordinator::offline;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::state::{Action, Link, Look, News};
+use crate::client::{Client, Events};
+use crate::context::Context;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// A coordinator that takes longer to answer counts as lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The list of runs is looked at with every look while it is open, and else once in so many.
+const RUNS_EVERY: u64 = 5;
+
+/// Where a dashboard's data come from.
+pub enum Source {
+    /// A coordinator.
+    Live(Box<Client>),
+    /// A coordinator that is gone.
+    Lost,
+    /// A home directory without one.
+    Home(PathBuf),
+}
+
+impl Source {
+    /// Whether it is worth looking at.
+    pub fn link(&self) -> Link {
+        match self {
+            Self::Live(_) => Link::Live,
+            Self::Lost => Link::Lost(String::new()),
+            Self::Home(home) => Link::Home(home.display().to_string()),
+        }
+    }
+
+    /// All runs, oldest first.
+    pub async fn runs(&mut self) -> Result<Vec<RunInfo>> {
+        match self {
+            Self::Live(client) => client.runs().await,
+            Self::Lost => Err(anyhow!("the coordinator is gone")),
+            Self::Home(home) => {
+                let home = home.clone();
+                Ok(tokio::task::spawn_blocking(move || offline::runs(&home)).await??)
+            }
+        }
+    }
+
+    /// A run.
+    pub async fn view(&mut self, run: &str) -> Result<RunView> {
+        match self {
+            Self::Live(client) => client.view_run(run).await,
+            Self::Lost => Err(anyhow!("the coordinator is gone")),
+            Self::Home(home) => {
+                let (home, run) = (home.clone(), run.to_owned());
+                Ok(tokio::task::spawn_blocking(move || offline::view(&home, &run)).await??)
+            }
+        }
+    }
+}
+
+/// The feed of a dashboard.
+pub struct Feed {
+    /// Finds a coordinator.
+    pub context: Context,
+    /// Where data come from.
+    pub source: Source,
+    /// What is looked at.
+    pub look: watch::Receiver<Look>,
+    /// What is to be done.
+    pub asks: mpsc::Receiver<(Action, String)>,
+    /// Where news go.
+    pub news: mpsc::Sender<News>,
+}
+
+/// What the feed remembers between two looks.
+#[derive(Default)]
+struct Seen {
+    /// The run's events, while it is under way.
+    events: Option<Events>,
+    /// The last event that is known.
+    event: u64,
+    /// The run, and the look and the step of the history that was fetched last.
+    history: Option<(Look, u64)>,
+    /// What a home directory was read for last.
+    home: Option<Look>,
+    /// The run that was looked at last.
+    run: Option<String>,
+    /// Looks so far.
+    looks: u64,
+}
+
+impl Feed {
+    /// Brings news until nobody wants any.
+    pub async fn run(mut self) {
+        let mut seen = Seen::default();
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let look_now = tokio::select! {
+                _ = ticks.tick() => true,
+                changed = self.look.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+                ask = self.asks.recv() => match ask {
+                    Some((action, run)) => {
+                        self.act(action, run);
+                        false
+                    }
+                    None => return,
+                },
+                event = next_event(&mut seen.events) => match self.happened(event, &mut seen).await {
+                    Ok(look_now) => look_now,
+                    Err(Gone) => return,
+                },
+            };
+            if look_now && self.look(&mut seen).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Looks once. What goes wrong with that is news, too.
+    async fn look(&mut self, seen: &mut Seen) -> Result<(), Gone> {
+        let look = self.look.borrow_and_update().clone();
+        if !matches!(self.source, Source::Live(_)) {
+            self.find_coordinator(seen).await;
+        }
+        let looked = timeout(PATIENCE, self.see(&look, seen)).await;
+        let looked = looked.unwrap_or_else(|_| {
+            let seconds = PATIENCE.as_secs();
+            Err(anyhow!("no answer within {seconds} s"))
+        });
+        seen.looks += 1;
+        match looked {
+            Ok(news) => {
+                for piece in news {
+                    self.tell(piece).await?;
+                }
+                Ok(())
+            }
+            Err(error) => self.lose(error, seen).await,
+        }
+    }
+
+    /// A coordinator that runs now is better than what was there. Where none runs any more, the home directory has what
+    /// it has left.
+    async fn find_coordinator(&mut self, seen: &mut Seen) {
+        let found = timeout(PATIENCE, self.context.connect_if_running()).await;
+        match found {
+            Ok(Ok(Some(client))) => {
+                self.source = Source::Live(Box::new(client));
+                *seen = Seen::default();
+            }
+            Ok(Ok(None)) if matches!(self.source, Source::Lost) => {
+                self.source = Source::Home(self.context.home.clone());
+                *seen = Seen::default();
+            }
+            _ => {}
+        }
+    }
+
+    /// What there is to see.
+    async fn see(&mut self, look: &Look, seen: &mut Seen) -> Result<Vec<News>> {
+        let mut news = Vec::new();
+        let rests = matches!(self.source, Source::Home(_));
+        if matches!(self.source, Source::Lost) || (rests && seen.home.as_ref() == Some(look)) {
+            return Ok(news);
+        }
+        seen.home = rests.then(|| look.clone());
+        let mut active = None;
+        if let Source::Live(client) = &mut self.source {
+            let cluster = client.view_cluster().await?;
+            active = cluster.active.clone();
+            news.push(News::Cluster(Box::new(cluster)));
+        }
+        news.insert(0, News::Link(self.source.link()));
+        let mut name = look.run.clone().or(active);
+        if look.runs || name.is_none() || seen.looks.is_multiple_of(RUNS_EVERY) {
+            let runs = self.source.runs().await?;
+            name = name.or_else(|| runs.last().map(|run| run.name.clone()));
+            news.push(News::Runs(runs));
+        }
+        let Some(name) = name else {
+            return Ok(news);
+        };
+        if seen.run.as_ref() != Some(&name) {
+            seen.run = Some(name.clone());
+            seen.events = None;
+            seen.event = 0;
+            seen.history = None;
+        }
+        let view = match self.source.view(&name).await {
+            Ok(view) => view,
+            Err(error) if self.answers().await => {
+                news.push(News::Told(error.to_string()));
+                return Ok(news);
+            }
+            Err(error) => return Err(error),
+        };
+        let step = view.info.last_step.as_ref().map_or(0, |step| step.step);
+        self.follow(&view, seen).await?;
+        news.push(News::Run(Box::new(view)));
+        if seen.history.as_ref() != Some(&(look.clone(), step)) {
+            let history = self.history(&name, look, step).await?;
+            news.push(News::History(Box::new(history)));
+            seen.history = Some((look.clone(), step));
+        }
+        Ok(news)
+    }
+
+    /// Whether a coordinator answers, so that what was refused was refused for a reason.
+    async fn answers(&mut self) -> bool {
+        match &mut self.source {
+            Source::Live(client) => client.view_cluster().await.is_ok(),
+            Source::Lost => false,
+            Source::Home(_) => true,
+        }
+    }
+
+    async fn history(&mut self, run: &str, look: &Look, step: u64) -> Result<History> {
+        let request = HistoryRequest {
+            run: run.into(),
+            from: Some(step - (step >> look.zoom)).filter(|from| *from > 0),
+            to: None,
+            points: look.points,
+        };
+        match &mut self.source {
+            Source::Live(client) => client.history(&request).await,
+            Source::Lost => Err(anyhow!("the coordinator is gone")),
+            Source::Home(home) => {
+                let home = home.clone();
+                let read = move || offline::history(&home, &request);
+                Ok(tokio::task::spawn_blocking(read).await??)
+            }
+        }
+    }
+
+    /// Follows a run that is under way, from its newest event that is known.
+    async fn follow(&mut self, view: &RunView, seen: &mut Seen) -> Result<()> {
+        let Source::Live(client) = &mut self.source else {
+            return Ok(());
+        };
+        let last = view.timeline.last().map_or(0, |entry| entry.id);
+        seen.event = seen.event.max(last);
+        let under_way = matches!(view.info.status.as_str(), "running" | "queued");
+        if under_way && seen.events.is_none() {
+            seen.events = Some(client.follow(&view.info.name, seen.event).await?);
+        }
+        Ok(())
+    }
+
+    /// Takes an event in; tells whether it is worth a look.
+    async fn happened(
+        &mut self,
+        event: Result<Option<NumberedEvent>>,
+        seen: &mut Seen,
+    ) -> Result<bool, Gone> {
+        let Ok(Some(numbered)) = event else {
+            // The run rests, or the coordinator is gone: the next look tells.
+            seen.events = None;
+            return Ok(false);
+        };
+        seen.event = numbered.id;
+        match numbered.event {
+            RunEvent::Step(step) => {
+                self.tell(News::Step(step)).await?;
+                Ok(false)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// The coordinator does not answer any more.
+    async fn lose(&mut self, error: anyhow::Error, seen: &mut Seen) -> Result<(), Gone> {
+        let why = format!("{error:#}");
+        seen.events = None;
+        self.source = Source::Lost;
+        self.tell(News::Link(Link::Lost(why))).await
+    }
+
+    /// Does something to a run, beside everything else.
+    fn act(&mut self, action: Action, run: String) {
+        let Source::Live(client) = &self.source else {
+            return;
+        };
+        let (mut client, news) = (client.clone(), self.news.clone());
+        tokio::spawn(async move {
+            let done = match action {
+                Action::Pause => client.pause(&run).await,
+                Action::Resume => client.resume(&run).await,
+                Action::Cancel => client.cancel(&run).await,
+            };
+            let done = done.with_context(|| format!("cannot {} {run}", action.verb()));
+            let told = match done {
+                Ok(info) => came_of(action, &info),
+                Err(error) => format!("{error:#}"),
+            };
+            // Whoever asked may have left.
+            let _ = news.send(News::Told(told)).await;
+        });
+    }
+
+    async fn tell(&self, news: News) -> Result<(), Gone> {
+        self.news.send(news).await.map_err(|_| Gone)
+    }
+}
+
+/// Nobody wants news any more.
+struct Gone;
+
+async fn next_event(events: &mut Option<Events>) -> Result<Option<NumberedEvent>> {
+    match events {
+        Some(events) => events.next_of_run().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn came_of(action: Action, run: &RunInfo) -> String {
+    let name = &run.name;
+    match (action, run.queue_place) {
+        (Action::Pause, _) => format!("{name} is paused at step {}; u goes on with it", run.step),
+        (Action::Resume, Some(place)) => format!("{name} waits in the queue, place {place}"),
+        (Action::Resume, None) => format!("{name} goes on"),
+        (Action::Cancel, _) => format!("{name} is cancelled; its checkpoints stay"),
+    }
+}
