@@ -280,7 +280,8 @@ fn a_token_is_asked_for() {
     assert_clean(&browser, &url);
     browser.type_text("wrong");
     browser.press(&[key::ENTER]);
-    browser.wait_for("document.getElementById('token-error').textContent.includes('not the token')");
+    browser
+        .wait_for("document.getElementById('token-error').textContent.includes('not the token')");
     // The browser itself reports the refusal.
     let said = browser.console();
     assert!(
@@ -304,7 +305,8 @@ fn pictures() {
     let scene = Scene::new();
     let mut cluster = Cluster::start(&scene, 3);
     let url = cluster.url();
-    let text = real_data("shakespeare").map_or("text.txt".into(), |path| path.display().to_string());
+    let text =
+        real_data("shakespeare").map_or("text.txt".into(), |path| path.display().to_string());
     scene.run(&format!(
         "pretrain --preset nanogpt-shakespeare-cpu --corpus {text} --name shakespeare --coordinator {url} --detach \
          --set train.steps=600 --set train.eval_every=50 --set train.warmup_steps=20 --set checkpoint.every=100 --set train.eval_samples=64"
@@ -329,8 +331,11 @@ fn pictures() {
         browser.size(width, height, width < 500);
         browser.open(&format!("{url}/runs/shakespeare"));
         browser.wait_for(&format!("{} >= 2", ask::STEP));
-        browser.wait_for("document.querySelector('#workers tbody tr .split:not([hidden])') || true");
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
+        browser
+            .wait_for("document.querySelector('#workers tbody tr .split:not([hidden])') || true");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("docs")
+            .join(name);
         std::fs::write(path, browser.screenshot()).expect("the picture is written");
     }
 }

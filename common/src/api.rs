@@ -14,8 +14,8 @@ pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
 pub use metrics::{MetricsRequest, StepMetrics};
 pub use view::{
-    Band, ClusterView, FaultTotal, History, HistoryRequest, RunFacts, RunSummary, RunView, SampleInfo,
-    SystemView, TimeSplit, TimelineEntry, WorkerView,
+    Band, ClusterView, FaultTotal, History, HistoryRequest, RunFacts, RunSummary, RunView,
+    SampleInfo, SystemView, TimeSplit, TimelineEntry, WorkerView,
 };
 
 use crate::corpus::{Baselines, Supervised, SupervisedConfig};

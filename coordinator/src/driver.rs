@@ -23,8 +23,8 @@ use tracing::{error, info, warn};
 
 use crate::exchange::{Exchange, Host};
 use crate::history::Histories;
-use crate::readers::Readers;
 use crate::notify::Notices;
+use crate::readers::Readers;
 use crate::record::{CheckpointDone, RunRecord};
 use crate::store::StoreHandle;
 

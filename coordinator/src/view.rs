@@ -2,8 +2,8 @@
 //! shows a run to a person asks here; the cluster's part of the model comes from the driver.
 
 use cohort_common::api::{
-    AnomalyEvent, CheckpointInfo, EvalEvent, History, HistoryRequest, RunEvent, RunFacts, RunInfo, RunSummary,
-    RunView, SampleInfo, StepEvent, TimelineEntry,
+    AnomalyEvent, CheckpointInfo, EvalEvent, History, HistoryRequest, RunEvent, RunFacts, RunInfo,
+    RunSummary, RunView, SampleInfo, StepEvent, TimelineEntry,
 };
 use cohort_common::home::{Home, RunName};
 use cohort_common::spec::{RunSpec, human_bytes};
@@ -93,7 +93,7 @@ pub fn run(
 /// What is known of a run whose facts were not kept: what its corpus tells, if that is here.
 pub fn corpus_facts(home: &Home, spec: &RunSpec) -> RunFacts {
     match open_corpus(home, &spec.corpus) {
-        Ok(corpus) => facts_of(spec, corpus.index(), Vec::new()),
+        Ok(corpus) => facts_of(spec, &corpus, Vec::new()),
         Err(_) => RunFacts {
             parameters: spec.parameters(),
             trained: spec.layout().len() as u64,

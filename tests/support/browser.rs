@@ -183,7 +183,8 @@ impl Browser {
     pub fn console(&self) -> Vec<String> {
         let entries = self.post("/se/log", &json!({"type": "browser"}));
         let entries = entries.as_array().into_iter().flatten();
-        let loud = entries.filter(|entry| entry["level"] == "SEVERE" || entry["level"] == "WARNING");
+        let loud =
+            entries.filter(|entry| entry["level"] == "SEVERE" || entry["level"] == "WARNING");
         loud.map(|entry| entry["message"].to_string()).collect()
     }
 
