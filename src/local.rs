@@ -43,6 +43,8 @@ pub struct Options {
     /// Whether it serves a single command. Then unfinished runs of earlier clusters are set aside: the command's own
     /// run would wait behind them, perhaps for more workers than there are.
     pub private: bool,
+    /// Variables of its processes' environment, beside those of this process.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 /// A cluster of child processes. Dropping it kills them.
@@ -179,12 +181,7 @@ impl LocalCluster {
 }
 
 impl Process {
-    fn spawn(
-        name: String,
-        home: &Home,
-        secret: Option<&Secret>,
-        arguments: &[&str],
-    ) -> Result<Self> {
+    fn spawn(name: String, home: &Home, options: &Options, arguments: &[&str]) -> Result<Self> {
         let log = home.logs().join(format!("{name}.log"));
         let file = std::fs::File::create(&log)
             .with_context(|| format!("cannot write the log `{}`", log.display()))?;
@@ -201,7 +198,8 @@ impl Process {
             .stdout(file.try_clone()?)
             .stderr(file)
             .kill_on_drop(true);
-        if let Some(secret) = secret {
+        command.envs(options.variables.iter().cloned());
+        if let Some(secret) = &options.secret {
             command.env(TOKEN_VARIABLE, &secret.text);
         }
         if std::env::var_os(logs::VARIABLE).is_none() {
@@ -269,12 +267,7 @@ async fn set_aside(client: &mut Client) -> Result<Vec<String>> {
 
 fn coordinator(options: &Options, home: &Home) -> Result<Process> {
     let arguments = ["coordinator", "--listen", &options.listen];
-    Process::spawn(
-        "coordinator".into(),
-        home,
-        options.secret.as_ref(),
-        &arguments,
-    )
+    Process::spawn("coordinator".into(), home, options, &arguments)
 }
 
 fn worker(options: &Options, home: &Home, url: &str, number: u32) -> Result<Process> {
@@ -282,7 +275,7 @@ fn worker(options: &Options, home: &Home, url: &str, number: u32) -> Result<Proc
     let threads = threads.to_string();
     let arguments = ["worker", "--coordinator", url, "--threads", &threads];
     let name = format!("worker-{number}");
-    Process::spawn(name, home, options.secret.as_ref(), &arguments)
+    Process::spawn(name, home, options, &arguments)
 }
 
 /// A worker's share of the cores.

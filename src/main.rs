@@ -16,6 +16,7 @@ mod prepare;
 mod references;
 mod registry;
 mod submit;
+mod traces;
 mod transfer;
 mod uploads;
 

@@ -84,6 +84,7 @@ impl Session {
             threads: local.threads,
             secret: context.secret.clone(),
             private: true,
+            variables: Vec::new(),
         };
         let cluster = LocalCluster::start(&options).await?;
         let threads = options.threads.unwrap_or_else(|| local::share(workers));

@@ -10,11 +10,13 @@ mod deploy;
 mod exchange;
 #[cfg(unix)]
 mod faults;
+mod figures;
 mod hub;
 mod messages;
 mod protocol;
 mod runs;
 mod support;
+mod traces;
 mod training;
 mod transfer;
 mod verify;

@@ -7,6 +7,7 @@ mod corpora;
 mod data;
 mod driver;
 pub mod exchange;
+mod figures;
 mod happenings;
 mod history;
 mod ledger;
@@ -20,6 +21,8 @@ mod service;
 mod session;
 mod status;
 pub mod store;
+mod system;
+mod trace;
 mod view;
 
 use std::future::Future;
@@ -29,6 +32,7 @@ use std::sync::Arc;
 use cohort_common::cluster::Limits;
 use cohort_common::home::{Home, HomeError};
 use cohort_common::net::{self, Token};
+use cohort_common::traces::Traces;
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1::client_server::ClientServer;
 use cohort_proto::v1::data_server::DataServer;
@@ -52,6 +56,8 @@ pub struct Config {
     pub token: Option<Token>,
     /// Deadlines.
     pub limits: Limits,
+    /// Where traces of steps go, if anywhere.
+    pub traces: Traces,
 }
 
 /// Why a coordinator cannot serve.
@@ -98,7 +104,7 @@ pub async fn serve(
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
-    let (cluster, driver) = Cluster::start(home, store, config.limits);
+    let (cluster, driver) = Cluster::start(home, store, config.limits, config.traces.clone());
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;

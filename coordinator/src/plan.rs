@@ -102,6 +102,7 @@ pub async fn enqueue(
             started: Instant::now(),
             pending: None,
             pausing: false,
+            peak_flops: None,
         })
     })
     .await?;

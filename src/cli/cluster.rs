@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::common::{HomeArgs, TokenArgs, grace, threads};
+use super::common::{HomeArgs, ObserveArgs, TokenArgs, grace, threads};
 
 /// Arguments of `coordinator`.
 #[derive(Args, Debug)]
@@ -21,6 +21,9 @@ pub struct CoordinatorArgs {
     /// Its home.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What it tells.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -54,6 +57,9 @@ pub struct WorkerArgs {
     /// Where it caches.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What it tells.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -83,4 +89,7 @@ pub struct LocalClusterArgs {
     /// Its home.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What its processes tell.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 }

@@ -129,6 +129,7 @@ async fn replay(
                 threads: None,
                 secret: context.secret.clone(),
                 private: true,
+                variables: Vec::new(),
             };
             let cluster = LocalCluster::start(&options).await?;
             (context.connect_to(cluster.url()).await?, Some(cluster))
@@ -188,6 +189,7 @@ async fn compute(
         cache: Home::open(&context.home)?.worker(),
         shared_memory: false,
         grace: std::time::Duration::ZERO,
+        traces: cohort_common::traces::Traces::default(),
     };
     let replay = Replay {
         run: run.name,

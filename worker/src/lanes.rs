@@ -64,6 +64,9 @@ pub trait Hooks {
     /// A node is complete whose sibling is not, because a lane of it was skipped: it goes out by itself.
     fn part(&mut self, _node: Node, _sum: Vec<f32>) {}
 
+    /// The lanes of a node are computed in one pass, which took so long.
+    fn computed(&mut self, _node: Node, _time: Duration) {}
+
     /// A lane is computed: what it found, and how long it took.
     fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration);
 }
@@ -143,7 +146,9 @@ impl Work<'_> {
             check_loss(sums, lane, 0, samples)?;
         }
         self.check_finite(node, &gradient, &batches)?;
-        let time = started.elapsed() / node.size;
+        let time = started.elapsed();
+        self.hooks.computed(node, time);
+        let time = time / node.size;
         for (lane, Sums { loss, weight }) in node.lanes().zip(found) {
             self.hooks.done(lane, LaneSums { loss, weight }, time);
         }
@@ -180,7 +185,9 @@ impl Work<'_> {
         self.check_finite(Node::leaf(lane), &gradient, &batches)?;
         let payload = self.train.payload;
         self.engine.install(|| leaf(payload, &mut gradient));
-        self.hooks.done(lane, sums, started.elapsed());
+        let time = started.elapsed();
+        self.hooks.computed(Node::leaf(lane), time);
+        self.hooks.done(lane, sums, time);
         Ok(gradient)
     }
 

@@ -5,10 +5,14 @@ mod data;
 mod driver;
 pub mod engine;
 pub mod exchange;
+mod figures;
 mod lanes;
+mod observe;
+mod peak;
 mod replay;
 mod session;
 mod state;
+mod trace;
 mod trainer;
 
 use std::future::Future;
@@ -16,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cohort_common::net::{ConnectError, Token};
+use cohort_common::traces::Traces;
 use driver::Driver;
 use engine::{DeviceChoice, EngineError};
 use tokio::sync::watch;
@@ -40,6 +45,8 @@ pub struct Config {
     pub shared_memory: bool,
     /// How long handing over may take when the process is asked to end.
     pub grace: Duration,
+    /// Where traces of steps go, if anywhere.
+    pub traces: Traces,
 }
 
 /// Why a worker ends.
