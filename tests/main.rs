@@ -10,6 +10,7 @@ mod deploy;
 mod exchange;
 #[cfg(unix)]
 mod faults;
+mod figures;
 mod hub;
 mod messages;
 #[cfg(unix)]
@@ -19,6 +20,7 @@ mod plan;
 mod protocol;
 mod runs;
 mod support;
+mod traces;
 mod training;
 mod transfer;
 mod verify;

@@ -103,6 +103,7 @@ pub async fn enqueue(
             started: Instant::now(),
             pending: None,
             pausing: false,
+            peak_flops: None,
         })
     })
     .await?;
