@@ -10,6 +10,7 @@ mod deploy;
 mod exchange;
 #[cfg(unix)]
 mod faults;
+mod files;
 mod hub;
 mod messages;
 mod protocol;
