@@ -11,6 +11,7 @@ mod exchange;
 #[cfg(unix)]
 mod faults;
 mod figures;
+mod files;
 mod hub;
 mod messages;
 #[cfg(unix)]
