@@ -221,6 +221,7 @@ fn describe(event: &RunEvent) -> Option<String> {
             human_bytes(checkpoint.bytes),
             checkpoint.path
         ),
+        RunEvent::Anomaly(anomaly) => anomaly.text.clone(),
         RunEvent::Note { text, .. } => text.clone(),
         RunEvent::Sample(sample) => format!(
             "step {}: after {:?} the model writes {:?}",

@@ -4,7 +4,9 @@
 mod cli;
 mod client;
 mod commands;
+mod compare;
 mod context;
+mod curves;
 mod facts;
 mod failure;
 mod follow;
@@ -15,6 +17,7 @@ mod output;
 mod prepare;
 mod references;
 mod registry;
+mod source;
 mod step_line;
 mod submit;
 mod transfer;

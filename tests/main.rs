@@ -12,6 +12,8 @@ mod exchange;
 mod faults;
 mod hub;
 mod messages;
+#[cfg(unix)]
+mod page;
 mod protocol;
 mod runs;
 mod support;

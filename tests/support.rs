@@ -2,6 +2,8 @@
 //! deadlines. A failure prints what the processes logged.
 
 #[cfg(unix)]
+pub mod browser;
+#[cfg(unix)]
 pub mod cluster;
 pub mod hub;
 #[cfg(unix)]

@@ -24,5 +24,6 @@ pub mod seal;
 pub mod segment;
 pub mod spec;
 pub mod supervised;
+pub mod tensorboard;
 pub mod tree;
 pub mod wire;

@@ -17,7 +17,7 @@ use crate::segment::Address;
 use crate::spec::RunSpec;
 
 /// Version of the protocol. Both ends must agree: mixing builds could mix results.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -119,6 +119,7 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
             entry: commit.entry.encode().into(),
             scale: commit.scale,
             hash_state: commit.hash_state,
+            updates: commit.updates,
         }),
         ToWorker::Evaluate {
             run,
@@ -168,6 +169,7 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
                     entry: entry_from("Commit", &c.entry)?,
                     scale: c.scale,
                     hash_state: c.hash_state,
+                    updates: c.updates,
                 },
             },
             Kind::Evaluate(e) => ToWorker::Evaluate {

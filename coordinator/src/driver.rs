@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::aggregate::Shape;
-use cohort_common::api::{ClusterInfo, ClusterView, SystemView, WorkerInfo, WorkerView};
+use cohort_common::api::{
+    AnomalyEvent, ClusterInfo, ClusterView, RunEvent, SystemView, WorkerInfo, WorkerView,
+};
 use cohort_common::checkpoint::CheckpointMeta;
 use cohort_common::cluster::events::{LeftReason, MemberInfo};
 use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
@@ -21,6 +23,8 @@ use tracing::{error, info, warn};
 
 use crate::exchange::{Exchange, Host};
 use crate::history::Histories;
+use crate::notify::Notices;
+use crate::readers::Readers;
 use crate::record::{CheckpointDone, RunRecord};
 use crate::store::StoreHandle;
 
@@ -61,6 +65,13 @@ pub enum Command {
     CheckpointDone(Box<CheckpointDone>),
     /// How the cluster is.
     Describe(oneshot::Sender<ClusterInfo>),
+    /// A run is to be checkpointed and to go on.
+    Checkpoint {
+        /// The run.
+        run: RunId,
+        /// Where the answer goes: the step of its state now; `None` if it neither trains nor waits for workers.
+        reply: oneshot::Sender<Option<Step>>,
+    },
     /// What a person sees of the cluster.
     View(oneshot::Sender<ClusterView>),
     /// A run is to be checkpointed and to rest until it is resumed.
@@ -81,22 +92,31 @@ struct Shared {
     exchange: Arc<Exchange>,
     home: Home,
     store: StoreHandle,
+    notices: Notices,
     sessions: std::sync::Mutex<HashSet<SessionId>>,
     /// Bumped whenever a run has a new event, so that followers look.
     pub events: watch::Sender<u64>,
     histories: Histories,
+    readers: Readers,
 }
 
 impl Cluster {
     /// Starts the driver. The task ends only by a panic: then the machine has found that it contradicts itself, and
     /// nothing may go on from such a state.
-    pub fn start(home: Home, store: StoreHandle, limits: Limits) -> (Self, JoinHandle<()>) {
+    pub fn start(
+        home: Home,
+        store: StoreHandle,
+        limits: Limits,
+        notices: Notices,
+    ) -> (Self, JoinHandle<()>) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let cluster = Self(Arc::new(Shared {
             commands,
             exchange: Arc::default(),
+            readers: Readers::new(home.database()),
             home,
             store,
+            notices,
             sessions: std::sync::Mutex::default(),
             events: watch::Sender::new(0),
             histories: Histories::default(),
@@ -134,9 +154,19 @@ impl Cluster {
         &self.0.store
     }
 
+    /// Who is told what becomes of runs.
+    pub(crate) fn notices(&self) -> &Notices {
+        &self.0.notices
+    }
+
     /// The steps of the runs that somebody looks at.
     pub fn histories(&self) -> &Histories {
         &self.0.histories
+    }
+
+    /// Connections for looks at the store.
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.0.readers
     }
 
     /// Wakes up whenever a run has a new event.
@@ -260,6 +290,10 @@ impl Driver {
             Command::Describe(reply) => {
                 let _ = reply.send(self.describe());
             }
+            Command::Checkpoint { run, reply } => {
+                let _ = reply.send(self.machine.step_of(&run));
+                self.handle(Event::CheckpointRequested(run)).await;
+            }
             Command::View(reply) => {
                 let _ = reply.send(self.view());
             }
@@ -323,6 +357,9 @@ impl Driver {
 
     /// Carries out one action; may answer with an event that follows from it.
     async fn act(&mut self, action: Action) -> Option<Event> {
+        if let Some((run, step)) = action.progress() {
+            self.cluster.notices().progress(run.as_str(), step);
+        }
         match action {
             Action::Send { session, message } => self.send(session, message).await,
             Action::Close { session, reason } => {
@@ -401,6 +438,13 @@ impl Driver {
             } => {
                 let record = self.runs.get_mut(&run)?;
                 record.evaluated(&self.cluster, step, split, scores).await
+            }
+            Action::Unusual { run, anomaly } => {
+                let record = self.runs.get(&run)?;
+                let event = AnomalyEvent::of(run.to_string(), &anomaly);
+                warn!(%run, "{}", event.text);
+                record.event(&self.cluster, RunEvent::Anomaly(event)).await;
+                None
             }
             Action::Changed { run, change } => {
                 info!(%run, ?change, "run changed");

@@ -84,6 +84,7 @@ pub async fn enqueue(
                 expected,
                 retain,
                 losses: history.losses,
+                history: history.steps,
             },
             name,
             splits: facts,
@@ -189,6 +190,7 @@ struct History {
     checkpoints: Vec<CheckpointInfo>,
     evals: BTreeMap<String, EvalEvent>,
     losses: Losses,
+    steps: cohort_common::cluster::History,
 }
 
 /// A run's ledger before its first entry. It begins with the run's identity, but for the horizon, which a resumed run
@@ -207,6 +209,7 @@ async fn history(
 ) -> Result<History, Status> {
     let step = source.step();
     let name = name.clone();
+    let watchdog = spec.watched().cloned();
     let read = move |store: &Store| {
         let entry = store.entry(&name, step)?;
         let last = store.last_entry(&name)?.map_or(0, |e| e.step);
@@ -214,10 +217,14 @@ async fn history(
         let recent = store.entries(&name, from + 1, PROOFS as u32)?;
         let checkpoints = store.checkpoints(&name)?;
         let evals = store.evals(&name, None)?;
-        Ok((name, entry, recent, checkpoints, evals))
+        let steps = match watchdog {
+            Some(watchdog) => store.history(&name, &watchdog, [step, from])?,
+            None => Default::default(),
+        };
+        Ok((name, entry, recent, checkpoints, evals, steps))
     };
     let read = cluster.store().call(read).await;
-    let (name, entry, recent, checkpoints, evals) = read.map_err(failed)?;
+    let (name, entry, recent, checkpoints, evals, steps) = read.map_err(failed)?;
     let chain = match (step, entry) {
         (0, _) => first_chain(spec),
         (_, Some(entry)) => Chain::after(&entry),
@@ -247,6 +254,7 @@ async fn history(
             .map(recorded)
             .collect(),
         losses,
+        steps,
     })
 }
 

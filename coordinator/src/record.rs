@@ -138,6 +138,7 @@ impl RunRecord {
             bits_per_byte: self.facts.bytes_per_token.map(|bytes| bits / bytes),
             mfu: None,
             time_ms: now_ms(),
+            skipped: entry.skipped,
         };
         let workers = step.workers as u32;
         let name = self.name.clone();
@@ -307,6 +308,7 @@ impl RunRecord {
     pub async fn changed(&mut self, cluster: &Cluster, change: Change) -> bool {
         let (status, event) = self.describe(change).await;
         let rests = event.is_last();
+        cluster.notices().event(&event);
         let name = self.name.clone();
         let time = now_ms();
         let error = match &event {
@@ -336,9 +338,15 @@ impl RunRecord {
                 (RunStatus::Running, RunEvent::Training { run, workers })
             }
             Change::Stopped { step } if self.pausing => {
-                (RunStatus::Paused, RunEvent::Paused { run, step })
+                (RunStatus::Paused, paused(run, step, None))
             }
             Change::Stopped { step } => (RunStatus::Interrupted, RunEvent::Stopped { run, step }),
+            Change::Paused { step, reason } => {
+                let text = format!(
+                    "{reason}; look at its events `anomaly` and at the data of these steps; `cohort resume {run}` goes on as it is"
+                );
+                (RunStatus::Paused, paused(run, step, Some(text)))
+            }
             Change::Cancelled => (RunStatus::Cancelled, RunEvent::Cancelled { run }),
             Change::Failed { error } => (RunStatus::Failed, RunEvent::Failed { run, error }),
             Change::Finished {
@@ -371,6 +379,10 @@ impl RunRecord {
             checkpoint: last.map(|c| c.path.clone()),
         }
     }
+}
+
+fn paused(run: String, step: Step, reason: Option<String>) -> RunEvent {
+    RunEvent::Paused { run, step, reason }
 }
 
 /// The steps of the checkpoints that go: all but the newest `keep` and the best by validation loss.

@@ -4,6 +4,7 @@ mod audit;
 mod checkpoints;
 mod cluster;
 mod common;
+mod files;
 mod runs;
 mod train;
 
@@ -12,10 +13,12 @@ use clap::{Parser, Subcommand};
 pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
-pub use common::{ConnectArgs, HomeArgs, JsonArgs, LocalArgs, TokenArgs};
+pub use common::{ConnectArgs, HomeArgs, JsonArgs, LocalArgs, NotifyArgs, TokenArgs};
+pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};
 pub use runs::{
-    CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
-    FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs, WatchArgs,
+    CheckpointArgs, CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs,
+    CorpusShowArgs, CorpusVerb, FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs,
+    RunArgs, RunsArgs, WatchArgs,
 };
 pub use train::{FinetuneArgs, PretrainArgs, PreviewArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
@@ -66,6 +69,12 @@ pub enum Verb {
     Runs(RunsArgs),
     /// Show a run: its figures, validations, checkpoints, and what happened to its workers
     Status(RunArgs),
+    /// Show runs beside each other: what differs in their specs, and what came of it
+    Compare(CompareArgs),
+    /// Draw the curves of runs, as SVG or PNG
+    Plot(PlotArgs),
+    /// Print every step of a run with all its figures, or write them for TensorBoard
+    Metrics(MetricsArgs),
     /// Print the ledger of a run: a JSON line for each committed step
     Ledger(LedgerArgs),
     /// Check a run: its ledger, its samples, its checkpoints; with --replay, compute steps again
@@ -90,6 +99,8 @@ pub enum Verb {
     Worker(WorkerArgs),
     /// Run a standing cluster on this machine until Ctrl-C
     Local(LocalClusterArgs),
+    /// Write a checkpoint of a run now; it goes on
+    Checkpoint(CheckpointArgs),
     /// Checkpoint a run and let it rest, so that its workers are free for the next one
     Pause(PauseArgs),
     /// Go on with a run that rests, from its newest checkpoint

@@ -239,6 +239,27 @@ pub struct PauseArgs {
     pub connect: ConnectArgs,
 }
 
+/// Arguments of `checkpoint`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "The run goes on. The checkpoint is of the next step boundary where the workers can vouch for their state, and changes no
+weight and no entry of the ledger. A state that is on disk already is not written again.
+
+Examples:
+  cohort checkpoint tiny-1
+  cohort generate --from tiny-1@last --prompt 'Once upon a time'"
+)]
+pub struct CheckpointArgs {
+    /// The run
+    pub run: String,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
 /// Arguments of `resume`.
 #[derive(Args, Debug)]
 #[command(

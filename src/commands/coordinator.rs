@@ -16,18 +16,25 @@ use crate::local::shutdown;
 pub async fn run(args: CoordinatorArgs) -> Result<()> {
     let home = context::home(&args.home)?;
     let secret = context::secret(&args.token)?;
-    let listener = listen(&args.listen, secret.as_ref()).await?;
+    let listener = listen("--listen", &args.listen, secret.as_ref()).await?;
+    let http = match &args.http {
+        Some(address) => Some(listen("--http", address, secret.as_ref()).await?),
+        None => None,
+    };
     let config = cohort_coordinator::Config {
         home,
         token: secret.map(|secret| secret.token),
         limits: Limits::default(),
+        http,
+        tensorboard: args.tensorboard,
+        notify: args.notify.config(),
     };
     cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await?;
     Ok(())
 }
 
 /// Listens on an address that is this machine's own, or that a token guards.
-async fn listen(address: &str, secret: Option<&Secret>) -> Result<TcpListener> {
+async fn listen(flag: &str, address: &str, secret: Option<&Secret>) -> Result<TcpListener> {
     let addresses: Vec<SocketAddr> = lookup_host(address)
         .await
         .with_context(|| {
@@ -40,7 +47,7 @@ async fn listen(address: &str, secret: Option<&Secret>) -> Result<TcpListener> {
     TcpListener::bind(&addresses[..]).await.map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => hinted(
             format!("cannot listen on {address}: the port is in use, perhaps by another coordinator"),
-            "end that process, choose another port with `--listen`, or let the system choose with `--listen 127.0.0.1:0`",
+            format!("end that process, choose another port with `{flag}`, or let the system choose with `{flag} 127.0.0.1:0`"),
         ),
         _ => anyhow!(error).context(format!("cannot listen on {address}")),
     })

@@ -11,13 +11,17 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
     let options = Options {
         home: context::home(&args.home)?,
         listen: args.listen,
+        http: args.http,
         workers: args.workers,
         threads: args.threads,
         secret: context::secret(&args.token)?,
         private: false,
+        tensorboard: args.tensorboard,
+        notify: args.notify.arguments(),
     };
     let mut cluster = LocalCluster::start(&options).await?;
     println!("coordinator at {}", cluster.url());
+    println!("watch it at {}", cluster.page());
     for (name, pid) in cluster.processes() {
         println!("  {name:<12} process {pid}");
     }

@@ -2,6 +2,8 @@
 
 mod cancel;
 mod chat;
+mod checkpoint;
+mod compare;
 mod coordinator;
 mod corpus;
 mod eval;
@@ -14,7 +16,9 @@ mod generate;
 mod ledger;
 mod local;
 mod merge;
+mod metrics;
 mod pause;
+mod plot;
 mod presets;
 mod pretrain;
 mod preview;
@@ -47,6 +51,9 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Merge(args) => done(merge::run(args).await),
         Verb::Runs(args) => done(runs::run(args).await),
         Verb::Status(args) => done(status::run(args).await),
+        Verb::Compare(args) => done(compare::run(args).await),
+        Verb::Plot(args) => done(plot::run(args).await),
+        Verb::Metrics(args) => done(metrics::run(args).await),
         Verb::Ledger(args) => done(ledger::run(args).await),
         Verb::Verify(args) => done(verify::run(args).await),
         Verb::Follow(args) => follow::run(args).await,
@@ -59,6 +66,7 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Coordinator(args) => done(coordinator::run(args).await),
         Verb::Worker(args) => done(worker::run(args).await),
         Verb::Local(args) => done(local::run(args).await),
+        Verb::Checkpoint(args) => done(checkpoint::run(args).await),
         Verb::Pause(args) => done(pause::run(args).await),
         Verb::Resume(args) => done(resume::verb(args).await),
     }

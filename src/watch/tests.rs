@@ -121,6 +121,7 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
         },
         timeline: timeline(),
         samples: Vec::new(),
+        fault_totals: Vec::new(),
         eta_seconds: (status == "running").then_some(62.0),
     }
 }

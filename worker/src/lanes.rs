@@ -72,6 +72,8 @@ pub trait Hooks {
 pub struct Work<'a> {
     /// The run's steps.
     pub train: &'a TrainConfig,
+    /// Whether a lane that is not finite is a result, as the run's watchdog skips its step, and no reason to stop.
+    pub tolerant: bool,
     /// The run's text.
     pub data: &'a RunData,
     /// The state before the step.
@@ -139,13 +141,16 @@ impl Work<'_> {
             .collect();
         let mut gradient = self.free.pop().unwrap_or_default();
         let found = self.engine.gradient(node, &micro_batches, &mut gradient)?;
-        for ((lane, sums), (_, samples)) in node.lanes().zip(&found).zip(&batches) {
-            check_loss(sums, lane, 0, samples)?;
+        if !self.tolerant {
+            for ((lane, sums), (_, samples)) in node.lanes().zip(&found).zip(&batches) {
+                check_loss(sums, lane, 0, samples)?;
+            }
         }
-        self.check_finite(node, &gradient, &batches)?;
+        let found: Vec<LaneSums> = found.iter().map(|s| lane_sums(s.loss, s.weight)).collect();
+        self.check_finite(node, &mut gradient, &found, &batches)?;
         let time = started.elapsed() / node.size;
-        for (lane, Sums { loss, weight }) in node.lanes().zip(found) {
-            self.hooks.done(lane, LaneSums { loss, weight }, time);
+        for (lane, sums) in node.lanes().zip(found) {
+            self.hooks.done(lane, sums, time);
         }
         Ok(gradient)
     }
@@ -173,21 +178,27 @@ impl Work<'_> {
                     .gradient(Node::leaf(lane), &[(batch, site)], &mut gradient)?[0],
                 _ => self.engine.accumulate(batch, site, &mut gradient)?,
             };
-            check_loss(&found, lane, micro_batch, samples)?;
+            if !self.tolerant {
+                check_loss(&found, lane, micro_batch, samples)?;
+            }
             sums.loss += found.loss;
             sums.weight += found.weight;
         }
-        self.check_finite(Node::leaf(lane), &gradient, &batches)?;
+        let sums = lane_sums(sums.loss, sums.weight);
+        self.check_finite(Node::leaf(lane), &mut gradient, &[sums], &batches)?;
         let payload = self.train.payload;
         self.engine.install(|| leaf(payload, &mut gradient));
         self.hooks.done(lane, sums, started.elapsed());
         Ok(gradient)
     }
 
+    /// Refuses a gradient that is not finite. Where the run tolerates it, it becomes NaN throughout, and so does that of a
+    /// loss which is not finite: then the sum is the same NaN whoever adds what to it, in whichever order.
     fn check_finite(
         &self,
         node: Node,
-        gradient: &[f32],
+        gradient: &mut [f32],
+        found: &[LaneSums],
         batches: &[(Batch, Vec<u64>)],
     ) -> Result<(), Stop> {
         use rayon::prelude::*;
@@ -196,6 +207,12 @@ impl Work<'_> {
                 .par_chunks(CHUNK_LEN)
                 .position_first(|chunk| !chunk.iter().fold(true, |ok, x| ok & x.is_finite()))
         });
+        if self.tolerant {
+            if bad.is_some() || found.iter().any(|sums| !sums.loss.is_finite()) {
+                gradient.fill(f32::NAN);
+            }
+            return Ok(());
+        }
         let Some(chunk) = bad else { return Ok(()) };
         let at = chunk * CHUNK_LEN;
         let tensors = self.engine.layout().tensors();
@@ -209,6 +226,12 @@ impl Work<'_> {
             "the gradient of `{name}` in {node} is not finite (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
         )))
     }
+}
+
+/// Sums of a lane; a loss that is not finite is always the same NaN.
+fn lane_sums(loss: f64, weight: f64) -> LaneSums {
+    let loss = if loss.is_finite() { loss } else { f64::NAN };
+    LaneSums { loss, weight }
 }
 
 fn check_loss(sums: &Sums, lane: Lane, micro_batch: u32, samples: &[u64]) -> Result<(), Stop> {

@@ -399,6 +399,7 @@ impl Loaded {
         }
         let mut work = Work {
             train: &self.spec.train,
+            tolerant: self.spec.skips(),
             data: &self.data,
             engine: &mut self.engine,
             free: &mut self.free,
@@ -425,12 +426,15 @@ impl Loaded {
             self.say(Report::GaveUp { step });
             return Ok(());
         };
-        let update = Update {
-            step,
-            scale: commit.scale,
-            learning_rate: commit.entry.learning_rate,
-        };
-        self.engine.update(&root, update)?;
+        if !commit.entry.skipped {
+            let update = Update {
+                step,
+                count: commit.updates,
+                scale: commit.scale,
+                learning_rate: commit.entry.learning_rate,
+            };
+            self.engine.update(&root, update)?;
+        }
         self.step = step;
         let own = match root {
             Root::Own(root) => Some(root),

@@ -21,6 +21,7 @@ mod suggest;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod watchdog;
 
 pub use bounds::{
     MAX_LANES, MAX_MICRO_BATCH_TOKENS, MAX_SAMPLES_PER_STEP, MAX_STEPS, MAX_VOCAB, MAX_WORKER_BYTES,
@@ -28,7 +29,7 @@ pub use bounds::{
 pub use error::{Place, SpecError};
 pub use file::{
     CheckpointTable, CorpusTable, LoraTable, ModelTable, ObjectiveKind, SpecFile, SpecSource,
-    SplitKind, TokenizerKind, TokenizerTable, TrainTable,
+    SplitKind, TokenizerKind, TokenizerTable, TrainTable, WatchdogTable,
 };
 pub use finetune::FinetuneBase;
 pub use layers::LayerRates;
@@ -42,3 +43,4 @@ pub use run::{
     CheckpointConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
 pub use validate::{CorpusFacts, CorpusOptions, SpecMeant, SupervisedOptions, TokenizerChoice};
+pub use watchdog::{WatchdogAction, WatchdogConfig};

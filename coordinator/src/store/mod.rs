@@ -12,6 +12,7 @@ mod metrics;
 mod rows;
 mod runs;
 mod schema;
+mod summaries;
 mod things;
 
 use std::path::{Path, PathBuf};
@@ -185,6 +186,7 @@ pub(crate) mod tests {
             corpus: "c0ffee".into(),
             start: None,
             lora: None,
+            watchdog: None,
         }
     }
 
