@@ -14,6 +14,7 @@ mod hub;
 mod local;
 mod logs;
 mod output;
+mod plans;
 mod prepare;
 mod references;
 mod registry;

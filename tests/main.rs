@@ -14,6 +14,8 @@ mod hub;
 mod messages;
 #[cfg(unix)]
 mod page;
+#[cfg(unix)]
+mod plan;
 mod protocol;
 mod runs;
 mod support;

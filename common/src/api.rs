@@ -18,7 +18,7 @@ pub use view::{
     SampleInfo, SystemView, TimeSplit, TimelineEntry, WorkerView,
 };
 
-use crate::corpus::{Supervised, SupervisedConfig};
+use crate::corpus::{Baselines, Supervised, SupervisedConfig};
 use crate::spec::RunSpec;
 
 /// Something that happened to a run. `--json` prints one a line.
@@ -377,6 +377,9 @@ pub struct RunInfo {
     pub finished_ms: Option<u64>,
     /// Its place in the queue; 1 is next.
     pub queue_place: Option<usize>,
+    /// Workers that trained it when its newest step was committed; 0 before the first.
+    #[serde(default)]
+    pub workers: u32,
     /// The last committed step.
     pub last_step: Option<StepEvent>,
     /// Its validations.
@@ -518,6 +521,9 @@ pub struct CorpusInfo {
     /// What is learned from it, and its counts; absent for plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervised: Option<Supervised>,
+    /// Losses of models that are counted, to compare a loss with; absent where none are kept beside the corpus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baselines: Option<Baselines>,
 }
 
 /// One part of a corpus.

@@ -5,6 +5,7 @@ mod checkpoints;
 mod cluster;
 mod common;
 mod files;
+mod plan;
 mod runs;
 mod train;
 
@@ -15,6 +16,7 @@ pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, S
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
 pub use common::{ConnectArgs, HomeArgs, JsonArgs, LocalArgs, NotifyArgs, TokenArgs};
 pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};
+pub use plan::PlanArgs;
 pub use runs::{
     CheckpointArgs, CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs,
     CorpusShowArgs, CorpusVerb, FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs,
@@ -93,6 +95,8 @@ pub enum Verb {
     Presets(PresetsArgs),
     /// Show samples as the model will see them, with what is learned marked, and count what cannot be used
     Preview(PreviewArgs),
+    /// Say what a run will take before it is begun, or compare that with what it has taken
+    Plan(PlanArgs),
     /// Serve: keep runs, corpora and checkpoints, and lead the workers
     Coordinator(CoordinatorArgs),
     /// Join a coordinator and compute for it

@@ -18,6 +18,8 @@ mod local;
 mod merge;
 mod metrics;
 mod pause;
+mod plan;
+mod plan_against;
 mod plot;
 mod presets;
 mod pretrain;
@@ -63,6 +65,7 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Corpus(args) => done(corpus::run(args.verb).await),
         Verb::Presets(args) => done(presets::run(&args)),
         Verb::Preview(args) => done(preview::run(args).await),
+        Verb::Plan(args) => done(plan::run(args).await),
         Verb::Coordinator(args) => done(coordinator::run(args).await),
         Verb::Worker(args) => done(worker::run(args).await),
         Verb::Local(args) => done(local::run(args).await),

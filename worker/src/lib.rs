@@ -6,6 +6,7 @@ mod driver;
 pub mod engine;
 pub mod exchange;
 mod lanes;
+mod measure;
 mod replay;
 mod session;
 mod state;
@@ -21,6 +22,7 @@ use engine::{DeviceChoice, EngineError};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+pub use measure::measure;
 pub use replay::{Replay, replay};
 
 /// How a worker is set up.

@@ -14,6 +14,7 @@ mod lora;
 mod memory;
 mod model;
 mod options;
+mod plan;
 mod preset;
 mod run;
 mod shape;
@@ -35,9 +36,14 @@ pub use finetune::FinetuneBase;
 pub use layers::LayerRates;
 pub use lora::{LoraConfig, linear_modules};
 pub use memory::{
-    LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, memory_per_worker,
+    LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, human_flops,
+    memory_per_worker,
 };
 pub use model::{Architecture, ModelConfig, RopeScaling};
+pub use plan::{
+    CheckpointBytes, CorpusSize, Estimate, Parameters, Plan, Speed, StateBytes, Validations, Wire,
+    worker_counts,
+};
 pub use preset::{PRESETS, Preset};
 pub use run::{
     CheckpointConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
