@@ -67,7 +67,7 @@ impl Client for ClientService {
     async fn metrics(&self, request: Request<v1::Json>) -> Result<Response<JsonStream>, Status> {
         let request: MetricsRequest = parse(request)?;
         let name = RunName::new(&request.run).map_err(invalid)?;
-        self.describe(name.clone()).await?;
+        actions::describe(&self.cluster, name.clone()).await?;
         let database = self.cluster.home().database();
         let (out, outgoing) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {

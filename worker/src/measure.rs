@@ -65,6 +65,7 @@ pub fn measure(
         step += 1;
         let update = Update {
             step,
+            count: step,
             scale: 1e-3,
             learning_rate: train.learning_rate,
         };
