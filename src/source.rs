@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cohort_common::api::{History, HistoryRequest, MetricsRequest, RunView, StepMetrics};
+use cohort_common::api::{History, HistoryRequest, MetricsRequest, RunInfo, RunView, StepMetrics};
 use cohort_coordinator::offline;
 
 use crate::cli::ConnectArgs;
@@ -21,11 +21,23 @@ pub enum Source {
 impl Source {
     /// The coordinator that is named or runs on the home directory; without one, that directory.
     pub async fn of(args: &ConnectArgs) -> Result<Self> {
-        let context = Context::of(args)?;
+        Self::found(&Context::of(args)?).await
+    }
+
+    /// The same of arguments that are understood already.
+    pub async fn found(context: &Context) -> Result<Self> {
         Ok(match context.connect_if_running().await? {
             Some(client) => Self::Live(Box::new(client)),
-            None => Self::Home(context.home),
+            None => Self::Home(context.home.clone()),
         })
+    }
+
+    /// All runs, oldest first.
+    pub async fn runs(&mut self) -> Result<Vec<RunInfo>> {
+        match self {
+            Self::Live(client) => client.runs().await,
+            Self::Home(home) => Ok(offline::runs(home)?),
+        }
     }
 
     /// What a person sees of a run.

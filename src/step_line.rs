@@ -42,6 +42,8 @@ pub fn figures(step: &StepEvent) -> Vec<Figure> {
     let speed = Some(step.tokens_per_second).filter(|speed| *speed > 0.0);
     let known = [
         Some(Figure::new(1, format!("loss {:.4}", step.loss))),
+        step.skipped
+            .then(|| Figure::new(1, "skipped by the watchdog")),
         step.bits_per_byte
             .map(|bits| Figure::new(4, format!("bpb {bits:.3}"))),
         Some(Figure::new(5, format!("norm {:.3}", step.grad_norm))),
@@ -113,6 +115,7 @@ mod tests {
             tokens_per_second: 33_333.0,
             epoch: 0.1234,
             bits_per_byte: Some(1.2341),
+            skipped: false,
             mfu: Some(0.412),
             skipped: false,
         }
@@ -136,6 +139,15 @@ mod tests {
             "step 120/2000   6 %  loss 2.3456  norm 0.812  lr 3.00e-4  epoch 0.12"
         );
         assert_eq!(eta(Some(f64::NAN)), None);
+        let skipped = StepEvent {
+            loss: f64::NAN,
+            skipped: true,
+            ..unknown
+        };
+        assert_eq!(
+            line(&skipped, None, 60),
+            "step 120/2000   6 %  loss NaN  skipped by the watchdog"
+        );
     }
 
     #[test]

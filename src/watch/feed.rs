@@ -3,18 +3,17 @@
 //!
 //! Where no coordinator runs it reads the home directory instead, once for each thing that is looked at.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{History, HistoryRequest, NumberedEvent, RunEvent, RunInfo, RunView};
-use cohort_coordinator::offline;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::state::{Action, Link, Look, News};
-use crate::client::{Client, Events};
+use crate::client::Events;
 use crate::context::Context;
+use crate::source::Source;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -23,57 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The list of runs is looked at with every look while it is open, and else once in so many.
 const RUNS_EVERY: u64 = 5;
 
-/// Where a dashboard's data come from.
-pub enum Source {
-    /// A coordinator.
-    Live(Box<Client>),
-    /// A coordinator that is gone.
-    Lost,
-    /// A home directory without one.
-    Home(PathBuf),
-}
-
-impl Source {
-    /// Whether it is worth looking at.
-    pub fn link(&self) -> Link {
-        match self {
-            Self::Live(_) => Link::Live,
-            Self::Lost => Link::Lost(String::new()),
-            Self::Home(home) => Link::Home(home.display().to_string()),
-        }
-    }
-
-    /// All runs, oldest first.
-    pub async fn runs(&mut self) -> Result<Vec<RunInfo>> {
-        match self {
-            Self::Live(client) => client.runs().await,
-            Self::Lost => Err(anyhow!("the coordinator is gone")),
-            Self::Home(home) => {
-                let home = home.clone();
-                Ok(tokio::task::spawn_blocking(move || offline::runs(&home)).await??)
-            }
-        }
-    }
-
-    /// A run.
-    pub async fn view(&mut self, run: &str) -> Result<RunView> {
-        match self {
-            Self::Live(client) => client.view_run(run).await,
-            Self::Lost => Err(anyhow!("the coordinator is gone")),
-            Self::Home(home) => {
-                let (home, run) = (home.clone(), run.to_owned());
-                Ok(tokio::task::spawn_blocking(move || offline::view(&home, &run)).await??)
-            }
-        }
-    }
-}
-
 /// The feed of a dashboard.
 pub struct Feed {
     /// Finds a coordinator.
     pub context: Context,
-    /// Where data come from.
-    pub source: Source,
+    /// Where data come from; absent while a coordinator is gone.
+    pub source: Option<Source>,
     /// What is looked at.
     pub look: watch::Receiver<Look>,
     /// What is to be done.
@@ -133,7 +87,7 @@ impl Feed {
     /// Looks once. What goes wrong with that is news, too.
     async fn look(&mut self, seen: &mut Seen) -> Result<(), Gone> {
         let look = self.look.borrow_and_update().clone();
-        if !matches!(self.source, Source::Live(_)) {
+        if !matches!(self.source, Some(Source::Live(_))) {
             self.find_coordinator(seen).await;
         }
         let looked = timeout(PATIENCE, self.see(&look, seen)).await;
@@ -159,11 +113,11 @@ impl Feed {
         let found = timeout(PATIENCE, self.context.connect_if_running()).await;
         match found {
             Ok(Ok(Some(client))) => {
-                self.source = Source::Live(Box::new(client));
+                self.source = Some(Source::Live(Box::new(client)));
                 *seen = Seen::default();
             }
-            Ok(Ok(None)) if matches!(self.source, Source::Lost) => {
-                self.source = Source::Home(self.context.home.clone());
+            Ok(Ok(None)) if self.source.is_none() => {
+                self.source = Some(Source::Home(self.context.home.clone()));
                 *seen = Seen::default();
             }
             _ => {}
@@ -173,21 +127,21 @@ impl Feed {
     /// What there is to see.
     async fn see(&mut self, look: &Look, seen: &mut Seen) -> Result<Vec<News>> {
         let mut news = Vec::new();
-        let rests = matches!(self.source, Source::Home(_));
-        if matches!(self.source, Source::Lost) || (rests && seen.home.as_ref() == Some(look)) {
+        let rests = matches!(self.source, Some(Source::Home(_)));
+        if self.source.is_none() || (rests && seen.home.as_ref() == Some(look)) {
             return Ok(news);
         }
         seen.home = rests.then(|| look.clone());
         let mut active = None;
-        if let Source::Live(client) = &mut self.source {
+        if let Source::Live(client) = self.source()? {
             let cluster = client.view_cluster().await?;
             active = cluster.active.clone();
             news.push(News::Cluster(Box::new(cluster)));
         }
-        news.insert(0, News::Link(self.source.link()));
+        news.insert(0, News::Link(link(self.source()?)));
         let mut name = look.run.clone().or(active);
         if look.runs || name.is_none() || seen.looks.is_multiple_of(RUNS_EVERY) {
-            let runs = self.source.runs().await?;
+            let runs = self.source()?.runs().await?;
             name = name.or_else(|| runs.last().map(|run| run.name.clone()));
             news.push(News::Runs(runs));
         }
@@ -200,9 +154,10 @@ impl Feed {
             seen.event = 0;
             seen.history = None;
         }
-        let view = match self.source.view(&name).await {
+        let view = match self.source()?.view(&name).await {
             Ok(view) => view,
-            Err(error) if self.answers().await => {
+            // Whoever answers this has refused the other for a reason: somebody has deleted the run.
+            Err(error) if self.source()?.runs().await.is_ok() => {
                 news.push(News::Told(error.to_string()));
                 return Ok(news);
             }
@@ -219,15 +174,6 @@ impl Feed {
         Ok(news)
     }
 
-    /// Whether a coordinator answers, so that what was refused was refused for a reason.
-    async fn answers(&mut self) -> bool {
-        match &mut self.source {
-            Source::Live(client) => client.view_cluster().await.is_ok(),
-            Source::Lost => false,
-            Source::Home(_) => true,
-        }
-    }
-
     async fn history(&mut self, run: &str, look: &Look, step: u64) -> Result<History> {
         let request = HistoryRequest {
             run: run.into(),
@@ -235,20 +181,17 @@ impl Feed {
             to: None,
             points: look.points,
         };
-        match &mut self.source {
-            Source::Live(client) => client.history(&request).await,
-            Source::Lost => Err(anyhow!("the coordinator is gone")),
-            Source::Home(home) => {
-                let home = home.clone();
-                let read = move || offline::history(&home, &request);
-                Ok(tokio::task::spawn_blocking(read).await??)
-            }
-        }
+        self.source()?.history(&request).await
+    }
+
+    fn source(&mut self) -> Result<&mut Source> {
+        let gone = || anyhow!("the coordinator is gone");
+        self.source.as_mut().ok_or_else(gone)
     }
 
     /// Follows a run that is under way, from its newest event that is known.
     async fn follow(&mut self, view: &RunView, seen: &mut Seen) -> Result<()> {
-        let Source::Live(client) = &mut self.source else {
+        let Some(Source::Live(client)) = &mut self.source else {
             return Ok(());
         };
         let last = view.timeline.last().map_or(0, |entry| entry.id);
@@ -285,19 +228,20 @@ impl Feed {
     async fn lose(&mut self, error: anyhow::Error, seen: &mut Seen) -> Result<(), Gone> {
         let why = format!("{error:#}");
         seen.events = None;
-        self.source = Source::Lost;
+        self.source = None;
         self.tell(News::Link(Link::Lost(why))).await
     }
 
     /// Does something to a run, beside everything else.
     fn act(&mut self, action: Action, run: String) {
-        let Source::Live(client) = &self.source else {
+        let Some(Source::Live(client)) = &self.source else {
             return;
         };
         let (mut client, news) = (client.clone(), self.news.clone());
         tokio::spawn(async move {
             let done = match action {
                 Action::Pause => client.pause(&run).await,
+                Action::Checkpoint => client.checkpoint(&run).await,
                 Action::Resume => client.resume(&run).await,
                 Action::Cancel => client.cancel(&run).await,
             };
@@ -316,6 +260,14 @@ impl Feed {
     }
 }
 
+/// Where what a source tells comes from.
+pub fn link(source: &Source) -> Link {
+    match source {
+        Source::Live(_) => Link::Live,
+        Source::Home(home) => Link::Home(home.display().to_string()),
+    }
+}
+
 /// Nobody wants news any more.
 struct Gone;
 
@@ -330,6 +282,13 @@ fn came_of(action: Action, run: &RunInfo) -> String {
     let name = &run.name;
     match (action, run.queue_place) {
         (Action::Pause, _) => format!("{name} is paused at step {}; u goes on with it", run.step),
+        (Action::Checkpoint, _) => {
+            let step = run
+                .checkpoints
+                .last()
+                .map_or(0, |checkpoint| checkpoint.step);
+            format!("{name} has a checkpoint of step {step}")
+        }
         (Action::Resume, Some(place)) => format!("{name} waits in the queue, place {place}"),
         (Action::Resume, None) => format!("{name} goes on"),
         (Action::Cancel, _) => format!("{name} is cancelled; its checkpoints stay"),

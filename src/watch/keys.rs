@@ -19,7 +19,7 @@ pub enum Intent {
 }
 
 /// The keys and what they do, as the help shows them.
-pub const KEYS: [(&str, &str); 16] = [
+pub const KEYS: [(&str, &str); 17] = [
     ("q Esc Ctrl-C", "leave; the run goes on"),
     ("Tab", "next panel"),
     ("Up Down", "scroll the panel"),
@@ -32,6 +32,7 @@ pub const KEYS: [(&str, &str); 16] = [
     ("s", "what the prompts gave"),
     ("p", "pause the run"),
     ("u", "go on with a run that rests"),
+    ("k", "write a checkpoint now"),
     ("c", "cancel the run"),
     ("y n", "answer a question"),
     ("PgUp PgDn", "scroll faster"),
@@ -80,6 +81,7 @@ impl State {
             KeyCode::Char('s') => self.show_samples(),
             KeyCode::Char('p') => self.ask(Action::Pause),
             KeyCode::Char('u') => self.ask(Action::Resume),
+            KeyCode::Char('k') => self.ask(Action::Checkpoint),
             KeyCode::Char('c') => self.ask(Action::Cancel),
             _ => {}
         }
@@ -139,6 +141,7 @@ impl State {
                 let run = self.run.as_ref()?.info.name.clone();
                 self.tell(match action {
                     Action::Pause => format!("{run} is being paused, with a checkpoint"),
+                    Action::Checkpoint => format!("{run} is being checkpointed"),
                     Action::Resume => format!("{run} is being taken up again"),
                     Action::Cancel => format!("{run} is being cancelled"),
                 });
@@ -203,6 +206,7 @@ impl State {
         let (name, status) = (&run.info.name, run.info.status.as_str());
         let possible = match action {
             Action::Pause => matches!(status, "running" | "queued"),
+            Action::Checkpoint => status == "running",
             Action::Resume => matches!(status, "paused" | "interrupted" | "failed" | "cancelled"),
             Action::Cancel => !matches!(status, "finished" | "cancelled"),
         };
@@ -229,6 +233,7 @@ impl Action {
     pub fn verb(self) -> &'static str {
         match self {
             Self::Pause => "pause",
+            Self::Checkpoint => "checkpoint",
             Self::Resume => "resume",
             Self::Cancel => "cancel",
         }

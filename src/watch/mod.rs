@@ -20,12 +20,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use self::draw::Theme;
-use self::feed::{Feed, Source};
+use self::feed::Feed;
 use self::keys::Intent;
 use self::screen::Screen;
 use self::state::State;
 use crate::context::Context;
 use crate::local;
+use crate::source::Source;
 
 /// Between two pictures, at least.
 const FRAME: Duration = Duration::from_millis(250);
@@ -43,13 +44,13 @@ pub async fn run(context: Context, run: Option<String>) -> Result<String> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now_ms = now.map_or(0, |since| since.as_millis() as u64);
-    let mut state = State::new(run, source.link(), now_ms);
+    let mut state = State::new(run, feed::link(&source), now_ms);
     let (look, looks) = watch::channel(state.look.clone());
     let (asks, asked) = mpsc::channel(WAITING);
     let (news, mut arrived) = mpsc::channel(WAITING);
     let feed = Feed {
         context,
-        source,
+        source: Some(source),
         look: looks,
         asks: asked,
         news,
@@ -98,11 +99,9 @@ pub async fn run(context: Context, run: Option<String>) -> Result<String> {
 
 /// A coordinator if one runs, else the home directory.
 async fn open(context: &Context) -> Result<Source> {
-    if let Some(client) = context.connect_if_running().await? {
-        return Ok(Source::Live(Box::new(client)));
-    }
-    let mut source = Source::Home(context.home.clone());
-    match source.runs().await?.is_empty() {
+    let mut source = Source::found(context).await?;
+    let rests = matches!(source, Source::Home(_));
+    match rests && source.runs().await?.is_empty() {
         true => Err(anyhow!(
             "no coordinator runs, and there are no runs in `{}` yet; `cohort pretrain` makes one",
             context.home.display()

@@ -56,6 +56,8 @@ pub struct Look {
 pub enum Action {
     /// A checkpoint, then rest.
     Pause,
+    /// A checkpoint; the run goes on.
+    Checkpoint,
     /// On with it.
     Resume,
     /// The end, for good.

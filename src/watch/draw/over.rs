@@ -142,6 +142,10 @@ fn question(frame: &mut Frame, area: Rect, state: &State, action: Action, theme:
             format!("Pause {name}?"),
             "It is checkpointed and rests; its workers are free. u goes on with it.",
         ),
+        Action::Checkpoint => (
+            format!("Write a checkpoint of {name}?"),
+            "It goes on; the checkpoint is of the next step that is vouched for.",
+        ),
         Action::Resume => (
             format!("Go on with {name}?"),
             "It goes on from its newest checkpoint.",

@@ -204,7 +204,7 @@ fn event(entry: &TimelineEntry, now_ms: u64, width: usize, theme: Theme) -> Line
         None => String::new(),
     };
     let role = match entry.kind.as_str() {
-        "worker_lost" | "redone" => Role::Warning,
+        "worker_lost" | "redone" | "anomaly" => Role::Warning,
         "failed" => Role::Bad,
         "finished" => Role::Good,
         _ => Role::Plain,
