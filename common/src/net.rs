@@ -112,8 +112,17 @@ impl Token {
 
     /// Whether a request's `authorization` carries this token. Takes the same time wherever they differ.
     pub fn admits(&self, found: Option<&MetadataValue<Ascii>>) -> bool {
-        let found = found.map_or(&[][..], |v| v.as_encoded_bytes());
+        self.admits_header(found.map_or(&[][..], |v| v.as_encoded_bytes()))
+    }
+
+    /// The same for the bytes of a header.
+    pub fn admits_header(&self, found: &[u8]) -> bool {
         blake3::hash(found) == blake3::hash(self.0.as_encoded_bytes())
+    }
+
+    /// A key that only those who have the token can make, for one purpose, which `context` names.
+    pub fn derive_key(&self, context: &str) -> [u8; 32] {
+        blake3::derive_key(context, self.0.as_encoded_bytes())
     }
 }
 

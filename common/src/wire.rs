@@ -2,6 +2,7 @@
 //! passes is well-formed.
 
 mod evaluation;
+mod figures;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::ledger::Entry;
 use crate::segment::Address;
 use crate::spec::RunSpec;
 
+pub use self::figures::{Heard, figures_to, heard_from, peak_from};
 use evaluation::{split_from, split_to, unit_from, unit_to};
 
 /// Version of the protocol. Both ends must agree: mixing builds could mix results.
@@ -123,6 +125,7 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
             entry: commit.entry.encode().into(),
             scale: commit.scale,
             hash_state: commit.hash_state,
+            updates: commit.updates,
         }),
         ToWorker::Evaluate {
             run,
@@ -172,6 +175,7 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
                     entry: entry_from("Commit", &c.entry)?,
                     scale: c.scale,
                     hash_state: c.hash_state,
+                    updates: c.updates,
                 },
             },
             Kind::Evaluate(e) => ToWorker::Evaluate {
@@ -311,6 +315,7 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
             .ok_or_else(|| bad("FromWorker", "it is empty"))?
         {
             Kind::Register(_) => return Err(bad("FromWorker", "a second Register")),
+            Kind::Figures(_) => return Err(bad("FromWorker", "figures are not for the machine")),
             Kind::Heartbeat(_) => FromWorker::Heartbeat,
             Kind::Leaving(_) => FromWorker::Leaving,
             Kind::Loaded(m) => FromWorker::Loaded {

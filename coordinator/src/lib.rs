@@ -2,17 +2,23 @@
 //! the gradients of a star, and keeps runs, ledgers, corpora and checkpoints in its home directory. It never computes a
 //! model and knows no candle.
 
+mod actions;
 mod audit;
 mod corpora;
 mod data;
 mod driver;
 pub mod exchange;
+mod figures;
 mod happenings;
 mod history;
 mod ledger;
+mod metrics;
+mod notify;
 pub mod offline;
 mod plan;
+pub mod prometheus;
 mod query;
+mod readers;
 mod record;
 mod recover;
 mod runs;
@@ -21,28 +27,45 @@ mod service;
 mod session;
 mod status;
 pub mod store;
+mod system;
+mod tensorboard;
+mod trace;
 mod view;
+mod web;
 
-use std::future::Future;
-use std::path::PathBuf;
+use std::future::{Future, pending};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use cohort_common::cluster::Limits;
 use cohort_common::home::{Home, HomeError};
 use cohort_common::net::{self, Token};
+use cohort_common::traces::Traces;
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1::client_server::ClientServer;
 use cohort_proto::v1::data_server::DataServer;
 use cohort_proto::v1::exchange_server::ExchangeServer;
 use cohort_proto::v1::workers_server::WorkersServer;
-use tokio::net::TcpListener;
-use tokio_stream::StreamExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::service::Routes;
 use tonic::{Request, Status};
 use tracing::info;
 
 use crate::driver::Cluster;
+use crate::notify::Notices;
 use crate::store::{Store, StoreError, StoreHandle};
+use crate::tensorboard::Exporter;
+
+/// How long a connection may take nothing of what is sent to it.
+#[cfg(target_os = "linux")]
+const STUCK: Duration = Duration::from_secs(30);
+
+pub use crate::notify::NotifyConfig;
 
 /// How a coordinator is set up.
 #[derive(Debug)]
@@ -53,6 +76,14 @@ pub struct Config {
     pub token: Option<Token>,
     /// Deadlines.
     pub limits: Limits,
+    /// Where the page is served besides the coordinator's own address.
+    pub http: Option<TcpListener>,
+    /// Where event files for TensorBoard are kept up to date, if anywhere.
+    pub tensorboard: Option<PathBuf>,
+    /// Who is told what becomes of runs.
+    pub notify: NotifyConfig,
+    /// Where traces of steps go, if anywhere.
+    pub traces: Traces,
 }
 
 /// Why a coordinator cannot serve.
@@ -99,18 +130,54 @@ pub async fn serve(
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
-    let (cluster, driver) = Cluster::start(home, store, config.limits);
+    let notices = Notices::start(config.notify.clone());
+    let traces = config.traces.clone();
+    let (cluster, driver) = Cluster::start(home, store, config.limits, notices.clone(), traces);
+    let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;
     info!(url, home = %config.home.display(), "listening");
+    let page = match &config.http {
+        Some(http) => http.local_addr()?,
+        None => listener.local_addr()?,
+    };
+    info!("watch it at {}", page_at(page));
     let served = tokio::select! {
         served = route(cluster, config, listener, shutdown) => served,
         ended = driver => Err(Error::Driver(ended.err().map_or_else(String::new, |e| e.to_string()))),
     };
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
+    notices.close().await;
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
     served
+}
+
+/// The page's address for a browser on this machine.
+fn page_at(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("http://{address}/")
+}
+
+/// Starts whoever keeps event files for TensorBoard up to date, if that is wanted.
+fn exporter(cluster: &Cluster, directory: Option<&Path>) -> Result<Option<Exporter>, Error> {
+    let start = |directory: &Path| {
+        Exporter::start(cluster.clone(), directory.to_owned()).map_err(|error| {
+            Error::Answer(format!(
+                "cannot make the directory `{}` for TensorBoard: {error}; choose another with `--tensorboard`",
+                directory.display()
+            ))
+        })
+    };
+    directory.map(start).transpose()
 }
 
 /// Deletes what a coordinator that was killed has left half-written. Only the holder of the lock may.
@@ -140,7 +207,8 @@ async fn route(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
     let token = config.token;
-    let check = move |request: Request<()>| match &token {
+    let expected = token.clone();
+    let check = move |request: Request<()>| match &expected {
         Some(token) if !token.admits(request.metadata().get("authorization")) => {
             Err(Status::unauthenticated(
                 "the coordinator wants a token that this call does not carry; give --token-file or COHORT_TOKEN",
@@ -170,22 +238,46 @@ async fn route(
     let data = data::DataService {
         cluster: cluster.clone(),
     };
-    let client = service::ClientService { cluster };
-    // `serve_with_incoming` leaves the sockets as they are, so delays are switched off here.
-    let incoming = TcpListenerStream::new(listener).map(|stream| {
-        let stream = stream?;
-        stream.set_nodelay(true)?;
-        Ok::<_, std::io::Error>(stream)
-    });
-    let server = net::server()
+    let client = service::ClientService {
+        cluster: cluster.clone(),
+    };
+    let web = web::router(cluster, token);
+    let routes = Routes::from(axum::Router::new())
         .add_service(guarded!(WorkersServer, sessions))
         .add_service(guarded!(ExchangeServer, exchange))
         .add_service(guarded!(DataServer, data))
-        .add_service(guarded!(ClientServer, client))
-        .serve_with_incoming(incoming);
+        .add_service(guarded!(ClientServer, client));
+    // What stands around the web's routes, and bounds them, does not stand around gRPC's.
+    let routes = web::only_http2(routes.into_axum_router()).merge(web.clone());
+    let server = net::server()
+        .accept_http1(true)
+        .add_routes(routes.into())
+        .serve_with_incoming(incoming(listener));
+    let web = async {
+        match config.http {
+            None => pending().await,
+            Some(listener) => {
+                let server = net::server().accept_http1(true).add_routes(web.into());
+                server.serve_with_incoming(incoming(listener)).await
+            }
+        }
+    };
     // Streams of workers and followers never end by themselves, so there is nothing to wait for: they are cut.
     tokio::select! {
         served = server => Ok(served?),
+        served = web => Ok(served?),
         () = shutdown => Ok(()),
     }
+}
+
+/// The connections of a listener. Serving leaves the sockets as they are, so they are set up here.
+fn incoming(listener: TcpListener) -> impl Stream<Item = std::io::Result<TcpStream>> {
+    TcpListenerStream::new(listener).map(|stream| {
+        let stream = stream?;
+        stream.set_nodelay(true)?;
+        // A peer that takes nothing for so long is gone or hangs; whoever speaks HTTP/2 is noticed earlier.
+        #[cfg(target_os = "linux")]
+        socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STUCK))?;
+        Ok(stream)
+    })
 }

@@ -8,7 +8,7 @@ use tonic::Status;
 use crate::driver::Cluster;
 use crate::runs::{checkpoint_info, eval_event};
 use crate::samples::sample_info;
-use crate::status::{failed, invalid, missing};
+use crate::status::{invalid, missing};
 use crate::store::{FaultRow, RunRow, RunStatus, Store, StoreError};
 
 /// Steps whose samples are in the description of a run.
@@ -45,6 +45,7 @@ fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
         created_ms: row.created_ms,
         finished_ms: row.finished_ms,
         queue_place: None,
+        workers: row.workers,
         last_step,
         evals: evals
             .into_iter()
@@ -118,10 +119,8 @@ fn pick(info: &RunInfo, which: Which) -> Result<CheckpointInfo, Status> {
 /// [`find`], in a running coordinator.
 pub async fn resolve(cluster: &Cluster, reference: &str) -> Result<Resolved, Status> {
     let reference = reference.to_owned();
-    let found = cluster
-        .store()
-        .call(move |store| Ok(find(store, &reference)));
-    found.await.map_err(failed)?
+    let look = move |store: &Store| Ok(find(store, &reference));
+    cluster.read_settled(look).await?
 }
 
 /// A run's place in the queue; 1 is next.

@@ -1,11 +1,10 @@
 //! The service of clients: rpcs of a few lines that check, ask and answer.
 
 use cohort_common::api::{
-    HistoryRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo, Submit,
+    HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo,
+    StepMetrics, Submit,
 };
-use cohort_common::cluster::Event;
 use cohort_common::home::RunName;
-use cohort_common::ids::RunId;
 use cohort_common::wire::{from_json, json};
 use cohort_proto::v1;
 use cohort_proto::v1::client_server::Client;
@@ -14,11 +13,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::data::blocking;
-use crate::driver::{Cluster, Command, now_ms};
-use crate::record::record_event;
+use crate::driver::{Cluster, Command};
 use crate::status::{failed, invalid, refused, store_status};
-use crate::store::{RunStatus, Store};
-use crate::{audit, corpora, ledger, query, runs, view};
+use crate::store::Store;
+use crate::{actions, audit, corpora, ledger, metrics, query, runs, view};
 
 /// Events in one look at the store.
 const EVENTS: u32 = 512;
@@ -64,6 +62,26 @@ impl Client for ClientService {
         reply(&view::history(&self.cluster, request).await?)
     }
 
+    type MetricsStream = JsonStream;
+
+    async fn metrics(&self, request: Request<v1::Json>) -> Result<Response<JsonStream>, Status> {
+        let request: MetricsRequest = parse(request)?;
+        let name = RunName::new(&request.run).map_err(invalid)?;
+        actions::describe(&self.cluster, name.clone()).await?;
+        let database = self.cluster.home().database();
+        let (out, outgoing) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let send = |page: Vec<StepMetrics>| out.blocking_send(Ok(json(&page))).is_ok();
+            // A connection of its own: the store's thread has steps to write.
+            let read = Store::open_read_only(&database)
+                .and_then(|store| metrics::read(&store, &name, &request, send));
+            if let Err(error) = read {
+                let _ = out.blocking_send(Err(store_status(error)));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+
     type PrepareCorpusStream = JsonStream;
 
     async fn prepare_corpus(
@@ -96,8 +114,7 @@ impl Client for ClientService {
 
     async fn remove_corpus(&self, request: Request<v1::Name>) -> Reply {
         let name = request.into_inner().name;
-        let runs = self.cluster.store().call(query::runs).await;
-        let runs = runs.map_err(store_status)?;
+        let runs = self.cluster.read_settled(query::runs).await?;
         let directory = self.cluster.home().corpora();
         let removed = blocking(move || {
             let corpus = corpora::find(&directory, &name)?;
@@ -121,8 +138,7 @@ impl Client for ClientService {
     }
 
     async fn list_runs(&self, _: Request<v1::Empty>) -> Reply {
-        let runs = self.cluster.store().call(query::runs).await;
-        let mut runs = runs.map_err(store_status)?;
+        let mut runs = self.cluster.read_settled(query::runs).await?;
         let cluster = self.cluster.ask(Command::Describe).await?;
         runs.iter_mut()
             .for_each(|run| run.queue_place = query::place(&cluster.queued, &run.name));
@@ -131,7 +147,7 @@ impl Client for ClientService {
 
     async fn get_run(&self, request: Request<v1::Name>) -> Reply {
         let name = run_name(request)?;
-        reply(&self.describe(name).await?)
+        reply(&actions::describe(&self.cluster, name).await?)
     }
 
     type FollowStream = JsonStream;
@@ -142,7 +158,7 @@ impl Client for ClientService {
     ) -> Result<Response<JsonStream>, Status> {
         let v1::FollowRequest { run, after } = request.into_inner();
         let name = RunName::new(&run).map_err(invalid)?;
-        self.describe(name.clone()).await?;
+        actions::describe(&self.cluster, name.clone()).await?;
         let (out, outgoing) = mpsc::channel(64);
         let cluster = self.cluster.clone();
         tokio::spawn(async move {
@@ -154,42 +170,17 @@ impl Client for ClientService {
     }
 
     async fn cancel(&self, request: Request<v1::Name>) -> Reply {
-        let name = run_name(request)?;
-        let info = self.describe(name.clone()).await?;
-        if query::is_under_way(&info.status) {
-            let run = RunId::new(name.as_str());
-            self.cluster.send(Event::Cancelled(run)).await;
-            return reply(&self.rested(name).await?);
-        }
-        if info.status == RunStatus::Finished.as_str() {
-            return Err(refused(format!("run `{name}` has finished")));
-        }
-        let rested = name.clone();
-        let cancelled = self.cluster.store().call(move |store| {
-            let run = name.to_string();
-            store.set_status(&name, RunStatus::Cancelled, None, now_ms())?;
-            let event = cohort_common::api::RunEvent::Cancelled { run };
-            record_event(store, &name, &event)
-        });
-        cancelled.await.map_err(store_status)?;
-        reply(&self.describe(rested).await?)
+        reply(&actions::cancel(&self.cluster, run_name(request)?).await?)
     }
 
     async fn stop(&self, request: Request<v1::Name>) -> Reply {
-        let name = run_name(request)?;
-        let info = self.describe(name.clone()).await?;
-        if !query::is_under_way(&info.status) {
-            return reply(&info);
-        }
-        let run = RunId::new(name.as_str());
-        self.cluster.send(Event::StopRequested(run)).await;
-        reply(&self.rested(name).await?)
+        reply(&actions::stop(&self.cluster, run_name(request)?).await?)
     }
 
     async fn remove_run(&self, request: Request<v1::RemoveRequest>) -> Reply {
         let v1::RemoveRequest { run, dry_run } = request.into_inner();
         let name = RunName::new(&run).map_err(invalid)?;
-        let info = self.describe(name.clone()).await?;
+        let info = actions::describe(&self.cluster, name.clone()).await?;
         if query::is_under_way(&info.status) {
             return Err(refused(format!(
                 "run `{name}` is {}; cancel it first",
@@ -209,6 +200,7 @@ impl Client for ClientService {
             let doomed = name.clone();
             let deleted = self.cluster.store().call(move |s| s.delete_run(&doomed));
             deleted.await.map_err(store_status)?;
+            self.cluster.announce();
         }
         reply(&Removed {
             name: name.to_string(),
@@ -226,7 +218,7 @@ impl Client for ClientService {
 
     async fn ledger(&self, request: Request<v1::Name>) -> Result<Response<JsonStream>, Status> {
         let name = run_name(request)?;
-        self.describe(name.clone()).await?;
+        actions::describe(&self.cluster, name.clone()).await?;
         let database = self.cluster.home().database();
         let (out, outgoing) = mpsc::channel(64);
         tokio::task::spawn_blocking(move || {
@@ -254,62 +246,15 @@ impl Client for ClientService {
     }
 
     async fn pause(&self, request: Request<v1::Name>) -> Reply {
-        let name = run_name(request)?;
-        let info = self.describe(name.clone()).await?;
-        if !query::is_under_way(&info.status) {
-            let go_on = match info.status == RunStatus::Finished.as_str() {
-                true => String::new(),
-                false => format!("; `cohort resume {name}` goes on with it"),
-            };
-            return Err(refused(format!(
-                "run `{name}` rests already: it is {}{go_on}",
-                info.status
-            )));
-        }
-        let run = RunId::new(name.as_str());
-        let pause = |reply| Command::Pause { run, reply };
-        if !self.cluster.ask(pause).await? {
-            return Err(refused(format!(
-                "run `{name}` is being queued just now; try again"
-            )));
-        }
-        let info = self.rested(name.clone()).await?;
-        match info.status == RunStatus::Paused.as_str() {
-            true => reply(&info),
-            false => Err(refused(format!(
-                "run `{name}` came to its end before it could be paused: it is {}",
-                info.status
-            ))),
-        }
+        reply(&actions::pause(&self.cluster, run_name(request)?).await?)
+    }
+
+    async fn checkpoint(&self, request: Request<v1::Name>) -> Reply {
+        reply(&actions::checkpoint(&self.cluster, run_name(request)?).await?)
     }
 
     async fn resume(&self, request: Request<v1::Name>) -> Reply {
-        let name = run_name(request)?;
-        runs::resume_as_it_is(&self.cluster, &name).await?;
-        reply(&self.describe(name).await?)
-    }
-}
-
-impl ClientService {
-    async fn describe(&self, name: RunName) -> Result<RunInfo, Status> {
-        let wanted = name.clone();
-        let info = self.cluster.store().call(move |s| query::run(s, &wanted));
-        let mut info = info.await.map_err(store_status)?;
-        let cluster = self.cluster.ask(Command::Describe).await?;
-        info.queue_place = query::place(&cluster.queued, name.as_str());
-        Ok(info)
-    }
-
-    /// Waits until a run rests.
-    async fn rested(&self, name: RunName) -> Result<RunInfo, Status> {
-        let mut news = self.cluster.events();
-        loop {
-            let info = self.describe(name.clone()).await?;
-            if !query::is_under_way(&info.status) {
-                return Ok(info);
-            }
-            news.changed().await.map_err(failed)?;
-        }
+        reply(&actions::resume(&self.cluster, run_name(request)?).await?)
     }
 }
 
@@ -328,7 +273,7 @@ async fn send_events(
             let rests = !query::is_under_way(store.run(&wanted)?.status.as_str());
             Ok((rests, store.events(Some(&wanted), after, EVENTS)?))
         };
-        let (rests, rows) = cluster.store().call(look).await.map_err(store_status)?;
+        let (rests, rows) = cluster.read_settled(look).await?;
         let full = rows.len() == EVENTS as usize;
         for row in rows {
             after = row.id;

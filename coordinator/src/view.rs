@@ -2,26 +2,26 @@
 //! shows a run to a person asks here; the cluster's part of the model comes from the driver.
 
 use cohort_common::api::{
-    CheckpointInfo, EvalEvent, History, HistoryRequest, RunEvent, RunFacts, RunInfo, RunView,
-    SampleInfo, StepEvent, TimelineEntry,
+    AnomalyEvent, CheckpointInfo, EvalEvent, History, HistoryRequest, RunEvent, RunFacts, RunInfo,
+    RunSummary, RunView, SampleInfo, StepEvent, TimelineEntry,
 };
 use cohort_common::home::{Home, RunName};
 use cohort_common::spec::{RunSpec, human_bytes};
 use tonic::Status;
 
-use crate::data::{blocking, open_corpus};
+use crate::data::open_corpus;
 use crate::driver::{Cluster, Command};
 use crate::plan::facts_of;
 use crate::query;
 use crate::samples::sample_info;
-use crate::status::{failed, invalid, store_status};
+use crate::status::invalid;
 use crate::store::{EventRow, RunStatus, Store, StoreError};
 
 /// Entries of a timeline, at most.
 const TIMELINE: u32 = 1000;
 
-/// Kinds of events that a timeline leaves out: they are curves and samples of their own.
-const NOT_TOLD: [&str; 3] = ["step", "eval", "sample"];
+/// Kinds of events, besides steps, that a timeline leaves out: they are curves and samples of their own.
+const NOT_TOLD: [&str; 2] = ["eval", "sample"];
 
 /// Steps whose samples are shown, at most.
 const SAMPLED_STEPS: u32 = 64;
@@ -32,13 +32,8 @@ const SPEED_OVER: u64 = 20;
 /// A run of a coordinator that is running.
 pub async fn live(cluster: &Cluster, name: RunName) -> Result<RunView, Status> {
     let home = cluster.home().clone();
-    let database = home.database();
-    let described = blocking(move || {
-        // A connection of its own: the store's thread has steps to write.
-        let store = Store::open_read_only(&database).map_err(store_status)?;
-        run(&store, &name, |spec| corpus_facts(&home, spec)).map_err(store_status)
-    });
-    let mut view = described.await?;
+    let look = move |store: &Store| run(store, &name, |spec| corpus_facts(&home, spec));
+    let mut view = cluster.read(look).await?;
     let cluster = cluster.ask(Command::View).await?;
     view.info.queue_place = query::place(&cluster.queued, &view.info.name);
     Ok(view)
@@ -47,14 +42,22 @@ pub async fn live(cluster: &Cluster, name: RunName) -> Result<RunView, Status> {
 /// The steps of a run of a coordinator that is running.
 pub async fn history(cluster: &Cluster, request: HistoryRequest) -> Result<History, Status> {
     let name = RunName::new(&request.run).map_err(invalid)?;
-    let cluster = cluster.clone();
-    blocking(move || {
-        let store = Store::open_read_only(&cluster.home().database()).map_err(store_status)?;
-        store.run(&name).map_err(store_status)?;
-        let history = cluster.histories().history(&store, &name, &request);
-        history.map_err(failed)
-    })
-    .await
+    let shared = cluster.clone();
+    let look = move |store: &Store| {
+        store.run(&name)?;
+        shared.histories().history(store, &name, &request)
+    };
+    cluster.read(look).await
+}
+
+/// All runs of a coordinator that is running, the newest first.
+pub async fn summaries(cluster: &Cluster) -> Result<Vec<RunSummary>, Status> {
+    let mut summaries = cluster.read(Store::summaries).await?;
+    let queued = cluster.ask(Command::View).await?.queued;
+    for summary in &mut summaries {
+        summary.queue_place = query::place(&queued, &summary.name);
+    }
+    Ok(summaries)
 }
 
 /// A run. `facts` finds what is known of it where the database does not say.
@@ -79,6 +82,7 @@ pub fn run(
             .map(|row| sample_info(name, row))
             .collect(),
         eta_seconds,
+        fault_totals: store.fault_totals(name)?,
         info,
     })
 }
@@ -86,7 +90,7 @@ pub fn run(
 /// What is known of a run whose facts were not kept: what its corpus tells, if that is here.
 pub fn corpus_facts(home: &Home, spec: &RunSpec) -> RunFacts {
     match open_corpus(home, &spec.corpus) {
-        Ok(corpus) => facts_of(spec, corpus.index(), Vec::new()),
+        Ok(corpus) => facts_of(spec, &corpus, Vec::new()),
         Err(_) => RunFacts {
             parameters: spec.parameters(),
             trained: spec.layout().len() as u64,
@@ -113,7 +117,7 @@ fn eta(store: &Store, name: &RunName, info: &RunInfo) -> Result<Option<f64>, Sto
 }
 
 /// An event in the words of a timeline; `None` for one that cannot be read.
-fn told(row: EventRow) -> Option<TimelineEntry> {
+pub fn told(row: EventRow) -> Option<TimelineEntry> {
     let event: RunEvent = serde_json::from_str(&row.text).ok()?;
     let worker = match &event {
         RunEvent::WorkerLost { worker, .. }
@@ -142,6 +146,7 @@ fn step_of(event: &RunEvent) -> Option<u64> {
         RunEvent::Step(StepEvent { step, .. })
         | RunEvent::Eval(EvalEvent { step, .. })
         | RunEvent::Sample(SampleInfo { step, .. })
+        | RunEvent::Anomaly(AnomalyEvent { step, .. })
         | RunEvent::Loading { step, .. }
         | RunEvent::WorkerLost { step, .. }
         | RunEvent::Redone { step, .. }
@@ -171,8 +176,11 @@ fn words(event: &RunEvent) -> String {
         }
         RunEvent::Training { workers, .. } => format!("trains on {workers} workers"),
         RunEvent::Checkpoint { checkpoint, .. } => checkpoint_words(checkpoint),
-        RunEvent::Note { text, .. } => text.clone(),
-        RunEvent::Paused { step, .. } => format!("paused at step {step}"),
+        RunEvent::Note { text, .. } | RunEvent::Anomaly(AnomalyEvent { text, .. }) => text.clone(),
+        RunEvent::Paused { step, reason, .. } => match reason {
+            Some(reason) => reason.clone(),
+            None => format!("paused at step {step}"),
+        },
         RunEvent::Stopped { step, .. } => format!("stopped after step {step}"),
         RunEvent::Cancelled { .. } => "cancelled".into(),
         RunEvent::Failed { error, .. } => format!("failed: {error}"),
@@ -216,6 +224,7 @@ mod tests {
             bits_per_byte: Some(1.5),
             mfu: Some(0.4),
             time_ms: 1000 + 500 * step,
+            skipped: false,
         }
     }
 

@@ -5,29 +5,41 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::cluster::Limits;
+use cohort_common::traces::COORDINATOR;
 use tokio::net::{TcpListener, lookup_host};
 
 use crate::cli::CoordinatorArgs;
 use crate::context::{self, Secret};
 use crate::failure::hinted;
 use crate::local::shutdown;
+use crate::traces;
 
 /// Runs the verb.
 pub async fn run(args: CoordinatorArgs) -> Result<()> {
     let home = context::home(&args.home)?;
     let secret = context::secret(&args.token)?;
-    let listener = listen(&args.listen, secret.as_ref()).await?;
+    let listener = listen("--listen", &args.listen, secret.as_ref()).await?;
+    let http = match &args.http {
+        Some(address) => Some(listen("--http", address, secret.as_ref()).await?),
+        None => None,
+    };
+    let traces = traces::open(&args.observe, COORDINATOR)?;
     let config = cohort_coordinator::Config {
         home,
         token: secret.map(|secret| secret.token),
         limits: Limits::default(),
+        http,
+        tensorboard: args.tensorboard,
+        notify: args.notify.config(),
+        traces: traces.clone(),
     };
-    cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await?;
-    Ok(())
+    let served = cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await;
+    traces::finish(traces).await;
+    Ok(served?)
 }
 
 /// Listens on an address that is this machine's own, or that a token guards.
-async fn listen(address: &str, secret: Option<&Secret>) -> Result<TcpListener> {
+async fn listen(flag: &str, address: &str, secret: Option<&Secret>) -> Result<TcpListener> {
     let addresses: Vec<SocketAddr> = lookup_host(address)
         .await
         .with_context(|| {
@@ -40,7 +52,7 @@ async fn listen(address: &str, secret: Option<&Secret>) -> Result<TcpListener> {
     TcpListener::bind(&addresses[..]).await.map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => hinted(
             format!("cannot listen on {address}: the port is in use, perhaps by another coordinator"),
-            "end that process, choose another port with `--listen`, or let the system choose with `--listen 127.0.0.1:0`",
+            format!("end that process, choose another port with `{flag}`, or let the system choose with `{flag} 127.0.0.1:0`"),
         ),
         _ => anyhow!(error).context(format!("cannot listen on {address}")),
     })

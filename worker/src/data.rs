@@ -26,6 +26,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::engine::Batch;
+use crate::figures::{Doing, Meter};
 
 /// Steps that shards are fetched ahead of their use.
 const AHEAD: Step = 16;
@@ -196,6 +197,8 @@ pub struct RunData {
     train: Option<Train>,
     splits: Vec<EvalData>,
     context: usize,
+    /// Waiting for text is told apart from computing.
+    meter: Arc<Meter>,
 }
 
 /// What a split is made of.
@@ -248,6 +251,7 @@ impl RunData {
         cache: &Path,
         spec: &RunSpec,
         splits: &[EvalSplit],
+        meter: Arc<Meter>,
     ) -> Result<Self, String> {
         let cache = cache.join("shards");
         std::fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
@@ -333,11 +337,22 @@ impl RunData {
             train,
             splits: splits.collect::<Result<_, String>>()?,
             context,
+            meter,
         })
     }
 
     /// The micro-batches of a lane in a step, in order, each with the samples in it.
     pub fn lane(
+        &self,
+        train: &TrainConfig,
+        step: Step,
+        lane: Lane,
+    ) -> Result<Vec<(Batch, Vec<u64>)>, String> {
+        self.meter
+            .during(Doing::Text, || self.read_lane(train, step, lane))
+    }
+
+    fn read_lane(
         &self,
         train: &TrainConfig,
         step: Step,
@@ -385,7 +400,10 @@ impl RunData {
     /// What is to be done with a unit of a split.
     pub fn unit(&self, split: u32, unit: u32) -> Result<Unit<'_>, String> {
         match self.splits.get(split as usize) {
-            Some(EvalData::Text(text)) => self.windows(text, unit).map(Unit::Score),
+            Some(EvalData::Text(text)) => {
+                let read = || self.windows(text, unit).map(Unit::Score);
+                self.meter.during(Doing::Text, read)
+            }
             Some(EvalData::Prompts(prompts, ends)) => match prompts.get(unit as usize) {
                 Some(prompt) => Ok(Unit::Write(prompt, ends)),
                 None => Err(format!("split {split} has no prompt {unit}")),

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::RunInfo;
+use crate::corpus::Baselines;
 
 /// A cluster at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -97,6 +98,39 @@ pub struct SystemView {
     pub disk_bytes: Option<u64>,
 }
 
+/// A run as a row of a list; figures that are not known are absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// Its name.
+    pub name: String,
+    /// A word: `queued`, `running`, `paused`, `interrupted`, `finished`, `failed`, `cancelled`.
+    pub status: String,
+    /// A word: `pretrain`, `finetune`, `eval`.
+    pub kind: String,
+    /// Committed steps.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Mean loss of the last step, in nats.
+    pub loss: Option<f64>,
+    /// The last validation loss, in nats.
+    pub val_loss: Option<f64>,
+    /// Speed of the last step.
+    pub tokens_per_second: Option<f64>,
+    /// Parameters of the model.
+    pub parameters: Option<u64>,
+    /// When it was submitted, in milliseconds since the epoch.
+    pub created_ms: u64,
+    /// When it ended.
+    pub finished_ms: Option<u64>,
+    /// Its place in the queue; 1 is next.
+    pub queue_place: Option<usize>,
+    /// What it started from, as the user named it.
+    pub parent: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
 /// A run with everything but the history of its steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunView {
@@ -110,6 +144,20 @@ pub struct RunView {
     pub samples: Vec<SampleInfo>,
     /// Time until its last step at the present speed; absent where it does not train.
     pub eta_seconds: Option<f64>,
+    /// How often something happened to its workers, by kind.
+    #[serde(default)]
+    pub fault_totals: Vec<FaultTotal>,
+}
+
+/// How often something of one kind happened to the workers of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultTotal {
+    /// The event's word, such as `worker_lost`.
+    pub kind: String,
+    /// How often.
+    pub count: u64,
+    /// How much later steps were committed because of it, all together.
+    pub delay_ms: u64,
 }
 
 /// What is known of a run from its submission on.
@@ -132,6 +180,8 @@ pub struct RunFacts {
     pub epoch_samples: u64,
     /// Bytes of text in a token of the training split, on average; absent in a classification.
     pub bytes_per_token: Option<f64>,
+    /// What counting alone would lose on the validation split, to be drawn beside the loss.
+    pub baselines: Option<Baselines>,
 }
 
 /// Something that happened to a run.

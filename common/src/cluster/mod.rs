@@ -17,6 +17,7 @@ pub mod silence;
 mod simulation;
 mod stepping;
 mod verdict;
+mod watchdog;
 pub mod worker;
 
 pub use coordinator::{Limits, Machine};
@@ -24,3 +25,4 @@ pub use events::{Action, Event};
 pub use messages::{Found, FromWorker, Holding, Scores, StateSource, ToWorker};
 pub use run::{BASE_SPLIT, EvalSplit, EvalWork, OWN_SPLIT, Prompt, RunPlan, SAMPLES_SPLIT};
 pub use verdict::{Losses, Verdict};
+pub use watchdog::{Anomaly, History, Pause};

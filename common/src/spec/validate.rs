@@ -21,6 +21,7 @@ use super::options::{
 };
 use super::samples::SampleConfig;
 use super::shape::shape_of;
+use super::watchdog::{WatchdogConfig, watchdog_of};
 use super::{
     CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
@@ -154,6 +155,8 @@ pub struct SpecMeant {
     pub lora: Option<LoraConfig>,
     /// What is written while it trains.
     pub samples: Option<SampleConfig>,
+    /// Steps out of the ordinary.
+    pub watchdog: WatchdogConfig,
     /// What was derived, inherited or overridden, one line each, to be shown before the run starts.
     pub notes: Vec<String>,
 }
@@ -195,6 +198,7 @@ impl SpecMeant {
             start,
             lora: self.lora,
             samples: self.samples,
+            watchdog: Some(self.watchdog),
         })
     }
 
@@ -239,6 +243,7 @@ impl SpecFile {
             corpus,
             checkpoint: checkpoint_of(&self.checkpoint, &train)?,
             lora: lora_of(&self.lora, &model)?,
+            watchdog: watchdog_of(&self.watchdog)?,
             model,
             tokenizer,
             train,

@@ -4,6 +4,8 @@
 //! become one transaction, so that a step never waits for a flush of its own. Times are arguments, in milliseconds
 //! since the epoch: no clock is read here. Files of checkpoints and corpora are not touched here.
 
+#[cfg(test)]
+mod documented;
 mod error;
 mod faults;
 mod handle;
@@ -12,6 +14,7 @@ mod metrics;
 mod rows;
 mod runs;
 mod schema;
+mod summaries;
 mod things;
 
 use std::path::{Path, PathBuf};
@@ -186,6 +189,7 @@ pub(crate) mod tests {
             start: None,
             lora: None,
             samples: None,
+            watchdog: None,
         }
     }
 

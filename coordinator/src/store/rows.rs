@@ -141,6 +141,8 @@ pub struct StepRow {
     pub mfu: Option<f64>,
     /// When the step was committed.
     pub time_ms: u64,
+    /// Whether its update was left out. The ledger keeps that.
+    pub skipped: bool,
 }
 
 impl StepRow {
@@ -158,6 +160,7 @@ impl StepRow {
             epoch: self.epoch,
             bits_per_byte: self.bits_per_byte,
             mfu: self.mfu,
+            skipped: self.skipped,
         }
     }
 }

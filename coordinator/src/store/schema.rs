@@ -169,6 +169,9 @@ const VERSION_4: &str = "
     -- Whether the step's update was left out.
     ALTER TABLE ledger ADD COLUMN skipped INTEGER NOT NULL DEFAULT 0;
 
+    -- A run has an event for each step; whoever wants the others must not read past a million of those.
+    CREATE INDEX events_told ON events (run, id) WHERE kind != 'step';
+
     -- What the model of a step writes after the prompts of the spec.
     CREATE TABLE samples (
         run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,

@@ -92,6 +92,7 @@ fn spec(model: ModelConfig) -> RunSpec {
         start: None,
         lora: None,
         samples: None,
+        watchdog: None,
     }
 }
 

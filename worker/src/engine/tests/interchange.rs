@@ -49,6 +49,7 @@ pub(super) fn meta(model: &ModelConfig) -> CheckpointMeta {
                 start: None,
                 lora: None,
                 samples: None,
+                watchdog: None,
             },
             step: 10,
             samples: 30,
