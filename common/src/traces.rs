@@ -124,7 +124,10 @@ impl Traces {
 
     /// The trace of a step; `None` if this step is not traced.
     pub fn step(&self, run: &RunId, step: Step) -> Option<StepTrace> {
-        let way = self.0.as_ref().filter(|way| step.is_multiple_of(way.every))?;
+        let way = self
+            .0
+            .as_ref()
+            .filter(|way| step.is_multiple_of(way.every))?;
         let (trace, root) = ids(run, step);
         Some(StepTrace {
             way: way.clone(),

@@ -28,7 +28,6 @@ pub fn step(run: &str, step: u64) -> StepEvent {
         skipped: false,
         bits_per_byte: Some(loss(step) * 0.5),
         mfu: Some(0.41),
-        skipped: false,
     }
 }
 
