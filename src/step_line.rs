@@ -117,7 +117,6 @@ mod tests {
             bits_per_byte: Some(1.2341),
             skipped: false,
             mfu: Some(0.412),
-            skipped: false,
         }
     }
 

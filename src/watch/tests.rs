@@ -28,7 +28,6 @@ pub fn step(run: &str, step: u64) -> StepEvent {
         skipped: false,
         bits_per_byte: Some(loss(step) * 0.5),
         mfu: Some(0.41),
-        skipped: false,
     }
 }
 
@@ -116,7 +115,6 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
                 .collect(),
             checkpoints: (1..=at / 200).map(|i| checkpoint(200 * i)).collect(),
             faults: Vec::new(),
-            workers: 3,
         },
         facts: RunFacts {
             parameters: 1_234_567,
@@ -127,7 +125,6 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
         samples: Vec::new(),
         fault_totals: Vec::new(),
         eta_seconds: (status == "running").then_some(62.0),
-        fault_totals: Vec::new(),
     }
 }
 
