@@ -18,3 +18,4 @@ mod support;
 mod training;
 mod transfer;
 mod verify;
+mod web;

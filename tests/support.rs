@@ -3,6 +3,7 @@
 
 #[cfg(unix)]
 pub mod cluster;
+pub mod http;
 pub mod hub;
 #[cfg(unix)]
 pub mod proxy;
