@@ -40,5 +40,17 @@ cargo clippy --workspace --all-targets -- -D warnings
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 
+# The page is tested in a browser. Continuous integration must not pass without one.
+if [[ "${CI:-}" == true ]]; then
+    if ! command -v chromedriver >/dev/null && [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
+        step "installing chromium"
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends \
+            chromium chromium-driver || echo "it cannot be had: the tests of the page will be skipped"
+    fi
+    if command -v chromedriver >/dev/null; then
+        export COHORT_REQUIRE_BROWSER=1
+    fi
+fi
+
 step "tests"
 cargo test

@@ -225,6 +225,7 @@ mod tests {
             bits_per_byte: None,
             mfu: None,
             time_ms: 1000 + step,
+            skipped: false,
         }
     }
 

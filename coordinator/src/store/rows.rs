@@ -141,6 +141,8 @@ pub struct StepRow {
     pub mfu: Option<f64>,
     /// When the step was committed.
     pub time_ms: u64,
+    /// Whether its update was left out. The ledger keeps that.
+    pub skipped: bool,
 }
 
 /// What is drawn of a step; what is not known is not a number.
@@ -179,6 +181,7 @@ impl StepRow {
             epoch: self.epoch,
             bits_per_byte: self.bits_per_byte,
             mfu: self.mfu,
+            skipped: self.skipped,
         }
     }
 }

@@ -25,10 +25,34 @@ macro_rules! asset {
 
 /// All files of the page.
 static ASSETS: &[Asset] = &[
-    asset!("index.html", HTML),
+    asset!("actions.js", SCRIPT),
+    asset!("api.js", SCRIPT),
     asset!("app.js", SCRIPT),
-    asset!("style.css", STYLE),
+    asset!("chart.js", SCRIPT),
+    asset!("charts.js", SCRIPT),
+    asset!("checkpoints.js", SCRIPT),
+    asset!("classes.js", SCRIPT),
+    asset!("cluster.js", SCRIPT),
+    asset!("compare.js", SCRIPT),
+    asset!("dom.js", SCRIPT),
+    asset!("format.js", SCRIPT),
+    asset!("headline.js", SCRIPT),
+    asset!("history.js", SCRIPT),
     asset!("icon.svg", PICTURE),
+    asset!("index.html", HTML),
+    asset!("live.js", SCRIPT),
+    asset!("lookup.js", SCRIPT),
+    asset!("plot.js", SCRIPT),
+    asset!("run.js", SCRIPT),
+    asset!("runs.js", SCRIPT),
+    asset!("samples.js", SCRIPT),
+    asset!("scale.js", SCRIPT),
+    asset!("signin.js", SCRIPT),
+    asset!("spec.js", SCRIPT),
+    asset!("style.css", STYLE),
+    asset!("theme.js", SCRIPT),
+    asset!("timeline.js", SCRIPT),
+    asset!("workers.js", SCRIPT),
 ];
 
 /// The ETags of [`ASSETS`].

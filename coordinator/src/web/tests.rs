@@ -8,12 +8,14 @@ use axum::http::{Method, Request};
 use cohort_common::api::RunEvent;
 use cohort_common::cluster::Limits;
 use cohort_common::home::Home;
+use cohort_common::traces::Traces;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
 use tonic::codegen::Service;
 
 use super::*;
+use crate::notify::{Notices, NotifyConfig};
 use crate::record::record_event;
 use crate::store::tests::{name, new_run};
 use crate::store::{RunStatus, StepRow, Store, StoreHandle};
@@ -38,7 +40,13 @@ impl Scene {
             .set_status(&name("tiny-1"), finished, None, 2000)
             .unwrap();
         let (store, _thread) = StoreHandle::spawn(store);
-        let (cluster, _driver) = Cluster::start(home, store, Limits::default());
+        let (cluster, _driver) = Cluster::start(
+            home,
+            store,
+            Limits::default(),
+            Notices::start(NotifyConfig::default()),
+            Traces::default(),
+        );
         let token = token.map(|token| Token::new(token).unwrap());
         Self {
             router: router(cluster.clone(), token),
@@ -97,6 +105,7 @@ impl Scene {
                     epoch: 0.0,
                     bits_per_byte: None,
                     mfu: None,
+                    skipped: false,
                     time_ms: step,
                 };
                 store.record_step(&name("tiny-1"), &row)?;
