@@ -28,3 +28,4 @@ mod transfer;
 mod verify;
 #[cfg(unix)]
 mod watch;
+mod web;

@@ -5,6 +5,7 @@
 pub mod browser;
 #[cfg(unix)]
 pub mod cluster;
+pub mod http;
 pub mod hub;
 #[cfg(unix)]
 pub mod proxy;

@@ -6,7 +6,7 @@ use cohort_common::api::RunEvent;
 use cohort_common::home::RunName;
 use rusqlite::{Row, params};
 
-use super::{EvalRow, EventRow, SampleRow, StepRow, Store, StoreError, WorkerTimesRow};
+use super::{EvalRow, EventRow, PointRow, SampleRow, StepRow, Store, StoreError, WorkerTimesRow};
 
 impl Store {
     /// Records the metrics of a step.
@@ -60,6 +60,34 @@ impl Store {
         let params = params![run.as_str(), after_step(after), limit];
         self.query(&sql, params, |row| {
             take(read_step(row, 0)?);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Hands `take` what is drawn of the steps after step `after` and up to `upto`, in order; `None` begins at the first, or
+    /// ends at the newest.
+    pub fn each_point(
+        &self,
+        run: &RunName,
+        after: Option<u64>,
+        upto: Option<u64>,
+        mut take: impl FnMut(PointRow),
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT step, tokens, time_ms, loss, grad_norm, learning_rate, tokens_per_second, mfu FROM steps
+                   WHERE run = ?1 AND step > ?2 AND step <= ?3 ORDER BY step";
+        let upto = upto.map_or(i64::MAX, |step| step as i64);
+        self.query(sql, params![run.as_str(), after_step(after), upto], |row| {
+            take(PointRow {
+                step: unsigned(row, 0)?,
+                tokens: unsigned(row, 1)?,
+                time_ms: unsigned(row, 2)?,
+                loss: float(row, 3)?,
+                grad_norm: float(row, 4)?,
+                learning_rate: float(row, 5)?,
+                tokens_per_second: float(row, 6)?,
+                mfu: float(row, 7)?,
+            });
             Ok(())
         })?;
         Ok(())

@@ -26,7 +26,7 @@ pub use handle::{Receipt, StoreHandle};
 pub use ledger::Appended;
 pub use rows::{
     AssignmentRow, AttemptRow, CheckpointRow, CorpusRow, EvalRow, EventRow, FaultRow, NewRun,
-    RunRow, RunStatus, SampleRow, StepRow, WorkerTimesRow,
+    PointRow, RunRow, RunStatus, SampleRow, StepRow, WorkerTimesRow,
 };
 pub use schema::SCHEMA_VERSION;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::http::header::{ETAG, SET_COOKIE};
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{Method, Request};
 use cohort_common::api::RunEvent;
 use cohort_common::cluster::Limits;
 use cohort_common::home::Home;
