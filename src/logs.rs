@@ -1,5 +1,7 @@
 //! Logging to stderr: chosen by `COHORT_LOG`, quiet for clients, informative for the processes of a cluster.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Verb;
@@ -9,6 +11,10 @@ pub const VARIABLE: &str = "COHORT_LOG";
 
 /// Sets logging up for a verb.
 pub fn start(verb: &Verb) {
+    if matches!(verb, Verb::Watch(_)) && std::io::stderr().is_terminal() {
+        // Lines of a log would be scattered over the dashboard; `2> FILE` keeps them.
+        return;
+    }
     let default = match verb {
         Verb::Coordinator(_) | Verb::Worker(_) => "info",
         _ => "off",
@@ -21,6 +27,6 @@ pub fn start(verb: &Verb) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
 }
