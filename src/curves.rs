@@ -33,7 +33,7 @@ pub struct Style {
     pub log: bool,
     /// Weight of the past in a moving average.
     pub smooth: f64,
-    /// Whether losses of models without weights are drawn.
+    /// Whether what counting alone would lose is drawn.
     pub baselines: bool,
 }
 
@@ -310,8 +310,19 @@ fn smoothed(values: &[Option<f32>], weight: f64) -> Vec<f64> {
     values.iter().map(next).collect()
 }
 
-/// Losses of models without weights, for the text that a run trains on.
+/// What counting alone would lose on the text that a run trains on.
 fn baselines(view: &RunView) -> Vec<Level> {
+    if let Some(known) = &view.facts.baselines {
+        let level = |name: String, y: f64| Level { name, y };
+        let unigram = known.unigram.map(|loss| level("unigram".into(), loss));
+        let ngram = known.ngram.as_ref();
+        let ngram = ngram.map(|ngram| level(format!("{}-gram", ngram.order), ngram.loss));
+        let uniform = level("uniform".into(), known.uniform);
+        return [Some(uniform), unigram, ngram]
+            .into_iter()
+            .flatten()
+            .collect();
+    }
     let outputs = view.info.spec.model.outputs();
     let what = match view.info.spec.model.classifies() {
         true => "labels",

@@ -50,6 +50,8 @@ pub struct Options {
     pub tensorboard: Option<PathBuf>,
     /// Flags of the coordinator that say who is told what becomes of runs.
     pub notify: Vec<String>,
+    /// Variables of its processes' environment, beside those of this process.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 /// A cluster of child processes. Dropping it kills them.
@@ -194,7 +196,7 @@ impl Process {
     fn spawn(
         name: String,
         home: &Home,
-        secret: Option<&Secret>,
+        options: &Options,
         arguments: &[impl AsRef<OsStr>],
     ) -> Result<Self> {
         let log = home.logs().join(format!("{name}.log"));
@@ -213,7 +215,8 @@ impl Process {
             .stdout(file.try_clone()?)
             .stderr(file)
             .kill_on_drop(true);
-        if let Some(secret) = secret {
+        command.envs(options.variables.iter().cloned());
+        if let Some(secret) = &options.secret {
             command.env(TOKEN_VARIABLE, &secret.text);
         }
         if std::env::var_os(logs::VARIABLE).is_none() {
@@ -292,12 +295,7 @@ fn coordinator(options: &Options, home: &Home) -> Result<Process> {
         arguments.extend(["--tensorboard".as_ref(), directory.as_os_str()]);
     }
     arguments.extend(options.notify.iter().map(OsStr::new));
-    Process::spawn(
-        "coordinator".into(),
-        home,
-        options.secret.as_ref(),
-        &arguments,
-    )
+    Process::spawn("coordinator".into(), home, options, &arguments)
 }
 
 fn worker(options: &Options, home: &Home, url: &str, number: u32) -> Result<Process> {
@@ -305,7 +303,7 @@ fn worker(options: &Options, home: &Home, url: &str, number: u32) -> Result<Proc
     let threads = threads.to_string();
     let arguments = ["worker", "--coordinator", url, "--threads", &threads];
     let name = format!("worker-{number}");
-    Process::spawn(name, home, options.secret.as_ref(), &arguments)
+    Process::spawn(name, home, options, &arguments)
 }
 
 /// A worker's share of the cores.

@@ -21,6 +21,7 @@ mod registry;
 mod source;
 mod step_line;
 mod submit;
+mod traces;
 mod transfer;
 mod uploads;
 mod watch;

@@ -99,6 +99,7 @@ impl Session {
             private: true,
             tensorboard: None,
             notify: notify.arguments(),
+            variables: Vec::new(),
         };
         let cluster = LocalCluster::start(&options).await?;
         let threads = options.threads.unwrap_or_else(|| local::share(workers));

@@ -10,6 +10,8 @@ mod deploy;
 mod exchange;
 #[cfg(unix)]
 mod faults;
+mod figures;
+mod files;
 mod hub;
 mod messages;
 #[cfg(unix)]
@@ -19,6 +21,7 @@ mod plan;
 mod protocol;
 mod runs;
 mod support;
+mod traces;
 mod training;
 mod transfer;
 mod verify;

@@ -92,6 +92,9 @@ impl Scene {
             .env_remove("COHORT_COORDINATOR")
             .env_remove("COHORT_TOKEN")
             .env_remove("COHORT_LOG")
+            .env_remove("COHORT_LOG_FORMAT")
+            .env_remove("COHORT_OTLP")
+            .env_remove("COHORT_OTLP_EVERY")
             .env_remove("COHORT_INSTRUCTION_SET")
             .env("COHORT_HOME", self.path("home"))
             .stdin(Stdio::null());

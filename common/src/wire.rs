@@ -1,6 +1,8 @@
 //! The only place where protobuf meets domain types. Everything that comes from the network is checked here; what
 //! passes is well-formed.
 
+mod figures;
+
 use std::sync::Arc;
 
 use cohort_proto::v1;
@@ -15,6 +17,8 @@ use crate::ids::RunId;
 use crate::ledger::Entry;
 use crate::segment::Address;
 use crate::spec::RunSpec;
+
+pub use self::figures::{Heard, figures_to, heard_from, peak_from};
 
 /// Version of the protocol. Both ends must agree: mixing builds could mix results.
 pub const PROTOCOL: u32 = 4;
@@ -337,6 +341,7 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
             .ok_or_else(|| bad("FromWorker", "it is empty"))?
         {
             Kind::Register(_) => return Err(bad("FromWorker", "a second Register")),
+            Kind::Figures(_) => return Err(bad("FromWorker", "figures are not for the machine")),
             Kind::Heartbeat(_) => FromWorker::Heartbeat,
             Kind::Leaving(_) => FromWorker::Leaving,
             Kind::Loaded(m) => FromWorker::Loaded {

@@ -8,6 +8,7 @@ mod corpora;
 mod data;
 mod driver;
 pub mod exchange;
+mod figures;
 mod happenings;
 mod history;
 mod ledger;
@@ -25,7 +26,9 @@ mod service;
 mod session;
 mod status;
 pub mod store;
+mod system;
 mod tensorboard;
+mod trace;
 mod view;
 mod web;
 
@@ -39,6 +42,7 @@ use std::time::Duration;
 use cohort_common::cluster::Limits;
 use cohort_common::home::{Home, HomeError};
 use cohort_common::net::{self, Token};
+use cohort_common::traces::Traces;
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1::client_server::ClientServer;
 use cohort_proto::v1::data_server::DataServer;
@@ -77,6 +81,8 @@ pub struct Config {
     pub tensorboard: Option<PathBuf>,
     /// Who is told what becomes of runs.
     pub notify: NotifyConfig,
+    /// Where traces of steps go, if anywhere.
+    pub traces: Traces,
 }
 
 /// Why a coordinator cannot serve.
@@ -124,7 +130,8 @@ pub async fn serve(
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
     let notices = Notices::start(config.notify.clone());
-    let (cluster, driver) = Cluster::start(home, store, config.limits, notices.clone());
+    let traces = config.traces.clone();
+    let (cluster, driver) = Cluster::start(home, store, config.limits, notices.clone(), traces);
     let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use cohort_common::api::{CheckpointInfo, EvalEvent, RunFacts};
 use cohort_common::checkpoint::Checkpoint;
 use cohort_common::cluster::{BASE_SPLIT, EvalSplit, Losses, OWN_SPLIT, RunPlan, StateSource};
-use cohort_common::corpus::{Corpus, CorpusError, CorpusIndex, Split, share_of};
+use cohort_common::corpus::{Corpus, CorpusError, Split, baselines, share_of};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
@@ -72,7 +72,7 @@ pub async fn enqueue(
                 share_of(all, spec.train.data_share)
             }
         };
-        let run_facts = kept.unwrap_or_else(|| facts_of(&spec, corpus.index(), Vec::new()));
+        let run_facts = kept.unwrap_or_else(|| facts_of(&spec, &corpus, Vec::new()));
         Ok(RunRecord {
             plan: RunPlan {
                 run: RunId::new(name.as_str()),
@@ -103,6 +103,7 @@ pub async fn enqueue(
             started: Instant::now(),
             pending: None,
             pausing: false,
+            peak_flops: None,
         })
     })
     .await?;
@@ -117,13 +118,19 @@ pub async fn enqueue(
 }
 
 /// What is known of a run before its first step.
-pub fn facts_of(spec: &RunSpec, index: &CorpusIndex, notes: Vec<String>) -> RunFacts {
+pub fn facts_of(spec: &RunSpec, corpus: &Corpus, notes: Vec<String>) -> RunFacts {
+    let index = corpus.index();
     let layout = spec.layout();
     let bytes = index.scored_bytes(Split::Train);
     let scored = index.scored(Split::Train);
     let samples = index.samples(spec.sample_length()).unwrap_or(0);
+    let kept = baselines(corpus).unwrap_or_else(|error| {
+        tracing::warn!(corpus = index.name, %error, "the baselines of a corpus cannot be read");
+        None
+    });
     RunFacts {
         notes,
+        baselines: kept,
         parameters: spec.parameters(),
         trained: layout.len() as u64,
         flops_per_token: spec.flops_per_token(),

@@ -93,7 +93,7 @@ pub fn run(
 /// What is known of a run whose facts were not kept: what its corpus tells, if that is here.
 pub fn corpus_facts(home: &Home, spec: &RunSpec) -> RunFacts {
     match open_corpus(home, &spec.corpus) {
-        Ok(corpus) => facts_of(spec, corpus.index(), Vec::new()),
+        Ok(corpus) => facts_of(spec, &corpus, Vec::new()),
         Err(_) => RunFacts {
             parameters: spec.parameters(),
             trained: spec.layout().len() as u64,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::common::{HomeArgs, NotifyArgs, TokenArgs, grace, threads};
+use super::common::{HomeArgs, NotifyArgs, ObserveArgs, TokenArgs, grace, threads};
 
 /// Arguments of `coordinator`.
 #[derive(Args, Debug)]
@@ -33,6 +33,9 @@ pub struct CoordinatorArgs {
     /// Its home.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What it tells.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -66,6 +69,9 @@ pub struct WorkerArgs {
     /// Where it caches.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What it tells.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -104,4 +110,7 @@ pub struct LocalClusterArgs {
     /// Its home.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What its processes tell.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 }

@@ -83,6 +83,63 @@ pub struct NotifyArgs {
     pub stall_after: Option<f64>,
 }
 
+/// How the log of a process is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// As it is typed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+/// What the processes of a cluster tell about themselves.
+#[derive(Args, Clone, Debug)]
+pub struct ObserveArgs {
+    /// How the log is written: lines for people, or a JSON object a line
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "COHORT_LOG_FORMAT",
+        hide_env_values = true,
+        hide_possible_values = true,
+        value_enum,
+        default_value_t = LogFormat::Text,
+        help_heading = "Observation"
+    )]
+    pub log_format: LogFormat,
+    /// Send traces of steps to the OpenTelemetry collector there, by OTLP over gRPC, such as `http://127.0.0.1:4317`
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "COHORT_OTLP",
+        hide_env_values = true,
+        help_heading = "Observation"
+    )]
+    pub otlp: Option<String>,
+    /// Trace one step out of N; the same for coordinator and workers
+    #[arg(
+        long,
+        value_name = "N",
+        env = "COHORT_OTLP_EVERY",
+        hide_env_values = true,
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = "Observation"
+    )]
+    pub otlp_every: u64,
+}
+
 /// How results are printed.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct JsonArgs {

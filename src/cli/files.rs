@@ -67,7 +67,7 @@ pub struct PlotArgs {
     /// Weight of the past in a moving average, from 0 up to 1
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, value_parser = weight)]
     pub smooth: f64,
-    /// Draw what a model without weights would lose, where that is known
+    /// Draw what counting alone would lose: uniform, unigram, n-gram
     #[arg(long)]
     pub baselines: bool,
     /// Whom it asks.

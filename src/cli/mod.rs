@@ -14,7 +14,9 @@ use clap::{Parser, Subcommand};
 pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
-pub use common::{ConnectArgs, HomeArgs, JsonArgs, LocalArgs, NotifyArgs, TokenArgs};
+pub use common::{
+    ConnectArgs, HomeArgs, JsonArgs, LocalArgs, LogFormat, NotifyArgs, ObserveArgs, TokenArgs,
+};
 pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};
 pub use plan::PlanArgs;
 pub use runs::{

@@ -139,6 +139,7 @@ async fn replay(
                 private: true,
                 tensorboard: None,
                 notify: Vec::new(),
+                variables: Vec::new(),
             };
             let cluster = LocalCluster::start(&options).await?;
             (context.connect_to(cluster.url()).await?, Some(cluster))
@@ -200,6 +201,7 @@ async fn compute(
         cache: Home::open(&context.home)?.worker(),
         shared_memory: false,
         grace: std::time::Duration::ZERO,
+        traces: cohort_common::traces::Traces::default(),
     };
     let replay = Replay {
         run: run.name,

@@ -25,9 +25,9 @@ pub fn step(run: &str, step: u64) -> StepEvent {
         tokens: 512 * step,
         tokens_per_second: 33_300.0,
         epoch: step as f64 / 600.0,
-        skipped: false,
         bits_per_byte: Some(loss(step) * 0.5),
         mfu: Some(0.41),
+        skipped: false,
     }
 }
 
@@ -108,13 +108,13 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
             created_ms: NOW_MS - 500_000,
             finished_ms: None,
             queue_place: None,
-            workers: 2,
             last_step: (at > 0).then(|| step(name, at)),
             evals: (0..=at / 200)
                 .map(|i| eval(name, 200 * i, "validation"))
                 .collect(),
             checkpoints: (1..=at / 200).map(|i| checkpoint(200 * i)).collect(),
             faults: Vec::new(),
+            workers: 3,
         },
         facts: RunFacts {
             parameters: 1_234_567,
@@ -123,8 +123,8 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
         },
         timeline: timeline(),
         samples: Vec::new(),
-        fault_totals: Vec::new(),
         eta_seconds: (status == "running").then_some(62.0),
+        fault_totals: Vec::new(),
     }
 }
 

@@ -64,6 +64,9 @@ pub trait Hooks {
     /// A node is complete whose sibling is not, because a lane of it was skipped: it goes out by itself.
     fn part(&mut self, _node: Node, _sum: Vec<f32>) {}
 
+    /// The lanes of a node are computed in one pass, which took so long.
+    fn computed(&mut self, _node: Node, _time: Duration) {}
+
     /// A lane is computed: what it found, and how long it took.
     fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration);
 }
@@ -148,7 +151,9 @@ impl Work<'_> {
         }
         let found: Vec<LaneSums> = found.iter().map(|s| lane_sums(s.loss, s.weight)).collect();
         self.check_finite(node, &mut gradient, &found, &batches)?;
-        let time = started.elapsed() / node.size;
+        let time = started.elapsed();
+        self.hooks.computed(node, time);
+        let time = time / node.size;
         for (lane, sums) in node.lanes().zip(found) {
             self.hooks.done(lane, sums, time);
         }
@@ -188,7 +193,9 @@ impl Work<'_> {
         self.check_finite(Node::leaf(lane), &mut gradient, &[sums], &batches)?;
         let payload = self.train.payload;
         self.engine.install(|| leaf(payload, &mut gradient));
-        self.hooks.done(lane, sums, started.elapsed());
+        let time = started.elapsed();
+        self.hooks.computed(Node::leaf(lane), time);
+        self.hooks.done(lane, sums, time);
         Ok(gradient)
     }
 

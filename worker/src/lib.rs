@@ -5,11 +5,15 @@ mod data;
 mod driver;
 pub mod engine;
 pub mod exchange;
+mod figures;
 mod lanes;
 mod measure;
+mod observe;
+mod peak;
 mod replay;
 mod session;
 mod state;
+mod trace;
 mod trainer;
 
 use std::future::Future;
@@ -17,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cohort_common::net::{ConnectError, Token};
+use cohort_common::traces::Traces;
 use driver::Driver;
 use engine::{DeviceChoice, EngineError};
 use tokio::sync::watch;
@@ -42,6 +47,8 @@ pub struct Config {
     pub shared_memory: bool,
     /// How long handing over may take when the process is asked to end.
     pub grace: Duration,
+    /// Where traces of steps go, if anywhere.
+    pub traces: Traces,
 }
 
 /// Why a worker ends.

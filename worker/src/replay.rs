@@ -2,6 +2,7 @@
 //! uses in training: the same text, the same state, the same lanes, the same update. Nothing is recorded.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cohort_common::aggregate::totals_of;
@@ -55,7 +56,7 @@ pub async fn replay(config: Config, replay: Replay) -> Result<ReplayReport, Erro
     let client = DataClient::new(channel, credentials);
     let run = RunId::new(&replay.run);
     let cache: &PathBuf = &config.cache;
-    let data = RunData::open(&client, cache, &replay.spec, &[]).await;
+    let data = RunData::open(&client, cache, &replay.spec, &[], Arc::default()).await;
     let data = data.map_err(Error::Replay)?;
     let state = state::fetch(&client, cache, &run, replay.source).await;
     let state = state.map_err(Error::Replay)?;

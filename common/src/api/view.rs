@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::RunInfo;
+use crate::corpus::Baselines;
 
 /// A cluster at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -179,6 +180,8 @@ pub struct RunFacts {
     pub epoch_samples: u64,
     /// Bytes of text in a token of the training split, on average; absent in a classification.
     pub bytes_per_token: Option<f64>,
+    /// What counting alone would lose on the validation split, to be drawn beside the loss.
+    pub baselines: Option<Baselines>,
 }
 
 /// Something that happened to a run.

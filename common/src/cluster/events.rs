@@ -424,3 +424,19 @@ pub enum Change {
         error: String,
     },
 }
+
+impl Change {
+    /// Whether the run does nothing more for now.
+    pub fn rests(&self) -> bool {
+        match self {
+            Self::Queued { .. }
+            | Self::Waiting { .. }
+            | Self::Loading { .. }
+            | Self::Training { .. } => false,
+            Self::Finished { .. }
+            | Self::Stopped { .. }
+            | Self::Cancelled
+            | Self::Failed { .. } => true,
+        }
+    }
+}

@@ -4,6 +4,8 @@
 //! become one transaction, so that a step never waits for a flush of its own. Times are arguments, in milliseconds
 //! since the epoch: no clock is read here. Files of checkpoints and corpora are not touched here.
 
+#[cfg(test)]
+mod documented;
 mod error;
 mod faults;
 mod handle;

@@ -62,6 +62,7 @@ pub fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
             },
         );
     }
+    put_baselines(frame, plot, state, &window, theme);
     let mut raster = Raster::new(plot.width, plot.height);
     raster.curve(&points, &window);
     let (line, band) = (theme.style(Role::Train), theme.style(Role::Band));
@@ -207,6 +208,37 @@ fn labels(window: &Window, rows: u16) -> Vec<(f64, String)> {
 fn row_of(height: f64, area: Rect) -> u16 {
     let last = f64::from(area.height.saturating_sub(1));
     area.y + ((1.0 - height) * last).round().clamp(0.0, last) as u16
+}
+
+/// What counting alone would lose, as dashed lines with their names, where they are within the picture.
+fn put_baselines(frame: &mut Frame, area: Rect, state: &State, window: &Window, theme: Theme) {
+    let known = state.run.as_ref().and_then(|run| run.facts.baselines);
+    let Some(known) = known.filter(|_| !area.is_empty()) else {
+        return;
+    };
+    let ngram = known.ngram.map(|n| (n.loss, format!("{}-gram", n.order)));
+    let levels = [
+        Some((known.uniform, "uniform".to_owned())),
+        known.unigram.map(|loss| (loss, "unigram".to_owned())),
+        ngram,
+    ];
+    for (loss, name) in levels.into_iter().flatten() {
+        let height = window.height(loss);
+        if !(0.0..=1.0).contains(&height) {
+            continue;
+        }
+        let width = usize::from(area.width);
+        let name = clip(&format!(" {name}"), width);
+        let dashes = "╌".repeat(width.saturating_sub(name.chars().count()));
+        let line = Line::styled(format!("{dashes}{name}"), theme.style(Role::Faint));
+        let row = row_of(height, area);
+        let place = Rect {
+            y: row,
+            height: 1,
+            ..area
+        };
+        frame.render_widget(line, place);
+    }
 }
 
 fn put_marks(frame: &mut Frame, area: Rect, marks: &[Mark], window: &Window, theme: Theme) {

@@ -17,6 +17,7 @@ mod init;
 pub mod ops;
 mod optim;
 mod parameters;
+mod products;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ pub use self::error::{EngineError, Result};
 use self::fused::Fused;
 pub use self::generate::{Sampling, generate};
 use self::optim::{AdamW, Moments};
+pub use self::products::products;
 
 /// Samples of one length, row by row.
 #[derive(Clone, Debug, Default, PartialEq)]
