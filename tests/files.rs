@@ -305,7 +305,7 @@ fn the_database_can_be_read_by_others_while_a_run_trains() {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let database = rusqlite::Connection::open_with_flags(path, flags).expect("it can be opened");
     let sql = "SELECT count(*), min(loss) FROM steps WHERE run = 'live'";
-    let (steps, loss): (u64, f64) = database
+    let (steps, loss): (i64, f64) = database
         .query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
         .expect("it can be read");
     assert!(steps >= 5 && loss.is_finite());

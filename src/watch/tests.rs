@@ -27,7 +27,6 @@ pub fn step(run: &str, step: u64) -> StepEvent {
         epoch: step as f64 / 600.0,
         bits_per_byte: Some(loss(step) * 0.5),
         mfu: Some(0.41),
-        skipped: false,
     }
 }
 
@@ -114,7 +113,6 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
                 .collect(),
             checkpoints: (1..=at / 200).map(|i| checkpoint(200 * i)).collect(),
             faults: Vec::new(),
-            workers: 3,
         },
         facts: RunFacts {
             parameters: 1_234_567,
@@ -124,7 +122,6 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
         timeline: timeline(),
         samples: Vec::new(),
         eta_seconds: (status == "running").then_some(62.0),
-        fault_totals: Vec::new(),
     }
 }
 

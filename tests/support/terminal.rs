@@ -205,7 +205,7 @@ fn open(rows: u16, columns: u16) -> (OwnedFd, OwnedFd) {
             &mut theirs,
             std::ptr::null_mut(),
             std::ptr::null_mut(),
-            &mut size,
+            &raw mut size,
         )
     };
     assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());

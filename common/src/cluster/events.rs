@@ -435,6 +435,7 @@ impl Change {
             | Self::Training { .. } => false,
             Self::Finished { .. }
             | Self::Stopped { .. }
+            | Self::Paused { .. }
             | Self::Cancelled
             | Self::Failed { .. } => true,
         }

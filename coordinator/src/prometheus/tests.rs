@@ -85,6 +85,7 @@ fn run() -> RunView {
         epoch: 0.5,
         bits_per_byte: Some(1.5),
         mfu: Some(0.25),
+        skipped: false,
     });
     for (step, split) in [(0, "validation"), (0, "base_validation"), (5, "validation")] {
         view.info.evals.push(EvalEvent {

@@ -82,6 +82,7 @@ fn filled() -> (tempfile::TempDir, Store) {
                 epoch: 0.1,
                 bits_per_byte: None,
                 mfu: None,
+                skipped: false,
                 time_ms: 1000 * step + if step > 99 { 5000 } else { 0 },
             };
             store.record_step(&run, &row).unwrap();
