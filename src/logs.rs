@@ -1,6 +1,8 @@
 //! Logging to stderr: chosen by `COHORT_LOG`, quiet for clients, informative for the processes of a cluster. As text, or as
 //! JSON for what collects logs: an object a line, with the event's fields beside `timestamp`, `level` and `target`.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{LogFormat, Verb};
@@ -10,6 +12,10 @@ pub const VARIABLE: &str = "COHORT_LOG";
 
 /// Sets logging up for a verb.
 pub fn start(verb: &Verb) {
+    if matches!(verb, Verb::Watch(_)) && std::io::stderr().is_terminal() {
+        // Lines of a log would be scattered over the dashboard; `2> FILE` keeps them.
+        return;
+    }
     let default = match verb {
         Verb::Coordinator(_) | Verb::Worker(_) => "info",
         _ => "off",
@@ -23,9 +29,7 @@ pub fn start(verb: &Verb) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     match format(verb) {
-        LogFormat::Text => log
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log
             .json()
             .flatten_event(true)

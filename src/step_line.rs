@@ -115,7 +115,6 @@ mod tests {
             tokens_per_second: 33_333.0,
             epoch: 0.1234,
             bits_per_byte: Some(1.2341),
-            skipped: false,
             mfu: Some(0.412),
         }
     }

@@ -25,7 +25,6 @@ pub fn step(run: &str, step: u64) -> StepEvent {
         tokens: 512 * step,
         tokens_per_second: 33_300.0,
         epoch: step as f64 / 600.0,
-        skipped: false,
         bits_per_byte: Some(loss(step) * 0.5),
         mfu: Some(0.41),
     }
@@ -108,7 +107,6 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
             created_ms: NOW_MS - 500_000,
             finished_ms: None,
             queue_place: None,
-            workers: 2,
             last_step: (at > 0).then(|| step(name, at)),
             evals: (0..=at / 200)
                 .map(|i| eval(name, 200 * i, "validation"))
@@ -123,7 +121,6 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
         },
         timeline: timeline(),
         samples: Vec::new(),
-        fault_totals: Vec::new(),
         eta_seconds: (status == "running").then_some(62.0),
     }
 }
