@@ -15,6 +15,8 @@ mod files;
 mod hub;
 mod messages;
 #[cfg(unix)]
+mod notify;
+#[cfg(unix)]
 mod page;
 #[cfg(unix)]
 mod plan;
@@ -28,4 +30,6 @@ mod transfer;
 mod verify;
 #[cfg(unix)]
 mod watch;
+#[cfg(unix)]
+mod watchdog;
 mod web;

@@ -73,6 +73,40 @@ fn a_paused_run_rests_until_it_is_resumed_to_the_same_bits() {
 }
 
 #[test]
+fn a_checkpoint_now_changes_neither_the_weights_nor_the_ledger() {
+    let scene = Scene::new();
+    let long = format!("{TRAIN} --set train.steps=300 --set checkpoint.every=0");
+    let expected = scene.finished(&format!("{long} --local 1 --name whole"));
+    let (_coordinator, url) = scene.coordinator("");
+    let _worker = worker(&scene, &url);
+    let _other = worker(&scene, &url);
+    let mut run = scene.start(&format!("{long} --new --name saved --json"));
+    run.wait_for_step(10);
+    scene.run(&format!("{TRAIN} --detach --new --name next"));
+    let said = scene.fails("checkpoint next");
+    assert!(said.contains("waits in the queue"), "{said}");
+    let info = scene.events("checkpoint saved").remove(0);
+    let step = info["checkpoints"][0]["step"].as_u64().expect("a step");
+    assert!((10..300).contains(&step), "{info}");
+    assert_eq!(info["status"], "running");
+    let said = text(&scene.run("checkpoint saved").stdout);
+    assert!(said.contains("saved has a checkpoint of step"), "{said}");
+    scene.run(&format!(
+        "generate --from saved@{step} --prompt the --max-tokens 4"
+    ));
+    let end = event(&run.wait_for("\"finished\""));
+    assert_eq!(end["state_hash"], expected["state_hash"]);
+    let ledger = |run: &str| text(&scene.run(&format!("ledger {run}")).stdout);
+    assert_eq!(ledger("saved"), ledger("whole"));
+    let report = scene.events("verify saved").remove(0);
+    assert_eq!(report["contradictions"], 0, "{report}");
+    let said = scene.fails("checkpoint saved");
+    assert!(said.contains("rests: it is finished"), "{said}");
+    let said = scene.fails("checkpoint nobody");
+    assert!(said.contains("there is no run `nobody`"), "{said}");
+}
+
+#[test]
 fn a_queued_run_is_paused_at_once_and_queues_again() {
     let scene = Scene::new();
     let (_coordinator, _) = scene.coordinator("");

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::aggregate::Shape;
-use cohort_common::api::{
-    AnomalyEvent, ClusterInfo, ClusterView, RunEvent, SystemView, WorkerInfo, WorkerView,
-};
+use cohort_common::api::{ClusterInfo, ClusterView, SystemView, WorkerInfo, WorkerView};
 use cohort_common::checkpoint::CheckpointMeta;
 use cohort_common::cluster::events::{LeftReason, MemberInfo};
 use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
@@ -499,9 +497,7 @@ impl Driver {
             }
             Action::Unusual { run, anomaly } => {
                 let record = self.runs.get(&run)?;
-                let event = AnomalyEvent::of(run.to_string(), &anomaly);
-                warn!(%run, "{}", event.text);
-                record.event(&self.cluster, RunEvent::Anomaly(event)).await;
+                record.unusual(&self.cluster, &anomaly).await;
                 None
             }
             Action::Changed { run, change } => {

@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
 use cohort_common::api::{
-    CheckpointInfo, Classes, EvalEvent, FinishedEvent, RunEvent, RunFacts, SampleInfo,
+    AnomalyEvent, CheckpointInfo, Classes, EvalEvent, FinishedEvent, RunEvent, RunFacts, SampleInfo,
 };
 use cohort_common::checkpoint::{CheckpointMeta, RunState, remove_checkpoint};
 use cohort_common::cluster::Scores;
 use cohort_common::cluster::events::{Change, StepRecord};
-use cohort_common::cluster::{Event, RunPlan};
+use cohort_common::cluster::{Anomaly, Event, RunPlan};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
 use cohort_common::ids::{RunId, Step};
 use cohort_common::traces::StepTrace;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::driver::{Cluster, now_ms};
 use crate::happenings::fault_of;
@@ -113,6 +113,13 @@ impl RunRecord {
     pub async fn note(&self, cluster: &Cluster, text: String) {
         let run = self.run();
         self.event(cluster, RunEvent::Note { run, text }).await;
+    }
+
+    /// A step was out of the ordinary.
+    pub async fn unusual(&self, cluster: &Cluster, anomaly: &Anomaly) {
+        let event = AnomalyEvent::of(self.run(), anomaly);
+        warn!(run = %self.name, "{}", event.text);
+        self.event(cluster, RunEvent::Anomaly(event)).await;
     }
 
     /// Waits until the newest ledger entry is on disk.
@@ -363,8 +370,7 @@ impl RunRecord {
     pub async fn changed(&mut self, cluster: &Cluster, change: Change) -> bool {
         let (status, event) = self.describe(change).await;
         let rests = event.is_last();
-        cluster.notices().event(&event);
-        let name = self.name.clone();
+        let (name, told) = (self.name.clone(), event.clone());
         let time = now_ms();
         let error = match &event {
             RunEvent::Failed { error, .. } => Some(error.clone()),
@@ -375,6 +381,8 @@ impl RunRecord {
             record_event(store, &name, &event)
         })
         .await;
+        // Whoever is told finds it in the store.
+        cluster.notices().event(&told);
         cluster.announce();
         rests
     }

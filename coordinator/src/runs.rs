@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use cohort_common::api::{
-    CheckpointInfo, Classes, EvalEvent, RunFacts, StartFiles, Submit, Submitted,
+    CheckpointInfo, Classes, EvalEvent, RunEvent, RunFacts, StartFiles, Submit, Submitted,
 };
 use cohort_common::checkpoint::{
     CHAT_TEMPLATE, CONFIG, Checkpoint, GENERATION, OPTIMIZER, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
@@ -87,6 +87,10 @@ pub async fn take_up(cluster: &Cluster) {
         if let Err(status) = take_up_one(cluster, row).await {
             let error = status.message().to_owned();
             tracing::error!(run = %name, error, "cannot go on with this run");
+            cluster.notices().event(&RunEvent::Failed {
+                run: name.to_string(),
+                error: error.clone(),
+            });
             let mark =
                 move |s: &Store| s.set_status(&name, RunStatus::Failed, Some(&error), now_ms());
             if let Err(error) = cluster.store().call(mark).await {

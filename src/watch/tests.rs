@@ -113,6 +113,7 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
                 .collect(),
             checkpoints: (1..=at / 200).map(|i| checkpoint(200 * i)).collect(),
             faults: Vec::new(),
+            samples: Vec::new(),
         },
         facts: RunFacts {
             parameters: 1_234_567,

@@ -4,6 +4,7 @@ use cohort_common::checkpoint::{CheckpointMeta, RunState, state_hash, write_chec
 use cohort_common::hf::SpecialTokens;
 use cohort_common::layout::Layout;
 use cohort_common::order::Order;
+use cohort_common::spec::{WatchdogAction, WatchdogConfig};
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
@@ -227,6 +228,62 @@ fn lanes_and_sums_that_do_not_fit() {
     let rate = scene();
     rate.forge(STEPS, |entry| entry.learning_rate = 0.25);
     rate.contradicts(&["step 12", "learning_rate 0.25", "schedule"]);
+}
+
+/// The step of [`watched`] that is out of the ordinary.
+const SPIKE: u64 = 25;
+
+/// A run of thirty steps whose watchdog skips one of them.
+fn watched() -> Scene {
+    let (dir, store) = store_with_run("tiny-1");
+    let run = name("tiny-1");
+    let mut spec = spec();
+    spec.watchdog = Some(WatchdogConfig {
+        action: WatchdogAction::Skip,
+        window: 20,
+        ..WatchdogConfig::default()
+    });
+    store.set_spec(&run, &spec, "identity").unwrap();
+    let mut chain = first_chain(&spec);
+    for step in 1..=30 {
+        let mut entry = entry(step, chain.head());
+        entry.state_hash_before = None;
+        if step == SPIKE {
+            entry.grad_norm = f64::NAN;
+            entry.skipped = true;
+            entry = entry.canonical();
+        }
+        store.append_entry(&run, &entry).unwrap();
+        chain.push(&entry).unwrap();
+    }
+    store.set_progress(&run, 30).unwrap();
+    Scene {
+        home: Home::open(dir.path()).unwrap(),
+        store,
+        _dir: dir,
+    }
+}
+
+#[test]
+fn what_was_skipped_follows_from_the_steps_before() {
+    let report = watched().audit();
+    assert_eq!((report.contradiction, report.skipped), (None, 1));
+    let made = watched();
+    made.forge(SPIKE, |entry| entry.skipped = false);
+    made.contradicts(&["step 25", "gradient norm is not finite", "it was made"]);
+    let ordinary = watched();
+    ordinary.forge(30, |entry| entry.skipped = true);
+    ordinary.contradicts(&["step 30 was committed without its update", "no reason"]);
+    // One that cannot be read leaves nothing to judge by.
+    let unreadable = watched();
+    unreadable.sql("UPDATE ledger SET hash = zeroblob(32) WHERE step = 2");
+    unreadable.forge(30, |entry| entry.skipped = true);
+    let report = unreadable.audit();
+    assert_eq!(report.contradictions, 2, "{:?}", report.contradiction);
+    // Where nobody looks, nothing is skipped.
+    let alone = scene();
+    alone.forge(STEPS, |entry| entry.skipped = true);
+    alone.contradicts(&["step 12", "no reason"]);
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Delivery {
             let (event, run) = (notice.event.word(), notice.run.as_str());
             let json = serde_json::to_string(&notice).expect("a notice is plain data");
             if let Some(command) = &self.command {
-                match call(command, &notice, &json).await {
+                match call(command, COMMAND_DEADLINE, &notice, &json).await {
                     Ok(()) => info!(event, run, "the command was told"),
                     Err(error) => warn!(event, run, error, "the command was not told"),
                 }
@@ -74,7 +74,12 @@ impl Delivery {
 }
 
 /// Runs the command with the notice on its stdin.
-async fn call(command: &str, notice: &Notice, json: &str) -> Result<(), String> {
+async fn call(
+    command: &str,
+    deadline: Duration,
+    notice: &Notice,
+    json: &str,
+) -> Result<(), String> {
     let mut shell = Command::new("sh");
     shell
         .args(["-c", command])
@@ -97,13 +102,13 @@ async fn call(command: &str, notice: &Notice, json: &str) -> Result<(), String> 
         }
         child.wait().await
     };
-    match timeout(COMMAND_DEADLINE, ended).await {
+    match timeout(deadline, ended).await {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(format!("it ended with {status}")),
         Ok(Err(error)) => Err(format!("it cannot be waited for: {error}")),
         Err(_) => {
             kill(&mut child).await;
-            let seconds = COMMAND_DEADLINE.as_secs();
+            let seconds = deadline.as_secs_f64();
             Err(format!("it took more than {seconds} s and was killed"))
         }
     }
@@ -180,7 +185,44 @@ fn request(agent: &ureq::Agent, url: &str, json: &str) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Kind;
     use super::*;
+
+    #[tokio::test]
+    async fn a_command_that_takes_too_long_is_killed_with_what_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let notice = Notice {
+            event: Kind::Stalled,
+            run: "one".into(),
+            step: 3,
+            text: String::new(),
+            time_ms: 0,
+        };
+        let command = format!(
+            "sleep 600 & echo $! > '{0}'; cat >> '{0}'; wait",
+            file.display()
+        );
+        let short = Duration::from_millis(500);
+        let error = call(&command, short, &notice, "{}").await.unwrap_err();
+        assert_eq!(error, "it took more than 0.5 s and was killed");
+        let written = std::fs::read_to_string(&file).unwrap();
+        let (pid, json) = written.split_once('\n').unwrap();
+        assert_eq!(json, "{}\n");
+        // It may take a moment until a process that was killed is gone.
+        let process = std::path::PathBuf::from(format!("/proc/{pid}/stat"));
+        let gone = || {
+            let stat = std::fs::read_to_string(&process).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        let deadline = std::time::Instant::now() + COMMAND_DEADLINE;
+        while cfg!(target_os = "linux") && !gone() {
+            assert!(std::time::Instant::now() < deadline, "process {pid} lives");
+            tokio::task::yield_now().await;
+        }
+        let failed = call("exit 3", COMMAND_DEADLINE, &notice, "{}").await;
+        assert_eq!(failed.unwrap_err(), "it ended with exit status: 3");
+    }
 
     #[test]
     fn only_the_host_of_a_webhook_is_logged() {

@@ -185,6 +185,7 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, Vec<u8>, Vec<u8>)> {
 mod tests {
     use cohort_common::cluster::messages::LaneSums;
     use cohort_common::ledger::{ChainError, genesis};
+    use cohort_common::spec::WatchdogAction;
 
     use super::super::tests::{name, store_with_run};
     use super::*;
@@ -239,6 +240,44 @@ mod tests {
             ),
             "{error}"
         );
+    }
+
+    #[test]
+    fn later_steps_are_judged_by_what_is_read_as_by_the_whole_ledger() {
+        let (_dir, store) = store_with_run("tiny-1");
+        let watchdog = WatchdogConfig {
+            action: WatchdogAction::Skip,
+            window: 20,
+            ..WatchdogConfig::default()
+        };
+        let mut whole = History::default();
+        let mut previous = genesis(b"tiny");
+        let mut of = |step: u64| {
+            let mut entry = entry(step, previous);
+            entry.grad_norm = 1.0 + (step % 7) as f64;
+            entry.skipped = step == 2 || (40..70).contains(&step) || step == 98;
+            previous = entry.hash();
+            entry
+        };
+        for step in 1..=100 {
+            let entry = of(step);
+            whole.push(&entry);
+            store.append_entry(&name("tiny-1"), &entry).unwrap();
+        }
+        let read = store.history(&name("tiny-1"), &watchdog, [72, 92]).unwrap();
+        assert_ne!(read, whole, "no more is read than is needed");
+        for step in [72, 92, 95, 100] {
+            assert_eq!(read.updates(step), whole.updates(step));
+            for norm in [4.0, 15.0, 17.0, 19.0, 30.0] {
+                let mut next = entry(step + 1, [0; 32]);
+                next.grad_norm = norm;
+                let judged = |history: &History| history.judge(&watchdog, &next);
+                assert_eq!(judged(&read), judged(&whole));
+            }
+        }
+        let sql = "SELECT count(*) FROM ledger WHERE skipped = 1";
+        let counts = store.query(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(counts, [32]);
     }
 
     #[test]

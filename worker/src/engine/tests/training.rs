@@ -1,6 +1,8 @@
 //! Initial weights, and that training learns.
 
 use super::*;
+use cohort_common::tree::Node;
+
 use crate::engine::Update;
 
 #[test]
@@ -105,6 +107,37 @@ fn a_loaded_state_goes_on_to_the_bit() {
     step(&mut second, 2);
     assert_eq!(first.state_hash(), second.state_hash());
     assert_ne!(first.snapshot(), state);
+}
+
+#[test]
+fn a_step_that_was_skipped_leaves_no_trace() {
+    for model in models() {
+        let batch = batch(&model, 2, 16);
+        let site = Site { step: 1, ..SITE };
+        let node = Node::leaf(SITE.lane);
+        // Updates are counted, steps are not: the bias correction is that of the second update.
+        let trained = |steps: [u64; 2], mut buffer: Vec<f32>| {
+            let mut engine = engine(&model, 2);
+            for (step, count) in steps.into_iter().zip(1..) {
+                engine
+                    .gradient(node, &[(&batch, site)], &mut buffer)
+                    .expect("a gradient");
+                let update = Update {
+                    step,
+                    count,
+                    scale: 0.1,
+                    learning_rate: 1e-3,
+                };
+                engine.update(&buffer, update).expect("an update");
+            }
+            engine.state_hash()
+        };
+        let plain = trained([1, 2], Vec::new());
+        assert_eq!(plain, trained([1, 3], Vec::new()));
+        // Nor does what a gradient that was not finite left in a buffer.
+        let len = engine(&model, 1).layout().len();
+        assert_eq!(plain, trained([1, 2], vec![f32::NAN; len]));
+    }
 }
 
 #[test]
