@@ -116,6 +116,7 @@ mod tests {
             epoch: 0.1234,
             bits_per_byte: Some(1.2341),
             mfu: Some(0.412),
+            skipped: false,
         }
     }
 

@@ -18,7 +18,7 @@ fn ledger(scene: &Scene, run: &str) -> String {
 /// The steps that were skipped.
 fn skipped(scene: &Scene, run: &str) -> Vec<u64> {
     let lines = ledger(scene, run);
-    let entries = lines.lines().map(|line| serde_json::from_str(line));
+    let entries = lines.lines().map(serde_json::from_str);
     let entries = entries.map(|entry: Result<Value, _>| entry.expect("an entry"));
     let skipped = entries.filter(|entry| entry["skipped"] == true);
     skipped.filter_map(|entry| entry["step"].as_u64()).collect()
@@ -37,7 +37,7 @@ fn rests(scene: &Scene, line: &str) -> (Vec<Value>, String) {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(RESTS), "`{line}`: {said}");
     let events = text(&output.stdout);
-    let events = events.lines().map(|line| serde_json::from_str(line));
+    let events = events.lines().map(serde_json::from_str);
     (
         events.map(|event| event.expect("JSON lines")).collect(),
         said,

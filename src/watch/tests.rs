@@ -27,6 +27,7 @@ pub fn step(run: &str, step: u64) -> StepEvent {
         epoch: step as f64 / 600.0,
         bits_per_byte: Some(loss(step) * 0.5),
         mfu: Some(0.41),
+        skipped: false,
     }
 }
 
@@ -113,6 +114,7 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
                 .collect(),
             checkpoints: (1..=at / 200).map(|i| checkpoint(200 * i)).collect(),
             faults: Vec::new(),
+            workers: 2,
             samples: Vec::new(),
         },
         facts: RunFacts {
@@ -122,6 +124,7 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
         },
         timeline: timeline(),
         samples: Vec::new(),
+        fault_totals: Vec::new(),
         eta_seconds: (status == "running").then_some(62.0),
     }
 }

@@ -136,7 +136,11 @@ pub struct Live {
 
 impl Live {
     /// Waits for a message of a name that satisfies `wanted`; gives when it came and what it says.
-    pub fn wait_for(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> (Instant, Value) {
+    pub fn wait_for(
+        &mut self,
+        name: &str,
+        mut wanted: impl FnMut(&Value) -> bool,
+    ) -> (Instant, Value) {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
