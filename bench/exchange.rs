@@ -28,7 +28,7 @@ use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_coordinator::exchange::{Exchange, ExchangeService, Host};
 use cohort_proto::v1::exchange_server::ExchangeServer;
-use cohort_worker::exchange::{ExchangeClient, Sharing};
+use cohort_worker::exchange::{ExchangeClient, Observer, Sharing};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
@@ -361,7 +361,15 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         let channel = net::connect(&share.url)
             .await
             .expect("the coordinator is there");
-        let opened = ExchangeClient::open(channel, credentials, shape, 0, sharing, broken);
+        let opened = ExchangeClient::open(
+            channel,
+            credentials,
+            shape,
+            0,
+            sharing,
+            Observer::default(),
+            broken,
+        );
         opened.await.expect("the exchange opens")
     });
     let node = Arc::new(gradient(rank, shape));

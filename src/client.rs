@@ -5,8 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{
-    AuditReport, ClusterInfo, ClusterView, CorpusInfo, History, HistoryRequest, NumberedEvent,
-    PrepareCorpus, PrepareEvent, Removed, Resolved, RunInfo, RunView, Submit, Submitted,
+    AuditReport, ClusterInfo, ClusterView, CorpusInfo, History, HistoryRequest, MetricsRequest,
+    NumberedEvent, PrepareCorpus, PrepareEvent, Removed, Resolved, RunInfo, RunView, StepMetrics,
+    Submit, Submitted,
 };
 use cohort_common::net::{self, Credentials, Token};
 use cohort_common::wire::{self, MAX_MESSAGE};
@@ -86,6 +87,12 @@ impl Client {
     pub async fn history(&mut self, request: &HistoryRequest) -> Result<History> {
         let reply = self.control.history(wire::json(request)).await;
         self.take(reply)
+    }
+
+    /// The steps of a run, each as it is kept.
+    pub async fn metrics(&mut self, request: &MetricsRequest) -> Result<Events> {
+        let reply = self.control.metrics(wire::json(request)).await;
+        self.stream(reply)
     }
 
     /// Starts a preparation; its events follow.
@@ -183,6 +190,12 @@ impl Client {
         self.take(reply)
     }
 
+    /// Checkpoints a run that goes on; answers once the checkpoint counts.
+    pub async fn checkpoint(&mut self, run: &str) -> Result<RunInfo> {
+        let reply = self.control.checkpoint(named(run)).await;
+        self.take(reply)
+    }
+
     /// Goes on with a run that rests.
     pub async fn resume(&mut self, run: &str) -> Result<RunInfo> {
         let reply = self.control.resume(named(run)).await;
@@ -235,6 +248,11 @@ impl Events {
 
     /// The next event of a run.
     pub async fn next_of_run(&mut self) -> Result<Option<NumberedEvent>> {
+        self.next().await
+    }
+
+    /// The next steps of a run.
+    pub async fn next_steps(&mut self) -> Result<Option<Vec<StepMetrics>>> {
         self.next().await
     }
 

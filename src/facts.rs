@@ -1,7 +1,7 @@
 //! Corpora and runs in words and tables.
 
 use cohort_common::api::{Classes, CorpusInfo, EvalEvent, RunInfo};
-use cohort_common::corpus::{Objective, Supervised};
+use cohort_common::corpus::{Baselines, Objective, Supervised};
 use cohort_common::spec::{RunKind, human_bytes, human_count};
 
 use crate::output::{ago, table};
@@ -33,6 +33,9 @@ pub fn corpus(corpus: &CorpusInfo) -> String {
     ];
     if let Some(supervised) = &corpus.supervised {
         lines.extend(samples(supervised));
+    }
+    if let Some(baselines) = &corpus.baselines {
+        lines.push(format!("  baselines   {}", losses(baselines)));
     }
     if !corpus.skipped.is_empty() {
         lines.push(format!("  skipped     {} inputs:", corpus.skipped.len()));
@@ -74,6 +77,28 @@ pub fn samples(supervised: &Supervised) -> Vec<String> {
     lines
 }
 
+/// What a loss is to be compared with.
+pub fn losses(baselines: &Baselines) -> String {
+    let mut text = format!("uniform {:.4}", baselines.uniform);
+    if let Some(unigram) = baselines.unigram {
+        text += &format!(", unigram {unigram:.4}");
+    }
+    if let Some(ngram) = &baselines.ngram {
+        // With an order of 1 it is the unigram.
+        if ngram.order > 1 {
+            text += &format!(", {}-gram {:.4}", ngram.order, ngram.loss);
+        }
+        if let Some(bits) = ngram.bits_per_byte {
+            text += &format!(" ({bits:.4} bits per byte)");
+        }
+        if ngram.counted < ngram.of {
+            let (counted, of) = (human_count(ngram.counted), human_count(ngram.of));
+            text += &format!(", counted on {counted} of {of} tokens");
+        }
+    }
+    text
+}
+
 /// All that is known of a corpus.
 pub fn whole_corpus(corpus: &CorpusInfo) -> String {
     let mut lines = vec![
@@ -87,6 +112,9 @@ pub fn whole_corpus(corpus: &CorpusInfo) -> String {
         format!("validation   {}", split(&corpus.validation)),
         format!("on disk      {}", human_bytes(corpus.bytes_on_disk)),
     ];
+    if let Some(baselines) = &corpus.baselines {
+        lines.push(format!("baselines    {}", losses(baselines)));
+    }
     for bad in &corpus.skipped {
         lines.push(format!("skipped      {bad}"));
     }

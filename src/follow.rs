@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use cohort_common::api::{Classes, FinishedEvent, RunEvent, StepEvent};
 use cohort_common::spec::{human_bytes, human_count};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ratatui::crossterm::terminal::size;
 
 use crate::output::duration;
+use crate::step_line;
 
 /// Least and most time between plain lines of steps; in between it is [`PLAIN_SHARE`] of the time so far.
 const PLAIN_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
@@ -17,6 +19,12 @@ const PLAIN_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::fro
 const PLAIN_SHARE: u32 = 20;
 /// Weight of the newest step in the smoothed time per step.
 const SMOOTHING: f64 = 0.1;
+/// Columns of a run's bar with the space behind it.
+const BAR: usize = 20;
+/// Terminals that are narrower have no room for the bar.
+const BAR_FROM: usize = 90;
+/// The width where the terminal does not tell its own.
+const USUAL_WIDTH: usize = 80;
 
 /// A bar that counts bytes; invisible where stderr is no terminal.
 #[derive(Clone)]
@@ -54,7 +62,7 @@ impl Bar {
 
 /// Shows the progress of a run.
 pub struct Progress {
-    bar: Option<ProgressBar>,
+    bar: Option<StepBar>,
     /// Steps up to here are old and are not shown one by one.
     old: u64,
     last: Option<StepEvent>,
@@ -67,7 +75,7 @@ impl Progress {
     /// Shows a run whose first `old` steps are history.
     pub fn new(old: u64) -> Self {
         Self {
-            bar: std::io::stderr().is_terminal().then(new_bar),
+            bar: std::io::stderr().is_terminal().then(StepBar::new),
             old,
             last: None,
             seconds_per_step: None,
@@ -96,7 +104,7 @@ impl Progress {
     /// Prints a line above the bar.
     pub fn print(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            Some(bar) => bar.bar.suspend(|| eprintln!("{line}")),
             None => eprintln!("{line}"),
         }
     }
@@ -104,21 +112,19 @@ impl Progress {
     /// Takes the bar away.
     pub fn clear(&self) {
         if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+            bar.bar.finish_and_clear();
         }
     }
 
     fn step(&mut self, step: &StepEvent) {
         self.measure(step);
+        let left = step.steps.saturating_sub(step.step) as f64;
+        let eta = self.seconds_per_step.map(|seconds| seconds * left);
         let fresh = step.step > self.old;
-        if let Some(bar) = &self.bar {
-            bar.set_length(step.steps);
-            bar.set_position(step.step);
-            bar.set_message(self.figures(step));
+        if let Some(bar) = &mut self.bar {
+            bar.show(step, eta);
         } else if fresh && (step.step == step.steps || self.line_due()) {
-            let percent = 100 * step.step / step.steps.max(1);
-            let (at, of) = (step.step, step.steps);
-            eprintln!("step {at}/{of} {percent:>3} %  {}", self.figures(step));
+            eprintln!("{}", step_line::line(step, eta, usize::MAX));
             self.last_line = Some(Instant::now());
         }
         self.last = Some(step.clone());
@@ -142,31 +148,40 @@ impl Progress {
             self.seconds_per_step = Some(self.seconds_per_step.map_or(seconds, smooth));
         }
     }
-
-    fn figures(&self, step: &StepEvent) -> String {
-        let left = step.steps.saturating_sub(step.step) as f64;
-        let eta = self
-            .seconds_per_step
-            .map_or(f64::NAN, |seconds| seconds * left);
-        format!(
-            "loss {:.4}  norm {:.3}  lr {:.2e}  {} tok/s  epoch {:.2}  ETA {}",
-            step.loss,
-            step.grad_norm,
-            step.learning_rate,
-            human_count(step.tokens_per_second as u64),
-            step.epoch,
-            duration(eta)
-        )
-    }
 }
 
-fn new_bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    let template = "{bar:20} {percent:>3} %  step {pos}/{len}  {wide_msg}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
+/// The bar of a run, with the line of its newest step behind it.
+struct StepBar {
+    bar: ProgressBar,
+    /// The terminal's width that the bar was last drawn for.
+    width: usize,
+}
+
+impl StepBar {
+    fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        Self { bar, width: 0 }
     }
-    bar
+
+    fn show(&mut self, step: &StepEvent, eta: Option<f64>) {
+        let width = size().map_or(0, |(columns, _)| usize::from(columns));
+        let width = if width == 0 { USUAL_WIDTH } else { width };
+        let bar = if width >= BAR_FROM { BAR } else { 0 };
+        if width != self.width {
+            self.width = width;
+            let template = match bar {
+                0 => "{wide_msg}",
+                _ => "{bar:18}  {wide_msg}",
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                self.bar.set_style(style.progress_chars("=> "));
+            }
+        }
+        self.bar.set_length(step.steps);
+        self.bar.set_position(step.step);
+        self.bar
+            .set_message(step_line::line(step, eta, width - bar));
+    }
 }
 
 /// An event in words; `None` for those that are shown in another way.
@@ -206,6 +221,7 @@ fn describe(event: &RunEvent) -> Option<String> {
             human_bytes(checkpoint.bytes),
             checkpoint.path
         ),
+        RunEvent::Anomaly(anomaly) => anomaly.text.clone(),
         RunEvent::Note { text, .. } => text.clone(),
         RunEvent::Sample(sample) => format!(
             "step {}: after {:?} the model writes {:?}",

@@ -3,6 +3,7 @@
 //! The children's stdin is a pipe from this process: however this process dies, the pipe closes and they shut down. They
 //! are in process groups of their own, so that a Ctrl-C in the terminal reaches this process only, which decides.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -45,6 +46,12 @@ pub struct Options {
     /// Whether it serves a single command. Then unfinished runs of earlier clusters are set aside: the command's own
     /// run would wait behind them, perhaps for more workers than there are.
     pub private: bool,
+    /// Where its coordinator keeps event files for TensorBoard, if anywhere.
+    pub tensorboard: Option<PathBuf>,
+    /// Flags of the coordinator that say who is told what becomes of runs.
+    pub notify: Vec<String>,
+    /// Variables of its processes' environment, beside those of this process.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 /// A cluster of child processes. Dropping it kills them.
@@ -189,8 +196,8 @@ impl Process {
     fn spawn(
         name: String,
         home: &Home,
-        secret: Option<&Secret>,
-        arguments: &[&str],
+        options: &Options,
+        arguments: &[impl AsRef<OsStr>],
     ) -> Result<Self> {
         let log = home.logs().join(format!("{name}.log"));
         let file = std::fs::File::create(&log)
@@ -208,7 +215,8 @@ impl Process {
             .stdout(file.try_clone()?)
             .stderr(file)
             .kill_on_drop(true);
-        if let Some(secret) = secret {
+        command.envs(options.variables.iter().cloned());
+        if let Some(secret) = &options.secret {
             command.env(TOKEN_VARIABLE, &secret.text);
         }
         if std::env::var_os(logs::VARIABLE).is_none() {
@@ -275,16 +283,19 @@ async fn set_aside(client: &mut Client) -> Result<Vec<String>> {
 }
 
 fn coordinator(options: &Options, home: &Home) -> Result<Process> {
-    let mut arguments = vec!["coordinator", "--listen", &options.listen];
+    let mut arguments = vec![
+        "coordinator".as_ref(),
+        "--listen".as_ref(),
+        OsStr::new(&options.listen),
+    ];
     if let Some(http) = &options.http {
-        arguments.extend(["--http", http]);
+        arguments.extend(["--http".as_ref(), OsStr::new(http)]);
     }
-    Process::spawn(
-        "coordinator".into(),
-        home,
-        options.secret.as_ref(),
-        &arguments,
-    )
+    if let Some(directory) = &options.tensorboard {
+        arguments.extend(["--tensorboard".as_ref(), directory.as_os_str()]);
+    }
+    arguments.extend(options.notify.iter().map(OsStr::new));
+    Process::spawn("coordinator".into(), home, options, &arguments)
 }
 
 fn worker(options: &Options, home: &Home, url: &str, number: u32) -> Result<Process> {
@@ -292,7 +303,7 @@ fn worker(options: &Options, home: &Home, url: &str, number: u32) -> Result<Proc
     let threads = threads.to_string();
     let arguments = ["worker", "--coordinator", url, "--threads", &threads];
     let name = format!("worker-{number}");
-    Process::spawn(name, home, options.secret.as_ref(), &arguments)
+    Process::spawn(name, home, options, &arguments)
 }
 
 /// A worker's share of the cores.

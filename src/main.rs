@@ -4,7 +4,9 @@
 mod cli;
 mod client;
 mod commands;
+mod compare;
 mod context;
+mod curves;
 mod facts;
 mod failure;
 mod follow;
@@ -12,12 +14,17 @@ mod hub;
 mod local;
 mod logs;
 mod output;
+mod plans;
 mod prepare;
 mod references;
 mod registry;
+mod source;
+mod step_line;
 mod submit;
+mod traces;
 mod transfer;
 mod uploads;
+mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -8,10 +8,11 @@ use cohort_common::api::{FinishedEvent, RunEvent, Submit, Submitted};
 use cohort_common::spec::{RunKind, RunSpec};
 use tokio::sync::mpsc;
 
-use crate::cli::{ConnectArgs, LocalArgs, SubmitArgs};
+use crate::cli::{ConnectArgs, LocalArgs, NotifyArgs, SubmitArgs};
 use crate::client::Client;
 use crate::context::Context;
 use crate::facts;
+use crate::failure::hinted;
 use crate::follow::{Progress, summary};
 use crate::local::{self, LocalCluster, Options};
 use crate::output::Output;
@@ -55,8 +56,8 @@ pub enum Rest {
     Finished(Box<FinishedEvent>),
     /// It was stopped and can be resumed.
     Stopped(u64),
-    /// It was paused and can be resumed.
-    Paused(u64),
+    /// It was paused, perhaps by its watchdog for this reason, and can be resumed.
+    Paused(u64, Option<String>),
     /// It was cancelled.
     Cancelled,
     /// It cannot go on.
@@ -67,9 +68,20 @@ pub enum Rest {
 
 impl Session {
     /// Connects, after starting a private cluster if one is asked for.
-    pub async fn open(connect: &ConnectArgs, local: &LocalArgs, out: Output) -> Result<Self> {
+    pub async fn open(
+        connect: &ConnectArgs,
+        local: &LocalArgs,
+        notify: &NotifyArgs,
+        out: Output,
+    ) -> Result<Self> {
         let context = Context::of(connect)?;
         let Some(workers) = local.local else {
+            if notify.is_given() {
+                return Err(hinted(
+                    "only a coordinator that this command starts can be told whom to notify",
+                    "give these flags to `cohort coordinator` or `cohort local`, or add `--local N`",
+                ));
+            }
             return Ok(Self {
                 client: context.connect().await?,
                 out,
@@ -85,6 +97,9 @@ impl Session {
             secret: context.secret.clone(),
             http: None,
             private: true,
+            tensorboard: None,
+            notify: notify.arguments(),
+            variables: Vec::new(),
         };
         let cluster = LocalCluster::start(&options).await?;
         let threads = options.threads.unwrap_or_else(|| local::share(workers));
@@ -228,24 +243,38 @@ impl Session {
             Rest::Failed(error) => {
                 return Err(anyhow!(error)).with_context(|| format!("run `{run}` failed"));
             }
-            Rest::Paused(step) if self.workers.is_none() => {
+            Rest::Paused(step, reason) if self.workers.is_none() => {
+                self.say_reason(reason);
                 self.out.say(format!(
                     "{run} is paused at step {step}; `cohort resume {run}` goes on with it"
                 ));
                 return Ok(ExitCode::from(INTERRUPTED));
             }
-            Rest::Stopped(step) | Rest::Paused(step) => {
-                let verb = facts::kind(spec.kind);
-                let place = self
-                    .workers
-                    .map_or(String::new(), |n| format!(" --local {n}"));
-                self.out.say(format!(
-                    "{run} has stopped after step {step}; `cohort {verb} --resume {run}{place}` goes on"
-                ));
-                return Ok(ExitCode::from(INTERRUPTED));
+            Rest::Stopped(step) => return Ok(self.stopped(run, spec, step)),
+            Rest::Paused(step, reason) => {
+                self.say_reason(reason);
+                return Ok(self.stopped(run, spec, step));
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn say_reason(&self, reason: Option<String>) {
+        if let Some(reason) = reason {
+            self.out.say(reason);
+        }
+    }
+
+    /// How a run that rests is gone on with.
+    fn stopped(&self, run: &str, spec: &RunSpec, step: u64) -> ExitCode {
+        let verb = facts::kind(spec.kind);
+        let place = self
+            .workers
+            .map_or(String::new(), |n| format!(" --local {n}"));
+        self.out.say(format!(
+            "{run} has stopped after step {step}; `cohort {verb} --resume {run}{place}` goes on"
+        ));
+        ExitCode::from(INTERRUPTED)
     }
 }
 
@@ -290,7 +319,7 @@ fn rest_of(event: RunEvent) -> Option<Rest> {
     Some(match event {
         RunEvent::Finished(end) => Rest::Finished(end),
         RunEvent::Stopped { step, .. } => Rest::Stopped(step),
-        RunEvent::Paused { step, .. } => Rest::Paused(step),
+        RunEvent::Paused { step, reason, .. } => Rest::Paused(step, reason),
         RunEvent::Cancelled { .. } => Rest::Cancelled,
         RunEvent::Failed { error, .. } => Rest::Failed(error),
         _ => return None,

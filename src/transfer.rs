@@ -249,6 +249,7 @@ impl Report {
             .map(|run| Series {
                 name: named(run),
                 points: points(&run.losses),
+                ..Series::default()
             })
             .collect();
         let own = self.pretrained();
@@ -257,6 +258,7 @@ impl Report {
             series.push(Series {
                 name: "base's text".into(),
                 points: points(&own.base_losses),
+                ..Series::default()
             });
             levels.push(Level {
                 name: "base's text before".into(),
@@ -269,6 +271,7 @@ impl Report {
             y_label: "validation loss (nats)".into(),
             series,
             levels,
+            ..Chart::default()
         }
     }
 }

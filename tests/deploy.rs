@@ -440,3 +440,18 @@ fn commands_are_found_in_shell_blocks_only() {
         .collect();
     assert_eq!(found, ["b --x 1", "d"]);
 }
+
+#[test]
+fn prometheus_scrapes_with_a_token() {
+    for path in files("deploy/prometheus", "yml") {
+        let [config] = &yaml(&path)[..] else {
+            panic!("{}: one document", path.display());
+        };
+        for job in list(config, "/scrape_configs") {
+            assert_eq!(text(job, "/metrics_path"), "/metrics");
+            assert_eq!(text(job, "/authorization/type"), "Bearer");
+            let target = text(job, "/static_configs/0/targets/0");
+            assert!(target.ends_with(":7070"), "{target}");
+        }
+    }
+}

@@ -10,13 +10,21 @@ mod deploy;
 mod exchange;
 #[cfg(unix)]
 mod faults;
+mod figures;
+mod files;
 mod hub;
 mod messages;
 #[cfg(unix)]
 mod page;
+#[cfg(unix)]
+mod plan;
 mod protocol;
 mod runs;
 mod support;
+mod traces;
 mod training;
 mod transfer;
 mod verify;
+#[cfg(unix)]
+mod watch;
+mod web;

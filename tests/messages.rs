@@ -352,6 +352,7 @@ fn a_corpus_that_is_too_short() {
       training    1 documents, 8 bytes, 9 tokens in 1 shards
       validation  1 documents, 1 bytes, 2 tokens in 1 shards
       tokenizer   257 tokens
+      baselines   uniform 5.5491, unigram 2.7419 (7.9116 bits per byte)
     --- stderr
     error: the train split has 9 tokens, but one sample of context 64 takes 65; give more text or a shorter context
     ");

@@ -5,6 +5,7 @@
 pub mod browser;
 #[cfg(unix)]
 pub mod cluster;
+pub mod http;
 pub mod hub;
 #[cfg(unix)]
 pub mod proxy;
@@ -12,6 +13,8 @@ pub mod proxy;
 pub mod random;
 #[cfg(unix)]
 pub mod signal;
+#[cfg(unix)]
+pub mod terminal;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -90,6 +93,9 @@ impl Scene {
             .env_remove("COHORT_COORDINATOR")
             .env_remove("COHORT_TOKEN")
             .env_remove("COHORT_LOG")
+            .env_remove("COHORT_LOG_FORMAT")
+            .env_remove("COHORT_OTLP")
+            .env_remove("COHORT_OTLP_EVERY")
             .env_remove("COHORT_INSTRUCTION_SET")
             .env("COHORT_HOME", self.path("home"))
             .stdin(Stdio::null());

@@ -1,20 +1,24 @@
 //! What clients and the coordinator say to each other, as JSON inside the gRPC messages of `client.proto`, and the
 //! events that `--json` prints. Scripts rely on these names: fields are added, never renamed.
 
+mod anomaly;
 mod audit;
 mod evals;
+mod metrics;
 mod view;
 
 use serde::{Deserialize, Serialize};
 
+pub use anomaly::AnomalyEvent;
 pub use audit::{AuditReport, ReplayReport};
 pub use evals::{Classes, EvalEvent};
+pub use metrics::{MetricsRequest, StepMetrics};
 pub use view::{
-    Band, ClusterView, History, HistoryRequest, RunFacts, RunSummary, RunView, SampleInfo,
-    SystemView, TimeSplit, TimelineEntry, WorkerView,
+    Band, ClusterView, FaultTotal, History, HistoryRequest, RunFacts, RunSummary, RunView,
+    SampleInfo, SystemView, TimeSplit, TimelineEntry, WorkerView,
 };
 
-use crate::corpus::{Supervised, SupervisedConfig};
+use crate::corpus::{Baselines, Supervised, SupervisedConfig};
 use crate::spec::RunSpec;
 
 /// Something that happened to a run. `--json` prints one a line.
@@ -55,6 +59,8 @@ pub enum RunEvent {
     },
     /// A step is committed.
     Step(StepEvent),
+    /// A committed step is out of the ordinary.
+    Anomaly(AnomalyEvent),
     /// A validation is complete.
     Eval(EvalEvent),
     /// A checkpoint is on disk.
@@ -128,6 +134,9 @@ pub enum RunEvent {
         run: String,
         /// Where it stands.
         step: u64,
+        /// Why, where nobody asked for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// All steps are done.
     Finished(Box<FinishedEvent>),
@@ -212,6 +221,7 @@ impl RunEvent {
             Self::Loading { .. } => "loading",
             Self::Training { .. } => "training",
             Self::Step(_) => "step",
+            Self::Anomaly(_) => "anomaly",
             Self::Eval(_) => "eval",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Note { .. } => "note",
@@ -238,9 +248,12 @@ pub struct StepEvent {
     pub step: u64,
     /// Steps of the whole run.
     pub steps: u64,
-    /// Mean loss over the step's scored tokens, in nats.
+    /// Mean loss over the step's scored tokens, in nats. NaN, in JSON `null`, where it is not finite and the step was
+    /// skipped.
+    #[serde(with = "anomaly::maybe_nan")]
     pub loss: f64,
-    /// Norm of the mean gradient before clipping.
+    /// Norm of the mean gradient before clipping; likewise.
+    #[serde(with = "anomaly::maybe_nan")]
     pub grad_norm: f64,
     /// Learning rate of the update.
     pub learning_rate: f64,
@@ -250,6 +263,9 @@ pub struct StepEvent {
     pub tokens_per_second: f64,
     /// Passes over the training split so far.
     pub epoch: f64,
+    /// Whether the watchdog kept the update from the weights.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// The loss per byte of text, in bits; absent where a token has no bytes of its own, as in a classification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
@@ -361,6 +377,9 @@ pub struct RunInfo {
     pub finished_ms: Option<u64>,
     /// Its place in the queue; 1 is next.
     pub queue_place: Option<usize>,
+    /// Workers that trained it when its newest step was committed; 0 before the first.
+    #[serde(default)]
+    pub workers: u32,
     /// The last committed step.
     pub last_step: Option<StepEvent>,
     /// Its validations.
@@ -502,6 +521,9 @@ pub struct CorpusInfo {
     /// What is learned from it, and its counts; absent for plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervised: Option<Supervised>,
+    /// Losses of models that are counted, to compare a loss with; absent where none are kept beside the corpus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baselines: Option<Baselines>,
 }
 
 /// One part of a corpus.

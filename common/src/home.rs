@@ -7,6 +7,7 @@
 //! files/                                raw files that clients sent, by BLAKE3
 //! runs/RUN/checkpoints/step-00000100/   checkpoints
 //! worker/                               a worker's cache
+//! plans/                                plans of runs, kept by the command line
 //! logs/                                 logs of processes started here
 //! lock                                  held by the coordinator that writes here
 //! ```

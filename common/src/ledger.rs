@@ -16,8 +16,8 @@ pub fn state_hash_due(step: u64) -> bool {
     step > 1 && (step - 1).is_multiple_of(STATE_HASH_EVERY)
 }
 
-/// One committed step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One committed step. Two are equal if they are so to the bit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// The step that this entry commits.
     pub step: u64,
@@ -47,10 +47,18 @@ pub struct Entry {
     /// State hash before the step's update, at the steps where one is due.
     #[serde(with = "hex::option")]
     pub state_hash_before: Option<[u8; 32]>,
+    /// Whether the watchdog kept the update from the weights: parameters, moments and the optimizer's count of updates
+    /// stayed as they were.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Hash of the entry before; the run's genesis for the first.
     #[serde(with = "hex")]
     pub previous: [u8; 32],
 }
+
+/// Bits of the byte of flags.
+const HAS_STATE_HASH: u8 = 1;
+const SKIPPED: u8 = 2;
 
 /// Bytes of an encoded entry without its lanes.
 const FIXED_LEN: usize = 8 * 7 + 32 + 33 + 32;
@@ -69,6 +77,12 @@ pub struct Difference {
     pub theirs: String,
 }
 
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.encode() == other.encode()
+    }
+}
+
 impl Entry {
     /// Canonical bytes: the fields in order, the lanes last, little-endian, floats by their bits.
     pub fn encode(&self) -> Vec<u8> {
@@ -85,7 +99,10 @@ impl Entry {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.root_hash);
-        bytes.push(u8::from(self.state_hash_before.is_some()));
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        bytes.push(
+            flag(self.state_hash_before.is_some(), HAS_STATE_HASH) | flag(self.skipped, SKIPPED),
+        );
         bytes.extend_from_slice(&self.state_hash_before.unwrap_or_default());
         bytes.extend_from_slice(&self.previous);
         for lane in &self.lanes {
@@ -118,7 +135,8 @@ impl Entry {
             grad_norm: f64::from_bits(number(5)),
             learning_rate: f64::from_bits(number(6)),
             root_hash: hash(56),
-            state_hash_before: (bytes[88] == 1).then(|| hash(89)),
+            state_hash_before: (bytes[88] & HAS_STATE_HASH != 0).then(|| hash(89)),
+            skipped: bytes[88] & SKIPPED != 0,
             previous: hash(121),
         };
         // Only one encoding of an entry is valid.
@@ -128,6 +146,24 @@ impl Entry {
     /// The entry's hash, which the next entry names as `previous`.
     pub fn hash(&self) -> [u8; 32] {
         blake3::hash(&self.encode()).into()
+    }
+
+    /// Whether loss and gradient are numbers that an update can be made of.
+    pub fn is_finite(&self) -> bool {
+        self.grad_norm.is_finite() && self.loss_sum.is_finite()
+    }
+
+    /// The entry with one bit pattern for all that is not finite. Which NaN comes out of a sum, and whether it or an
+    /// infinity does, depends on the order of operands in machine code; a gradient that is not finite has no hash.
+    pub fn canonical(mut self) -> Self {
+        let one = |x: &mut f64| *x = if x.is_finite() { *x } else { f64::NAN };
+        self.lanes.iter_mut().for_each(|lane| one(&mut lane.loss));
+        one(&mut self.loss_sum);
+        one(&mut self.grad_norm);
+        if !self.grad_norm.is_finite() {
+            self.root_hash = [0; 32];
+        }
+        self
     }
 
     /// Mean loss of the step, in nats per supervised token.
@@ -156,11 +192,12 @@ impl Entry {
                 ("learning_rate", float(e.learning_rate)),
                 ("root_hash", hex::encode(&e.root_hash)),
                 ("state_hash_before", optional(&e.state_hash_before)),
+                ("skipped", e.skipped.to_string()),
                 ("previous", hex::encode(&e.previous)),
                 ("lanes", lanes(&e.lanes)),
             ]
         };
-        if self.encode() == other.encode() {
+        if self == other {
             return None;
         }
         let mut pairs = fields(self).into_iter().zip(fields(other));
@@ -359,140 +396,4 @@ mod exact_sums {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    prop_compose! {
-        fn any_entry()(
-            step: u64, first_position: u64, samples: u64,
-            bits in prop::array::uniform4(any::<u64>()),
-            root_hash: [u8; 32], state_hash_before: Option<[u8; 32]>, previous: [u8; 32],
-            lanes in prop::collection::vec(prop::array::uniform2(any::<u64>()), 0..5),
-        ) -> Entry {
-            let lanes = lanes.into_iter().map(|l| {
-                let [loss, weight] = l.map(f64::from_bits);
-                LaneSums { loss, weight }
-            }).collect();
-            let [loss_sum, weight, grad_norm, learning_rate] = bits.map(f64::from_bits);
-            Entry {
-                step, first_position, samples, lanes, loss_sum, weight, grad_norm, learning_rate,
-                root_hash, state_hash_before, previous,
-            }
-        }
-    }
-
-    fn entry(step: u64, previous: [u8; 32]) -> Entry {
-        Entry {
-            step,
-            first_position: (step - 1) * 16,
-            samples: 16,
-            lanes: vec![LaneSums {
-                loss: 123.456,
-                weight: 1024.0,
-            }],
-            loss_sum: 123.456,
-            weight: 1024.0,
-            grad_norm: 0.1 + 0.2,
-            learning_rate: 1e-3,
-            root_hash: [step as u8; 32],
-            state_hash_before: None,
-            previous,
-        }
-    }
-
-    fn chain(entries: &[Entry]) -> Result<Chain, ChainError> {
-        let mut chain = Chain::new(1, 0, genesis(b"run"));
-        for entry in entries {
-            chain.push(entry)?;
-        }
-        Ok(chain)
-    }
-
-    fn three() -> Vec<Entry> {
-        let one = entry(1, genesis(b"run"));
-        let two = entry(2, one.hash());
-        let three = entry(3, two.hash());
-        vec![one, two, three]
-    }
-
-    proptest! {
-        #[test]
-        fn encoding_and_json_keep_every_bit(entry in any_entry()) {
-            let bytes = entry.encode();
-            prop_assert_eq!(Entry::decode(&bytes).unwrap().encode(), bytes.clone());
-            prop_assert_eq!(Entry::from_json_line(&entry.to_json_line()).unwrap().encode(), bytes);
-        }
-
-        #[test]
-        fn any_other_bytes_are_another_entry_or_none(entry in any_entry(), at in any::<prop::sample::Index>(), to: u8) {
-            let mut bytes = entry.encode();
-            let at = at.index(bytes.len());
-            prop_assume!(bytes[at] != to);
-            bytes[at] = to;
-            if let Some(other) = Entry::decode(&bytes) {
-                prop_assert_ne!(other.hash(), entry.hash());
-                prop_assert!(entry.difference(&other).is_some());
-            }
-        }
-
-        #[test]
-        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Entry::decode(&bytes);
-        }
-    }
-
-    #[test]
-    fn an_unbroken_chain_is_accepted() {
-        let chain = chain(&three()).unwrap();
-        assert_eq!((chain.next_step(), chain.next_position()), (4, 48));
-        assert_eq!(chain.head(), three()[2].hash());
-    }
-
-    #[test]
-    fn contradictions_are_named() {
-        let [one, two, three]: [Entry; 3] = three().try_into().unwrap();
-        assert_eq!(
-            chain(&[one.clone(), three.clone()]),
-            Err(ChainError::Gap {
-                expected: 2,
-                found: 3
-            })
-        );
-        assert_eq!(
-            chain(&[one.clone(), one.clone()]),
-            Err(ChainError::Duplicate { step: 1 })
-        );
-        let mut forged = two.clone();
-        forged.loss_sum += 1.0;
-        assert!(matches!(
-            chain(&[one.clone(), forged, three]),
-            Err(ChainError::BrokenLink { step: 3, .. })
-        ));
-        let mut skipping = two;
-        skipping.first_position += 1;
-        assert!(matches!(
-            chain(&[one, skipping]),
-            Err(ChainError::Position {
-                step: 2,
-                expected: 16,
-                found: 17
-            })
-        ));
-    }
-
-    #[test]
-    fn a_difference_names_the_field_and_both_values() {
-        let ours = entry(1, [0; 32]);
-        let mut theirs = ours.clone();
-        theirs.grad_norm = 0.3;
-        let difference = ours.difference(&theirs).unwrap();
-        assert_eq!(difference.field, "grad_norm");
-        assert_eq!(
-            difference.ours,
-            "0.30000000000000004 (bits 3fd3333333333334)"
-        );
-        assert_eq!(difference.theirs, "0.3 (bits 3fd3333333333333)");
-        assert_eq!(ours.difference(&ours), None);
-    }
-}
+mod tests;

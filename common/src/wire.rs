@@ -1,6 +1,8 @@
 //! The only place where protobuf meets domain types. Everything that comes from the network is checked here; what
 //! passes is well-formed.
 
+mod figures;
+
 use std::sync::Arc;
 
 use cohort_proto::v1;
@@ -16,8 +18,10 @@ use crate::ledger::Entry;
 use crate::segment::Address;
 use crate::spec::RunSpec;
 
+pub use self::figures::{Heard, figures_to, heard_from, peak_from};
+
 /// Version of the protocol. Both ends must agree: mixing builds could mix results.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -119,6 +123,7 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
             entry: commit.entry.encode().into(),
             scale: commit.scale,
             hash_state: commit.hash_state,
+            updates: commit.updates,
         }),
         ToWorker::Evaluate {
             run,
@@ -168,6 +173,7 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
                     entry: entry_from("Commit", &c.entry)?,
                     scale: c.scale,
                     hash_state: c.hash_state,
+                    updates: c.updates,
                 },
             },
             Kind::Evaluate(e) => ToWorker::Evaluate {
@@ -335,6 +341,7 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
             .ok_or_else(|| bad("FromWorker", "it is empty"))?
         {
             Kind::Register(_) => return Err(bad("FromWorker", "a second Register")),
+            Kind::Figures(_) => return Err(bad("FromWorker", "figures are not for the machine")),
             Kind::Heartbeat(_) => FromWorker::Heartbeat,
             Kind::Leaving(_) => FromWorker::Leaving,
             Kind::Loaded(m) => FromWorker::Loaded {

@@ -1,6 +1,8 @@
 //! What a person does to a run: pause, resume, cancel, stop. The same for all who ask, by gRPC or by HTTP; each answers
 //! with the run as it is afterwards.
 
+use std::time::Duration;
+
 use cohort_common::api::{RunEvent, RunInfo};
 use cohort_common::cluster::Event;
 use cohort_common::home::RunName;
@@ -12,6 +14,9 @@ use crate::record::record_event;
 use crate::status::{failed, refused, store_status};
 use crate::store::RunStatus;
 use crate::{query, runs};
+
+/// How long whoever asks for a checkpoint waits for it.
+const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(300);
 
 /// A run as it is now.
 pub async fn describe(cluster: &Cluster, name: RunName) -> Result<RunInfo, Status> {
@@ -92,20 +97,49 @@ pub async fn stop(cluster: &Cluster, name: RunName) -> Result<RunInfo, Status> {
     rested(cluster, name).await
 }
 
-/// Makes a checkpoint of a run that trains. Not offered by this version.
+/// Makes a checkpoint of a run that goes on training, and waits for it for a while.
 pub async fn checkpoint(cluster: &Cluster, name: RunName) -> Result<RunInfo, Status> {
-    describe(cluster, name).await?;
-    Err(Status::unimplemented(
-        "this coordinator makes checkpoints only as the run's spec says; see `checkpoint.every`",
-    ))
+    let info = describe(cluster, name.clone()).await?;
+    if !query::is_under_way(&info.status) {
+        return Err(refused(format!(
+            "run `{name}` rests: it is {}, and its newest checkpoint is all there is of it",
+            info.status
+        )));
+    }
+    let run = RunId::new(name.as_str());
+    let checkpoint = |reply| Command::Checkpoint { run, reply };
+    let Some(step) = cluster.ask(checkpoint).await? else {
+        return Err(refused(format!(
+            "run `{name}` waits in the queue: there is nothing of it that is not on disk"
+        )));
+    };
+    let saved = until(cluster, name.clone(), |info| {
+        info.checkpoints.iter().any(|c| c.step >= step.max(1))
+    });
+    match tokio::time::timeout(CHECKPOINT_DEADLINE, saved).await {
+        Ok(info) => info,
+        Err(_) => Err(refused(format!(
+            "run `{name}` has not been checkpointed within {} s: its step takes longer, it waits for workers, or the disk is full (`cohort status {name}`); the checkpoint is still due",
+            CHECKPOINT_DEADLINE.as_secs()
+        ))),
+    }
 }
 
 /// Waits until a run rests.
 async fn rested(cluster: &Cluster, name: RunName) -> Result<RunInfo, Status> {
+    until(cluster, name, |_| false).await
+}
+
+/// Waits until a run is as it should be, or rests.
+async fn until(
+    cluster: &Cluster,
+    name: RunName,
+    done: impl Fn(&RunInfo) -> bool,
+) -> Result<RunInfo, Status> {
     let mut news = cluster.events();
     loop {
         let info = describe(cluster, name.clone()).await?;
-        if !query::is_under_way(&info.status) {
+        if done(&info) || !query::is_under_way(&info.status) {
             return Ok(info);
         }
         news.changed().await.map_err(failed)?;

@@ -49,6 +49,17 @@ pub fn prepare(
     };
     let prepared = corpus::prepare(&home.corpora(), &prepare, &progress)
         .map_err(|error| invalid(chain(&error)))?;
+    // Corpora of before there were baselines get theirs now.
+    let index = prepared.corpus.index();
+    let bytes = index.train.bytes + index.validation.bytes;
+    let counting = |done, total| {
+        tell(PrepareEvent::Progress {
+            stage: "counting baselines".into(),
+            done: bytes / total * done,
+            total: bytes / total * total,
+        });
+    };
+    corpus::keep_baselines(&prepared.corpus, &counting).map_err(failed)?;
     let mut info = describe(&prepared.corpus);
     info.reused = prepared.reused;
     Ok(info)
@@ -156,5 +167,7 @@ fn describe(corpus: &Corpus) -> CorpusInfo {
         reused: false,
         sample: None,
         supervised: index.supervised.clone(),
+        // Only for people, who can do without.
+        baselines: corpus::baselines(corpus).unwrap_or_default(),
     }
 }

@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::aggregate::Shape;
-use cohort_common::api::{ClusterInfo, ClusterView, SystemView, WorkerInfo, WorkerView};
+use cohort_common::api::{
+    AnomalyEvent, ClusterInfo, ClusterView, RunEvent, SystemView, WorkerInfo, WorkerView,
+};
 use cohort_common::checkpoint::CheckpointMeta;
 use cohort_common::cluster::events::{LeftReason, MemberInfo};
 use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
-use cohort_common::home::Home;
+use cohort_common::figures::Figures;
+use cohort_common::home::{Home, RunName};
 use cohort_common::ids::{RunId, SessionId, Step};
+use cohort_common::traces::Traces;
 use cohort_common::wire;
 use cohort_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,10 +24,14 @@ use tonic::Status;
 use tracing::{error, info, warn};
 
 use crate::exchange::{Exchange, Host};
+use crate::figures::{Book, TimesDue};
 use crate::history::Histories;
+use crate::notify::Notices;
 use crate::readers::Readers;
 use crate::record::{CheckpointDone, RunRecord};
 use crate::store::StoreHandle;
+use crate::system::watch_system;
+use crate::trace::StepSpans;
 
 /// Events that may wait for the driver; more make their senders wait.
 const QUEUE: usize = 1024;
@@ -42,10 +50,19 @@ pub enum Command {
     Join {
         /// What it says of itself.
         info: MemberInfo,
+        /// Floating-point operations a second of its processor, if it has measured.
+        peak_flops: Option<f64>,
         /// What it still has in memory.
         holding: Option<Holding>,
         /// Where the answer goes.
         reply: oneshot::Sender<(SessionId, Outbox)>,
+    },
+    /// A worker says what it did with its time.
+    Figures {
+        /// Who.
+        session: SessionId,
+        /// What.
+        figures: Figures,
     },
     /// A run is queued, with what is needed to record it.
     Submit(Box<RunRecord>),
@@ -62,6 +79,13 @@ pub enum Command {
     CheckpointDone(Box<CheckpointDone>),
     /// How the cluster is.
     Describe(oneshot::Sender<ClusterInfo>),
+    /// A run is to be checkpointed and to go on.
+    Checkpoint {
+        /// The run.
+        run: RunId,
+        /// Where the answer goes: the step of its state now; `None` if it neither trains nor waits for workers.
+        reply: oneshot::Sender<Option<Step>>,
+    },
     /// What a person sees of the cluster.
     View(oneshot::Sender<ClusterView>),
     /// A run is to be checkpointed and to rest until it is resumed.
@@ -82,6 +106,7 @@ struct Shared {
     exchange: Arc<Exchange>,
     home: Home,
     store: StoreHandle,
+    notices: Notices,
     sessions: std::sync::Mutex<HashSet<SessionId>>,
     /// Bumped whenever a run has a new event, so that followers look.
     pub events: watch::Sender<u64>,
@@ -92,7 +117,13 @@ struct Shared {
 impl Cluster {
     /// Starts the driver. The task ends only by a panic: then the machine has found that it contradicts itself, and
     /// nothing may go on from such a state.
-    pub fn start(home: Home, store: StoreHandle, limits: Limits) -> (Self, JoinHandle<()>) {
+    pub fn start(
+        home: Home,
+        store: StoreHandle,
+        limits: Limits,
+        notices: Notices,
+        traces: Traces,
+    ) -> (Self, JoinHandle<()>) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let cluster = Self(Arc::new(Shared {
             commands,
@@ -100,6 +131,7 @@ impl Cluster {
             readers: Readers::new(home.database()),
             home,
             store,
+            notices,
             sessions: std::sync::Mutex::default(),
             events: watch::Sender::new(0),
             histories: Histories::default(),
@@ -116,6 +148,9 @@ impl Cluster {
             started: Instant::now(),
             started_ms: now_ms(),
             joined_ms: HashMap::new(),
+            figures: Book::default(),
+            system: watch_system(cluster.home().root().to_owned()),
+            spans: StepSpans::new(traces),
             next_session: (boot << 32) + 1,
         };
         let task = tokio::spawn(driver.run(queue));
@@ -135,6 +170,11 @@ impl Cluster {
     /// The store.
     pub fn store(&self) -> &StoreHandle {
         &self.0.store
+    }
+
+    /// Who is told what becomes of runs.
+    pub(crate) fn notices(&self) -> &Notices {
+        &self.0.notices
     }
 
     /// The steps of the runs that somebody looks at.
@@ -211,6 +251,9 @@ struct Driver {
     started: Instant,
     started_ms: u64,
     joined_ms: HashMap<SessionId, u64>,
+    figures: Book,
+    system: watch::Receiver<SystemView>,
+    spans: StepSpans,
     next_session: u64,
 }
 
@@ -235,9 +278,14 @@ impl Driver {
             Command::Event(event) => self.handle(event).await,
             Command::Join {
                 info,
+                peak_flops,
                 holding,
                 reply,
-            } => self.join(info, holding, reply).await,
+            } => self.join(info, peak_flops, holding, reply).await,
+            Command::Figures { session, figures } => {
+                let due = self.figures.heard(session, figures, Instant::now());
+                self.write_times(due).await;
+            }
             Command::Submit(record) => {
                 let plan = record.plan.clone();
                 self.runs.insert(plan.run.clone(), *record);
@@ -268,6 +316,10 @@ impl Driver {
             Command::Describe(reply) => {
                 let _ = reply.send(self.describe());
             }
+            Command::Checkpoint { run, reply } => {
+                let _ = reply.send(self.machine.step_of(&run));
+                self.handle(Event::CheckpointRequested(run)).await;
+            }
             Command::View(reply) => {
                 let _ = reply.send(self.view());
             }
@@ -285,6 +337,7 @@ impl Driver {
     async fn join(
         &mut self,
         info: MemberInfo,
+        peak_flops: Option<f64>,
         holding: Option<Holding>,
         reply: oneshot::Sender<(SessionId, Outbox)>,
     ) {
@@ -294,6 +347,8 @@ impl Driver {
         info!(worker = %session, host = info.host, device = info.device, threads = info.threads, "joined");
         self.outboxes.insert(session, sender);
         self.joined_ms.insert(session, now_ms());
+        self.figures
+            .joined(session, &info, peak_flops, Instant::now());
         self.cluster.sessions().insert(session);
         if reply.send((session, outbox)).is_ok() {
             self.handle(Event::Joined {
@@ -303,11 +358,27 @@ impl Driver {
             })
             .await;
         } else {
-            self.forget(session);
+            self.forget(session).await;
         }
     }
 
-    fn forget(&mut self, session: SessionId) {
+    /// Writes down how workers' time went. A row that cannot be written is lost, and nothing else.
+    async fn write_times(&self, due: impl IntoIterator<Item = TimesDue>) {
+        for TimesDue { run, row } in due {
+            let Ok(name) = RunName::new(run.as_str()) else {
+                continue;
+            };
+            let write = self
+                .cluster
+                .store()
+                .submit(move |store| store.record_worker_times(&name, &row));
+            drop(write.await);
+        }
+    }
+
+    async fn forget(&mut self, session: SessionId) {
+        let due = self.figures.left(session, Instant::now());
+        self.write_times(due).await;
         self.outboxes.remove(&session);
         self.joined_ms.remove(&session);
         self.cluster.sessions().remove(&session);
@@ -318,7 +389,12 @@ impl Driver {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             if let Event::Left { session, .. } = &event {
-                self.forget(*session);
+                self.forget(*session).await;
+            }
+            self.spans.event();
+            if let Event::RootComplete { run, step, .. } = &event {
+                let began = || self.cluster.exchange().began(run, *step);
+                self.spans.summed(run, *step, began);
             }
             let now = self.started.elapsed().as_millis() as u64;
             for action in self.machine.handle(now, event) {
@@ -331,6 +407,9 @@ impl Driver {
 
     /// Carries out one action; may answer with an event that follows from it.
     async fn act(&mut self, action: Action) -> Option<Event> {
+        if let Some((run, step)) = action.progress() {
+            self.cluster.notices().progress(run.as_str(), step);
+        }
         match action {
             Action::Send { session, message } => self.send(session, message).await,
             Action::Close { session, reason } => {
@@ -348,7 +427,7 @@ impl Driver {
                     };
                     let _ = outbox.try_send(Err(status));
                 }
-                self.forget(session);
+                self.forget(session).await;
                 None
             }
             Action::OpenStep { run, step } => {
@@ -366,8 +445,9 @@ impl Driver {
                 None
             }
             Action::Committed(step) => {
+                let trace = self.spans.committed(&step);
                 let record = self.runs.get_mut(&step.run)?;
-                record.committed(&self.cluster, &step).await
+                record.committed(&self.cluster, &step, trace).await
             }
             Action::Assigned {
                 run,
@@ -375,7 +455,9 @@ impl Driver {
                 generation,
                 lanes,
             } => {
-                let record = self.runs.get(&run)?;
+                let peak = self.figures.peak_of(lanes.iter().map(|(s, _)| *s));
+                let record = self.runs.get_mut(&run)?;
+                record.peak_flops = peak;
                 record
                     .assigned(&self.cluster, step, generation, lanes)
                     .await;
@@ -410,8 +492,19 @@ impl Driver {
                 let record = self.runs.get_mut(&run)?;
                 record.evaluated(&self.cluster, step, split, scores).await
             }
+            Action::Unusual { run, anomaly } => {
+                let record = self.runs.get(&run)?;
+                let event = AnomalyEvent::of(run.to_string(), &anomaly);
+                warn!(%run, "{}", event.text);
+                record.event(&self.cluster, RunEvent::Anomaly(event)).await;
+                None
+            }
             Action::Changed { run, change } => {
                 info!(%run, ?change, "run changed");
+                if change.rests() {
+                    let due = self.figures.rests(&run, Instant::now());
+                    self.write_times(due).await;
+                }
                 let record = self.runs.get_mut(&run)?;
                 if record.changed(&self.cluster, change).await {
                     self.runs.remove(&run);
@@ -436,6 +529,9 @@ impl Driver {
             let run = run.clone();
             return Some(Event::RunBroken { run, error });
         }
+        if let ToWorker::Compute { run, step, .. } = &message {
+            self.spans.computing(run, *step);
+        }
         let outbox = self.outboxes.get(&session)?;
         if outbox.try_send(Ok(wire::to_worker(&message))).is_ok() {
             return None;
@@ -448,15 +544,22 @@ impl Driver {
     fn view(&self) -> ClusterView {
         let described = self.describe();
         let sessions = self.machine.members().keys();
-        let worker = |(worker, session): (WorkerInfo, &SessionId)| WorkerView {
-            name: worker.name,
-            host: worker.host,
-            pid: worker.pid,
-            device: worker.device,
-            threads: worker.threads,
-            lanes: worker.lanes,
-            joined_ms: self.joined_ms.get(session).copied().unwrap_or_default(),
-            ..WorkerView::default()
+        let now = Instant::now();
+        let active = self.machine.active_run().and_then(|run| self.runs.get(run));
+        let flops_per_token = active.map(|record| record.facts.flops_per_token);
+        let worker = |(worker, session): (WorkerInfo, &SessionId)| {
+            let mut view = WorkerView {
+                name: worker.name,
+                host: worker.host,
+                pid: worker.pid,
+                device: worker.device,
+                threads: worker.threads,
+                lanes: worker.lanes,
+                joined_ms: self.joined_ms.get(session).copied().unwrap_or_default(),
+                ..WorkerView::default()
+            };
+            self.figures.show(*session, &mut view, flops_per_token, now);
+            view
         };
         ClusterView {
             version: described.version,
@@ -471,7 +574,7 @@ impl Driver {
                 .collect(),
             active: described.active,
             queued: described.queued,
-            system: SystemView::default(),
+            system: *self.system.borrow(),
         }
     }
 

@@ -7,17 +7,18 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use cohort_common::api::{Band, History, HistoryRequest};
 use cohort_common::home::RunName;
 
-use crate::store::{StepRow, Store, StoreError};
+use crate::store::{PointRow, Store, StoreError};
 
 /// Runs whose steps are kept in memory; a million steps are 44 MB.
 const KEPT: usize = 8;
 
-/// Steps that are read at once.
-const PAGE: u32 = 1 << 16;
+/// Steps from which on two connections read beside each other.
+const MANY: u64 = 1 << 17;
 
 /// Points of an answer, at most.
 const MOST_POINTS: usize = 4096;
@@ -92,20 +93,42 @@ impl Columns {
                 *self = Self::default();
             }
         }
-        loop {
-            let mut rows = 0;
-            let after = self.step.last().copied();
-            store.each_step(name, after, PAGE, |row| {
-                rows += 1;
-                self.push(&row);
-            })?;
-            if rows < PAGE {
-                return Ok(());
-            }
+        let after = self.step.last().copied();
+        let newest = store.last_step(name)?.map_or(0, |row| row.step);
+        let first = after.unwrap_or(0);
+        if newest.saturating_sub(first) < MANY {
+            return store.each_point(name, after, None, |row| self.push(row));
         }
+        // A second connection reads the second half meanwhile.
+        let middle = Some(first + (newest - first) / 2);
+        let path = store.path().to_owned();
+        let half = || {
+            let mut half = Self::default();
+            let store = Store::open_read_only(&path)?;
+            store.each_point(name, middle, None, |row| half.push(row))?;
+            Ok::<_, StoreError>(half)
+        };
+        let half = thread::scope(|scope| {
+            let half = scope.spawn(half);
+            store.each_point(name, after, middle, |row| self.push(row))?;
+            half.join().expect("rows are read without a panic")
+        });
+        self.append(half?);
+        Ok(())
     }
 
-    fn push(&mut self, row: &StepRow) {
+    fn append(&mut self, mut later: Self) {
+        self.step.append(&mut later.step);
+        self.tokens.append(&mut later.tokens);
+        self.time_ms.append(&mut later.time_ms);
+        self.loss.append(&mut later.loss);
+        self.grad_norm.append(&mut later.grad_norm);
+        self.learning_rate.append(&mut later.learning_rate);
+        self.tokens_per_second.append(&mut later.tokens_per_second);
+        self.mfu.append(&mut later.mfu);
+    }
+
+    fn push(&mut self, row: PointRow) {
         self.step.push(row.step);
         self.tokens.push(row.tokens);
         self.time_ms.push(row.time_ms);
@@ -116,7 +139,7 @@ impl Columns {
         let speed = Some(row.tokens_per_second).filter(|speed| *speed > 0.0);
         self.tokens_per_second
             .push(speed.map_or(f32::NAN, |speed| speed as f32));
-        self.mfu.push(row.mfu.map_or(f32::NAN, |mfu| mfu as f32));
+        self.mfu.push(row.mfu as f32);
     }
 
     /// The steps that are asked for, as points.
@@ -186,6 +209,7 @@ fn extremes(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StepRow;
     use crate::store::tests::{name, store_with_run};
 
     fn row(step: u64) -> StepRow {
@@ -201,6 +225,7 @@ mod tests {
             bits_per_byte: None,
             mfu: None,
             time_ms: 1000 + step,
+            skipped: false,
         }
     }
 
@@ -233,6 +258,20 @@ mod tests {
         assert_eq!(few.loss.min[2], Some(8.0));
         let none = columns.history(&request(Some(50), None, 3));
         assert_eq!((none.rows, none.step.len()), (0, 0));
+    }
+
+    #[test]
+    fn many_steps_are_read_by_two_and_are_in_order() {
+        let (_dir, store) = store_with_run("tiny-1");
+        let run = name("tiny-1");
+        store.hold().unwrap();
+        (1..=MANY + 3).for_each(|step| store.record_step(&run, &row(step)).unwrap());
+        store.release().unwrap();
+        let columns = Columns::read(&store, &run).unwrap();
+        assert!(columns.step.iter().copied().eq(1..=MANY + 3));
+        let tokens = columns.tokens.iter().copied();
+        assert!(tokens.eq((1..=MANY + 3).map(|step| 10 * step)));
+        assert_eq!(columns.mfu.len(), columns.loss.len());
     }
 
     #[test]

@@ -8,12 +8,15 @@ mod corpora;
 mod data;
 mod driver;
 pub mod exchange;
+mod figures;
 mod happenings;
 mod history;
 mod ledger;
+mod metrics;
+mod notify;
 pub mod offline;
 mod plan;
-mod prometheus;
+pub mod prometheus;
 mod query;
 mod readers;
 mod record;
@@ -23,12 +26,15 @@ mod service;
 mod session;
 mod status;
 pub mod store;
+mod system;
+mod tensorboard;
+mod trace;
 mod view;
 mod web;
 
 use std::future::{Future, pending};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 #[cfg(target_os = "linux")]
 use std::time::Duration;
@@ -36,6 +42,7 @@ use std::time::Duration;
 use cohort_common::cluster::Limits;
 use cohort_common::home::{Home, HomeError};
 use cohort_common::net::{self, Token};
+use cohort_common::traces::Traces;
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1::client_server::ClientServer;
 use cohort_proto::v1::data_server::DataServer;
@@ -49,11 +56,15 @@ use tonic::{Request, Status};
 use tracing::info;
 
 use crate::driver::Cluster;
+use crate::notify::Notices;
 use crate::store::{Store, StoreError, StoreHandle};
+use crate::tensorboard::Exporter;
 
 /// How long a connection may take nothing of what is sent to it.
 #[cfg(target_os = "linux")]
 const STUCK: Duration = Duration::from_secs(30);
+
+pub use crate::notify::NotifyConfig;
 
 /// How a coordinator is set up.
 #[derive(Debug)]
@@ -66,6 +77,12 @@ pub struct Config {
     pub limits: Limits,
     /// Where the page is served besides the coordinator's own address.
     pub http: Option<TcpListener>,
+    /// Where event files for TensorBoard are kept up to date, if anywhere.
+    pub tensorboard: Option<PathBuf>,
+    /// Who is told what becomes of runs.
+    pub notify: NotifyConfig,
+    /// Where traces of steps go, if anywhere.
+    pub traces: Traces,
 }
 
 /// Why a coordinator cannot serve.
@@ -112,7 +129,10 @@ pub async fn serve(
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
-    let (cluster, driver) = Cluster::start(home, store, config.limits);
+    let notices = Notices::start(config.notify.clone());
+    let traces = config.traces.clone();
+    let (cluster, driver) = Cluster::start(home, store, config.limits, notices.clone(), traces);
+    let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;
@@ -126,6 +146,10 @@ pub async fn serve(
         served = route(cluster, config, listener, shutdown) => served,
         ended = driver => Err(Error::Driver(ended.err().map_or_else(String::new, |e| e.to_string()))),
     };
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
+    notices.close().await;
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
     served
@@ -140,6 +164,19 @@ fn page_at(mut address: SocketAddr) -> String {
         });
     }
     format!("http://{address}/")
+}
+
+/// Starts whoever keeps event files for TensorBoard up to date, if that is wanted.
+fn exporter(cluster: &Cluster, directory: Option<&Path>) -> Result<Option<Exporter>, Error> {
+    let start = |directory: &Path| {
+        Exporter::start(cluster.clone(), directory.to_owned()).map_err(|error| {
+            Error::Answer(format!(
+                "cannot make the directory `{}` for TensorBoard: {error}; choose another with `--tensorboard`",
+                directory.display()
+            ))
+        })
+    };
+    directory.map(start).transpose()
 }
 
 /// Deletes what a coordinator that was killed has left half-written. Only the holder of the lock may.

@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use cohort_common::api::{
-    AuditReport, CorpusInfo, History, HistoryRequest, Resolved, RunInfo, RunView,
+    AuditReport, CorpusInfo, History, HistoryRequest, MetricsRequest, Resolved, RunInfo, RunView,
+    StepMetrics,
 };
 use cohort_common::home::{Home, RunName};
 
 use crate::history::Columns;
 use crate::status::invalid;
 use crate::store::{RunStatus, Store};
-use crate::{Error, audit, corpora, ledger, query, view};
+use crate::{Error, audit, corpora, ledger, metrics, query, view};
 
 fn open(home: &Path) -> Result<(Home, Store), Error> {
     let home = Home::open_read_only(home)?;
@@ -48,6 +49,18 @@ pub fn history(home: &Path, request: &HistoryRequest) -> Result<History, Error> 
     store.run(&name)?;
     let columns = Columns::read(&store, &name)?;
     Ok(columns.history(request))
+}
+
+/// The steps of a run, each as it is kept, in order, for as long as `take` wants more.
+pub fn metrics(
+    home: &Path,
+    request: &MetricsRequest,
+    take: impl FnMut(Vec<StepMetrics>) -> bool,
+) -> Result<(), Error> {
+    let name = RunName::new(&request.run).map_err(invalid)?;
+    let (_, store) = open(home)?;
+    store.run(&name)?;
+    Ok(metrics::read(&store, &name, request, take)?)
 }
 
 /// What a coordinator that was killed has left as running does not run.

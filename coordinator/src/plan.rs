@@ -7,7 +7,7 @@ use std::time::Instant;
 use cohort_common::api::{CheckpointInfo, EvalEvent, RunFacts};
 use cohort_common::checkpoint::Checkpoint;
 use cohort_common::cluster::{BASE_SPLIT, EvalSplit, Losses, OWN_SPLIT, RunPlan, StateSource};
-use cohort_common::corpus::{Corpus, CorpusError, CorpusIndex, Split, share_of};
+use cohort_common::corpus::{Corpus, CorpusError, Split, baselines, share_of};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
@@ -72,7 +72,7 @@ pub async fn enqueue(
                 share_of(all, spec.train.data_share)
             }
         };
-        let run_facts = kept.unwrap_or_else(|| facts_of(&spec, corpus.index(), Vec::new()));
+        let run_facts = kept.unwrap_or_else(|| facts_of(&spec, &corpus, Vec::new()));
         Ok(RunRecord {
             plan: RunPlan {
                 run: RunId::new(name.as_str()),
@@ -84,6 +84,7 @@ pub async fn enqueue(
                 expected,
                 retain,
                 losses: history.losses,
+                history: history.steps,
             },
             name,
             splits: facts,
@@ -102,6 +103,7 @@ pub async fn enqueue(
             started: Instant::now(),
             pending: None,
             pausing: false,
+            peak_flops: None,
         })
     })
     .await?;
@@ -116,13 +118,19 @@ pub async fn enqueue(
 }
 
 /// What is known of a run before its first step.
-pub fn facts_of(spec: &RunSpec, index: &CorpusIndex, notes: Vec<String>) -> RunFacts {
+pub fn facts_of(spec: &RunSpec, corpus: &Corpus, notes: Vec<String>) -> RunFacts {
+    let index = corpus.index();
     let layout = spec.layout();
     let bytes = index.scored_bytes(Split::Train);
     let scored = index.scored(Split::Train);
     let samples = index.samples(spec.sample_length()).unwrap_or(0);
+    let kept = baselines(corpus).unwrap_or_else(|error| {
+        tracing::warn!(corpus = index.name, %error, "the baselines of a corpus cannot be read");
+        None
+    });
     RunFacts {
         notes,
+        baselines: kept,
         parameters: spec.parameters(),
         trained: layout.len() as u64,
         flops_per_token: spec.flops_per_token(),
@@ -189,6 +197,7 @@ struct History {
     checkpoints: Vec<CheckpointInfo>,
     evals: BTreeMap<String, EvalEvent>,
     losses: Losses,
+    steps: cohort_common::cluster::History,
 }
 
 /// A run's ledger before its first entry. It begins with the run's identity, but for the horizon, which a resumed run
@@ -207,6 +216,7 @@ async fn history(
 ) -> Result<History, Status> {
     let step = source.step();
     let name = name.clone();
+    let watchdog = spec.watched().cloned();
     let read = move |store: &Store| {
         let entry = store.entry(&name, step)?;
         let last = store.last_entry(&name)?.map_or(0, |e| e.step);
@@ -214,10 +224,14 @@ async fn history(
         let recent = store.entries(&name, from + 1, PROOFS as u32)?;
         let checkpoints = store.checkpoints(&name)?;
         let evals = store.evals(&name, None)?;
-        Ok((name, entry, recent, checkpoints, evals))
+        let steps = match watchdog {
+            Some(watchdog) => store.history(&name, &watchdog, [step, from])?,
+            None => Default::default(),
+        };
+        Ok((name, entry, recent, checkpoints, evals, steps))
     };
     let read = cluster.store().call(read).await;
-    let (name, entry, recent, checkpoints, evals) = read.map_err(failed)?;
+    let (name, entry, recent, checkpoints, evals, steps) = read.map_err(failed)?;
     let chain = match (step, entry) {
         (0, _) => first_chain(spec),
         (_, Some(entry)) => Chain::after(&entry),
@@ -247,6 +261,7 @@ async fn history(
             .map(recorded)
             .collect(),
         losses,
+        steps,
     })
 }
 

@@ -40,6 +40,7 @@ fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
         created_ms: row.created_ms,
         finished_ms: row.finished_ms,
         queue_place: None,
+        workers: row.workers,
         last_step,
         evals: evals
             .into_iter()

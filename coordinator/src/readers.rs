@@ -13,7 +13,7 @@ use crate::status::{failed, store_status};
 use crate::store::{Store, StoreError};
 
 /// Looks at the same time; more wait.
-const READERS: usize = 4;
+const READERS: usize = 8;
 
 /// Connections, opened as they are needed and kept for the next look.
 pub struct Readers {

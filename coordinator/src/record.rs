@@ -2,7 +2,7 @@
 //! this records; every line goes to the store, from which all who watch read.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use cohort_common::api::{CheckpointInfo, Classes, EvalEvent, FinishedEvent, RunEvent, RunFacts};
 use cohort_common::checkpoint::{CheckpointMeta, RunState, remove_checkpoint};
@@ -12,6 +12,7 @@ use cohort_common::cluster::{Event, RunPlan};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
 use cohort_common::ids::{RunId, Step};
+use cohort_common::traces::StepTrace;
 use tracing::error;
 
 use crate::driver::{Cluster, now_ms};
@@ -59,6 +60,8 @@ pub struct RunRecord {
     pub pending: Option<Receipt<Appended>>,
     /// Whether the user pauses it: then a stop makes it rest as paused.
     pub pausing: bool,
+    /// What the processors of the workers that train it can do together; `None` where that is not known.
+    pub peak_flops: Option<f64>,
 }
 
 /// A checkpoint that has reached the disk.
@@ -117,7 +120,12 @@ impl RunRecord {
 
     /// Records a committed step: its ledger entry, its metrics, its event. Does not wait for the disk; the next
     /// commit does.
-    pub async fn committed(&mut self, cluster: &Cluster, step: &StepRecord) -> Option<Event> {
+    pub async fn committed(
+        &mut self,
+        cluster: &Cluster,
+        step: &StepRecord,
+        trace: Option<StepTrace>,
+    ) -> Option<Event> {
         let train = &self.plan.spec.train;
         let entry = step.entry.clone();
         let tokens = self.tokens_at(entry.step);
@@ -136,20 +144,25 @@ impl RunRecord {
             tokens_per_second: step.millis.map_or(0.0, speed),
             epoch: (entry.first_position + entry.samples) as f64 / self.epoch_samples as f64,
             bits_per_byte: self.facts.bytes_per_token.map(|bytes| bits / bytes),
-            mfu: None,
+            mfu: self.mfu(step.millis.map(speed)),
             time_ms: now_ms(),
+            skipped: entry.skipped,
         };
         let workers = step.workers as u32;
         let name = self.name.clone();
         let receipt = cluster
             .store()
             .submit(move |store| {
+                let traced = trace.map(|trace| (trace, SystemTime::now()));
                 let appended = store.append_entry(&name, &entry)?;
                 store.record_step(&name, &row)?;
                 store.set_progress(&name, row.step)?;
                 store.set_workers(&name, workers)?;
                 // The event only names the step: its metrics are kept once.
                 store.record_event(Some(&name), row.time_ms, "step", &row.step.to_string())?;
+                if let Some((trace, start)) = traced {
+                    trace.child("store", start, SystemTime::now(), Vec::new());
+                }
                 Ok(appended)
             })
             .await;
@@ -159,6 +172,12 @@ impl RunRecord {
         }
         cluster.announce();
         None
+    }
+
+    /// The share of what the workers' processors can do that goes into the model at this speed.
+    fn mfu(&self, tokens_per_second: Option<f64>) -> Option<f64> {
+        let done = tokens_per_second? * self.facts.flops_per_token;
+        Some(done / self.peak_flops?).filter(|share| *share > 0.0)
     }
 
     fn broken(&self, error: String) -> Event {
@@ -307,6 +326,7 @@ impl RunRecord {
     pub async fn changed(&mut self, cluster: &Cluster, change: Change) -> bool {
         let (status, event) = self.describe(change).await;
         let rests = event.is_last();
+        cluster.notices().event(&event);
         let name = self.name.clone();
         let time = now_ms();
         let error = match &event {
@@ -336,9 +356,15 @@ impl RunRecord {
                 (RunStatus::Running, RunEvent::Training { run, workers })
             }
             Change::Stopped { step } if self.pausing => {
-                (RunStatus::Paused, RunEvent::Paused { run, step })
+                (RunStatus::Paused, paused(run, step, None))
             }
             Change::Stopped { step } => (RunStatus::Interrupted, RunEvent::Stopped { run, step }),
+            Change::Paused { step, reason } => {
+                let text = format!(
+                    "{reason}; look at its events `anomaly` and at the data of these steps; `cohort resume {run}` goes on as it is"
+                );
+                (RunStatus::Paused, paused(run, step, Some(text)))
+            }
             Change::Cancelled => (RunStatus::Cancelled, RunEvent::Cancelled { run }),
             Change::Failed { error } => (RunStatus::Failed, RunEvent::Failed { run, error }),
             Change::Finished {
@@ -371,6 +397,10 @@ impl RunRecord {
             checkpoint: last.map(|c| c.path.clone()),
         }
     }
+}
+
+fn paused(run: String, step: Step, reason: Option<String>) -> RunEvent {
+    RunEvent::Paused { run, step, reason }
 }
 
 /// The steps of the checkpoints that go: all but the newest `keep` and the best by validation loss.

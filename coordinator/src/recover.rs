@@ -279,6 +279,7 @@ mod tests {
                 learning_rate: 0.1,
                 root_hash: [step as u8; 32],
                 state_hash_before: None,
+                skipped: false,
                 previous: chain.head(),
             };
             chain.push(&entry).unwrap();

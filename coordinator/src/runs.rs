@@ -46,7 +46,7 @@ pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Stat
     if let Some(row) = find(cluster, &submit).await? {
         return resume(cluster, row, submit.spec, corpus, after).await;
     }
-    let facts = facts_of(&submit.spec, corpus.index(), submit.notes.clone());
+    let facts = facts_of(&submit.spec, &corpus, submit.notes.clone());
     let name = create(cluster, &submit, facts).await?;
     if let Some(start) = &submit.start
         && let Err(status) = place_start(cluster, &name, start, &submit.spec).await

@@ -1,7 +1,8 @@
 //! The service of clients: rpcs of a few lines that check, ask and answer.
 
 use cohort_common::api::{
-    HistoryRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo, Submit,
+    HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo,
+    StepMetrics, Submit,
 };
 use cohort_common::home::RunName;
 use cohort_common::wire::{from_json, json};
@@ -15,7 +16,7 @@ use crate::data::blocking;
 use crate::driver::{Cluster, Command};
 use crate::status::{failed, invalid, refused, store_status};
 use crate::store::Store;
-use crate::{actions, audit, corpora, ledger, query, runs, view};
+use crate::{actions, audit, corpora, ledger, metrics, query, runs, view};
 
 /// Events in one look at the store.
 const EVENTS: u32 = 512;
@@ -59,6 +60,26 @@ impl Client for ClientService {
     async fn history(&self, request: Request<v1::Json>) -> Reply {
         let request: HistoryRequest = parse(request)?;
         reply(&view::history(&self.cluster, request).await?)
+    }
+
+    type MetricsStream = JsonStream;
+
+    async fn metrics(&self, request: Request<v1::Json>) -> Result<Response<JsonStream>, Status> {
+        let request: MetricsRequest = parse(request)?;
+        let name = RunName::new(&request.run).map_err(invalid)?;
+        actions::describe(&self.cluster, name.clone()).await?;
+        let database = self.cluster.home().database();
+        let (out, outgoing) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let send = |page: Vec<StepMetrics>| out.blocking_send(Ok(json(&page))).is_ok();
+            // A connection of its own: the store's thread has steps to write.
+            let read = Store::open_read_only(&database)
+                .and_then(|store| metrics::read(&store, &name, &request, send));
+            if let Err(error) = read {
+                let _ = out.blocking_send(Err(store_status(error)));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 
     type PrepareCorpusStream = JsonStream;
@@ -226,6 +247,10 @@ impl Client for ClientService {
 
     async fn pause(&self, request: Request<v1::Name>) -> Reply {
         reply(&actions::pause(&self.cluster, run_name(request)?).await?)
+    }
+
+    async fn checkpoint(&self, request: Request<v1::Name>) -> Reply {
+        reply(&actions::checkpoint(&self.cluster, run_name(request)?).await?)
     }
 
     async fn resume(&self, request: Request<v1::Name>) -> Reply {

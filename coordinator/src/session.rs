@@ -6,7 +6,7 @@ use cohort_common::cluster::events::LeftReason;
 use cohort_common::cluster::{Event, Limits, ToWorker};
 use cohort_common::ids::SessionId;
 use cohort_common::seal::{Opener, Sealer};
-use cohort_common::wire;
+use cohort_common::wire::{self, Heard};
 use cohort_proto::v1;
 use cohort_proto::v1::workers_server::Workers;
 use tokio::sync::mpsc;
@@ -42,9 +42,11 @@ impl Workers for WorkersService {
         let mut register = first_message(&mut incoming, &mut opener).await?;
         let holding = register.holding.take().map(wire::holding_from).transpose();
         let holding = holding.map_err(invalid)?;
+        let peak_flops = wire::peak_from(&register);
         let info = wire::member_from(register);
         let join = |reply| Command::Join {
             info,
+            peak_flops,
             holding,
             reply,
         };
@@ -134,8 +136,11 @@ async fn listen(
             Ok(None) => continue,
             Err(error) => return LeftReason::Protocol(error.to_string()),
         };
-        match wire::from_worker_from(message) {
-            Ok(message) => cluster.send(Event::Said { session, message }).await,
+        match wire::heard_from(message) {
+            Ok(Heard::Said(message)) => cluster.send(Event::Said { session, message }).await,
+            Ok(Heard::Figures(figures)) => {
+                cluster.command(Command::Figures { session, figures }).await;
+            }
             Err(error) => return LeftReason::Protocol(error.to_string()),
         }
     }

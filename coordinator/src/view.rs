@@ -2,8 +2,8 @@
 //! shows a run to a person asks here; the cluster's part of the model comes from the driver.
 
 use cohort_common::api::{
-    CheckpointInfo, EvalEvent, History, HistoryRequest, RunEvent, RunFacts, RunInfo, RunSummary,
-    RunView, SampleInfo, StepEvent, TimelineEntry,
+    AnomalyEvent, CheckpointInfo, EvalEvent, History, HistoryRequest, RunEvent, RunFacts, RunInfo,
+    RunSummary, RunView, SampleInfo, StepEvent, TimelineEntry,
 };
 use cohort_common::home::{Home, RunName};
 use cohort_common::spec::{RunSpec, human_bytes};
@@ -85,6 +85,7 @@ pub fn run(
         timeline: timeline.into_iter().filter_map(told).collect(),
         samples: samples.into_iter().map(sample).collect(),
         eta_seconds,
+        fault_totals: store.fault_totals(name)?,
         info,
     })
 }
@@ -92,7 +93,7 @@ pub fn run(
 /// What is known of a run whose facts were not kept: what its corpus tells, if that is here.
 pub fn corpus_facts(home: &Home, spec: &RunSpec) -> RunFacts {
     match open_corpus(home, &spec.corpus) {
-        Ok(corpus) => facts_of(spec, corpus.index(), Vec::new()),
+        Ok(corpus) => facts_of(spec, &corpus, Vec::new()),
         Err(_) => RunFacts {
             parameters: spec.parameters(),
             trained: spec.layout().len() as u64,
@@ -148,6 +149,7 @@ fn step_of(event: &RunEvent) -> Option<u64> {
         RunEvent::Step(StepEvent { step, .. })
         | RunEvent::Eval(EvalEvent { step, .. })
         | RunEvent::Sample(SampleInfo { step, .. })
+        | RunEvent::Anomaly(AnomalyEvent { step, .. })
         | RunEvent::Loading { step, .. }
         | RunEvent::WorkerLost { step, .. }
         | RunEvent::Redone { step, .. }
@@ -177,8 +179,11 @@ fn words(event: &RunEvent) -> String {
         }
         RunEvent::Training { workers, .. } => format!("trains on {workers} workers"),
         RunEvent::Checkpoint { checkpoint, .. } => checkpoint_words(checkpoint),
-        RunEvent::Note { text, .. } => text.clone(),
-        RunEvent::Paused { step, .. } => format!("paused at step {step}"),
+        RunEvent::Note { text, .. } | RunEvent::Anomaly(AnomalyEvent { text, .. }) => text.clone(),
+        RunEvent::Paused { step, reason, .. } => match reason {
+            Some(reason) => reason.clone(),
+            None => format!("paused at step {step}"),
+        },
         RunEvent::Stopped { step, .. } => format!("stopped after step {step}"),
         RunEvent::Cancelled { .. } => "cancelled".into(),
         RunEvent::Failed { error, .. } => format!("failed: {error}"),
@@ -222,6 +227,7 @@ mod tests {
             bits_per_byte: Some(1.5),
             mfu: Some(0.4),
             time_ms: 1000 + 500 * step,
+            skipped: false,
         }
     }
 

@@ -1,8 +1,10 @@
 //! The verbs that are processes of a cluster.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
-use super::common::{HomeArgs, TokenArgs, grace, threads};
+use super::common::{HomeArgs, NotifyArgs, ObserveArgs, TokenArgs, grace, threads};
 
 /// Arguments of `coordinator`.
 #[derive(Args, Debug)]
@@ -10,7 +12,8 @@ use super::common::{HomeArgs, TokenArgs, grace, threads};
 Examples:
   cohort coordinator                                             for this machine only
   cohort coordinator --listen 0.0.0.0:7070 --token-file token    for others too; the token is a must then
-  openssl rand -hex 32 > token                                   makes a token")]
+  openssl rand -hex 32 > token                                   makes a token
+  cohort coordinator --notify-command 'cat >> events.jsonl'      notes what becomes of runs; see docs/json-events.md")]
 pub struct CoordinatorArgs {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
@@ -18,12 +21,21 @@ pub struct CoordinatorArgs {
     /// Serve the page, JSON and metrics there too (they are at the address of --listen in any case)
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
+    /// Keep event files for TensorBoard in this directory, a sub-directory for each run that trains
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
     /// Its token.
     #[command(flatten)]
     pub token: TokenArgs,
+    /// Whom it tells.
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// Its home.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What it tells.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -57,6 +69,9 @@ pub struct WorkerArgs {
     /// Where it caches.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What it tells.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -83,10 +98,19 @@ pub struct LocalClusterArgs {
     /// Serve the page, JSON and metrics there too (they are at the address of --listen in any case)
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
+    /// Keep event files for TensorBoard in this directory, a sub-directory for each run that trains
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
     /// The cluster's token.
     #[command(flatten)]
     pub token: TokenArgs,
+    /// Whom it tells.
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// Its home.
     #[command(flatten)]
     pub home: HomeArgs,
+    /// What its processes tell.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 }

@@ -4,6 +4,8 @@ mod audit;
 mod checkpoints;
 mod cluster;
 mod common;
+mod files;
+mod plan;
 mod runs;
 mod train;
 
@@ -12,10 +14,15 @@ use clap::{Parser, Subcommand};
 pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
 pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
-pub use common::{ConnectArgs, HomeArgs, LocalArgs, TokenArgs};
+pub use common::{
+    ConnectArgs, HomeArgs, JsonArgs, LocalArgs, LogFormat, NotifyArgs, ObserveArgs, TokenArgs,
+};
+pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};
+pub use plan::PlanArgs;
 pub use runs::{
-    CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb,
-    FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs, RunArgs, RunsArgs,
+    CheckpointArgs, CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs,
+    CorpusShowArgs, CorpusVerb, FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs,
+    RunArgs, RunsArgs, WatchArgs,
 };
 pub use train::{FinetuneArgs, PretrainArgs, PreviewArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
@@ -66,12 +73,20 @@ pub enum Verb {
     Runs(RunsArgs),
     /// Show a run: its figures, validations, checkpoints, and what happened to its workers
     Status(RunArgs),
+    /// Show runs beside each other: what differs in their specs, and what came of it
+    Compare(CompareArgs),
+    /// Draw the curves of runs, as SVG or PNG
+    Plot(PlotArgs),
+    /// Print every step of a run with all its figures, or write them for TensorBoard
+    Metrics(MetricsArgs),
     /// Print the ledger of a run: a JSON line for each committed step
     Ledger(LedgerArgs),
     /// Check a run: its ledger, its samples, its checkpoints; with --replay, compute steps again
     Verify(VerifyArgs),
     /// Come back to a run and watch it until it rests
     Follow(FollowArgs),
+    /// Watch a run and its workers in the terminal: curves, speed, what happened; keys pause, resume or cancel it
+    Watch(WatchArgs),
     /// End a run for good; its checkpoints stay
     Cancel(RunArgs),
     /// Delete a run with its files
@@ -82,12 +97,16 @@ pub enum Verb {
     Presets(PresetsArgs),
     /// Show samples as the model will see them, with what is learned marked, and count what cannot be used
     Preview(PreviewArgs),
+    /// Say what a run will take before it is begun, or compare that with what it has taken
+    Plan(PlanArgs),
     /// Serve: keep runs, corpora and checkpoints, and lead the workers
     Coordinator(CoordinatorArgs),
     /// Join a coordinator and compute for it
     Worker(WorkerArgs),
     /// Run a standing cluster on this machine until Ctrl-C
     Local(LocalClusterArgs),
+    /// Write a checkpoint of a run now; it goes on
+    Checkpoint(CheckpointArgs),
     /// Checkpoint a run and let it rest, so that its workers are free for the next one
     Pause(PauseArgs),
     /// Go on with a run that rests, from its newest checkpoint

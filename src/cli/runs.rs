@@ -58,6 +58,26 @@ pub struct FollowArgs {
     pub connect: ConnectArgs,
 }
 
+/// Arguments of `watch`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Without a name it shows the run that trains, or else the newest. Leaving it never stops a run. Where stdout is no terminal it prints lines, like `cohort follow`. NO_COLOR=1 takes the colours away.
+Where no coordinator runs, it shows what the home directory has of the run.
+
+Keys: q leaves, ? shows all keys.
+
+Examples:
+  cohort watch
+  cohort watch tiny-1 --coordinator http://HOST:7070 --token-file token"
+)]
+pub struct WatchArgs {
+    /// The run
+    pub run: Option<String>,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
 /// Arguments of `rm`.
 #[derive(Args, Debug)]
 #[command(after_help = "Says what would be deleted, and asks.
@@ -209,6 +229,27 @@ Examples:
   cohort resume tiny-1"
 )]
 pub struct PauseArgs {
+    /// The run
+    pub run: String,
+    /// How it prints.
+    #[command(flatten)]
+    pub json: JsonArgs,
+    /// Whom it asks.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Arguments of `checkpoint`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "The run goes on. The checkpoint is of the next step boundary where the workers can vouch for their state, and changes no
+weight and no entry of the ledger. A state that is on disk already is not written again.
+
+Examples:
+  cohort checkpoint tiny-1
+  cohort generate --from tiny-1@last --prompt 'Once upon a time'"
+)]
+pub struct CheckpointArgs {
     /// The run
     pub run: String,
     /// How it prints.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::common::{ConnectArgs, JsonArgs, LocalArgs};
+use super::common::{ConnectArgs, JsonArgs, LocalArgs, NotifyArgs};
 
 /// Where a spec comes from.
 #[derive(Args, Clone, Debug, Default)]
@@ -44,6 +44,9 @@ pub struct SubmitArgs {
     /// A cluster for this command.
     #[command(flatten)]
     pub local: LocalArgs,
+    /// Whom it tells.
+    #[command(flatten)]
+    pub notify: NotifyArgs,
     /// Or one that stands.
     #[command(flatten)]
     pub connect: ConnectArgs,

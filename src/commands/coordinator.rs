@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::cluster::Limits;
+use cohort_common::traces::COORDINATOR;
 use tokio::net::{TcpListener, lookup_host};
 
 use crate::cli::CoordinatorArgs;
 use crate::context::{self, Secret};
 use crate::failure::hinted;
 use crate::local::shutdown;
+use crate::traces;
 
 /// Runs the verb.
 pub async fn run(args: CoordinatorArgs) -> Result<()> {
@@ -21,14 +23,19 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         Some(address) => Some(listen("--http", address, secret.as_ref()).await?),
         None => None,
     };
+    let traces = traces::open(&args.observe, COORDINATOR)?;
     let config = cohort_coordinator::Config {
         home,
         token: secret.map(|secret| secret.token),
         limits: Limits::default(),
         http,
+        tensorboard: args.tensorboard,
+        notify: args.notify.config(),
+        traces: traces.clone(),
     };
-    cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await?;
-    Ok(())
+    let served = cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await;
+    traces::finish(traces).await;
+    Ok(served?)
 }
 
 /// Listens on an address that is this machine's own, or that a token guards.

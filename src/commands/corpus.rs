@@ -9,6 +9,7 @@ use cohort_coordinator::offline;
 
 use crate::cli::{
     CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb, LocalArgs,
+    NotifyArgs,
 };
 use crate::commands::pretrain::read_spec;
 use crate::context::Context;
@@ -39,7 +40,13 @@ async fn prepare(args: CorpusPrepareArgs) -> Result<()> {
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
     let supervised = material.supervised(meant.sample_length(), None);
     let out = args.json.output();
-    let mut session = Session::open(&args.connect, &LocalArgs::default(), out).await?;
+    let mut session = Session::open(
+        &args.connect,
+        &LocalArgs::default(),
+        &NotifyArgs::default(),
+        out,
+    )
+    .await?;
     let corpus = material
         .prepare(tokenizer, supervised, &mut session.client, out)
         .await?;

@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow, bail};
 use cohort_common::spec::{RunKind, SpecFile, SplitKind};
 use cohort_worker::engine::Sums;
 
-use crate::cli::{EvalArgs, LocalArgs, SubmitArgs};
+use crate::cli::{EvalArgs, LocalArgs, NotifyArgs, SubmitArgs};
 use crate::commands::eval::{Score, Scored};
 use crate::commands::finetune;
 use crate::prepare::Material;
@@ -29,7 +29,13 @@ pub async fn run(args: EvalArgs) -> Result<()> {
         local: args.local,
         threads: args.threads,
     };
-    let mut session = Session::open(&args.connect, &local, args.json.output()).await?;
+    let mut session = Session::open(
+        &args.connect,
+        &local,
+        &NotifyArgs::default(),
+        args.json.output(),
+    )
+    .await?;
     let scored = score(&mut session, &args, &file, &material).await;
     let out = session.out;
     session.close().await;

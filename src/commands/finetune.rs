@@ -80,7 +80,13 @@ pub async fn run(args: FinetuneArgs) -> Result<ExitCode> {
         None => None,
     };
     let submit = &args.submit;
-    let mut session = Session::open(&submit.connect, &submit.local, submit.json.output()).await?;
+    let mut session = Session::open(
+        &submit.connect,
+        &submit.local,
+        &submit.notify,
+        submit.json.output(),
+    )
+    .await?;
     let result = train(&mut session, &args, &reference, outside, (&file, &material)).await;
     session.close().await;
     result

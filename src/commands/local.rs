@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::cli::LocalClusterArgs;
+use crate::cli::{LocalClusterArgs, ObserveArgs};
 use crate::context;
 use crate::local::{self, LocalCluster, Options};
 
@@ -16,6 +16,9 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
         threads: args.threads,
         secret: context::secret(&args.token)?,
         private: false,
+        tensorboard: args.tensorboard,
+        notify: args.notify.arguments(),
+        variables: variables(&args.observe),
     };
     let mut cluster = LocalCluster::start(&options).await?;
     println!("coordinator at {}", cluster.url());
@@ -28,6 +31,16 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
     let result = wait(&mut cluster).await;
     cluster.end().await;
     result
+}
+
+/// What the processes tell is decided here, and handed to them through their environment.
+fn variables(args: &ObserveArgs) -> Vec<(&'static str, String)> {
+    let mut variables = vec![
+        ("COHORT_LOG_FORMAT", args.log_format.word().to_owned()),
+        ("COHORT_OTLP_EVERY", args.otlp_every.to_string()),
+    ];
+    variables.extend(args.otlp.clone().map(|url| ("COHORT_OTLP", url)));
+    variables
 }
 
 async fn wait(cluster: &mut LocalCluster) -> Result<()> {

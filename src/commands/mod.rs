@@ -2,6 +2,8 @@
 
 mod cancel;
 mod chat;
+mod checkpoint;
+mod compare;
 mod coordinator;
 mod corpus;
 mod eval;
@@ -14,7 +16,11 @@ mod generate;
 mod ledger;
 mod local;
 mod merge;
+mod metrics;
 mod pause;
+mod plan;
+mod plan_against;
+mod plot;
 mod presets;
 mod pretrain;
 mod preview;
@@ -25,6 +31,7 @@ mod runs;
 mod status;
 mod transfer;
 mod verify;
+mod watch;
 mod worker;
 
 use std::process::ExitCode;
@@ -46,17 +53,23 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Merge(args) => done(merge::run(args).await),
         Verb::Runs(args) => done(runs::run(args).await),
         Verb::Status(args) => done(status::run(args).await),
+        Verb::Compare(args) => done(compare::run(args).await),
+        Verb::Plot(args) => done(plot::run(args).await),
+        Verb::Metrics(args) => done(metrics::run(args).await),
         Verb::Ledger(args) => done(ledger::run(args).await),
         Verb::Verify(args) => done(verify::run(args).await),
         Verb::Follow(args) => follow::run(args).await,
+        Verb::Watch(args) => watch::run(args).await,
         Verb::Cancel(args) => done(cancel::run(args).await),
         Verb::Rm(args) => done(rm::run(args).await),
         Verb::Corpus(args) => done(corpus::run(args.verb).await),
         Verb::Presets(args) => done(presets::run(&args)),
         Verb::Preview(args) => done(preview::run(args).await),
+        Verb::Plan(args) => done(plan::run(args).await),
         Verb::Coordinator(args) => done(coordinator::run(args).await),
         Verb::Worker(args) => done(worker::run(args).await),
         Verb::Local(args) => done(local::run(args).await),
+        Verb::Checkpoint(args) => done(checkpoint::run(args).await),
         Verb::Pause(args) => done(pause::run(args).await),
         Verb::Resume(args) => done(resume::verb(args).await),
     }

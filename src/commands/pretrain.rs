@@ -36,7 +36,13 @@ pub async fn run(args: PretrainArgs) -> Result<ExitCode> {
 
 async fn open(args: &PretrainArgs) -> Result<Session> {
     let submit = &args.submit;
-    Session::open(&submit.connect, &submit.local, submit.json.output()).await
+    Session::open(
+        &submit.connect,
+        &submit.local,
+        &submit.notify,
+        submit.json.output(),
+    )
+    .await
 }
 
 async fn train(

@@ -77,7 +77,7 @@ pub async fn run(args: PreviewArgs) -> Result<()> {
     };
     let temporary = tempfile::tempdir().context("cannot make a temporary directory")?;
     let directory = temporary.path().to_owned();
-    let request = request(&meant, tokenizer, template)?;
+    let request = request(&meant, tokenizer, template, true)?;
     let prepared = tokio::task::spawn_blocking(move || prepare(&directory, &request, &|_| {}));
     let corpus = prepared.await??.corpus;
     let color = match args.color {
@@ -108,7 +108,8 @@ pub async fn run(args: PreviewArgs) -> Result<()> {
     Ok(())
 }
 
-fn of_checkpoint(checkpoint: &Checkpoint) -> Result<TokenizerConfig> {
+/// The tokenizer of a checkpoint, as a run from it would ask for it.
+pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<TokenizerConfig> {
     let tokenizer = tokenizer_of(checkpoint)?;
     Ok(TokenizerConfig::File {
         json: tokenizer.to_json().into(),
@@ -116,7 +117,8 @@ fn of_checkpoint(checkpoint: &Checkpoint) -> Result<TokenizerConfig> {
     })
 }
 
-fn of_spec(choice: &TokenizerChoice) -> Result<TokenizerConfig> {
+/// The tokenizer that a spec asks for.
+pub fn of_spec(choice: &TokenizerChoice) -> Result<TokenizerConfig> {
     Ok(match choice {
         TokenizerChoice::Bpe { vocab_size } => TokenizerConfig::Bpe {
             vocab_size: u32::try_from(*vocab_size)?,
@@ -129,18 +131,19 @@ fn of_spec(choice: &TokenizerChoice) -> Result<TokenizerConfig> {
     })
 }
 
-/// What a run would ask for, but that what is bad is counted.
-fn request(
+/// The corpus that a run would ask for, of files of this machine. With `skip_bad` what is bad is counted.
+pub fn request(
     meant: &SpecMeant,
     tokenizer: TokenizerConfig,
     template: Option<String>,
+    skip_bad: bool,
 ) -> Result<PrepareRequest> {
     let options = &meant.corpus;
     options.require_paths()?;
     if let Some(remote) = options.paths.iter().find(|path| path.starts_with(REMOTE)) {
-        bail!("`{remote}` lies on the coordinator's machine; a preview reads files of this one");
+        bail!("`{remote}` lies on the coordinator's machine; this verb reads files of this one");
     }
-    let sources = expand(&options.paths, true)?;
+    let sources = expand(&options.paths, skip_bad)?;
     let supervised = options.supervised.as_ref();
     Ok(PrepareRequest {
         split: SplitConfig {
@@ -152,7 +155,7 @@ fn request(
             fraction: options.validation,
         },
         text_field: options.text_field.clone(),
-        skip_bad: true,
+        skip_bad,
         supervised: supervised.map(|options| options.config(meant.sample_length(), template)),
         ..PrepareRequest::new(prepare::name_of(&options.paths), sources, tokenizer)
     })

@@ -8,7 +8,7 @@ use cohort_common::api::{CorpusInfo, EvalEvent, FinishedEvent, RunEvent, RunInfo
 use cohort_common::spec::{CorpusOptions, RunSpec, SpecFile, SpecMeant, SpecSource, SplitKind};
 use cohort_worker::engine::{DeviceChoice, Sampling};
 
-use crate::cli::{LocalArgs, QuickstartArgs, SubmitArgs};
+use crate::cli::{LocalArgs, NotifyArgs, QuickstartArgs, SubmitArgs};
 use crate::commands::finetune;
 use crate::commands::generate::Writer;
 use crate::context::Context;
@@ -76,7 +76,7 @@ pub async fn run(args: QuickstartArgs) -> Result<ExitCode> {
         threads: args.threads,
     };
     let out = args.json.output();
-    let mut session = Session::open(&args.connect, &local, out).await?;
+    let mut session = Session::open(&args.connect, &local, &NotifyArgs::default(), out).await?;
     let result = train(&mut session, args.minutes, &first, &second).await;
     session.close().await;
     let (pretrained, finetuned) = match result? {

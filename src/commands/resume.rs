@@ -70,7 +70,8 @@ pub async fn run(run: &str, set: &[String], args: &SubmitArgs) -> Result<ExitCod
     }
     let changes = source.into_file()?;
     refuse_others(&changes)?;
-    let mut session = Session::open(&args.connect, &args.local, args.json.output()).await?;
+    let mut session =
+        Session::open(&args.connect, &args.local, &args.notify, args.json.output()).await?;
     let result = go_on(&mut session, run, &changes, args).await;
     session.close().await;
     result
@@ -114,6 +115,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         train,
         checkpoint: _,
         lora,
+        watchdog,
     } = changes;
     let allowed = TrainTable {
         steps: train.steps,
@@ -133,6 +135,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         ("tokenizer", *tokenizer != kept.tokenizer),
         ("train", *train != kept.train),
         ("lora", *lora != kept.lora),
+        ("watchdog", *watchdog != kept.watchdog),
     ];
     if let Some((table, _)) = others.iter().find(|(_, changed)| *changed) {
         bail!(

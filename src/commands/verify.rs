@@ -84,6 +84,13 @@ fn audited(report: &AuditReport, seconds: f64) -> String {
         );
         text += &row("samples", samples);
     }
+    if report.skipped > 0 {
+        let skipped = format!(
+            "{}, as the watchdog judges by the steps before",
+            report.skipped
+        );
+        text += &row("skipped", skipped);
+    }
     if report.earlier_horizon > 0 {
         let steps = format!(
             "{} steps were planned before the run was given more",
@@ -130,6 +137,9 @@ async fn replay(
                 threads: None,
                 secret: context.secret.clone(),
                 private: true,
+                tensorboard: None,
+                notify: Vec::new(),
+                variables: Vec::new(),
             };
             let cluster = LocalCluster::start(&options).await?;
             (context.connect_to(cluster.url()).await?, Some(cluster))
@@ -171,14 +181,16 @@ async fn compute(
     let run = client.run(&args.run).await?;
     let source = source(&run, step);
     let mut entries = Vec::new();
+    let mut updates = 0;
     let mut lines = client.ledger(&args.run).await?;
     while let Some(line) = lines.next_line().await? {
         let entry = Entry::from_json_line(std::str::from_utf8(&line)?)?;
         if entry.step > step {
             break;
         }
-        if entry.step > source.step() {
-            entries.push(entry);
+        match entry.step > source.step() {
+            true => entries.push(entry),
+            false => updates += u64::from(!entry.skipped),
         }
     }
     let config = cohort_worker::Config {
@@ -189,11 +201,13 @@ async fn compute(
         cache: Home::open(&context.home)?.worker(),
         shared_memory: false,
         grace: std::time::Duration::ZERO,
+        traces: cohort_common::traces::Traces::default(),
     };
     let replay = Replay {
         run: run.name,
         spec: run.spec,
         source,
+        updates,
         entries,
     };
     Ok(cohort_worker::replay(config, replay).await?)

@@ -4,16 +4,19 @@ use std::time::Duration;
 
 use anyhow::Result;
 use cohort_common::home::Home;
+use cohort_common::traces::WORKER;
 
 use crate::cli::WorkerArgs;
 use crate::context;
 use crate::local::{interrupt, parent_gone};
+use crate::traces;
 
 /// Runs the verb.
 pub async fn run(args: WorkerArgs) -> Result<()> {
     let home = context::home(&args.home)?;
     let coordinator = context::worker_url(args.coordinator.as_deref(), &home)?;
     let secret = context::secret(&args.token)?;
+    let traces = traces::open(&args.observe, WORKER)?;
     let config = cohort_worker::Config {
         coordinator,
         token: secret.map(|secret| secret.token),
@@ -22,13 +25,15 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         cache: Home::open(&home)?.worker(),
         shared_memory: !args.no_shared_memory,
         grace: Duration::from_secs_f64(args.grace),
+        traces: traces.clone(),
     };
-    tokio::select! {
-        ended = cohort_worker::run(config, asked_to_end()) => ended?,
+    let worked = tokio::select! {
+        ended = cohort_worker::run(config, asked_to_end()) => ended,
         // Nobody is left to hand over to.
-        () = parent_gone(), if args.exit_with_parent => {}
-    }
-    Ok(())
+        () = parent_gone(), if args.exit_with_parent => Ok(()),
+    };
+    traces::finish(traces).await;
+    Ok(worked?)
 }
 
 /// Completes at the first signal; the second ends the process at once.

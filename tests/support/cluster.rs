@@ -393,6 +393,7 @@ impl Reference {
 fn facts(step: &Value) -> Value {
     let mut facts = step.clone();
     facts["tokens_per_second"].take();
+    facts["mfu"].take();
     facts
 }
 

@@ -195,6 +195,7 @@ impl Training {
         let middle = Instant::now();
         let update = Update {
             step: self.step,
+            count: self.step,
             scale: 1.0 / weight,
             learning_rate: 1e-3,
         };
@@ -304,6 +305,7 @@ fn price(threads: usize, budget: Duration) {
         learning_rate: 1.0,
         root_hash: [0; 32],
         state_hash_before: None,
+        skipped: false,
         previous: [0; 32],
     };
     let ledger = time(&mut || {

@@ -26,6 +26,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::engine::Batch;
+use crate::figures::{Doing, Meter};
 
 /// Steps that shards are fetched ahead of their use.
 const AHEAD: Step = 16;
@@ -196,6 +197,8 @@ pub struct RunData {
     train: Option<Train>,
     splits: Vec<EvalReader>,
     context: usize,
+    /// Waiting for text is told apart from computing.
+    meter: Arc<Meter>,
 }
 
 struct Train {
@@ -234,6 +237,7 @@ impl RunData {
         cache: &Path,
         spec: &RunSpec,
         splits: &[EvalSplit],
+        meter: Arc<Meter>,
     ) -> Result<Self, String> {
         let cache = cache.join("shards");
         std::fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
@@ -306,11 +310,22 @@ impl RunData {
             train,
             splits: splits.collect::<Result<_, String>>()?,
             context,
+            meter,
         })
     }
 
     /// The micro-batches of a lane in a step, in order, each with the samples in it.
     pub fn lane(
+        &self,
+        train: &TrainConfig,
+        step: Step,
+        lane: Lane,
+    ) -> Result<Vec<(Batch, Vec<u64>)>, String> {
+        self.meter
+            .during(Doing::Text, || self.read_lane(train, step, lane))
+    }
+
+    fn read_lane(
         &self,
         train: &TrainConfig,
         step: Step,
@@ -357,6 +372,11 @@ impl RunData {
 
     /// The windows of a unit of a split, as batches: full windows together, a short last one by itself.
     pub fn unit(&self, split: u32, unit: u32) -> Result<Vec<Batch>, String> {
+        self.meter
+            .during(Doing::Text, || self.read_unit(split, unit))
+    }
+
+    fn read_unit(&self, split: u32, unit: u32) -> Result<Vec<Batch>, String> {
         let data = self.splits.get(split as usize);
         let data = data.ok_or_else(|| format!("there is no split {split}"))?;
         let first = u64::from(unit) * data.per_unit;

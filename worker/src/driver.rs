@@ -5,25 +5,35 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
 use cohort_common::cluster::{EvalSplit, FromWorker, Holding, StateSource};
+use cohort_common::figures::Figures;
 use cohort_common::ids::{RunId, Step};
 use cohort_common::net::{self, Credentials};
+use cohort_common::process;
 use cohort_common::spec::RunSpec;
 use tokio::sync::mpsc;
 
 use crate::data::{DataClient, RunData};
-use crate::exchange::{ExchangeClient, Sharing};
+use crate::exchange::{ExchangeClient, Observer, Sharing};
+use crate::figures::Meter;
+use crate::trace::Spans;
 use crate::trainer::{Job, Load, Signals, Trainer};
 use crate::{Config, Error, state};
 
 /// Reports that may wait for the driver; more make the trainer wait.
 const REPORTS: usize = 1024;
 
+/// Time between two reports of figures.
+const FIGURES: Duration = Duration::from_secs(1);
+
 /// What a session lends to the driver.
 pub struct Link {
+    /// The worker's name in this session, for people.
+    pub name: String,
     /// What calls of this session carry.
     pub credentials: Credentials,
     /// Bulk data.
@@ -49,6 +59,10 @@ pub struct Driver {
     link: Option<Link>,
     sessions: u64,
     sharing: Sharing,
+    meter: Arc<Meter>,
+    /// Figures that are to be said.
+    figures: Vec<Figures>,
+    figures_at: Instant,
 }
 
 /// The run that is loaded or being loaded.
@@ -66,7 +80,8 @@ impl Driver {
         let (jobs, queue) = std::sync::mpsc::channel();
         let (out, reports) = mpsc::channel(REPORTS);
         let (fetches, fetched) = mpsc::channel(4);
-        let trainer = Trainer::new(&config, out);
+        let meter = Arc::<Meter>::default();
+        let trainer = Trainer::new(&config, out, meter.clone());
         std::thread::Builder::new()
             .name("trainer".into())
             .spawn(move || trainer.run(queue))
@@ -83,6 +98,9 @@ impl Driver {
             run: None,
             link: None,
             sessions: 0,
+            meter,
+            figures: Vec::new(),
+            figures_at: Instant::now(),
         }
     }
 
@@ -109,7 +127,31 @@ impl Driver {
     /// A session is open.
     pub fn up(&mut self, link: Link) -> Vec<FromWorker> {
         self.link = Some(link);
+        self.meter.begin();
+        self.figures.clear();
+        self.figures_at = Instant::now();
         self.handle(WorkerEvent::Up)
+    }
+
+    /// The figures that are to be said: about one a second, and those of the moments at which a run came or went.
+    pub fn figures(&mut self) -> Vec<Figures> {
+        if self.figures_at.elapsed() >= FIGURES {
+            self.note_figures();
+        }
+        std::mem::take(&mut self.figures)
+    }
+
+    fn note_figures(&mut self) {
+        self.figures_at = Instant::now();
+        let run = self.run.as_ref().map(|run| {
+            let step = run.signals.committed.load(Ordering::Acquire);
+            (run.run.clone(), step)
+        });
+        self.figures.push(Figures {
+            run,
+            counters: self.meter.read(),
+            usage: process::usage(),
+        });
     }
 
     /// The session has ended. The state stays, unless it was found to be wrong.
@@ -210,7 +252,13 @@ impl Driver {
     }
 
     fn unload(&mut self) {
+        if self.run.is_some() {
+            // What was done in the run up to now,
+            self.note_figures();
+        }
         if let Some(run) = self.run.take() {
+            // and that nothing more will be.
+            self.note_figures();
             run.signals.cancelled.store(true, Ordering::Release);
             if let Some(exchange) = run.exchange {
                 exchange.close();
@@ -242,6 +290,8 @@ impl Driver {
             exchange: None,
         });
         self.waiting = Some(VecDeque::new());
+        self.note_figures();
+        let meter = self.meter.clone();
         let step = source.step();
         let fetches = self.fetches.clone();
         tokio::spawn(async move {
@@ -250,7 +300,7 @@ impl Driver {
                 let exchange = opening.await?;
                 Ok(Job::Load(Box::new(Load {
                     load,
-                    data: RunData::open(&data, &cache, &spec, &splits).await?,
+                    data: RunData::open(&data, &cache, &spec, &splits, meter).await?,
                     state: state::fetch(&data, &cache, &run, source).await?,
                     run,
                     spec,
@@ -292,6 +342,10 @@ impl Driver {
         let broken = link.broken.clone();
         let url = self.config.coordinator.clone();
         let sharing = self.sharing.clone();
+        let observer = Observer {
+            meter: self.meter.clone(),
+            spans: Spans::new(&self.config.traces, run, link.name.clone()),
+        };
         let shape = Shape {
             lanes: spec.train.lanes,
             len: spec.layout().len(),
@@ -299,7 +353,16 @@ impl Driver {
         };
         async move {
             let channel = net::connect(&url).await.map_err(|e| e.to_string())?;
-            ExchangeClient::open(channel, credentials, shape, after, sharing, broken).await
+            ExchangeClient::open(
+                channel,
+                credentials,
+                shape,
+                after,
+                sharing,
+                observer,
+                broken,
+            )
+            .await
         }
     }
 

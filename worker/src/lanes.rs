@@ -64,6 +64,9 @@ pub trait Hooks {
     /// A node is complete whose sibling is not, because a lane of it was skipped: it goes out by itself.
     fn part(&mut self, _node: Node, _sum: Vec<f32>) {}
 
+    /// The lanes of a node are computed in one pass, which took so long.
+    fn computed(&mut self, _node: Node, _time: Duration) {}
+
     /// A lane is computed: what it found, and how long it took.
     fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration);
 }
@@ -72,6 +75,8 @@ pub trait Hooks {
 pub struct Work<'a> {
     /// The run's steps.
     pub train: &'a TrainConfig,
+    /// Whether a lane that is not finite is a result, as the run's watchdog skips its step, and no reason to stop.
+    pub tolerant: bool,
     /// The run's text.
     pub data: &'a RunData,
     /// The state before the step.
@@ -139,13 +144,18 @@ impl Work<'_> {
             .collect();
         let mut gradient = self.free.pop().unwrap_or_default();
         let found = self.engine.gradient(node, &micro_batches, &mut gradient)?;
-        for ((lane, sums), (_, samples)) in node.lanes().zip(&found).zip(&batches) {
-            check_loss(sums, lane, 0, samples)?;
+        if !self.tolerant {
+            for ((lane, sums), (_, samples)) in node.lanes().zip(&found).zip(&batches) {
+                check_loss(sums, lane, 0, samples)?;
+            }
         }
-        self.check_finite(node, &gradient, &batches)?;
-        let time = started.elapsed() / node.size;
-        for (lane, Sums { loss, weight }) in node.lanes().zip(found) {
-            self.hooks.done(lane, LaneSums { loss, weight }, time);
+        let found: Vec<LaneSums> = found.iter().map(|s| lane_sums(s.loss, s.weight)).collect();
+        self.check_finite(node, &mut gradient, &found, &batches)?;
+        let time = started.elapsed();
+        self.hooks.computed(node, time);
+        let time = time / node.size;
+        for (lane, sums) in node.lanes().zip(found) {
+            self.hooks.done(lane, sums, time);
         }
         Ok(gradient)
     }
@@ -173,21 +183,29 @@ impl Work<'_> {
                     .gradient(Node::leaf(lane), &[(batch, site)], &mut gradient)?[0],
                 _ => self.engine.accumulate(batch, site, &mut gradient)?,
             };
-            check_loss(&found, lane, micro_batch, samples)?;
+            if !self.tolerant {
+                check_loss(&found, lane, micro_batch, samples)?;
+            }
             sums.loss += found.loss;
             sums.weight += found.weight;
         }
-        self.check_finite(Node::leaf(lane), &gradient, &batches)?;
+        let sums = lane_sums(sums.loss, sums.weight);
+        self.check_finite(Node::leaf(lane), &mut gradient, &[sums], &batches)?;
         let payload = self.train.payload;
         self.engine.install(|| leaf(payload, &mut gradient));
-        self.hooks.done(lane, sums, started.elapsed());
+        let time = started.elapsed();
+        self.hooks.computed(Node::leaf(lane), time);
+        self.hooks.done(lane, sums, time);
         Ok(gradient)
     }
 
+    /// Refuses a gradient that is not finite. Where the run tolerates it, it becomes NaN throughout, and so does that of a
+    /// loss which is not finite: then the sum is the same NaN whoever adds what to it, in whichever order.
     fn check_finite(
         &self,
         node: Node,
-        gradient: &[f32],
+        gradient: &mut [f32],
+        found: &[LaneSums],
         batches: &[(Batch, Vec<u64>)],
     ) -> Result<(), Stop> {
         use rayon::prelude::*;
@@ -196,6 +214,12 @@ impl Work<'_> {
                 .par_chunks(CHUNK_LEN)
                 .position_first(|chunk| !chunk.iter().fold(true, |ok, x| ok & x.is_finite()))
         });
+        if self.tolerant {
+            if bad.is_some() || found.iter().any(|sums| !sums.loss.is_finite()) {
+                gradient.fill(f32::NAN);
+            }
+            return Ok(());
+        }
         let Some(chunk) = bad else { return Ok(()) };
         let at = chunk * CHUNK_LEN;
         let tensors = self.engine.layout().tensors();
@@ -209,6 +233,12 @@ impl Work<'_> {
             "the gradient of `{name}` in {node} is not finite (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
         )))
     }
+}
+
+/// Sums of a lane; a loss that is not finite is always the same NaN.
+fn lane_sums(loss: f64, weight: f64) -> LaneSums {
+    let loss = if loss.is_finite() { loss } else { f64::NAN };
+    LaneSums { loss, weight }
 }
 
 fn check_loss(sums: &Sums, lane: Lane, micro_batch: u32, samples: &[u64]) -> Result<(), Stop> {

@@ -5,10 +5,15 @@ mod data;
 mod driver;
 pub mod engine;
 pub mod exchange;
+mod figures;
 mod lanes;
+mod measure;
+mod observe;
+mod peak;
 mod replay;
 mod session;
 mod state;
+mod trace;
 mod trainer;
 
 use std::future::Future;
@@ -16,11 +21,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cohort_common::net::{ConnectError, Token};
+use cohort_common::traces::Traces;
 use driver::Driver;
 use engine::{DeviceChoice, EngineError};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+pub use measure::measure;
 pub use replay::{Replay, replay};
 
 /// How a worker is set up.
@@ -40,6 +47,8 @@ pub struct Config {
     pub shared_memory: bool,
     /// How long handing over may take when the process is asked to end.
     pub grace: Duration,
+    /// Where traces of steps go, if anywhere.
+    pub traces: Traces,
 }
 
 /// Why a worker ends.

@@ -2,6 +2,7 @@
 //! uses in training: the same text, the same state, the same lanes, the same update. Nothing is recorded.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cohort_common::aggregate::totals_of;
@@ -34,6 +35,8 @@ pub struct Replay {
     pub spec: RunSpec,
     /// The state to begin with.
     pub source: StateSource,
+    /// Updates that it has seen: its step, less the steps that were skipped.
+    pub updates: u64,
     /// The entries of the steps after it, in order, without a gap.
     pub entries: Vec<Entry>,
 }
@@ -53,7 +56,7 @@ pub async fn replay(config: Config, replay: Replay) -> Result<ReplayReport, Erro
     let client = DataClient::new(channel, credentials);
     let run = RunId::new(&replay.run);
     let cache: &PathBuf = &config.cache;
-    let data = RunData::open(&client, cache, &replay.spec, &[]).await;
+    let data = RunData::open(&client, cache, &replay.spec, &[], Arc::default()).await;
     let data = data.map_err(Error::Replay)?;
     let state = state::fetch(&client, cache, &run, replay.source).await;
     let state = state.map_err(Error::Replay)?;
@@ -78,6 +81,7 @@ fn compute(
         spec: &replay.spec,
         data,
         engine,
+        updates: replay.updates,
         free: Vec::new(),
     };
     let from = replay.source.step();
@@ -125,6 +129,7 @@ struct Player<'a> {
     spec: &'a RunSpec,
     data: &'a RunData,
     engine: Engine,
+    updates: u64,
     free: Vec<Vec<f32>>,
 }
 
@@ -156,6 +161,7 @@ impl Player<'_> {
         let mut lanes = vec![LaneSums::default(); train.lanes as usize];
         let mut work = Work {
             train,
+            tolerant: self.spec.skips(),
             data: self.data,
             engine: &mut self.engine,
             free: &mut self.free,
@@ -173,16 +179,21 @@ impl Player<'_> {
             root_hash: totals.hash,
             lanes,
             ..entry.clone()
-        };
+        }
+        .canonical();
         if let Some(difference) = difference(entry, &found) {
             return Ok(Some(difference));
         }
-        let update = Update {
-            step: entry.step,
-            scale: gradient_scale(train, found.grad_norm, weight),
-            learning_rate: entry.learning_rate,
-        };
-        self.engine.update(&root, update)?;
+        if !entry.skipped {
+            self.updates += 1;
+            let update = Update {
+                step: entry.step,
+                count: self.updates,
+                scale: gradient_scale(train, found.grad_norm, weight),
+                learning_rate: entry.learning_rate,
+            };
+            self.engine.update(&root, update)?;
+        }
         self.free.push(root);
         Ok(None)
     }
@@ -233,6 +244,7 @@ mod tests {
             learning_rate: 0.1,
             root_hash: [1; 32],
             state_hash_before: None,
+            skipped: false,
             previous: [0; 32],
         };
         let mut found = recorded.clone();

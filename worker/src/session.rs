@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use cohort_common::cluster::silence::{Silence, SilenceLimits};
 use cohort_common::cluster::worker::WorkerEvent;
 use cohort_common::cluster::{FromWorker, Holding};
+use cohort_common::figures::Figures;
+use cohort_common::ids::SessionId;
 use cohort_common::net::{self, Credentials};
 use cohort_common::seal::{Opener, Sealer};
 use cohort_common::wire::{self, MAX_MESSAGE};
@@ -21,7 +23,7 @@ use tracing::info;
 
 use crate::data::DataClient;
 use crate::driver::{Driver, Ended, Link};
-use crate::{Config, Error, engine};
+use crate::{Config, Error, engine, peak};
 
 /// Messages to the coordinator that may wait.
 const OUTBOX: usize = 4096;
@@ -35,16 +37,24 @@ pub struct Identity {
     device: String,
     fingerprint: String,
     threads: u32,
+    peak_flops: f64,
 }
 
 impl Identity {
-    /// Opens the device once to learn its name and its numerics.
+    /// Opens the device once to learn its name, its numerics and how fast it is.
     pub fn of(config: &Config) -> Result<Self, Error> {
         let (device, fingerprint) = engine::describe_device(config.device)?;
+        let peak_flops = peak::measure(config.device, config.threads)?;
+        info!(
+            device,
+            gflops = (peak_flops / 1e9).round(),
+            "measured a matrix product"
+        );
         Ok(Self {
             device,
             fingerprint,
             threads: engine::thread_count(config.threads) as u32,
+            peak_flops,
         })
     }
 
@@ -58,6 +68,7 @@ impl Identity {
             threads: self.threads,
             fingerprint: self.fingerprint.clone(),
             holding: holding.map(wire::holding_to),
+            peak_flops: self.peak_flops,
         }
     }
 }
@@ -121,6 +132,7 @@ pub async fn serve(
         last_beat: Instant::now(),
     };
     let said = driver.up(Link {
+        name: SessionId(welcome.session).to_string(),
         data: DataClient::new(data_channel, credentials.clone()),
         credentials,
         broken,
@@ -163,6 +175,7 @@ pub async fn serve(
             }
         };
         session.say(said)?;
+        session.tell(driver.figures())?;
     }
 }
 
@@ -180,14 +193,22 @@ impl Session {
     /// Queues messages. A queue that is full means that the coordinator does not take any.
     fn say(&mut self, messages: Vec<FromWorker>) -> Result<(), Error> {
         for message in messages {
-            let frame = self.sealer.frame(&wire::from_worker(message));
-            if self.out.try_send(frame).is_err() {
-                return Err(closed(&format!(
-                    "{OUTBOX} messages wait for the coordinator"
-                )));
-            }
+            self.send(&wire::from_worker(message))?;
         }
         Ok(())
+    }
+
+    /// Queues figures.
+    fn tell(&mut self, figures: Vec<Figures>) -> Result<(), Error> {
+        for figures in figures {
+            self.send(&wire::figures_to(&figures))?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: &v1::FromWorker) -> Result<(), Error> {
+        let sent = self.out.try_send(self.sealer.frame(message));
+        sent.map_err(|_| closed(&format!("{OUTBOX} messages wait for the coordinator")))
     }
 
     fn now_ms(&self) -> u64 {

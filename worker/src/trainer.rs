@@ -27,6 +27,7 @@ use crate::Config;
 use crate::data::{DataClient, RunData};
 use crate::engine::{DeviceChoice, Engine, State, Update};
 use crate::exchange::{ExchangeClient, Root};
+use crate::figures::{Doing, Meter};
 use crate::lanes::{Hooks, Stop, Work};
 use crate::state::Fetched;
 
@@ -132,6 +133,7 @@ pub struct Trainer {
     device: DeviceChoice,
     threads: usize,
     out: Reports,
+    meter: Arc<Meter>,
     run: Option<Loaded>,
 }
 
@@ -162,11 +164,12 @@ struct Computed {
 
 impl Trainer {
     /// A trainer without a run.
-    pub fn new(config: &Config, out: Reports) -> Self {
+    pub fn new(config: &Config, out: Reports, meter: Arc<Meter>) -> Self {
         Self {
             device: config.device,
             threads: config.threads,
             out,
+            meter,
             run: None,
         }
     }
@@ -174,11 +177,13 @@ impl Trainer {
     /// Takes jobs until there are no more.
     pub fn run(mut self, jobs: Receiver<Job>) {
         for job in jobs {
+            self.meter.switch(Doing::Computing);
             match job {
                 Job::Load(load) => self.load(*load),
                 Job::Unload => self.run = None,
                 job => self.work(job),
             }
+            self.meter.switch(Doing::Nothing);
         }
     }
 
@@ -274,6 +279,8 @@ struct Listener<'a> {
     signals: &'a Signals,
     computed: &'a mut Computed,
     exchange: &'a ExchangeClient,
+    /// Tokens of a lane.
+    tokens: u64,
 }
 
 impl Hooks for Listener<'_> {
@@ -309,6 +316,15 @@ impl Hooks for Listener<'_> {
         let sum = Arc::new(sum);
         self.computed.nodes.push((node, sum.clone()));
         self.exchange.push(self.step, node, sum);
+    }
+
+    fn computed(&mut self, node: Node, time: Duration) {
+        let lanes = u64::from(node.size);
+        let observer = self.exchange.observer();
+        observer.meter.computed(lanes, lanes * self.tokens, time);
+        if let Some(span) = observer.spans.begin(self.step) {
+            span.ago(time).end_lanes("lane", node);
+        }
     }
 
     fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration) {
@@ -390,6 +406,7 @@ impl Loaded {
             signals: &self.signals,
             computed: &mut self.computed,
             exchange: &self.exchange,
+            tokens: self.spec.tokens_per_step() / u64::from(self.spec.train.lanes),
         };
         listener.go_on()?;
         if let Some((_, sum)) = listener.computed.nodes.iter().find(|(n, _)| *n == node) {
@@ -399,6 +416,7 @@ impl Loaded {
         }
         let mut work = Work {
             train: &self.spec.train,
+            tolerant: self.spec.skips(),
             data: &self.data,
             engine: &mut self.engine,
             free: &mut self.free,
@@ -415,23 +433,33 @@ impl Loaded {
     fn commit(&mut self, commit: &Commit) -> Result<(), Stop> {
         let step = commit.step();
         let own = self.own_root.take();
+        let observer = self.exchange.observer();
+        let meter = &observer.meter;
         let root = match (self.step + 1 == step, own) {
             (false, _) => None,
             (true, Some(root)) => Some(Root::Own(root)),
-            (true, None) => self.exchange.root(step),
+            (true, None) => meter.during(Doing::Nothing, || self.exchange.root(step)),
         };
         let Some(root) = root else {
             // The session ended before the root was here. The next one brings it again.
             self.say(Report::GaveUp { step });
             return Ok(());
         };
-        let update = Update {
-            step,
-            scale: commit.scale,
-            learning_rate: commit.entry.learning_rate,
-        };
-        self.engine.update(&root, update)?;
+        let span = observer.spans.begin(step);
+        if !commit.entry.skipped {
+            let update = Update {
+                step,
+                count: commit.updates,
+                scale: commit.scale,
+                learning_rate: commit.entry.learning_rate,
+            };
+            self.engine.update(&root, update)?;
+        }
         self.step = step;
+        meter.updated();
+        if let Some(span) = span {
+            span.end("update");
+        }
         let own = match root {
             Root::Own(root) => Some(root),
             root => {

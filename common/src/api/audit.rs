@@ -28,6 +28,9 @@ pub struct AuditReport {
     pub epochs: u64,
     /// Samples of the epoch that is not.
     pub partial_samples: u64,
+    /// Steps that the watchdog kept from the weights.
+    #[serde(default)]
+    pub skipped: u64,
     /// Steps whose learning rate was planned for another number of steps than the run has now.
     pub earlier_horizon: u64,
     /// Checkpoints that were read in full.

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::RunInfo;
+use crate::corpus::Baselines;
 
 /// A cluster at a moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -143,6 +144,20 @@ pub struct RunView {
     pub samples: Vec<SampleInfo>,
     /// Time until its last step at the present speed; absent where it does not train.
     pub eta_seconds: Option<f64>,
+    /// How often something happened to its workers, by kind.
+    #[serde(default)]
+    pub fault_totals: Vec<FaultTotal>,
+}
+
+/// How often something of one kind happened to the workers of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultTotal {
+    /// The event's word, such as `worker_lost`.
+    pub kind: String,
+    /// How often.
+    pub count: u64,
+    /// How much later steps were committed because of it, all together.
+    pub delay_ms: u64,
 }
 
 /// What is known of a run from its submission on.
@@ -165,6 +180,8 @@ pub struct RunFacts {
     pub epoch_samples: u64,
     /// Bytes of text in a token of the training split, on average; absent in a classification.
     pub bytes_per_token: Option<f64>,
+    /// What counting alone would lose on the validation split, to be drawn beside the loss.
+    pub baselines: Option<Baselines>,
 }
 
 /// Something that happened to a run.

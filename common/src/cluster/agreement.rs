@@ -146,6 +146,7 @@ impl Machine {
         active.return_to_durable();
         active.recovery = None;
         active.recent.retain(|s, _| *s <= back);
+        active.history.withdraw(back);
         active.ledger = active.chain.clone();
         out.push(Action::Note {
             run: Some(run.clone()),

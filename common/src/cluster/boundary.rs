@@ -31,6 +31,15 @@ impl Machine {
         if active.stop_requested && !at_end && hashed {
             return self.snapshot_and_wait(SnapshotReason::Stop, out);
         }
+        if let Some(reason) = active.boundary.pause.filter(|_| !at_end) {
+            if saved {
+                let (run, step) = (active.plan.run.clone(), active.step);
+                return self.end_run(now, &run, Change::Paused { step, reason }, out);
+            }
+            if hashed {
+                return self.snapshot_and_wait(SnapshotReason::Stop, out);
+            }
+        }
         if at_end && !saved {
             return self.snapshot_and_wait(SnapshotReason::Final, out);
         }

@@ -113,6 +113,7 @@ impl Machine {
             Event::Submitted(plan) => self.submit(now_ms, plan, &mut out),
             Event::Cancelled(run) => self.end_run(now_ms, &run, Change::Cancelled, &mut out),
             Event::StopRequested(run) => self.request_stop(now_ms, &run, &mut out),
+            Event::CheckpointRequested(run) => self.request_checkpoint(&run),
             Event::Delivered { run, step, lanes } => {
                 self.delivered(now_ms, &run, step, &lanes, &mut out);
             }
@@ -384,6 +385,16 @@ impl Machine {
         }
     }
 
+    /// Makes a checkpoint due. A state that is on disk, or on its way there, need not be written again.
+    fn request_checkpoint(&mut self, run: &RunId) {
+        let Some(active) = self.active_as(run) else {
+            return;
+        };
+        let here = active.step;
+        let underway = active.writing.as_ref().is_some_and(|w| w.step == here);
+        active.boundary.checkpoint |= here == 0 || !(active.saved() || underway);
+    }
+
     /// Starts what can be started: the next run, or the gathering one.
     pub(super) fn poke(&mut self, now: u64, out: &mut Vec<Action>) {
         if self.active.is_none()
@@ -399,6 +410,12 @@ impl Machine {
 
     pub(super) fn active_as(&mut self, run: &RunId) -> Option<&mut Active> {
         self.active.as_mut().filter(|a| a.plan.run == *run)
+    }
+
+    /// Where the state of a run stands, if it trains or waits for workers.
+    pub fn step_of(&self, run: &RunId) -> Option<Step> {
+        let active = self.active.as_ref().filter(|a| a.plan.run == *run);
+        active.map(|a| a.step)
     }
 
     /// Whether a checkpoint of this step is waited for.

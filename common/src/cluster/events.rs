@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::aggregate::RootTotals;
 use crate::cluster::messages::{FromWorker, Holding, Scores, ToWorker};
 use crate::cluster::run::RunPlan;
+use crate::cluster::watchdog::{Anomaly, Pause};
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
 
@@ -108,6 +109,8 @@ pub enum Event {
     Cancelled(RunId),
     /// A run is to be checkpointed and stopped.
     StopRequested(RunId),
+    /// A run is to be checkpointed at the next boundary where that is possible, and to go on.
+    CheckpointRequested(RunId),
     /// The owner holds every chunk of these lanes.
     Delivered {
         /// The run.
@@ -236,6 +239,13 @@ pub enum Action {
         /// What it found.
         scores: Scores,
     },
+    /// Tell people that a step was out of the ordinary.
+    Unusual {
+        /// The run.
+        run: RunId,
+        /// What, and what becomes of the step.
+        anomaly: Anomaly,
+    },
     /// Tell people and the store what became of a run.
     Changed {
         /// The run.
@@ -257,6 +267,19 @@ pub enum Action {
         /// In plain words.
         text: String,
     },
+}
+
+impl Action {
+    /// The run that has moved, and where to, if this says that one has.
+    pub fn progress(&self) -> Option<(&RunId, Step)> {
+        match self {
+            Self::Committed(record) => Some((&record.run, record.entry.step)),
+            Self::Evaluated { run, step, .. } | Self::CheckpointGood { run, step } => {
+                Some((run, *step))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A committed step, as recorded.
@@ -386,6 +409,13 @@ pub enum Change {
         /// Where it stands.
         step: Step,
     },
+    /// The watchdog lets it rest until it is resumed.
+    Paused {
+        /// Where it stands.
+        step: Step,
+        /// Why.
+        reason: Pause,
+    },
     /// It was cancelled.
     Cancelled,
     /// It cannot go on.
@@ -393,4 +423,21 @@ pub enum Change {
         /// For people.
         error: String,
     },
+}
+
+impl Change {
+    /// Whether the run does nothing more for now.
+    pub fn rests(&self) -> bool {
+        match self {
+            Self::Queued { .. }
+            | Self::Waiting { .. }
+            | Self::Loading { .. }
+            | Self::Training { .. } => false,
+            Self::Finished { .. }
+            | Self::Stopped { .. }
+            | Self::Paused { .. }
+            | Self::Cancelled
+            | Self::Failed { .. } => true,
+        }
+    }
 }

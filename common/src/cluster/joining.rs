@@ -186,6 +186,7 @@ impl Machine {
         }
         active.chain = Chain::after(&entry);
         active.recent.insert(step, entry.clone());
+        active.remember(&entry);
         active.step = step;
         active.released = step;
         active.last_loss = entry.loss();

@@ -67,7 +67,7 @@ pub enum ToWorker {
         /// The lanes, ascending.
         lanes: Vec<Lane>,
     },
-    /// Apply a step's root.
+    /// Apply a step's root, or pass over it where the entry says so.
     Commit {
         /// The run.
         run: RunId,
@@ -108,6 +108,9 @@ pub struct Commit {
     pub entry: Arc<Entry>,
     /// Factor of the root gradient: clip / Σ weight.
     pub scale: f64,
+    /// Updates that the state has seen once this commit is applied: the optimizer's count. A step that the entry says to
+    /// skip is none.
+    pub updates: u64,
     /// Whether the state after the update is to be hashed.
     pub hash_state: bool,
 }

@@ -16,6 +16,7 @@ pub mod silence;
 mod simulation;
 mod stepping;
 mod verdict;
+mod watchdog;
 pub mod worker;
 
 pub use coordinator::{Limits, Machine};
@@ -23,3 +24,4 @@ pub use events::{Action, Event};
 pub use messages::{FromWorker, Holding, Scores, StateSource, ToWorker};
 pub use run::{BASE_SPLIT, EvalSplit, OWN_SPLIT, RunPlan};
 pub use verdict::{Losses, Verdict};
+pub use watchdog::{Anomaly, History, Pause};

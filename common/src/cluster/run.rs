@@ -7,6 +7,7 @@ use crate::aggregate::RootTotals;
 use crate::cluster::events::Redone;
 use crate::cluster::messages::{Commit, LaneSums, Scores, StateSource};
 use crate::cluster::verdict::{Losses, Verdict, may_end_early};
+use crate::cluster::watchdog::{History, Pause};
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, state_hash_due};
 use crate::schedule::gradient_scale;
@@ -58,6 +59,8 @@ pub struct RunPlan {
     pub retain: Step,
     /// What its validations have found, those younger than that state included: workers may bring back a younger one.
     pub losses: Losses,
+    /// What its ledger says of the steps so far, those younger than that state included.
+    pub history: History,
 }
 
 /// Where the active run is.
@@ -82,7 +85,7 @@ pub(super) enum Phase {
 pub(super) enum SnapshotReason {
     /// The last one of the run.
     Final,
-    /// The user stops the run.
+    /// The run is to stop or to pause.
     Stop,
     /// All workers were asked to go.
     Farewell,
@@ -181,6 +184,8 @@ pub(super) struct Active {
     pub last_loss: f64,
     /// What the validations so far have found.
     pub losses: Losses,
+    /// What the steps so far were like.
+    pub history: History,
 }
 
 /// What a boundary still owes.
@@ -190,6 +195,8 @@ pub(super) struct Boundary {
     pub evals: Vec<u32>,
     /// Whether a checkpoint is due.
     pub checkpoint: bool,
+    /// Why the watchdog pauses the run here.
+    pub pause: Option<Pause>,
 }
 
 /// A step between its announcement and its commit.
@@ -293,6 +300,7 @@ impl Active {
             snapshot_failed: None,
             last_loss: f64::NAN,
             losses: plan.losses.clone(),
+            history: plan.history.clone(),
             plan,
         };
         active.enter_boundary();
@@ -346,8 +354,14 @@ impl Active {
             || (may_end_early(&self.plan.spec.train) && self.eval_due(step))
             || self.boundary.checkpoint
             || self.stop_requested
+            || self.pause(step).is_some()
             || self.leaving
             || !self.joiners.is_empty()
+    }
+
+    /// Why the watchdog pauses the run where its state stands at `step`.
+    fn pause(&self, step: Step) -> Option<Pause> {
+        self.history.pause(self.plan.spec.watched()?, step)
     }
 
     /// Computes what this boundary owes. A state that came from a checkpoint owes nothing: validations precede the
@@ -367,6 +381,8 @@ impl Active {
             .rev()
             .collect();
         self.boundary.checkpoint |= !have && self.checkpoint_due(self.step);
+        // A run that was resumed goes on.
+        self.boundary.pause = self.pause(self.step).filter(|_| !have);
     }
 
     /// Takes a step into the ledger. What it was is known only when it is new.
@@ -378,14 +394,26 @@ impl Active {
             self.ledger = self.chain.clone();
         }
         self.recent.insert(entry.step, entry.clone());
+        self.remember(entry);
         self.step = entry.step;
         self.forget();
+    }
+
+    /// Takes an entry of the ledger into what later steps are judged by.
+    pub fn remember(&mut self, entry: &Entry) {
+        if self.plan.spec.watched().is_some() {
+            self.history.push(entry);
+        }
     }
 
     /// Forgets the proofs and votes that nobody can need any more.
     fn forget(&mut self) {
         let floor = self.released.min(self.step.saturating_sub(PROOFS));
         self.recent.retain(|step, _| *step > floor);
+        if let Some(watchdog) = self.plan.spec.watched() {
+            let durable = self.durable.source.step();
+            self.history.forget(watchdog, durable, floor);
+        }
         let writing = self.writing.as_ref().map_or(Step::MAX, |w| w.step);
         let old = self.step.saturating_sub(PROOFS).min(writing);
         self.votes.retain(|step, _| *step >= old);
@@ -406,6 +434,7 @@ impl Active {
         Commit {
             entry: entry.clone(),
             scale: gradient_scale(train, entry.grad_norm, entry.weight),
+            updates: self.history.updates(entry.step),
             hash_state,
         }
     }

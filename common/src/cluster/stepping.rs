@@ -8,6 +8,7 @@ use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, Change, Happening, StepRecord};
 use crate::cluster::messages::{LaneSums, ToWorker};
 use crate::cluster::run::{Active, Phase, StepInFlight};
+use crate::cluster::watchdog::Anomaly;
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::lanes;
 use crate::ledger::{Entry, state_hash_due};
@@ -236,10 +237,10 @@ impl Machine {
         let Some(root) = flight.complete() else {
             return;
         };
-        let entry = Arc::new(active.entry_of(flight, root));
+        let mut entry = active.entry_of(flight, root);
         let run = active.plan.run.clone();
-        let finite = entry.grad_norm.is_finite() && entry.loss_sum.is_finite();
-        if !finite || entry.weight <= 0.0 {
+        let tolerated = entry.is_finite() || active.plan.spec.skips();
+        if !tolerated || entry.weight <= 0.0 {
             let error = format!(
                 "step {}: the loss is {}, the gradient norm {} and the number of scored tokens {}; each must be finite and the last above zero (lower train.learning_rate, or look at the data)",
                 entry.step, entry.loss_sum, entry.grad_norm, entry.weight
@@ -249,6 +250,10 @@ impl Machine {
         let millis = Some(now.saturating_sub(flight.started_ms));
         let sole = flight.sole_owner.is_some();
         let redone = active.redone(now);
+        let anomaly = active.judge(&entry);
+        entry.skipped = anomaly.as_ref().is_some_and(|a| a.action.skips());
+        let entry = Arc::new(entry);
+        active.record(&entry);
         let hash_state = active.hash_wanted(entry.step);
         let commit = active.commit_of(&entry, hash_state);
         for session in active.followers() {
@@ -258,7 +263,6 @@ impl Machine {
             };
             out.push(Action::Send { session, message });
         }
-        active.record(&entry);
         if hash_state {
             active.hashed.insert(entry.step);
         }
@@ -274,6 +278,10 @@ impl Machine {
             millis,
             workers: active.last_workers,
         }));
+        if let Some(anomaly) = anomaly {
+            let run = run.clone();
+            out.push(Action::Unusual { run, anomaly });
+        }
         for redone in redone {
             let run = run.clone();
             let what = Happening::Redone(redone);
@@ -312,7 +320,12 @@ impl Active {
         assigned
     }
 
-    /// The ledger's entry of a complete step. Pure arithmetic along the tree.
+    /// Whether a step that is about to be committed is out of the ordinary.
+    fn judge(&self, entry: &Entry) -> Option<Anomaly> {
+        self.history.judge(self.plan.spec.watched()?, entry)
+    }
+
+    /// The ledger's entry of a complete step, not yet judged. Pure arithmetic along the tree.
     fn entry_of(&self, flight: &StepInFlight, root: RootTotals) -> Entry {
         let train = &self.plan.spec.train;
         let tree = Tree::new(train.lanes);
@@ -336,7 +349,9 @@ impl Active {
             learning_rate: learning_rate(train, flight.step),
             root_hash: root.hash,
             state_hash_before,
+            skipped: false,
             previous: self.chain.head(),
         }
+        .canonical()
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
 //! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `encode` and `shard` (tokens to files), `prepare` and
-//! `scan` (all of it in turn), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows).
+//! `scan` (all of it in turn), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows), `baseline` (losses to compare with).
 //!
 //! Everything here is synchronous and may take long: async callers run it where blocking is allowed. Parallel parts use
 //! rayon's current pool, and no result depends on its size.
 
+mod baseline;
 mod encode;
 mod error;
 mod index;
@@ -26,6 +27,9 @@ mod text;
 mod tokenizer;
 mod train;
 
+pub use baseline::{
+    BASELINE_FILE, Baselines, NgramScore, baselines, compute_baselines, keep_baselines,
+};
 pub use error::{BadInput, CorpusError, Problem};
 pub use index::{
     CorpusIndex, FORMAT_VERSION, OptionsSummary, SampleCounts, SkippedSummary, SourceSummary,
@@ -33,7 +37,9 @@ pub use index::{
 };
 pub use objective::{Objective, SupervisedConfig, TooLong};
 pub use pieces::Cut;
-pub use prepare::{DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stage, prepare};
+pub use prepare::{
+    DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stage, prepare, prepared,
+};
 pub use reader::{
     LocalShards, SampleReader, ShardSource, Window, order_of, samples, share_of, windows,
 };

@@ -156,6 +156,14 @@ pub fn prepare(
     })
 }
 
+/// The corpus that the same request has given before in `directory`, if there is one. Reads the files, to hash them, and
+/// writes nothing.
+pub fn prepared(directory: &Path, request: &PrepareRequest) -> Result<Option<Corpus>, CorpusError> {
+    check_options(request)?;
+    let key = Job::new(request, &|_| ())?.request_key()?;
+    Ok(by_request(directory, &key))
+}
+
 fn check_options(request: &PrepareRequest) -> Result<(), CorpusError> {
     if request.shard_tokens == 0 || request.shard_tokens > MAX_SHARD_TOKENS {
         return Err(CorpusError::BadOption {

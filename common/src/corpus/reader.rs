@@ -287,6 +287,15 @@ impl SampleReader {
         self.for_each_part(range, &mut |shard, _, part| shard.copy(part, out))
     }
 
+    /// For each token of `range` whether it is learned: of plain text, all are.
+    pub(super) fn learned(&self, range: Range<u64>) -> Result<Vec<bool>, CorpusError> {
+        let mut learned = Vec::with_capacity((range.end - range.start) as usize);
+        self.for_each_part(range, &mut |shard, _, part| {
+            learned.extend(part.map(|token| shard.is_trained(token)));
+        })?;
+        Ok(learned)
+    }
+
     /// Calls `each` with the token positions in `range` where documents begin, in order.
     pub fn for_each_start(
         &self,

@@ -77,6 +77,14 @@ impl Corpus {
         self.directory.join(file)
     }
 
+    /// Puts a file beside the shards, whole or not at all. It is no part of the corpus.
+    pub(super) fn put(&self, file: &str, content: &[u8]) -> Result<(), CorpusError> {
+        let temporary = self.directory.join(format!(".{file}-{}", unique()));
+        let path = self.directory.join(file);
+        write_durably(&temporary, content)?;
+        std::fs::rename(&temporary, &path).map_err(CorpusError::write(&path))
+    }
+
     /// The content of `tokenizer.json`, checked against the index.
     pub fn tokenizer_json(&self) -> Result<Vec<u8>, CorpusError> {
         let path = self.directory.join(TOKENIZER_FILE);

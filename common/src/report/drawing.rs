@@ -29,6 +29,15 @@ pub enum Mark {
         /// Lengths of a dash and of the gap behind it, unless it is solid.
         dash: Option<(f64, f64)>,
     },
+    /// A filled shape without an outline, through which one sees what is behind it.
+    Area {
+        /// Its corners, in order.
+        points: Vec<(f64, f64)>,
+        /// Its colour.
+        color: Color,
+        /// How much of it is seen, from 0 to 1.
+        opacity: f64,
+    },
     /// A filled circle.
     Dot {
         /// Its middle.
@@ -51,6 +60,19 @@ pub enum Mark {
         /// Its colour.
         color: Color,
     },
+}
+
+impl Mark {
+    /// The same so much lower.
+    pub fn lower(mut self, by: f64) -> Self {
+        match &mut self {
+            Self::Line { points, .. } | Self::Area { points, .. } => {
+                points.iter_mut().for_each(|point| point.1 += by);
+            }
+            Self::Dot { at, .. } | Self::Text { at, .. } => at.1 += by,
+        }
+        self
+    }
 }
 
 /// Which part of a text stands at its point.

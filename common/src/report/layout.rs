@@ -4,8 +4,8 @@
 //! names that would lie on each other are moved apart, and a thin line leads to each.
 
 use super::drawing::{Anchor, Color, Drawing, Mark};
-use super::ticks::{Ticks, apart, number};
-use super::{Chart, font};
+use super::ticks::{Ticks, apart};
+use super::{Chart, Series, font};
 
 const INK: Color = Color(0x22, 0x22, 0x22);
 const GREY: Color = Color(0x66, 0x66, 0x66);
@@ -26,6 +26,7 @@ const COLORS: [Color; 8] = [
 
 const TITLE: f64 = 19.0;
 const SMALL: f64 = 13.0;
+const TINY: f64 = 11.0;
 
 const MARGIN: f64 = 24.0;
 const TOP: f64 = 88.0;
@@ -59,6 +60,8 @@ struct Plot {
     ends: (f64, f64),
     x: Ticks,
     y: Ticks,
+    /// Whether equal distances upwards are equal ratios.
+    log: bool,
 }
 
 impl Plot {
@@ -68,7 +71,9 @@ impl Plot {
     }
 
     fn y(&self, value: f64) -> f64 {
-        let part = (value - self.y.low()) / (self.y.high() - self.y.low());
+        let place = |value: f64| if self.log { value.ln() } else { value };
+        let (low, high) = (place(self.y.low()), place(self.y.high()));
+        let part = (place(value) - low) / (high - low);
         self.bottom - part * (self.bottom - self.top)
     }
 }
@@ -82,35 +87,14 @@ struct Label {
 
 /// The picture of a chart.
 pub fn draw(chart: &Chart) -> Drawing {
-    let (width, height) = (f64::from(Chart::WIDTH), f64::from(Chart::HEIGHT));
-    let points = || chart.series.iter().flat_map(|s| finite(&s.points));
-    let levels = chart.levels.iter().map(|l| l.y).filter(|y| y.is_finite());
-    let ends = range(points().map(|(x, _)| x));
-    let bounds = range(points().map(|(_, y)| y).chain(levels));
-    let x = Ticks::within(ends.0, ends.1, X_TICKS);
-    let y = Ticks::around(bounds.0, bounds.1, Y_TICKS);
-    let names = names(chart, y.decimals + 2);
-    let widest = |texts: &mut dyn Iterator<Item = String>| {
-        texts
-            .map(|text| font::width(&text, SMALL))
-            .fold(0.0, f64::max)
-    };
-    let numbers = widest(&mut y.values.iter().map(|v| y.label(*v)));
-    let named = widest(&mut names.iter().map(|(text, ..)| text.clone()));
-    let plot = Plot {
-        left: MARGIN + numbers + TICK_GAP,
-        right: match names.is_empty() {
-            true => width - MARGIN,
-            false => width - MARGIN - named - LEADER,
-        },
-        top: TOP,
-        bottom: height - BOTTOM,
-        ends: apart(ends.0, ends.1),
-        x,
-        y,
-    };
+    let chart = &drawable(chart);
+    let plot = plot(chart);
     let mut marks = frame(chart, &plot);
-    for level in chart.levels.iter().filter(|level| level.y.is_finite()) {
+    for series in chart.series.iter().enumerate() {
+        band(&mut marks, &plot, series);
+    }
+    moments(&mut marks, &plot, chart);
+    for level in &chart.levels {
         let y = plot.y(level.y);
         marks.push(Mark::Line {
             points: vec![(plot.left, y), (plot.right, y)],
@@ -119,20 +103,18 @@ pub fn draw(chart: &Chart) -> Drawing {
             dash: Some((6.0, 4.0)),
         });
     }
-    for (index, series) in chart.series.iter().enumerate() {
-        curve(&mut marks, &plot, index, &series.points);
+    for series in chart.series.iter().enumerate() {
+        curve(&mut marks, &plot, series);
     }
-    let labels = names.into_iter().map(|(text, color, (x, y))| Label {
+    let labels = names(chart, &plot.y).into_iter();
+    let labels = labels.map(|(text, color, (x, y))| Label {
         text,
         color,
         end: (x.map_or(plot.right, |x| plot.x(x)), plot.y(y)),
     });
     name_ends(&mut marks, &plot, labels.collect());
-    if chart
-        .series
-        .iter()
-        .all(|s| finite(&s.points).next().is_none())
-    {
+    let mut all = chart.series.iter();
+    if all.all(|s| finite(&s.points).next().is_none()) {
         let middle = (
             (plot.left + plot.right) / 2.0,
             (plot.top + plot.bottom) / 2.0,
@@ -143,6 +125,58 @@ pub fn draw(chart: &Chart) -> Drawing {
         width: Chart::WIDTH,
         height: Chart::HEIGHT,
         marks,
+    }
+}
+
+/// The chart without what its axes cannot show: there, curves have gaps.
+fn drawable(chart: &Chart) -> Chart {
+    let mut chart = chart.clone();
+    let shown = |y: f64| y.is_finite() && (!chart.log || y > 0.0);
+    for series in &mut chart.series {
+        let unseen = series.points.iter_mut().filter(|(_, y)| !shown(*y));
+        unseen.for_each(|(_, y)| *y = f64::NAN);
+        series
+            .band
+            .retain(|(x, low, high)| x.is_finite() && shown(*low) && shown(*high));
+    }
+    chart.levels.retain(|level| shown(level.y));
+    chart
+}
+
+/// The rectangle of the plot and its axes.
+fn plot(chart: &Chart) -> Plot {
+    let (width, height) = (f64::from(Chart::WIDTH), f64::from(Chart::HEIGHT));
+    let points = || chart.series.iter().flat_map(|s| finite(&s.points));
+    let bands = chart.series.iter().flat_map(|s| &s.band);
+    let bands = bands.flat_map(|(_, low, high)| [*low, *high]);
+    let levels = chart.levels.iter().map(|level| level.y);
+    let ends = range(points().map(|(x, _)| x));
+    let bounds = range(points().map(|(_, y)| y).chain(levels).chain(bands));
+    let log = chart.log && bounds.0 > 0.0;
+    let y = match log {
+        true => Ticks::logarithmic(bounds.0, bounds.1, Y_TICKS),
+        false => Ticks::around(bounds.0, bounds.1, Y_TICKS),
+    };
+    let names = names(chart, &y);
+    let widest = |texts: &mut dyn Iterator<Item = String>| {
+        texts
+            .map(|text| font::width(&text, SMALL))
+            .fold(0.0, f64::max)
+    };
+    let numbers = widest(&mut y.values.iter().map(|v| y.label(*v)));
+    let named = widest(&mut names.iter().map(|(text, ..)| text.clone()));
+    Plot {
+        left: MARGIN + numbers + TICK_GAP,
+        right: match names.is_empty() {
+            true => width - MARGIN,
+            false => width - MARGIN - named - LEADER,
+        },
+        top: TOP,
+        bottom: height - BOTTOM,
+        ends: apart(ends.0, ends.1),
+        x: Ticks::within(ends.0, ends.1, X_TICKS),
+        y,
+        log,
     }
 }
 
@@ -161,19 +195,18 @@ fn finite(points: &[(f64, f64)]) -> impl DoubleEndedIterator<Item = (f64, f64)> 
 }
 
 /// What is written at the right: text, colour, and where it belongs; a level has no last x.
-fn names(chart: &Chart, decimals: usize) -> Vec<(String, Color, (Option<f64>, f64))> {
+fn names(chart: &Chart, ticks: &Ticks) -> Vec<(String, Color, (Option<f64>, f64))> {
     let named = |name: &str, y: f64| {
-        let value = number(y, decimals);
+        let value = ticks.exact(y);
         let room = NAME_WIDTH - font::width(&format!(" {value}"), SMALL);
         format!("{} {value}", font::fitted(name, SMALL, room))
     };
     let curves = chart.series.iter().enumerate();
     let curves = curves.filter_map(|(index, series)| {
         let (x, y) = finite(&series.points).next_back()?;
-        let color = COLORS[index % COLORS.len()];
-        Some((named(&series.name, y), color, (Some(x), y)))
+        Some((named(&series.name, y), color(index, series), (Some(x), y)))
     });
-    let levels = chart.levels.iter().filter(|level| level.y.is_finite());
+    let levels = chart.levels.iter();
     let levels = levels.map(|level| (named(&level.name, level.y), GREY, (None, level.y)));
     curves.chain(levels).collect()
 }
@@ -217,11 +250,53 @@ fn frame(chart: &Chart, plot: &Plot) -> Vec<Mark> {
     marks
 }
 
+fn color(index: usize, series: &Series) -> Color {
+    COLORS[series.color.unwrap_or(index) % COLORS.len()]
+}
+
+/// Where the values of a curve lie, behind everything else.
+fn band(marks: &mut Vec<Mark>, plot: &Plot, (index, series): (usize, &Series)) {
+    let edge = |(x, y): (f64, f64)| (plot.x(x), plot.y(y));
+    let upper = series.band.iter().map(|(x, _, high)| edge((*x, *high)));
+    let lower = series.band.iter().rev().map(|(x, low, _)| edge((*x, *low)));
+    if series.band.len() > 1 {
+        marks.push(Mark::Area {
+            points: upper.chain(lower).collect(),
+            color: color(index, series),
+            opacity: 0.2,
+        });
+    }
+}
+
+/// Where something happened: a thin line each, with its name where that does not run into the name before.
+fn moments(marks: &mut Vec<Mark>, plot: &Plot, chart: &Chart) {
+    let inside = |x: f64| x >= plot.ends.0 && x <= plot.ends.1;
+    let mut moments: Vec<_> = chart.moments.iter().filter(|m| inside(m.x)).collect();
+    moments.sort_by(|a, b| a.x.total_cmp(&b.x));
+    let mut free = plot.left;
+    for moment in moments {
+        let x = plot.x(moment.x);
+        marks.push(Mark::Line {
+            points: vec![(x, plot.top), (x, plot.bottom)],
+            color: AXIS,
+            width: 1.0,
+            dash: Some((2.0, 3.0)),
+        });
+        let width = font::width(&moment.name, TINY);
+        if x >= free && x + width + 4.0 <= plot.right {
+            let at = (x + 4.0, plot.top + TINY);
+            marks.push(text(&moment.name, at, TINY, Anchor::Start, GREY));
+            free = x + width + 8.0;
+        }
+    }
+}
+
 /// A curve: a line for each stretch without a gap, and its points where there are few.
-fn curve(marks: &mut Vec<Mark>, plot: &Plot, index: usize, points: &[(f64, f64)]) {
-    let color = COLORS[index % COLORS.len()];
-    // The second round of the same colours.
-    let dash = (index >= COLORS.len()).then_some((7.0, 4.0));
+fn curve(marks: &mut Vec<Mark>, plot: &Plot, (index, series): (usize, &Series)) {
+    let (color, points) = (color(index, series), &series.points[..]);
+    // Also the second round of the same colours.
+    let dashed = series.dashed || (series.color.is_none() && index >= COLORS.len());
+    let dash = dashed.then_some((7.0, 4.0));
     let is_point = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
     for stretch in points.split(|point| !is_point(point)) {
         if stretch.len() > 1 {

@@ -10,6 +10,8 @@ mod png;
 mod svg;
 mod ticks;
 
+pub use ticks::Ticks;
+
 /// Curves in one picture, with their axes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chart {
@@ -23,6 +25,10 @@ pub struct Chart {
     pub series: Vec<Series>,
     /// Horizontal lines to compare the curves with.
     pub levels: Vec<Level>,
+    /// Places on the horizontal axis where something happened.
+    pub moments: Vec<Moment>,
+    /// Whether the vertical axis is logarithmic. Values that are not positive leave a gap then.
+    pub log: bool,
 }
 
 /// A curve.
@@ -32,6 +38,12 @@ pub struct Series {
     pub name: String,
     /// Its points, from left to right. A value that is not finite leaves a gap.
     pub points: Vec<(f64, f64)>,
+    /// Where its values lie that the points are means of: x, lowest, highest; from left to right.
+    pub band: Vec<(f64, f64, f64)>,
+    /// The colour of the curve with this place among the curves; its own if absent.
+    pub color: Option<usize>,
+    /// Whether it is dashed.
+    pub dashed: bool,
 }
 
 /// A value that curves are compared with.
@@ -41,6 +53,39 @@ pub struct Level {
     pub name: String,
     /// The value.
     pub y: f64,
+}
+
+/// Something that happened at a place on the horizontal axis.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Moment {
+    /// What it was, in a word or two. Left out where there is no room.
+    pub name: String,
+    /// Where.
+    pub x: f64,
+}
+
+/// Charts below each other, as one SVG document.
+pub fn stacked_svg(charts: &[Chart]) -> String {
+    svg::write(&stacked(charts))
+}
+
+/// Charts below each other, as one PNG file of `scale` times the size of each, as [`Chart::png`] has it.
+pub fn stacked_png(charts: &[Chart], scale: u32) -> Vec<u8> {
+    png::write(&stacked(charts), scale.clamp(1, 8))
+}
+
+fn stacked(charts: &[Chart]) -> drawing::Drawing {
+    let mut whole = drawing::Drawing {
+        width: Chart::WIDTH,
+        height: Chart::HEIGHT * charts.len().max(1) as u32,
+        marks: Vec::new(),
+    };
+    for (place, chart) in charts.iter().enumerate() {
+        let above = f64::from(Chart::HEIGHT) * place as f64;
+        let marks = layout::draw(chart).marks.into_iter();
+        whole.marks.extend(marks.map(|mark| mark.lower(above)));
+    }
+    whole
 }
 
 impl Chart {

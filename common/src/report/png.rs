@@ -23,7 +23,7 @@ pub fn write(drawing: &Drawing, scale: u32) -> Vec<u8> {
     for mark in &drawing.marks {
         mark_to(&mut pixmap, mark, transform);
     }
-    // White lies beneath everything, so nothing is transparent.
+    // White lies beneath everything, so no pixel is transparent in the end.
     let pixels = pixmap.pixels().iter();
     let rgb: Vec<u8> = pixels
         .flat_map(|p| [p.red(), p.green(), p.blue()])
@@ -39,13 +39,6 @@ fn mark_to(pixmap: &mut Pixmap, mark: &Mark, transform: Transform) {
             width,
             dash,
         } => {
-            let mut line = PathBuilder::new();
-            for (i, &(x, y)) in points.iter().enumerate() {
-                match i {
-                    0 => line.move_to(x as f32, y as f32),
-                    _ => line.line_to(x as f32, y as f32),
-                }
-            }
             let dash = dash.map(|(dash, gap)| vec![dash as f32, gap as f32]);
             let stroke = Stroke {
                 width: *width as f32,
@@ -54,13 +47,22 @@ fn mark_to(pixmap: &mut Pixmap, mark: &Mark, transform: Transform) {
                 dash: dash.and_then(|lengths| StrokeDash::new(lengths, 0.0)),
                 ..Stroke::default()
             };
-            if let Some(path) = line.finish() {
-                pixmap.stroke_path(&path, &paint(*color), &stroke, transform, None);
+            if let Some(path) = outline(points).finish() {
+                pixmap.stroke_path(&path, &paint(*color, 1.0), &stroke, transform, None);
             }
+        }
+        Mark::Area {
+            points,
+            color,
+            opacity,
+        } => {
+            let mut shape = outline(points);
+            shape.close();
+            fill(pixmap, shape.finish(), paint(*color, *opacity), transform);
         }
         Mark::Dot { at, radius, color } => {
             let circle = PathBuilder::from_circle(at.0 as f32, at.1 as f32, *radius as f32);
-            fill(pixmap, circle, *color, transform);
+            fill(pixmap, circle, paint(*color, 1.0), transform);
         }
         Mark::Text {
             text,
@@ -78,20 +80,32 @@ fn mark_to(pixmap: &mut Pixmap, mark: &Mark, transform: Transform) {
             let mut letters = Letters(PathBuilder::new());
             font::outline(text, *size, &mut letters);
             let there = transform.pre_translate(left as f32, at.1 as f32);
-            fill(pixmap, letters.0.finish(), *color, there);
+            fill(pixmap, letters.0.finish(), paint(*color, 1.0), there);
         }
     }
 }
 
-fn fill(pixmap: &mut Pixmap, path: Option<Path>, color: Color, transform: Transform) {
+fn outline(points: &[(f64, f64)]) -> PathBuilder {
+    let mut path = PathBuilder::new();
+    for (i, &(x, y)) in points.iter().enumerate() {
+        match i {
+            0 => path.move_to(x as f32, y as f32),
+            _ => path.line_to(x as f32, y as f32),
+        }
+    }
+    path
+}
+
+fn fill(pixmap: &mut Pixmap, path: Option<Path>, paint: Paint, transform: Transform) {
     if let Some(path) = path {
-        pixmap.fill_path(&path, &paint(color), FillRule::Winding, transform, None);
+        pixmap.fill_path(&path, &paint, FillRule::Winding, transform, None);
     }
 }
 
-fn paint(Color(red, green, blue): Color) -> Paint<'static> {
+fn paint(Color(red, green, blue): Color, opacity: f64) -> Paint<'static> {
     let mut paint = Paint::default();
-    paint.set_color_rgba8(red, green, blue, 255);
+    let alpha = (255.0 * opacity).round() as u8;
+    paint.set_color_rgba8(red, green, blue, alpha);
     paint
 }
 

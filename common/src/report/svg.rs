@@ -28,14 +28,10 @@ fn mark_to(out: &mut String, mark: &Mark) -> std::fmt::Result {
             width,
             dash,
         } => {
-            let points: Vec<_> = points
-                .iter()
-                .map(|(x, y)| format!("{},{}", short(*x), short(*y)))
-                .collect();
             write!(
                 out,
                 "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{}\" stroke-linejoin=\"round\"",
-                points.join(" "),
+                places(points),
                 hex(*color),
                 short(*width)
             )?;
@@ -49,6 +45,16 @@ fn mark_to(out: &mut String, mark: &Mark) -> std::fmt::Result {
             }
             writeln!(out, "/>")
         }
+        Mark::Area {
+            points,
+            color,
+            opacity,
+        } => writeln!(
+            out,
+            "<polygon points=\"{}\" fill=\"{}\" fill-opacity=\"{opacity}\"/>",
+            places(points),
+            hex(*color)
+        ),
         Mark::Dot { at, radius, color } => writeln!(
             out,
             "<circle cx=\"{}\" cy=\"{}\" r=\"{}\" fill=\"{}\"/>",
@@ -78,6 +84,14 @@ fn mark_to(out: &mut String, mark: &Mark) -> std::fmt::Result {
             escaped(text)
         ),
     }
+}
+
+fn places(points: &[(f64, f64)]) -> String {
+    let places = points.iter();
+    let places: Vec<_> = places
+        .map(|(x, y)| format!("{},{}", short(*x), short(*y)))
+        .collect();
+    places.join(" ")
 }
 
 /// A tenth of a pixel is enough.

@@ -16,6 +16,7 @@ fn transfer() -> Chart {
                 (step, end + (start - end) * (-step / rate).exp())
             })
             .collect(),
+        ..Series::default()
     };
     Chart {
         title: "Validation loss on tales/".into(),
@@ -30,6 +31,7 @@ fn transfer() -> Chart {
             name: "books-1@2000 as it was".into(),
             y: 4.1,
         }],
+        ..Chart::default()
     }
 }
 
@@ -84,10 +86,12 @@ fn charts_with_little_in_them_are_drawn() {
     let nothing = Series {
         name: "diverged".into(),
         points: vec![(0.0, f64::NAN), (1.0, f64::INFINITY)],
+        ..Series::default()
     };
     let one = Series {
         name: "one & <only>".into(),
         points: vec![(100.0, 2.0)],
+        ..Series::default()
     };
     let chart = Chart {
         title: "x".repeat(300),
@@ -112,11 +116,111 @@ fn a_gap_parts_a_curve() {
                 (3.0, 1.0),
                 (4.0, 2.0),
             ],
+            ..Series::default()
         }],
         ..Chart::default()
     };
     let svg = chart.svg();
     assert_eq!(svg.matches("stroke-width=\"2\"").count(), 2, "{svg}");
+}
+
+/// A run on a logarithmic axis, with a band, a validation and something that happened.
+fn run() -> Chart {
+    let means: Vec<(f64, f64)> = (1..=60)
+        .map(|step| (f64::from(step), 8.0 / f64::from(step)))
+        .collect();
+    let band = means.iter().map(|(x, y)| (*x, y * 0.8, y * 1.5));
+    Chart {
+        title: "books-1".into(),
+        x_label: "step".into(),
+        y_label: "loss (nats)".into(),
+        log: true,
+        series: vec![
+            Series {
+                name: "training".into(),
+                band: band.collect(),
+                points: means,
+                ..Series::default()
+            },
+            Series {
+                name: "validation".into(),
+                points: vec![(0.0, 0.0), (20.0, 0.5), (40.0, 0.3)],
+                color: Some(0),
+                dashed: true,
+                ..Series::default()
+            },
+        ],
+        moments: ["w3 lost", "w2 lost", "taken up", "unseen"]
+            .into_iter()
+            .zip([20.0, 22.0, 40.0, 200.0])
+            .map(|(name, x)| Moment {
+                name: name.into(),
+                x,
+            })
+            .collect(),
+        ..Chart::default()
+    }
+}
+
+#[test]
+fn bands_moments_and_a_logarithmic_axis_are_drawn() {
+    let svg = run().svg();
+    assert_eq!(svg.matches("<polygon").count(), 1);
+    // The second name would run into the first, and the last lies outside.
+    assert!(svg.contains("w3 lost</text>") && svg.contains("taken up</text>"));
+    assert!(!svg.contains("w2 lost") && !svg.contains("unseen"));
+    assert_eq!(svg.matches("stroke-dasharray=\"2 3\"").count(), 3);
+    // The validation has the colour of its run, and the value that a logarithm does not take is a gap.
+    assert_eq!(svg.matches("stroke-dasharray=\"7 4\"").count(), 1);
+    assert!(!svg.contains("#c84b11") && !svg.contains("NaN") && !svg.contains("inf"));
+    for label in ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20"] {
+        assert!(svg.contains(&format!(">{label}</text>")), "{label}: {svg}");
+    }
+    let below_zero = Chart {
+        series: vec![Series {
+            points: vec![(0.0, -1.0), (1.0, 0.0)],
+            ..Series::default()
+        }],
+        log: true,
+        ..Chart::default()
+    };
+    assert!(below_zero.svg().contains("no values"));
+}
+
+#[test]
+fn charts_are_stacked() {
+    let charts = [transfer(), run()];
+    let svg = stacked_svg(&charts);
+    assert!(svg.contains("viewBox=\"0 0 960 1080\""));
+    assert!(
+        svg.contains("y=\"40\"") && svg.contains("y=\"580\""),
+        "{svg}"
+    );
+    assert_eq!(stacked_svg(&charts[..1]), transfer().svg());
+    let png = stacked_png(&charts, 1);
+    assert_eq!(rows(&png).len(), 1080 * (1 + 3 * 960));
+}
+
+#[test]
+fn ticks_of_a_logarithm_are_powers() {
+    let shown = |low, high| {
+        let ticks = Ticks::logarithmic(low, high, 6);
+        let labels: Vec<_> = ticks.values.iter().map(|v| ticks.label(*v)).collect();
+        labels.join(" ")
+    };
+    assert_eq!(shown(0.1, 8.0), "0.1 0.2 0.5 1 2 5 10");
+    assert_eq!(
+        shown(3e-5, 3e-4),
+        "2e\u{2212}5 5e\u{2212}5 0.0001 0.0002 0.0005"
+    );
+    assert_eq!(shown(1.0, 1e9), "1 100 10,000 1,000,000 1e8 1e10");
+    assert_eq!(shown(3.0, 3.4), "3.0 3.1 3.2 3.3 3.4");
+    assert_eq!(shown(10.0, 10.0), "9.0 9.5 10.0 10.5 11.0");
+    let ticks = Ticks::logarithmic(0.1, 8.0, 6);
+    assert_eq!(
+        (ticks.exact(0.123_456), ticks.exact(3.0)),
+        ("0.1235".into(), "3.000".into())
+    );
 }
 
 #[test]

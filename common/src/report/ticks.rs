@@ -5,9 +5,12 @@
 pub struct Ticks {
     /// The numbers.
     pub values: Vec<f64>,
-    /// Digits behind the point that they need.
-    pub decimals: usize,
+    /// Digits behind the point that they need; absent where each needs its own.
+    pub decimals: Option<usize>,
 }
+
+/// From this ratio of the ends on, a logarithmic axis has powers of ten and their like; below, it has what a linear one has.
+const WIDE: f64 = 4.0;
 
 impl Ticks {
     /// About `wanted` multiples of 1, 2 or 5 times a power of ten: the first at or below `low`, the last at or above
@@ -21,7 +24,39 @@ impl Ticks {
         let count = (last - first) as usize;
         Self {
             values: (0..=count).map(|i| (first + i as f64) * step).collect(),
-            decimals: decimals(step),
+            decimals: Some(decimals(step)),
+        }
+    }
+
+    /// The same for a logarithmic axis: powers of ten, also twice and five times as much where there is room. `low` must be
+    /// above 0.
+    pub fn logarithmic(low: f64, high: f64, wanted: usize) -> Self {
+        if high / low < WIDE {
+            let ticks = Self::around(low, high, wanted);
+            if ticks.low() > 0.0 {
+                return ticks;
+            }
+        }
+        let first = low.log10().floor() as i32;
+        let last = high.log10().ceil() as i32;
+        let decades = (last - first).max(1) as usize;
+        let factors: &[f64] = match 3 * decades <= 2 * wanted {
+            true => &[1.0, 2.0, 5.0],
+            false => &[1.0],
+        };
+        let stride = decades.div_ceil(wanted.max(1));
+        let powers = (first..=last + stride as i32).step_by(stride);
+        let all: Vec<f64> = powers
+            .flat_map(|power| factors.iter().map(move |f| f * 10f64.powi(power)))
+            .collect();
+        let begin = all.iter().rposition(|v| *v <= low * (1.0 + 1e-9));
+        let end = all.iter().position(|v| *v >= high * (1.0 - 1e-9));
+        let (begin, end) = (begin.unwrap_or(0), end.unwrap_or(all.len() - 1));
+        // One number is no axis.
+        let end = end.max(begin + 1).min(all.len() - 1);
+        Self {
+            values: all[begin..=end].to_vec(),
+            decimals: None,
         }
     }
 
@@ -47,7 +82,18 @@ impl Ticks {
 
     /// One of the numbers, as text.
     pub fn label(&self, value: f64) -> String {
-        number(value, self.decimals)
+        match self.decimals {
+            Some(decimals) => number(value, decimals),
+            None => significant(value, 1),
+        }
+    }
+
+    /// A number that lies between them, as text: a hundred times as exact.
+    pub fn exact(&self, value: f64) -> String {
+        match self.decimals {
+            Some(decimals) => number(value, decimals + 2),
+            None => significant(value, 4),
+        }
     }
 }
 
@@ -75,6 +121,17 @@ fn round_step(step: f64) -> f64 {
 
 fn decimals(step: f64) -> usize {
     (-step.log10() - 1e-9).ceil().clamp(0.0, 12.0) as usize
+}
+
+/// A number with that many digits that count, and a power of ten where it is very small or very large.
+fn significant(value: f64, digits: usize) -> String {
+    let power = value.abs().log10().floor();
+    if value != 0.0 && !(-4.0..7.0).contains(&power) {
+        let text = format!("{value:.*e}", digits.saturating_sub(1));
+        return text.replace('-', "\u{2212}");
+    }
+    let power = if value == 0.0 { 0.0 } else { power };
+    number(value, (digits as f64 - 1.0 - power).max(0.0) as usize)
 }
 
 /// A number with that many digits behind the point, and commas between thousands from 10,000 on.

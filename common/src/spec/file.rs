@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::error::{Place, SpecError};
 use super::suggest::{fields_of, nearest_key, nearest_word};
-use super::{Architecture, Payload, Precision, ScheduleKind};
+use super::{Architecture, Payload, Precision, ScheduleKind, WatchdogAction};
 use crate::corpus::TooLong;
 
 /// Everything that a spec may say. Every table and every key may be absent.
@@ -29,6 +29,8 @@ pub struct SpecFile {
     pub checkpoint: CheckpointTable,
     /// Adapters in place of the weights.
     pub lora: LoraTable,
+    /// Steps out of the ordinary.
+    pub watchdog: WatchdogTable,
 }
 
 /// `[model]`, with the names of [`super::ModelConfig`].
@@ -218,6 +220,18 @@ pub struct CheckpointTable {
     pub every: Option<u64>,
     /// How many of the newest stay. Default 3.
     pub keep: Option<u64>,
+}
+
+/// `[watchdog]`, with the names of [`super::WatchdogConfig`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchdogTable {
+    /// Standard deviations above the mean that are still ordinary. Default 6.
+    pub sigma: Option<f64>,
+    /// Applied steps that mean and deviation are taken over. Default 100.
+    pub window: Option<u64>,
+    /// What becomes of a step out of the ordinary. Default `tell`.
+    pub action: Option<WatchdogAction>,
 }
 
 fn one_or_many<'de, D: Deserializer<'de>>(de: D) -> Result<Option<Vec<String>>, D::Error> {
@@ -423,6 +437,7 @@ fn table_keys(table: &str) -> Option<&'static [&'static str]> {
         "train" => fields_of::<TrainTable>(),
         "checkpoint" => fields_of::<CheckpointTable>(),
         "lora" => fields_of::<LoraTable>(),
+        "watchdog" => fields_of::<WatchdogTable>(),
         _ => return None,
     })
 }

@@ -8,7 +8,7 @@ use super::bounds::number;
 use super::memory::{human_bytes, human_count, memory_per_worker};
 use super::{
     LoraConfig, ModelConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint,
-    TrainConfig,
+    TrainConfig, WatchdogConfig,
 };
 
 /// Everything that decides the weights after every step, in a fixed order.
@@ -51,6 +51,9 @@ struct Identity<'a> {
     max_length: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lora: Option<&'a LoraConfig>,
+    // Where it skips updates: to be told of a step changes no weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watchdog: Option<&'a WatchdogConfig>,
     corpus: &'a str,
     start: Option<&'a str>,
 }
@@ -63,6 +66,7 @@ impl RunSpec {
     /// - `checkpoint`: writing state does not change it;
     /// - `eval_every`, `eval_samples`: validation only reads the weights;
     /// - `min_workers`: the result does not depend on the cluster;
+    /// - a watchdog that only tells;
     /// - of `start`, the name that the user gave and the base corpus: the weights are known by their hash.
     ///
     /// `steps` is in: it is the horizon of the schedule, so another number means other rates from the warm-up on.
@@ -82,6 +86,7 @@ impl RunSpec {
             corpus,
             start,
             lora,
+            watchdog,
         } = self;
         let TrainConfig {
             steps,
@@ -142,6 +147,7 @@ impl RunSpec {
                 .map(|share| (share, start.as_ref().and_then(|s| s.base_corpus.as_deref()))),
             max_length,
             lora: lora.as_ref(),
+            watchdog: watchdog.as_ref().filter(|w| w.action.skips()),
             corpus,
             start: start.as_ref().map(
                 |StartPoint {
@@ -261,6 +267,11 @@ impl RunSpec {
                 out,
                 "  patience    ends after {patience} validations without a new best"
             )?;
+        }
+        if let Some(watchdog) = &self.watchdog
+            && *watchdog != WatchdogConfig::default()
+        {
+            writeln!(out, "  watchdog    {watchdog}")?;
         }
         if let Some(length) = t.max_length {
             writeln!(out, "  samples     of {length} tokens")?;

@@ -86,6 +86,17 @@ pub fn human_count(count: u64) -> String {
     scaled(count, &["", "k", "M", "B", "T", "P", "E"], "")
 }
 
+/// A number of floating-point operations in the largest unit that leaves at least one, such as `17.8 MFLOP`.
+pub fn human_flops(mut flops: f64) -> String {
+    const UNITS: [&str; 9] = ["", "k", "M", "G", "T", "P", "E", "Z", "Y"];
+    let mut unit = 0;
+    while flops >= 999.95 && unit + 1 < UNITS.len() {
+        flops /= 1000.0;
+        unit += 1;
+    }
+    format!("{flops:.1} {}FLOP", UNITS[unit])
+}
+
 fn scaled(value: u64, units: &[&str], space: &str) -> String {
     let mut scaled = value as f64;
     let mut unit = 0;
@@ -111,5 +122,7 @@ mod tests {
         assert_eq!(human_bytes(u64::MAX), "18.4 EB");
         assert_eq!(human_count(124_439_808), "124.4M");
         assert_eq!(human_count(7), "7");
+        assert_eq!(human_flops(884_736.0), "884.7 kFLOP");
+        assert_eq!(human_flops(2.5e21), "2.5 ZFLOP");
     }
 }

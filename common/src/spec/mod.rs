@@ -14,6 +14,7 @@ mod lora;
 mod memory;
 mod model;
 mod options;
+mod plan;
 mod preset;
 mod run;
 mod shape;
@@ -21,6 +22,7 @@ mod suggest;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod watchdog;
 
 pub use bounds::{
     MAX_LANES, MAX_MICRO_BATCH_TOKENS, MAX_SAMPLES_PER_STEP, MAX_STEPS, MAX_VOCAB, MAX_WORKER_BYTES,
@@ -28,17 +30,23 @@ pub use bounds::{
 pub use error::{Place, SpecError};
 pub use file::{
     CheckpointTable, CorpusTable, LoraTable, ModelTable, ObjectiveKind, SpecFile, SpecSource,
-    SplitKind, TokenizerKind, TokenizerTable, TrainTable,
+    SplitKind, TokenizerKind, TokenizerTable, TrainTable, WatchdogTable,
 };
 pub use finetune::FinetuneBase;
 pub use layers::LayerRates;
 pub use lora::{LoraConfig, linear_modules};
 pub use memory::{
-    LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, memory_per_worker,
+    LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, human_flops,
+    memory_per_worker,
 };
 pub use model::{Architecture, ModelConfig, RopeScaling};
+pub use plan::{
+    CheckpointBytes, CorpusSize, Estimate, Parameters, Plan, Speed, StateBytes, Validations, Wire,
+    worker_counts,
+};
 pub use preset::{PRESETS, Preset};
 pub use run::{
     CheckpointConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
 pub use validate::{CorpusFacts, CorpusOptions, SpecMeant, SupervisedOptions, TokenizerChoice};
+pub use watchdog::{WatchdogAction, WatchdogConfig};

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{LoraConfig, ModelConfig};
+use super::{LoraConfig, ModelConfig, WatchdogAction, WatchdogConfig};
 use crate::layout::Layout;
 
 /// Why a run exists. The loop is the same; data, start and defaults differ.
@@ -186,12 +186,26 @@ pub struct RunSpec {
     /// Adapters that are trained in place of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// Steps out of the ordinary. Runs of before there was a watchdog have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogConfig>,
 }
 
 impl RunSpec {
     /// Tokens of one sample.
     pub fn sample_length(&self) -> usize {
         self.train.max_length.unwrap_or(self.model.context)
+    }
+
+    /// The watchdog, where it looks at all.
+    pub fn watched(&self) -> Option<&WatchdogConfig> {
+        let watchdog = self.watchdog.as_ref();
+        watchdog.filter(|w| w.action != WatchdogAction::Off)
+    }
+
+    /// Whether a step out of the ordinary is committed without its update.
+    pub fn skips(&self) -> bool {
+        self.watched().is_some_and(|w| w.action.skips())
     }
 
     /// Floating-point operations of a training step for one token: [`ModelConfig::flops_per_token`]. With adapters, the

@@ -20,6 +20,7 @@ use super::options::{
     supervised_of, unfreeze_every,
 };
 use super::shape::shape_of;
+use super::watchdog::{WatchdogConfig, watchdog_of};
 use super::{
     CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
@@ -151,6 +152,8 @@ pub struct SpecMeant {
     pub checkpoint: CheckpointConfig,
     /// Adapters in place of the weights.
     pub lora: Option<LoraConfig>,
+    /// Steps out of the ordinary.
+    pub watchdog: WatchdogConfig,
     /// What was derived, inherited or overridden, one line each, to be shown before the run starts.
     pub notes: Vec<String>,
 }
@@ -191,6 +194,7 @@ impl SpecMeant {
             corpus: corpus.fingerprint,
             start,
             lora: self.lora,
+            watchdog: Some(self.watchdog),
         })
     }
 
@@ -233,6 +237,7 @@ impl SpecFile {
             corpus: corpus_of(&self.corpus)?,
             checkpoint: checkpoint_of(&self.checkpoint, &train)?,
             lora: lora_of(&self.lora, &model)?,
+            watchdog: watchdog_of(&self.watchdog)?,
             model,
             tokenizer,
             train,

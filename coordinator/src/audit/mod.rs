@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use cohort_common::api::AuditReport;
 use cohort_common::checkpoint::hex;
+use cohort_common::cluster::History;
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::corpus::order_of;
 use cohort_common::home::{Home, RunName};
@@ -48,6 +49,8 @@ struct Audit<'a> {
     live: bool,
     report: AuditReport,
     known: BTreeMap<u64, Known>,
+    /// What the steps so far were like; `None` after one that cannot be read.
+    history: Option<History>,
     /// Steps that were planned as part of another number of steps than the run has now. Read when it is needed.
     horizons: Option<BTreeMap<u64, u64>>,
 }
@@ -113,6 +116,7 @@ fn with_samples(
             ..AuditReport::default()
         },
         known: BTreeMap::new(),
+        history: Some(History::default()),
         horizons: None,
     };
     let walk = match mixture {
@@ -148,7 +152,10 @@ impl Audit<'_> {
                 next = step.saturating_add(1);
                 match entry {
                     Ok(entry) => self.entry(&entry, &mut chain, &mut walk)?,
-                    Err(error) => self.contradiction(format!("{error}; {RESTORE}")),
+                    Err(error) => {
+                        self.history = None;
+                        self.contradiction(format!("{error}; {RESTORE}"));
+                    }
                 }
             }
             if !full {
@@ -201,6 +208,7 @@ impl Audit<'_> {
             self.contradiction(format!("{error}; {RESTORE}"));
         }
         self.sums(entry);
+        self.watch(entry);
         self.rate(entry)
     }
 
@@ -221,7 +229,10 @@ impl Audit<'_> {
             ("loss_sum", entry.loss_sum, sum(|l| l.loss)),
             ("weight", entry.weight, sum(|l| l.weight)),
         ] {
-            if recorded.to_bits() != summed.to_bits() {
+            // One NaN is as good as another.
+            let same =
+                recorded.to_bits() == summed.to_bits() || (recorded.is_nan() && summed.is_nan());
+            if !same {
                 self.contradiction(format!(
                     "step {step} has the {field} {}, but its lanes sum to {}; {RESTORE}",
                     float(recorded),
@@ -229,6 +240,30 @@ impl Audit<'_> {
                 ));
             }
         }
+    }
+
+    /// A step was committed without its update exactly where the watchdog says so, by the steps before it.
+    fn watch(&mut self, entry: &Entry) {
+        self.report.skipped += u64::from(entry.skipped);
+        let watchdog = self.spec.watched().filter(|w| w.action.skips()).cloned();
+        let (Some(history), step) = (&mut self.history, entry.step) else {
+            return;
+        };
+        let judged = watchdog.as_ref().and_then(|w| history.judge(w, entry));
+        if let Some(watchdog) = &watchdog {
+            history.push(entry);
+            history.forget(watchdog, step, step);
+        }
+        let text = match (entry.skipped, judged) {
+            (true, None) => format!(
+                "step {step} was committed without its update, but by the steps before it there is no reason for that; {RESTORE}"
+            ),
+            (false, Some(anomaly)) => format!(
+                "{anomaly} by the run's spec, but the ledger says that it was made; {RESTORE}"
+            ),
+            _ => return,
+        };
+        self.contradiction(text);
     }
 
     /// The rate is the schedule's, for the number of steps that was planned when the step was committed.

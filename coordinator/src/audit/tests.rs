@@ -63,6 +63,7 @@ fn entry(step: u64, previous: [u8; 32]) -> Entry {
         learning_rate: learning_rate(&train, step),
         root_hash: [step as u8; 32],
         state_hash_before: (step == KEPT + 1).then(state),
+        skipped: false,
         previous,
     }
 }
@@ -262,6 +263,7 @@ fn an_earlier_horizon_is_known_by_the_metrics() {
             bits_per_byte: None,
             mfu: None,
             time_ms: 0,
+            skipped: false,
         };
         scene.store.record_step(&run, &row).unwrap();
     }

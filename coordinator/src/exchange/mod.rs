@@ -12,7 +12,8 @@ mod roots;
 mod stream;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::SystemTime;
 
 use cohort_common::aggregate::{Aggregator, Data, OfferError, Offered, Shape};
 use cohort_common::cluster::Event;
@@ -57,6 +58,8 @@ struct StepSums {
     root: Node,
     sums: Aggregator,
     leading: watch::Sender<usize>,
+    /// When its first chunk came.
+    began: OnceLock<SystemTime>,
 }
 
 impl StepSums {
@@ -68,6 +71,7 @@ impl StepSums {
         data: Data,
         from: SessionId,
     ) -> Result<Offered, OfferError> {
+        self.began.get_or_init(SystemTime::now);
         let offered = self.sums.offer(node, index, data, from)?;
         if offered.chunk_complete {
             let leading = self.sums.leading();
@@ -133,6 +137,7 @@ impl Exchange {
             root: Tree::new(shape.lanes).root(),
             sums: Aggregator::with_root(shape, Box::new(move |bytes| roots.take(bytes))),
             leading: watch::Sender::new(0),
+            began: OnceLock::new(),
         };
         self.lock().insert((run.clone(), step), Arc::new(sums));
         self.opened.send_replace(());
@@ -145,6 +150,11 @@ impl Exchange {
         let keep = if steps.is_empty() { 0 } else { IDLE };
         drop(steps);
         self.roots.trim(keep);
+    }
+
+    /// When the first chunk of a step came that is held.
+    pub fn began(&self, run: &RunId, step: Step) -> Option<SystemTime> {
+        self.get(run, step)?.began.get().copied()
     }
 
     fn get(&self, run: &RunId, step: Step) -> Option<Arc<StepSums>> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use cohort_common::api::FaultTotal;
 use cohort_common::home::RunName;
 use rusqlite::{Row, params};
 
@@ -50,6 +51,22 @@ impl Store {
         )?;
         rows.reverse();
         Ok(rows)
+    }
+
+    /// How often something happened to the workers of a run, by kind.
+    pub fn fault_totals(&self, run: &RunName) -> Result<Vec<FaultTotal>, StoreError> {
+        self.query(
+            "SELECT kind, count(*), coalesce(sum(delay_ms), 0) FROM faults
+             WHERE run = ?1 GROUP BY kind ORDER BY kind",
+            [run.as_str()],
+            |row| {
+                Ok(FaultTotal {
+                    kind: row.get(0)?,
+                    count: unsigned(row, 1)?,
+                    delay_ms: unsigned(row, 2)?,
+                })
+            },
+        )
     }
 
     /// Records which lanes each worker holds from the commit of `first_step` on. Writes only where that differs from the

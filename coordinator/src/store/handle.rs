@@ -202,6 +202,7 @@ mod tests {
                 bits_per_byte: None,
                 mfu: None,
                 time_ms: step,
+                skipped: false,
             };
             let record = move |store: &Store| store.record_step(&name("tiny-1"), &row);
             receipts.push(handle.submit(record).await.unwrap());

@@ -1,7 +1,9 @@
 //! The ledger: one entry per committed step, appended and compared, never changed.
 
+use cohort_common::cluster::History;
 use cohort_common::home::RunName;
 use cohort_common::ledger::{Chain, Entry};
+use cohort_common::spec::WatchdogConfig;
 use rusqlite::params;
 
 use super::{Store, StoreError};
@@ -46,8 +48,8 @@ impl Store {
                 })?,
         }
         self.execute(
-            "INSERT INTO ledger (run, step, first_position, samples, loss_sum, weight, grad_norm, learning_rate, hash, entry)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO ledger (run, step, first_position, samples, loss_sum, weight, grad_norm, learning_rate, hash, entry, skipped)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             params![
                 run.as_str(),
                 entry.step as i64,
@@ -58,7 +60,8 @@ impl Store {
                 entry.grad_norm,
                 entry.learning_rate,
                 entry.hash(),
-                entry.encode()
+                entry.encode(),
+                entry.skipped
             ],
         )?;
         Ok(Appended::New)
@@ -90,6 +93,59 @@ impl Store {
         rows.into_iter()
             .map(|row| self.parse_entry(run, row))
             .collect()
+    }
+
+    /// What later steps of a run are judged by: as many applied steps as its watchdog looks at before each of the states
+    /// that it may go on from, the steps after the last of these, and all that were skipped.
+    pub fn history(
+        &self,
+        run: &RunName,
+        watchdog: &WatchdogConfig,
+        states: [u64; 2],
+    ) -> Result<History, StoreError> {
+        let mut history = History::default();
+        let newest = states.into_iter().max().unwrap_or_default();
+        for entry in self.entries(run, newest + 1, u32::MAX)? {
+            history.push(&entry);
+        }
+        for state in states {
+            let (mut through, mut missing) = (state, watchdog.window);
+            while missing > 0 && through > 0 {
+                let page = self.entries_back(run, through, watchdog.window as u32)?;
+                let Some(last) = page.last() else { break };
+                through = last.step - 1;
+                for entry in &page {
+                    missing = missing.saturating_sub(u64::from(!entry.skipped));
+                    history.push(entry);
+                }
+            }
+        }
+        if watchdog.action.skips() {
+            for step in self.skipped_steps(run)? {
+                history.push_skipped(step);
+            }
+        }
+        Ok(history)
+    }
+
+    /// At most `limit` entries of steps up to `last_step`, the newest first.
+    fn entries_back(
+        &self,
+        run: &RunName,
+        last_step: u64,
+        limit: u32,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let sql = "SELECT step, hash, entry FROM ledger WHERE run = ?1 AND step <= ?2 ORDER BY step DESC LIMIT ?3";
+        let rows = self.query(sql, params![run.as_str(), last_step as i64, limit], read)?;
+        rows.into_iter()
+            .map(|row| self.parse_entry(run, row))
+            .collect()
+    }
+
+    /// Steps that were committed without their update, by the flags in their entries.
+    fn skipped_steps(&self, run: &RunName) -> Result<Vec<u64>, StoreError> {
+        let sql = "SELECT step FROM ledger WHERE run = ?1 AND substr(entry, 89, 1) IN (x'02', x'03') ORDER BY step";
+        self.query(sql, [run.as_str()], |row| Ok(row.get::<_, i64>(0)? as u64))
     }
 
     /// As [`Store::entries`], but what cannot be read is an error of its own step only.
@@ -148,6 +204,7 @@ mod tests {
             learning_rate: -0.0,
             root_hash: [step as u8; 32],
             state_hash_before: Some([9; 32]),
+            skipped: false,
             previous,
         }
     }

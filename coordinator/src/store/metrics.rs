@@ -6,7 +6,7 @@ use cohort_common::api::RunEvent;
 use cohort_common::home::RunName;
 use rusqlite::{Row, params};
 
-use super::{EvalRow, EventRow, SampleRow, StepRow, Store, StoreError, WorkerTimesRow};
+use super::{EvalRow, EventRow, PointRow, SampleRow, StepRow, Store, StoreError, WorkerTimesRow};
 
 impl Store {
     /// Records the metrics of a step.
@@ -45,7 +45,8 @@ impl Store {
         Ok(rows)
     }
 
-    /// Hands `take` at most `limit` steps after step `after`, in order; `None` begins at the first.
+    /// Hands `take` at most `limit` steps after step `after`, in order; `None` begins at the first. None of them says that
+    /// it was skipped.
     pub fn each_step(
         &self,
         run: &RunName,
@@ -54,7 +55,7 @@ impl Store {
         mut take: impl FnMut(StepRow),
     ) -> Result<(), StoreError> {
         let sql = format!(
-            "SELECT {STEP} FROM steps s WHERE run = ?1 AND step > ?2 ORDER BY step LIMIT ?3"
+            "SELECT {FIGURES} FROM steps s WHERE run = ?1 AND step > ?2 ORDER BY step LIMIT ?3"
         );
         let params = params![run.as_str(), after_step(after), limit];
         self.query(&sql, params, |row| {
@@ -64,10 +65,55 @@ impl Store {
         Ok(())
     }
 
+    /// Hands `take` what is drawn of the steps after step `after` and up to `upto`, in order; `None` begins at the first, or
+    /// ends at the newest.
+    pub fn each_point(
+        &self,
+        run: &RunName,
+        after: Option<u64>,
+        upto: Option<u64>,
+        mut take: impl FnMut(PointRow),
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT step, tokens, time_ms, loss, grad_norm, learning_rate, tokens_per_second, mfu FROM steps
+                   WHERE run = ?1 AND step > ?2 AND step <= ?3 ORDER BY step";
+        let upto = upto.map_or(i64::MAX, |step| step as i64);
+        self.query(sql, params![run.as_str(), after_step(after), upto], |row| {
+            take(PointRow {
+                step: unsigned(row, 0)?,
+                tokens: unsigned(row, 1)?,
+                time_ms: unsigned(row, 2)?,
+                loss: float(row, 3)?,
+                grad_norm: float(row, 4)?,
+                learning_rate: float(row, 5)?,
+                tokens_per_second: float(row, 6)?,
+                mfu: float(row, 7)?,
+            });
+            Ok(())
+        })?;
+        Ok(())
+    }
+
     /// The metrics of the newest step.
     pub fn last_step(&self, run: &RunName) -> Result<Option<StepRow>, StoreError> {
         let sql = format!("SELECT {STEP} FROM steps s WHERE run = ?1 ORDER BY step DESC LIMIT 1");
         self.query_maybe(&sql, [run.as_str()], |row| read_step(row, 0))
+    }
+
+    /// The first of the newest `count` steps up to `to`; `None` where there is none.
+    pub fn nth_last_step(
+        &self,
+        run: &RunName,
+        to: u64,
+        count: u64,
+    ) -> Result<Option<u64>, StoreError> {
+        let newest =
+            "SELECT step FROM steps WHERE run = ?1 AND step <= ?2 ORDER BY step DESC LIMIT ?3";
+        let sql = format!("SELECT min(step) FROM ({newest})");
+        let count = count.min(i64::MAX as u64) as i64;
+        let first = self.query_one(&sql, params![run.as_str(), to as i64, count], |row| {
+            row.get::<_, Option<i64>>(0)
+        });
+        Ok(first?.map(|step| step as u64))
     }
 
     /// How many steps the run was planned to have when each step was committed, by step.
@@ -276,7 +322,12 @@ impl Store {
 
 /// Columns of [`read_step`], in its order, of a table that is called `s`.
 pub(super) const STEP: &str = "s.step, s.horizon, s.loss, s.grad_norm, s.learning_rate, s.tokens, s.tokens_per_second, s.epoch,
-    s.bits_per_byte, s.mfu, s.time_ms";
+    s.bits_per_byte, s.mfu, s.time_ms,
+    (SELECT l.skipped FROM ledger l WHERE l.run = s.run AND l.step = s.step)";
+
+/// The same without a look at the ledger, which takes its time where all steps are read.
+const FIGURES: &str = "s.step, s.horizon, s.loss, s.grad_norm, s.learning_rate, s.tokens, s.tokens_per_second, s.epoch,
+    s.bits_per_byte, s.mfu, s.time_ms, 0";
 
 fn read_event(row: &Row<'_>) -> rusqlite::Result<EventRow> {
     let run: Option<String> = row.get(1)?;
@@ -311,6 +362,7 @@ pub(super) fn read_step(row: &Row<'_>, first: usize) -> rusqlite::Result<StepRow
         bits_per_byte: known(8)?,
         mfu: known(9)?,
         time_ms: unsigned(row, first + 10)?,
+        skipped: row.get::<_, Option<bool>>(first + 11)?.unwrap_or(false),
     })
 }
 
@@ -356,6 +408,7 @@ mod tests {
             bits_per_byte: Some(2.0),
             mfu: None,
             time_ms: 1000 + step,
+            skipped: false,
         }
     }
 

@@ -4,6 +4,8 @@
 //! become one transaction, so that a step never waits for a flush of its own. Times are arguments, in milliseconds
 //! since the epoch: no clock is read here. Files of checkpoints and corpora are not touched here.
 
+#[cfg(test)]
+mod documented;
 mod error;
 mod faults;
 mod handle;
@@ -24,7 +26,7 @@ pub use handle::{Receipt, StoreHandle};
 pub use ledger::Appended;
 pub use rows::{
     AssignmentRow, AttemptRow, CheckpointRow, CorpusRow, EvalRow, EventRow, FaultRow, NewRun,
-    RunRow, RunStatus, SampleRow, StepRow, WorkerTimesRow,
+    PointRow, RunRow, RunStatus, SampleRow, StepRow, WorkerTimesRow,
 };
 pub use schema::SCHEMA_VERSION;
 
@@ -186,6 +188,7 @@ pub(crate) mod tests {
             corpus: "c0ffee".into(),
             start: None,
             lora: None,
+            watchdog: None,
         }
     }
 

@@ -141,6 +141,29 @@ pub struct StepRow {
     pub mfu: Option<f64>,
     /// When the step was committed.
     pub time_ms: u64,
+    /// Whether its update was left out. The ledger keeps that.
+    pub skipped: bool,
+}
+
+/// What is drawn of a step; what is not known is not a number.
+#[derive(Clone, Copy, Debug)]
+pub struct PointRow {
+    /// The step.
+    pub step: u64,
+    /// Tokens of the whole run so far.
+    pub tokens: u64,
+    /// When it was committed, in milliseconds since the epoch.
+    pub time_ms: u64,
+    /// Mean loss, in nats.
+    pub loss: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Speed of the cluster.
+    pub tokens_per_second: f64,
+    /// Model FLOPs utilisation.
+    pub mfu: f64,
 }
 
 impl StepRow {
@@ -158,6 +181,7 @@ impl StepRow {
             epoch: self.epoch,
             bits_per_byte: self.bits_per_byte,
             mfu: self.mfu,
+            skipped: self.skipped,
         }
     }
 }

@@ -90,6 +90,7 @@ mod tests {
                 epoch: 0.5,
                 bits_per_byte: None,
                 mfu: None,
+                skipped: false,
                 time_ms: step,
             };
             store.record_step(&run, &row).unwrap();

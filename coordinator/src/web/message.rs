@@ -109,6 +109,7 @@ mod tests {
             epoch: 0.0,
             bits_per_byte: None,
             mfu: None,
+            skipped: false,
         })
     }
 

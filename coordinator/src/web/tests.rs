@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use axum::http::header::{ETAG, SET_COOKIE};
+use axum::http::{Method, Request};
 use cohort_common::api::RunEvent;
 use cohort_common::cluster::Limits;
 use cohort_common::home::Home;
+use cohort_common::traces::Traces;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
 use tonic::codegen::Service;
 
 use super::*;
+use crate::notify::{Notices, NotifyConfig};
 use crate::record::record_event;
 use crate::store::tests::{name, new_run};
 use crate::store::{RunStatus, StepRow, Store, StoreHandle};
@@ -37,7 +40,13 @@ impl Scene {
             .set_status(&name("tiny-1"), finished, None, 2000)
             .unwrap();
         let (store, _thread) = StoreHandle::spawn(store);
-        let (cluster, _driver) = Cluster::start(home, store, Limits::default());
+        let (cluster, _driver) = Cluster::start(
+            home,
+            store,
+            Limits::default(),
+            Notices::start(NotifyConfig::default()),
+            Traces::default(),
+        );
         let token = token.map(|token| Token::new(token).unwrap());
         Self {
             router: router(cluster.clone(), token),
@@ -71,7 +80,7 @@ impl Scene {
     async fn error(&self, line: &str, headers: &[&str]) -> (u16, String) {
         let response = self.send(line, headers, "").await;
         let status = response.status().as_u16();
-        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
         let body: Value = serde_json::from_str(&text(response).await).unwrap();
         (status, body["error"].as_str().unwrap().to_owned())
     }
@@ -96,6 +105,7 @@ impl Scene {
                     epoch: 0.0,
                     bits_per_byte: None,
                     mfu: None,
+                    skipped: false,
                     time_ms: step,
                 };
                 store.record_step(&name("tiny-1"), &row)?;
@@ -175,7 +185,7 @@ async fn a_session_begins_with_the_token_and_ends_when_asked() {
         .send("POST /api/session", &["x-cohort: 1"], &body)
         .await;
     assert_eq!(response.status(), StatusCode::NO_CONTENT);
-    let set = response.headers()[header::SET_COOKIE].to_str().unwrap();
+    let set = response.headers()[SET_COOKIE].to_str().unwrap();
     for word in ["HttpOnly", "SameSite=Strict", "Path=/"] {
         assert!(set.contains(word), "{set}");
     }
@@ -187,7 +197,7 @@ async fn a_session_begins_with_the_token_and_ends_when_asked() {
     let out = scene
         .send("DELETE /api/session", &["x-cohort: 1"], "")
         .await;
-    let set = out.headers()[header::SET_COOKIE].to_str().unwrap();
+    let set = out.headers()[SET_COOKIE].to_str().unwrap();
     assert!(
         set.starts_with("cohort_session=;") && set.contains("Max-Age=0"),
         "{set}"
@@ -300,16 +310,16 @@ async fn every_answer_is_hardened_and_files_are_kept_by_browsers() {
     }
     let first = scene.send("GET /page/app.js", &[], "").await;
     assert_eq!(
-        first.headers()[header::CONTENT_TYPE],
+        first.headers()[CONTENT_TYPE],
         "text/javascript; charset=utf-8"
     );
-    assert_eq!(first.headers()[header::CACHE_CONTROL], "no-cache");
-    let tag = first.headers()[header::ETAG].to_str().unwrap().to_owned();
+    assert_eq!(first.headers()[CACHE_CONTROL], "no-cache");
+    let tag = first.headers()[ETAG].to_str().unwrap().to_owned();
     let again = format!("if-none-match: \"x\", W/{tag}");
     assert_eq!(scene.status("GET /page/app.js", &[&again]).await, 304);
     assert_eq!(scene.status("GET /page/style.css", &[&again]).await, 200);
     let cluster = scene.send("GET /api/cluster", &[], "").await;
-    assert_eq!(cluster.headers()[header::CACHE_CONTROL], "no-store");
+    assert_eq!(cluster.headers()[CACHE_CONTROL], "no-store");
 }
 
 #[tokio::test]
@@ -376,10 +386,7 @@ async fn read(body: Body, until: &str) -> (Vec<(String, Value)>, u64) {
         line.map(str::to_owned)
     };
     let messages = seen.split_terminator("\n\n");
-    let id = messages
-        .clone()
-        .filter_map(|m| field(m, "id: "))
-        .next_back();
+    let id = messages.clone().filter_map(|m| field(m, "id: ")).last();
     let named = messages.filter_map(|message| {
         let data = field(message, "data: ")?;
         Some((
@@ -402,10 +409,7 @@ async fn what_happens_arrives_and_what_was_missed_is_told() {
     let scene = Scene::new(None).await;
     scene.record(note("before")).await;
     let response = scene.send("GET /api/live?run=tiny-1", &[], "").await;
-    assert_eq!(
-        response.headers()[header::CONTENT_TYPE],
-        "text/event-stream"
-    );
+    assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");
     scene.steps(1..=3).await;
     let (messages, last) = read(response.into_body(), "steps").await;
     let names: Vec<&str> = messages.iter().map(|(name, _)| name.as_str()).collect();

@@ -14,9 +14,10 @@ mod fingerprint;
 mod fused;
 mod generate;
 mod init;
-mod ops;
+pub mod ops;
 mod optim;
 mod parameters;
+mod products;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ pub use self::error::{EngineError, Result};
 use self::fused::Fused;
 pub use self::generate::{Sampling, generate};
 use self::optim::{AdamW, Moments};
+pub use self::products::products;
 
 /// Samples of one length, row by row.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -88,6 +90,8 @@ pub struct Scores {
 pub struct Update {
     /// The step's number; the first is 1.
     pub step: u64,
+    /// The number of this update: the step's, less the steps before it that were skipped.
+    pub count: u64,
     /// Factor of the root gradient: the clip factor divided by Σ weight.
     pub scale: f64,
     /// The learning rate.
@@ -394,7 +398,7 @@ impl Engine {
     /// One AdamW step by the gradient `root`.
     pub fn update(&mut self, root: &[f32], update: Update) -> Result<()> {
         self.check_length("the gradients", root.len())?;
-        if update.step == 0 {
+        if update.step == 0 || update.count == 0 {
             return Err(EngineError::Step(0));
         }
         let Some(Optimizer { adamw, moments }) = &mut self.optimizer else {

@@ -104,7 +104,7 @@ impl AdamW {
 
     /// One update of `params` and `moments` by the gradient `root`.
     pub fn update(&self, params: &mut [f32], moments: &mut Moments, root: &[f32], update: Update) {
-        let t = update.step as f64;
+        let t = update.count as f64;
         let (correction1, correction2) = (
             1.0 - libm::pow(self.beta1, t),
             1.0 - libm::pow(self.beta2, t),

@@ -26,6 +26,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::debug;
 
+pub use crate::observe::Observer;
+use crate::trace::Open;
 pub use memory::Root;
 use memory::{Arriving, NodeMemory};
 
@@ -72,6 +74,7 @@ struct Shared {
     shape: Shape,
     chunks: usize,
     sharing: Sharing,
+    observer: Observer,
     state: Mutex<State>,
     /// Something can be sent.
     sendable: Notify,
@@ -87,7 +90,8 @@ struct State {
     pending: Vec<Pending>,
     /// Chunks below this index may be pushed, by step.
     credits: BTreeMap<Step, usize>,
-    roots: BTreeMap<Step, Arriving>,
+    /// Each with the span that ends when it is whole.
+    roots: BTreeMap<Step, (Arriving, Option<Open>)>,
     /// Buffers for roots that are sent.
     spare: Vec<Vec<f32>>,
     /// Where nodes lie that the owner reads; offered until it says that it shares.
@@ -105,6 +109,8 @@ struct Pending {
     node: Node,
     data: Arc<Vec<f32>>,
     next: usize,
+    /// The span from here until it is sent.
+    span: Option<Open>,
     /// Where it lies in the memory that is shared.
     slot: Option<usize>,
 }
@@ -118,6 +124,7 @@ impl ExchangeClient {
         shape: Shape,
         after: Step,
         sharing: Sharing,
+        observer: Observer,
         broken: mpsc::Sender<String>,
     ) -> Result<Self, String> {
         let (out, outgoing) = mpsc::channel(OUTBOX);
@@ -137,6 +144,7 @@ impl ExchangeClient {
             shape,
             chunks: chunk_count(shape.len),
             sharing,
+            observer,
             state: Mutex::new(State {
                 applied: after,
                 memory,
@@ -155,6 +163,11 @@ impl ExchangeClient {
         &self.0.0
     }
 
+    /// Who sees what is done.
+    pub fn observer(&self) -> &Observer {
+        &self.shared().observer
+    }
+
     /// Pushes a node as soon as credits allow.
     pub fn push(&self, step: Step, node: Node, data: Arc<Vec<f32>>) {
         let pending = Pending {
@@ -162,6 +175,7 @@ impl ExchangeClient {
             node,
             data,
             next: 0,
+            span: self.observer().spans.begin(step),
             slot: None,
         };
         self.shared().lock().pending.push(pending);
@@ -172,9 +186,9 @@ impl ExchangeClient {
     pub fn root(&self, step: Step) -> Option<Root> {
         let mut state = self.shared().lock();
         loop {
-            let whole = state.roots.get(&step).is_some_and(Arriving::is_whole);
+            let whole = state.roots.get(&step).is_some_and(|(r, _)| r.is_whole());
             if whole {
-                return state.roots.remove(&step)?.root(self.shared().shape);
+                return state.roots.remove(&step)?.0.root(self.shared().shape);
             }
             if state.closed {
                 return None;
@@ -190,6 +204,7 @@ impl ExchangeClient {
         state.pending.retain(|p| p.step > step);
         state.credits.retain(|s, _| *s > step);
         state.roots.retain(|s, _| *s > step);
+        self.shared().observe_roots(&state);
         if let Some(memory) = &mut state.memory {
             memory.free(step);
         }
@@ -222,9 +237,17 @@ impl Shared {
 
     fn close(&self) {
         self.lock().closed = true;
+        self.observer.meter.sending(false);
+        self.observer.meter.receiving(false);
         self.received.notify_all();
         self.sendable.notify_one();
         self.closing.notify_one();
+    }
+
+    /// Notes whether a root is on its way.
+    fn observe_roots(&self, state: &State) {
+        let arriving = state.roots.values().any(|(root, _)| !root.is_whole());
+        self.observer.meter.receiving(arriving);
     }
 
     /// The owner has said whether it shares memory.

@@ -21,6 +21,7 @@ use tonic::Streaming;
 
 use super::memory::{Arriving, publish};
 use super::{Shared, State};
+use crate::trace::Open;
 
 /// Messages in which a node is shared: few, as each wakes somebody up, but enough for the owner to begin early.
 const BATCHES: usize = 24;
@@ -40,6 +41,8 @@ struct Chunks {
     range: Range<usize>,
     /// Where they are to be copied, if they are not to be sent.
     slot: Option<(Arc<Segment>, usize)>,
+    /// The span that ends when these are sent.
+    span: Option<Open>,
 }
 
 /// A chunk of a node, as bytes.
@@ -59,6 +62,7 @@ impl Chunks {
             data,
             range,
             slot,
+            span: _,
         } = self;
         let index = range.start as u32;
         if let Some((segment, slot)) = slot {
@@ -115,6 +119,7 @@ impl State {
             data: best.data.clone(),
             range: best.next..end,
             slot,
+            span: best.span.take_if(|_| end == chunks),
         };
         best.next = end;
         self.pending.retain(|p| p.next < chunks);
@@ -132,22 +137,39 @@ pub(super) async fn send(shared: Arc<Shared>, mut sealer: Sealer, out: mpsc::Sen
             state.next(shared.chunks)
         };
         let payload = shared.shape.payload;
+        let meter = &shared.observer.meter;
+        let mut ends = None;
         let kind = match next {
             Some(Next::Done(through)) => Kind::Done(v1::Done { through }),
-            Some(Next::Chunks(chunks)) if chunks.slot.is_some() => {
+            Some(Next::Chunks(mut chunks)) if chunks.slot.is_some() => {
+                meter.sending(true);
+                ends = chunks.span.take().map(|span| (span, chunks.node));
                 // Copying megabytes takes too long for a thread that others wait for.
                 let copying = tokio::task::spawn_blocking(move || chunks.message(payload));
                 copying.await.expect("copying does not panic")
             }
-            Some(Next::Chunks(chunks)) => chunks.message(payload),
-            None => tokio::select! {
-                () = shared.sendable.notified() => continue,
-                () = tokio::time::sleep(EXCHANGE_BEAT) => Kind::Alive(v1::Empty {}),
-            },
+            Some(Next::Chunks(mut chunks)) => {
+                meter.sending(true);
+                ends = chunks.span.take().map(|span| (span, chunks.node));
+                chunks.message(payload)
+            }
+            None => {
+                meter.sending(false);
+                tokio::select! {
+                    () = shared.sendable.notified() => continue,
+                    () = tokio::time::sleep(EXCHANGE_BEAT) => Kind::Alive(v1::Empty {}),
+                }
+            }
         };
+        if let Kind::Node(node) = &kind {
+            meter.sent(node.data.len());
+        }
         // A connection that is gone is noticed at the other end of the stream.
         if out.send(sealer.chunk(kind)).await.is_err() {
             return;
+        }
+        if let Some((span, node)) = ends {
+            span.end_lanes("send lane", node);
         }
     }
 }
@@ -229,12 +251,21 @@ impl Shared {
             return Ok(());
         }
         let State { roots, spare, .. } = &mut *state;
-        let fresh = || Arriving::sent(spare.pop(), self.shape, self.chunks);
-        let root = roots.entry(chunk.step).or_insert_with(fresh);
+        let spans = &self.observer.spans;
+        let fresh = || {
+            let root = Arriving::sent(spare.pop(), self.shape, self.chunks);
+            (root, spans.begin(chunk.step))
+        };
+        let (root, span) = roots.entry(chunk.step).or_insert_with(fresh);
         root.take(self.shape.payload, index, &chunk.data)?;
         if root.is_whole() {
             self.received.notify_all();
+            if let Some(span) = span.take() {
+                span.end("receive root");
+            }
         }
+        self.observer.meter.received(chunk.data.len());
+        self.observe_roots(&state);
         Ok(())
     }
 
@@ -255,8 +286,14 @@ impl Shared {
             self.sharing.give_up();
             format!("its memory cannot be read ({error}); from now on gradients are sent")
         })?;
-        state.roots.insert(root.step, Arriving::Lent(segment));
+        state
+            .roots
+            .insert(root.step, (Arriving::Lent(segment), None));
         self.received.notify_all();
+        // It is read where it lies: this span has no length.
+        if let Some(span) = self.observer.spans.begin(root.step) {
+            span.end("receive root");
+        }
         Ok(())
     }
 }

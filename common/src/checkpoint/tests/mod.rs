@@ -91,6 +91,7 @@ fn spec(model: ModelConfig) -> RunSpec {
         corpus: "c0ffee".into(),
         start: None,
         lora: None,
+        watchdog: None,
     }
 }
 

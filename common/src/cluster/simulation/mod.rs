@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use self::trainer::{State, sums_of};
+use self::trainer::State;
 use self::world::{Harm, World};
 use super::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
 use super::messages::StateSource;
@@ -25,7 +25,7 @@ use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis, state_hash_due};
 use crate::spec::{
     Architecture, CheckpointConfig, ModelConfig, Payload, RunKind, RunSpec, ScheduleKind,
-    TrainConfig,
+    TrainConfig, WatchdogAction, WatchdogConfig,
 };
 
 /// Schedules in a usual run of the tests.
@@ -97,6 +97,7 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
             corpus: "corpus".into(),
             start: None,
             lora: None,
+            watchdog: watchdog(steps),
         }),
         splits: Arc::from([EvalSplit {
             corpus: "corpus".into(),
@@ -112,12 +113,28 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
         expected: 0,
         retain: 3 + (steps % 4),
         losses: super::Losses::default(),
+        history: super::History::default(),
     }
 }
 
 /// Whether a run ends where validations get no better.
 fn is_patient(steps: Step) -> bool {
     steps % 5 == 3
+}
+
+/// Some runs have steps out of the ordinary, and somebody who looks.
+fn watchdog(steps: Step) -> Option<WatchdogConfig> {
+    let action = match steps % 4 {
+        1 => WatchdogAction::Skip,
+        2 => WatchdogAction::Pause,
+        _ => return None,
+    };
+    let window = 20;
+    Some(WatchdogConfig {
+        sigma: 6.0,
+        window,
+        action,
+    })
 }
 
 /// The step at which a run ends.
@@ -130,18 +147,20 @@ fn last(steps: Step) -> Step {
 
 /// The state and the ledger that a single faultless machine finds.
 fn expected(lanes: u32, steps: Step) -> (State, BTreeMap<Step, Entry>) {
-    let mut state = State::seed();
+    let spec = plan(lanes, steps).spec;
+    let mut history = super::History::default();
+    let mut state = State::seed(spec.skips());
     let mut ledger = BTreeMap::new();
     let mut previous = genesis(b"simulated");
-    for step in 1..=steps {
+    for step in 1..=last(steps) {
         let mut root = vec![0.0; trainer::LEN];
         for lane in 0..lanes {
             add(&mut root, &state.gradient(lane));
         }
         let totals = totals_of(&root);
-        let found: Vec<_> = (0..lanes).map(|l| sums_of(step, l)).collect();
+        let found: Vec<_> = (0..lanes).map(|l| state.sums(l)).collect();
         let weight = f64::from(lanes) * 4.0;
-        let entry = Entry {
+        let mut entry = Entry {
             step,
             first_position: (step - 1) * u64::from(lanes),
             samples: u64::from(lanes),
@@ -152,19 +171,28 @@ fn expected(lanes: u32, steps: Step) -> (State, BTreeMap<Step, Entry>) {
             learning_rate: 1.0,
             root_hash: totals.hash,
             state_hash_before: state_hash_due(step).then(|| state.hash()),
+            skipped: false,
             previous,
-        };
+        }
+        .canonical();
+        entry.skipped = spec
+            .watched()
+            .is_some_and(|w| history.judge(w, &entry).is_some());
+        history.push(&entry);
+        match entry.skipped {
+            true => state.pass_over(),
+            false => state.update(&root),
+        }
         previous = entry.hash();
         ledger.insert(step, entry);
-        state.update(&root);
     }
     (state, ledger)
 }
 
 /// What the user must find when all is over, whatever happened.
 fn check(world: &World, lanes: u32, steps: Step) {
-    let steps = last(steps);
     let (state, ledger) = expected(lanes, steps);
+    let steps = last(steps);
     let finished = matches!(world.end, Some(Change::Finished { step, .. }) if step == steps);
     assert!(finished, "{:?} {}", world.end, world.describe());
     for (step, entry) in &ledger {
@@ -211,6 +239,7 @@ fn disturb(world: &mut World) {
             }
         }
         9 => world.workers[w].lane_ms = 1 + world.draw(120),
+        10 => world.request_checkpoint(),
         _ => {}
     }
 }
@@ -372,6 +401,56 @@ fn a_coordinator_that_comes_back_goes_on_where_the_workers_are() {
         let saved: Vec<Step> = world.disk.checkpoints.keys().copied().collect();
         assert!(saved.contains(&40), "seed {seed}");
     }
+}
+
+/// Runs a calm cluster of three to the end of a run of so many steps.
+fn undisturbed(steps: Step) -> World {
+    let mut world = World::new(7, 8, steps);
+    for _ in 0..3 {
+        let w = world.add_worker();
+        world.workers[w].lane_ms = 5;
+    }
+    while world.end.is_none() && world.now < HUNG_MS {
+        world.step();
+    }
+    check(&world, 8, steps);
+    world
+}
+
+#[test]
+fn a_watchdog_skips_the_steps_that_are_out_of_the_ordinary_and_no_others() {
+    let world = undisturbed(45);
+    let skipped = world.disk.ledger.values().filter(|e| e.skipped);
+    let skipped: Vec<Step> = skipped.map(|e| e.step).collect();
+    assert_eq!(skipped, [3, 12, 21, 25, 30, 34, 39, 43]);
+    assert_eq!((world.unusual.len(), world.pauses.len()), (8, 0));
+    let state = &world.disk.checkpoints[&45];
+    assert_eq!((state.step, state.updates), (45, 37));
+}
+
+#[test]
+fn a_watchdog_that_pauses_does_so_at_each_of_them_and_each_resumption_goes_on() {
+    let world = undisturbed(46);
+    assert_eq!(world.pauses, [3, 12, 21, 25, 30, 34, 39, 43]);
+    assert!(
+        world
+            .pauses
+            .iter()
+            .all(|s| world.disk.checkpoints.contains_key(s))
+    );
+}
+
+#[test]
+fn a_checkpoint_is_written_at_the_next_boundary_after_it_was_asked_for() {
+    let mut world = calm(3, 2, 0);
+    let at = |world: &World| world.disk.ledger.len() as Step;
+    while at(&world) < 12 {
+        world.step();
+    }
+    world.request_checkpoint();
+    finish(&mut world);
+    let saved: Vec<Step> = world.disk.checkpoints.keys().copied().collect();
+    assert_eq!(saved[..2], [9, 15], "step 15 was in flight");
 }
 
 #[test]

@@ -18,13 +18,19 @@ pub const LEN: usize = 3;
 pub struct State {
     pub step: Step,
     pub params: Vec<f32>,
+    /// The optimizer's count.
+    pub updates: u64,
+    /// Whether the run has steps out of the ordinary.
+    pub wild: bool,
 }
 
 impl State {
-    pub fn seed() -> Self {
+    pub fn seed(wild: bool) -> Self {
         Self {
             step: 0,
             params: vec![1.0; LEN],
+            updates: 0,
+            wild,
         }
     }
 
@@ -32,9 +38,15 @@ impl State {
         totals_of(&self.params).hash
     }
 
+    /// A step without its update.
+    pub fn pass_over(&mut self) {
+        self.step += 1;
+    }
+
     /// Integers below 1024, so that every sum is exact.
     pub fn update(&mut self, root: &[f32]) {
         self.step += 1;
+        self.updates += 1;
         for (p, r) in self.params.iter_mut().zip(root) {
             *p = (*p + r) % 1024.0;
         }
@@ -43,11 +55,32 @@ impl State {
     /// What a lane contributes to the next step: small integers that depend on the state.
     pub fn gradient(&self, lane: Lane) -> Vec<f32> {
         let step = self.step + 1;
+        if lane == 0 && self.is_broken(step) {
+            return vec![f32::NAN; LEN];
+        }
         (0..LEN)
             .map(|i| {
                 ((step * 31 + u64::from(lane) * 7 + i as u64) % 64) as f32 + self.params[i] % 8.0
             })
             .collect()
+    }
+
+    /// What a lane of the next step finds.
+    pub fn sums(&self, lane: Lane) -> LaneSums {
+        let step = self.step + 1;
+        let mut sums = sums_of(step, lane);
+        if lane == 0 && self.wild && step > 20 && step % 9 == 7 {
+            sums.loss += 1e4;
+        }
+        if lane == 0 && self.is_broken(step) {
+            sums.loss = f64::INFINITY;
+        }
+        sums
+    }
+
+    /// Whether a step has a lane that is not finite.
+    fn is_broken(&self, step: Step) -> bool {
+        self.wild && step % 9 == 3
     }
 }
 
@@ -219,7 +252,7 @@ impl Trainer {
                 out.push(Effect::Report(Report::LaneDone {
                     step,
                     lane,
-                    sums: sums_of(step, lane),
+                    sums: state.sums(lane),
                     micros: lane_ms * 1000,
                 }));
             }
@@ -264,7 +297,11 @@ impl Trainer {
             out.push(Effect::Report(Report::GaveUp { step }));
             return;
         }
-        state.update(&root);
+        match commit.entry.skipped {
+            true => state.pass_over(),
+            false => state.update(&root),
+        }
+        assert_eq!(state.updates, commit.updates);
         self.kept.clear();
         let state_hash = commit.hash_state.then(|| state.hash());
         out.push(Effect::Report(Report::Applied { step, state_hash }));

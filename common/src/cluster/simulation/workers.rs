@@ -1,5 +1,6 @@
 //! The worker processes of the simulation.
 
+use super::plan;
 use super::trainer::{Effect, State, Trainer};
 use super::world::{Connection, Down, Next, Up, Worker, World};
 use crate::aggregate::Aggregator;
@@ -235,7 +236,9 @@ impl World {
         let state = match source {
             StateSource::Held(_) => worker.trainer.state.clone(),
             StateSource::Checkpoint(step) => self.disk.checkpoints.get(&step).cloned(),
-            StateSource::Seed | StateSource::Start => Some(State::seed()),
+            StateSource::Seed | StateSource::Start => {
+                Some(State::seed(plan(self.lanes, self.steps).spec.skips()))
+            }
         };
         let Some(state) = state else { return };
         let state_hash = Some(state.hash());

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use super::plan;
 use super::trainer::{State, Trainer};
 use crate::aggregate::{Aggregator, Data, encode};
-use crate::cluster::Losses;
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason};
 use crate::cluster::messages::{FromWorker, Scores, StateSource, ToWorker};
 use crate::cluster::sequence::{Incoming, Outgoing};
 use crate::cluster::silence::Silence;
 use crate::cluster::worker::WorkerMachine;
-use crate::cluster::{Limits, Machine, RunPlan};
+use crate::cluster::{Anomaly, History, Limits, Losses, Machine, RunPlan};
 use crate::floats::floats_of;
 use crate::ids::{SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis};
@@ -53,6 +52,8 @@ pub(super) enum Next {
     CoordinatorTick(u64),
     CoordinatorStart,
     WorkerStart(usize),
+    /// A user goes on with a run that was paused under this coordinator.
+    Resume(u64),
 }
 
 /// One direction of a connection.
@@ -134,6 +135,9 @@ pub struct World {
     /// Whether uploads of states break off, or arrive changed, now and then.
     pub harmed_uploads: bool,
     pub happened: Vec<Happening>,
+    pub unusual: Vec<Anomaly>,
+    /// Where the watchdog has paused the run.
+    pub pauses: Vec<Step>,
     pub withdrawn: u32,
     /// A fault of one worker's memory: it happens after this step.
     pub corrupt: Option<(usize, Step)>,
@@ -161,6 +165,8 @@ impl World {
             harm: Harm::default(),
             harmed_uploads: false,
             happened: Vec::new(),
+            unusual: Vec::new(),
+            pauses: Vec::new(),
             withdrawn: 0,
             corrupt: None,
             lanes,
@@ -240,6 +246,7 @@ impl World {
                 }
             }
             Next::Uploaded(session, state) => self.uploaded(session, state),
+            Next::Resume(boot) => self.resume(boot),
         }
     }
 
@@ -273,8 +280,30 @@ impl World {
             recent: recent.collect(),
             expected: self.disk.workers,
             losses: self.losses(),
+            history: self.history(),
             ..plan(self.lanes, self.steps)
         }
+    }
+
+    /// A user goes on with the run, unless the coordinator that paused it is gone: the next one does by itself here.
+    fn resume(&mut self, boot: u64) {
+        if boot == self.boots && self.coordinator.is_some() {
+            let plan = self.plan();
+            self.event(Event::Submitted(plan));
+        }
+    }
+
+    /// A user wants a checkpoint.
+    pub fn request_checkpoint(&mut self) {
+        let run = plan(self.lanes, self.steps).run;
+        self.event(Event::CheckpointRequested(run));
+    }
+
+    /// What the ledger says of the steps so far.
+    fn history(&self) -> History {
+        let mut history = History::default();
+        self.disk.ledger.values().for_each(|e| history.push(e));
+        history
     }
 
     /// What the validations so far have found.
@@ -405,6 +434,12 @@ impl World {
                 assert_eq!(*known, scores, "validation of step {step} differs");
             }
             Action::Changed { change, .. } => {
+                if let Change::Paused { step, .. } = change {
+                    self.flush();
+                    self.pauses.push(step);
+                    let rest = 1 + self.draw(500);
+                    self.after(rest, Next::Resume(self.boots));
+                }
                 if matches!(change, Change::Finished { .. } | Change::Failed { .. }) {
                     self.flush();
                     self.disk.finished = true;
@@ -412,6 +447,7 @@ impl World {
                 }
             }
             Action::Happened { what, .. } => self.happened.push(what),
+            Action::Unusual { anomaly, .. } => self.unusual.push(anomaly),
             Action::Assigned { .. } | Action::Note { .. } => {}
         }
     }

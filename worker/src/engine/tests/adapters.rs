@@ -159,6 +159,7 @@ fn an_update_leaves_the_model_behind_the_adapters_alone() {
     let (_, gradient) = gradient(&mut engine, &batch(&model, 2, 19));
     let update = crate::engine::Update {
         step: 1,
+        count: 1,
         scale: 0.1,
         learning_rate: 1e-2,
     };

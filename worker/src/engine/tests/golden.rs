@@ -171,6 +171,7 @@ fn adamw_agrees_with_pytorch() {
             let gradient = golden.floats(&format!("grad.{name}.{step}"));
             let update = Update {
                 step,
+                count: step,
                 scale: 0.25,
                 learning_rate: 0.01 / (step as f64).sqrt(),
             };

@@ -48,6 +48,7 @@ pub(super) fn meta(model: &ModelConfig) -> CheckpointMeta {
                 corpus: "c0ffee".into(),
                 start: None,
                 lora: None,
+                watchdog: None,
             },
             step: 10,
             samples: 30,

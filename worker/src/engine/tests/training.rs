@@ -60,6 +60,7 @@ fn both_paths_learn_a_batch_by_heart() {
                 losses.push(sums.loss / sums.weight);
                 let update = Update {
                     step,
+                    count: step,
                     scale: 1.0 / sums.weight,
                     learning_rate: 1e-2,
                 };
@@ -85,6 +86,7 @@ fn a_loaded_state_goes_on_to_the_bit() {
                 &gradient,
                 Update {
                     step,
+                    count: step,
                     scale: 0.1,
                     learning_rate: 1e-3,
                 },
@@ -121,6 +123,7 @@ fn frozen_layers_stay_and_lower_layers_learn_slower() {
                 .expect("a gradient");
             let update = Update {
                 step: 1,
+                count: 1,
                 scale: 0.1,
                 learning_rate: 1e-3,
             };

@@ -114,6 +114,7 @@ fn threads_do_not_change_a_bit() {
             let scale = 1.0 / 50.0;
             let update = crate::engine::Update {
                 step: 1,
+                count: 1,
                 scale,
                 learning_rate: 1e-3,
             };
@@ -373,6 +374,7 @@ fn bad_requests_are_refused_before_anything_changes() {
     );
     let update = crate::engine::Update {
         step: 1,
+        count: 1,
         scale: 1.0,
         learning_rate: 1.0,
     };
