@@ -334,7 +334,38 @@ mod tests {
         b.view.info.spec.train.learning_rate = 0.002;
         b.view.info.spec.train.layer_decay = Some(0.9);
         let comparison = Comparison::of(&[a, b], false);
-        insta::assert_snapshot!(comparison.text(), @"");
+        insta::assert_snapshot!(comparison.text(), @"
+        spec                     a      b
+        train.layer_decay        -    0.9
+        train.learning_rate  0.001  0.002
+        train.steps             16     32
+
+        result                    a         b
+        status                    finished  finished
+        steps                     16        32
+        tokens                    2.0k      4.1k
+        time                      8 s       16 s
+        tokens/s                  256       256
+        parameters                1.0k      1.0k
+        validation loss           7.0000    7.0000
+        validation bits per byte  2.0000    2.0000
+        best validation loss      7.0000    7.0000
+        best bits per byte        2.0000    2.0000
+        best at step              16        32
+        workers lost              0         0
+        checkpoint at step        16        32
+        state                     ab12      ab12
+
+        loss up to step       a       b
+                      2  7.6250  7.8125
+                      4  7.1250  7.5625
+                      6  6.6250  7.3125
+                      8  6.1250  7.0625
+                     10  5.6250  6.8125
+                     12  5.1250  6.5625
+                     14  4.6250  6.3125
+                     16  4.1250  6.0625
+        ");
         let whole = Comparison::of(&[run("a", 16, 128), run("b", 16, 128)], true);
         assert_eq!(
             whole.spec["model.context"],

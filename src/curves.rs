@@ -393,7 +393,7 @@ pub mod tests {
             run: name.into(),
             step,
             split: OWN_SPLIT.into(),
-            loss: 8.0 - step as f64 / last as f64,
+            loss: 8.0 - step as f64 / last.max(1) as f64,
             bits_per_byte: Some(2.0),
             tokens: 100,
             classes: None,

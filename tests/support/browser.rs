@@ -188,19 +188,23 @@ impl Browser {
         loud.map(|entry| entry["message"].to_string()).collect()
     }
 
-    /// The addresses of all requests since the last call.
+    /// The addresses of all requests of pages since the last call, without those of the browser's own pages.
     pub fn requests(&self) -> Vec<String> {
         let entries = self.post("/se/log", &json!({"type": "performance"}));
         let entries = entries.as_array().into_iter().flatten();
         let messages = entries.filter_map(|entry| {
             let event: Value = serde_json::from_str(entry["message"].as_str()?).ok()?;
             let event = &event["message"];
-            let asked = match event["method"].as_str()? {
-                "Network.requestWillBeSent" => &event["params"]["request"]["url"],
-                "Network.webSocketCreated" => &event["params"]["url"],
+            let (asked, by) = match event["method"].as_str()? {
+                "Network.requestWillBeSent" => {
+                    let request = &event["params"];
+                    (&request["request"]["url"], &request["documentURL"])
+                }
+                "Network.webSocketCreated" => (&event["params"]["url"], &Value::Null),
                 _ => return None,
             };
-            asked.as_str().map(str::to_owned)
+            let own = by.as_str().is_some_and(|page| page.starts_with("chrome"));
+            asked.as_str().filter(|_| !own).map(str::to_owned)
         });
         messages.collect()
     }

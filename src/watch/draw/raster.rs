@@ -190,7 +190,7 @@ mod tests {
             point(1.0, 1.0),
         ];
         let steep = drawn(&jump, &UNIT, (2, 2));
-        assert_eq!(steep, [" ⡏", "⣀⡇"]);
+        assert_eq!(steep, [" ⡏", "⣀⠇"]);
     }
 
     #[test]

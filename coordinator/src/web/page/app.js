@@ -3,7 +3,7 @@
 
 import { getRuns, session, signOut } from './api.js';
 import { ComparePage } from './compare.js';
-import { h, setText } from './dom.js';
+import { h, setText, toast } from './dom.js';
 import { Live } from './live.js';
 import { RunPage } from './run.js';
 import { RunsPage } from './runs.js';
@@ -150,8 +150,14 @@ function feed(kind, data) {
 
 const out = document.getElementById('sign-out');
 out.addEventListener('click', async () => {
-  await signOut();
-  location.assign('/');
+  try {
+    await signOut();
+  } catch (error) {
+    return toast(`Signing out: ${error.message}`, 'bad');
+  }
+  Object.assign(app, { cluster: null, runs: null });
+  history.pushState(null, '', '/');
+  return check();
 });
 
 /** Asks whether a token is wanted, and shows the form if so. @returns {Promise<boolean>} whether the page may go on */

@@ -34,7 +34,7 @@ export class Charts {
     this.onZoom = onZoom;
     this.toStep = toStep;
     this.toX = toX;
-    const grid = h('div', { class: 'charts' });
+    const [large, small] = [h('div'), h('div', { class: 'charts' })];
     for (const kind of KINDS) {
       const chart = new Chart({
         title: kind.title,
@@ -45,17 +45,12 @@ export class Charts {
         onCursor: (x) => this.#charts.forEach((other) => other.chart !== chart && other.chart.setCursor(x, true)),
       });
       const legend = h('ul', { class: 'legend' });
-      grid.append(
-        h(
-          'figure',
-          { class: kind.metric === 'loss' ? 'wide' : '' },
-          h('figcaption', {}, h('strong', {}, kind.title), h('span', { class: 'muted' }, kind.unit), legend),
-          chart.element,
-        ),
-      );
-      this.#charts.push({ kind, chart, legend });
+      const caption = h('figcaption', {}, h('strong', {}, kind.title), h('span', { class: 'muted' }, kind.unit), legend);
+      const figure = h('figure', { class: kind.metric === 'loss' ? 'wide' : '' }, caption, chart.element);
+      (kind.metric === 'loss' ? large : small).append(figure);
+      this.#charts.push({ kind, chart, legend, figure });
     }
-    this.element = h('section', { 'aria-label': 'Charts' }, this.#tools(id), grid);
+    this.element = h('section', { class: 'curves', 'aria-label': 'Charts' }, this.#tools(id), large, small);
   }
 
   #tools(id) {
@@ -117,8 +112,10 @@ export class Charts {
 
   /** Draws what is known now. */
   update() {
-    for (const { kind, chart, legend } of this.#charts) {
+    for (const { kind, chart, legend, figure } of this.#charts) {
       const data = this.fill(kind, this);
+      // What is known of no step is not drawn at all.
+      figure.hidden = kind.share === true && !data.series.some((s) => s.y.some(Number.isFinite));
       chart.setAxes(this.axis, this.log);
       chart.show(data);
       const names = data.series.map((s) => s.name);

@@ -9,7 +9,7 @@ function commands(info, step) {
   const generate = ['generate', `cohort generate --from ${name} --prompt 'Once upon a time'`];
   const write = ['export', `cohort export ${name} ./${info.name}-${step}`];
   if (info.spec.lora) return [generate, ['merge', `cohort merge ${name} -o ./${info.name}-${step}`], write];
-  if (info.spec.model.labels || info.evals.some((e) => e.classes)) {
+  if (info.spec.model.labels?.length > 0 || info.evals.some((e) => e.classes)) {
     return [['eval', `cohort eval --from ${name} --classify FILE.jsonl`], write];
   }
   return [generate, ['finetune', `cohort finetune --from ${name} --corpus PATH`], write];

@@ -61,8 +61,8 @@ export function duration(seconds) {
   return `${Math.floor(hours / 24)} d ${two(hours % 24)} h`;
 }
 
-/** How much later something came because of an event. @param {number} ms */
-export const cost = (ms) => (known(ms) ? `+${(ms / 1000).toFixed(2)} s` : '');
+/** How much later something came because of an event; nothing if that cannot be felt. @param {number} ms */
+export const cost = (ms) => (known(ms) && ms >= 5 ? `+${(ms / 1000).toFixed(2)} s` : '');
 
 /** How long ago, roughly. @param {number} ms @param {number} now */
 export function ago(ms, now) {

@@ -101,7 +101,8 @@ export class Plot {
     this.#drawAxes(g, colors);
     g.save();
     g.beginPath();
-    g.rect(this.left, this.top - 2, this.right - this.left, this.bottom - this.top + 4);
+    // Dots at the edges are not cut in half.
+    g.rect(this.left - 4, this.top - 4, this.right - this.left + 8, this.bottom - this.top + 8);
     g.clip();
     for (const s of this.series) if (s.low && s.high) this.#drawBand(g, s, tone(s));
     for (const s of this.series) this.#drawSeries(g, s, tone(s));
@@ -209,11 +210,14 @@ export class Plot {
       const x = Math.round(this.px(marker.x)) + 0.5;
       g.fillStyle = colors[marker.tone] ?? colors.muted;
       g.strokeStyle = g.fillStyle;
-      g.globalAlpha = 0.35;
-      line(g, x, this.top, x, this.bottom);
-      g.globalAlpha = 1;
+      if (marker.tone === 'bad') {
+        g.globalAlpha = 0.4;
+        line(g, x, this.top, x, this.bottom);
+        g.globalAlpha = 1;
+      }
+      const size = marker.tone === 'bad' ? 5.5 : 4;
       const height = curve ? between(curve.x, curve.y, Math.max(curve.x[0], Math.min(marker.x, curve.x.at(-1)))) : null;
-      diamond(g, x, drawable(height) && !(this.log && height <= 0) ? this.py(height) : this.bottom - 6, colors.panel);
+      diamond(g, x, drawable(height) && !(this.log && height <= 0) ? this.py(height) : this.bottom - 6, size, colors.panel);
     }
   }
 
@@ -278,12 +282,12 @@ function dot(g, x, y, radius) {
   g.fill();
 }
 
-function diamond(g, x, y, edge) {
+function diamond(g, x, y, size, edge) {
   g.beginPath();
-  g.moveTo(x, y - 5.5);
-  g.lineTo(x + 5.5, y);
-  g.lineTo(x, y + 5.5);
-  g.lineTo(x - 5.5, y);
+  g.moveTo(x, y - size);
+  g.lineTo(x + size, y);
+  g.lineTo(x, y + size);
+  g.lineTo(x - size, y);
   g.closePath();
   g.fill();
   g.strokeStyle = edge;

@@ -69,7 +69,7 @@ export class Timeline {
     const faults = timeline.filter((e) => GROUPS[e.kind] === 'faults');
     const late = faults.reduce((sum, e) => sum + (e.cost_ms ?? 0), 0);
     const parts = [plural(timeline.length, 'event')];
-    if (faults.length > 0) parts.push(plural(faults.length, 'fault'), late > 0 ? `${cost(late)} in all` : '');
+    if (faults.length > 0) parts.push(plural(faults.length, 'fault'), cost(late) && `${cost(late)} in all`);
     panelNote(this.element, parts.filter(Boolean).join(' · '));
   }
 
@@ -82,7 +82,7 @@ export class Timeline {
       h('time', { datetime: new Date(entry.time_ms).toISOString() }, clock(entry.time_ms, now)),
       h('span', { class: `kind ${toneOf(entry.kind)}` }, words(entry.kind)),
       h('span', { class: 'text' }, entry.text),
-      h('span', { class: 'cost' }, entry.cost_ms === null ? '' : cost(entry.cost_ms)),
+      h('span', { class: 'cost' }, cost(entry.cost_ms)),
     ];
     if (entry.step === null) return h('li', {}, h('div', { class: 'event' }, inside));
     return h('li', {}, h('button', { type: 'button', class: 'event', title: 'Show it in the charts', onclick: () => this.onPick(entry) }, inside));

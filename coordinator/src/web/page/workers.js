@@ -38,7 +38,7 @@ export class Workers {
   update(cluster, view, now) {
     const active = cluster?.active === view.info.name;
     const here = active ? cluster.workers : [];
-    const gone = lost(view.timeline, cluster?.workers ?? []);
+    const gone = lost(view.timeline, cluster?.workers ?? [], view.info.step);
     const rows = [...gone.map((entry) => ({ key: `lost ${entry.id}`, lost: entry })), ...here.map((worker) => ({ key: worker.name, worker }))];
     keyed(this.#table.body, rows, (row) => row.key, create, (element, row) =>
       row.worker ? showWorker(element, row.worker) : showLost(element, row.lost, now),
@@ -57,8 +57,11 @@ export class Workers {
   }
 }
 
-/** Losses of workers that are not there again, newest first, each with the cost of what had to be done again. */
-function lost(timeline, workers) {
+/**
+ * Losses of workers that are not there again, newest first, each with the cost of what had to be done again: nothing, once
+ * the step is committed and no lane of it was.
+ */
+function lost(timeline, workers, committed) {
   const joined = new Map(workers.map((worker) => [worker.name, worker.joined_ms]));
   const losses = timeline.filter((entry) => entry.kind === 'worker_lost' && !(joined.get(entry.worker) > entry.time_ms));
   const newest = new Map(losses.map((entry) => [entry.worker, entry]));
@@ -67,7 +70,7 @@ function lost(timeline, workers) {
     const loss = entry.kind === 'redone' && newest.get(entry.worker);
     if (loss && entry.id > loss.id && entry.cost_ms !== null) costs.set(entry.worker, Math.max(costs.get(entry.worker) ?? 0, entry.cost_ms));
   }
-  const all = [...newest.values()].map((entry) => ({ ...entry, cost: costs.get(entry.worker) ?? entry.cost_ms }));
+  const all = [...newest.values()].map((entry) => ({ ...entry, cost: costs.get(entry.worker) ?? (entry.step <= committed ? 0 : null) }));
   return all.sort((a, b) => b.id - a.id).slice(0, LOST);
 }
 
@@ -116,6 +119,6 @@ function showLost(element, entry, now) {
   setText(name, entry.worker ?? '');
   setText(when, `lost ${ago(entry.time_ms, now)}`);
   setAttr(when, 'title', clock(entry.time_ms, now));
-  const price = Number.isFinite(entry.cost) ? `, ${cost(entry.cost)}` : '';
+  const price = !Number.isFinite(entry.cost) ? '' : `, ${cost(entry.cost) || 'no delay'}`;
   setText(why, `${entry.text}${price}`);
 }
