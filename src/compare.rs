@@ -44,9 +44,9 @@ pub struct Figures {
     pub tokens: Option<u64>,
     /// From the first committed step to the last, pauses included.
     pub seconds: Option<f64>,
-    /// Mean speed of its steps.
+    /// Tokens over the time of the steps alone, without what lay between them.
     pub tokens_per_second: Option<f64>,
-    /// Mean model FLOPs utilisation of its steps.
+    /// Model FLOPs utilisation in the same time.
     pub mfu: Option<f64>,
     /// Parameters of the model.
     pub parameters: u64,
@@ -195,8 +195,8 @@ fn figures(run: &Curves) -> Figures {
         steps: info.step,
         tokens: history.tokens.last().copied(),
         seconds: times.map(|(first, last)| last.saturating_sub(*first) as f64 / 1000.0),
-        tokens_per_second: mean(history.tokens_per_second.mean.iter().copied()),
-        mfu: mean(history.mfu.mean.iter().copied()),
+        tokens_per_second: mean_rate(&history.tokens_per_second.mean),
+        mfu: mean_rate(&history.mfu.mean),
         parameters: run.view.facts.parameters,
         loss: info.last_step.as_ref().map(|step| step.loss),
         validation_loss: last.map(|eval| eval.loss),
@@ -223,6 +223,12 @@ fn mean(values: impl Iterator<Item = Option<f32>>) -> Option<f64> {
         .flatten()
         .fold((0.0, 0u32), |(sum, n), v| (sum + f64::from(v), n + 1));
     (count > 0).then(|| sum / f64::from(count))
+}
+
+/// The rate of all steps together: the harmonic mean, as each has the same tokens and its own time.
+fn mean_rate(rates: &[Option<f32>]) -> Option<f64> {
+    let times = rates.iter().map(|rate| Some(1.0 / (*rate)?));
+    mean(times).map(|time| 1.0 / time)
 }
 
 /// The specs by dotted key, and what belongs to them outside.
@@ -373,6 +379,8 @@ mod tests {
     fn runs_of_other_batches_are_compared_token_by_token() {
         let comparison = Comparison::of(&[run("a", 16, 128), run("b", 32, 256)], false);
         assert!(comparison.by_tokens());
+        assert_eq!(mean_rate(&[Some(100.0), None, Some(300.0)]), Some(150.0));
+        assert_eq!(mean_rate(&[None]), None);
         let last = comparison.losses.last().expect("marks");
         assert_eq!(last.at, 16 * 128);
         // Two steps of `a`, one of `b`.

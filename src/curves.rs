@@ -68,7 +68,7 @@ pub fn chart(runs: &[Curves], metric: Metric, style: &Style) -> Result<Chart> {
     let alone = runs.len() == 1;
     let mut series = Vec::new();
     for (place, run) in runs.iter().enumerate() {
-        let name = match alone {
+        let name = match alone && metric == Metric::Loss {
             true => "training".to_owned(),
             false => run.view.info.name.clone(),
         };

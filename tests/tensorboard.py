@@ -15,6 +15,9 @@ import pathlib
 import struct
 import sys
 
+# This file has the name of the package, and its folder comes first.
+sys.path.pop(0)
+
 from tensorboard.backend.event_processing import event_accumulator, event_file_loader
 
 CURVES = {
