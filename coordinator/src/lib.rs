@@ -12,6 +12,7 @@ mod figures;
 mod happenings;
 mod history;
 mod ledger;
+mod listen;
 mod metrics;
 mod notify;
 pub mod offline;
@@ -37,8 +38,6 @@ use std::future::{Future, pending};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-#[cfg(target_os = "linux")]
-use std::time::Duration;
 
 use cohort_common::cluster::Limits;
 use cohort_common::home::{Home, HomeError};
@@ -49,9 +48,7 @@ use cohort_proto::v1::client_server::ClientServer;
 use cohort_proto::v1::data_server::DataServer;
 use cohort_proto::v1::exchange_server::ExchangeServer;
 use cohort_proto::v1::workers_server::WorkersServer;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_stream::wrappers::TcpListenerStream;
-use tokio_stream::{Stream, StreamExt};
+use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tonic::{Request, Status};
 use tracing::info;
@@ -60,10 +57,6 @@ use crate::driver::Cluster;
 use crate::notify::Notices;
 use crate::store::{Store, StoreError, StoreHandle};
 use crate::tensorboard::Exporter;
-
-/// How long a connection may take nothing of what is sent to it.
-#[cfg(target_os = "linux")]
-const STUCK: Duration = Duration::from_secs(30);
 
 pub use crate::notify::NotifyConfig;
 
@@ -252,13 +245,15 @@ async fn route(
     let server = net::server()
         .accept_http1(true)
         .add_routes(routes.into())
-        .serve_with_incoming(incoming(listener));
+        .serve_with_incoming(listen::connections(listener));
     let web = async {
         match config.http {
             None => pending().await,
             Some(listener) => {
                 let server = net::server().accept_http1(true).add_routes(web.into());
-                server.serve_with_incoming(incoming(listener)).await
+                server
+                    .serve_with_incoming(listen::connections(listener))
+                    .await
             }
         }
     };
@@ -268,16 +263,4 @@ async fn route(
         served = web => Ok(served?),
         () = shutdown => Ok(()),
     }
-}
-
-/// The connections of a listener. Serving leaves the sockets as they are, so they are set up here.
-fn incoming(listener: TcpListener) -> impl Stream<Item = std::io::Result<TcpStream>> {
-    TcpListenerStream::new(listener).map(|stream| {
-        let stream = stream?;
-        stream.set_nodelay(true)?;
-        // A peer that takes nothing for so long is gone or hangs; whoever speaks HTTP/2 is noticed earlier.
-        #[cfg(target_os = "linux")]
-        socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STUCK))?;
-        Ok(stream)
-    })
 }

@@ -192,7 +192,7 @@ fn window(points: &[Point], marks: &[Mark], logarithmic: bool) -> Option<Window>
 /// Round numbers along the left side, with how far up they stand.
 fn labels(window: &Window, rows: u16) -> Vec<(f64, String)> {
     let (low, high) = window.y;
-    let wanted = usize::from(rows / 3).clamp(1, 8);
+    let wanted = usize::from(rows / 2).clamp(1, 6);
     if window.logarithmic && low > 0.0 && high / low > DECADES_FROM {
         let decades = low.log10().ceil() as i32..=high.log10().floor() as i32;
         return decades

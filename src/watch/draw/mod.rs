@@ -159,7 +159,7 @@ fn footer(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
         (None, Link::Live) => None,
         (None, Link::Lost(why)) => Some(format!("looking for the coordinator: {why}")),
         (None, Link::Home(home)) => Some(format!(
-            "no coordinator runs; this is what {home} has of it  (q leaves)"
+            "no coordinator runs; this is what {home} has of it"
         )),
     };
     let line = match said {

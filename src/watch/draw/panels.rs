@@ -9,7 +9,7 @@ use ratatui::text::{Line, Span};
 use unicode_width::UnicodeWidthStr;
 
 use super::{Role, Theme, titled};
-use crate::step_line::clip;
+use crate::step_line::{Figure, clip, fit};
 use crate::watch::state::{Link, Panel, State};
 
 /// Cells of the bar with a worker's times.
@@ -233,21 +233,21 @@ pub fn checkpoints(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let shown = all.iter().rev().skip(state.scrolled(Panel::Checkpoints));
     let line = |checkpoint: &CheckpointInfo| {
         let is_best = best.is_some() && checkpoint.val_loss == best;
-        let loss = checkpoint
-            .val_loss
-            .map_or(String::new(), |loss| format!("  loss {loss:.4}"));
-        let mark = if is_best { "  best" } else { "" };
-        let text = format!(
-            " step {}{loss}  {}{mark}",
-            checkpoint.step,
-            human_bytes(checkpoint.bytes)
-        );
+        let loss = checkpoint.val_loss.map(|loss| format!("loss {loss:.4}"));
+        let known = [
+            Some(Figure::new(0, format!(" step {}", checkpoint.step))),
+            is_best.then(|| Figure::new(1, "best")),
+            loss.map(|loss| Figure::new(2, loss)),
+            Some(Figure::new(3, human_bytes(checkpoint.bytes))),
+        ];
+        let known: Vec<Figure> = known.into_iter().flatten().collect();
+        let text = fit(&known, usize::from(inner.width));
         let style = if is_best {
             theme.style(Role::Good)
         } else {
             Style::new()
         };
-        Line::styled(clip(&text, usize::from(inner.width)), style)
+        Line::styled(text, style)
     };
     put(frame, inner, shown.map(line).collect());
 }

@@ -1,0 +1,83 @@
+//! The connections of a listener, set up, and only those that say something: one that is opened and then silent is closed
+//! after a while and never takes a place among those that are served.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::warn;
+
+/// How long a new connection may be silent.
+const SILENT: Duration = Duration::from_secs(30);
+
+/// How long a connection may take nothing of what is sent to it.
+#[cfg(target_os = "linux")]
+const STUCK: Duration = Duration::from_secs(30);
+
+/// Time until the next try where no connection can be taken: all files that a process may open are open, for example.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that wait to be served.
+const WAITING: usize = 64;
+
+/// The connections of a listener, until nobody takes them any more.
+pub fn connections(listener: TcpListener) -> ReceiverStream<io::Result<TcpStream>> {
+    let (out, connections) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = out.closed() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(hand_over(stream, out.clone()))),
+                Err(error) => {
+                    warn!(%error, "cannot take a connection");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+async fn hand_over(stream: TcpStream, out: mpsc::Sender<io::Result<TcpStream>>) {
+    // One that is gone already has no options any more.
+    if set_up(&stream).is_ok() && timeout(SILENT, stream.readable()).await.is_ok() {
+        // After the server has ended nobody takes it.
+        let _ = out.send(Ok(stream)).await;
+    }
+}
+
+fn set_up(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    // A peer that takes nothing for so long is gone or hangs; whoever speaks HTTP/2 is noticed earlier.
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(STUCK))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_is_silent_holds_nobody_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut connections = connections(listener);
+        let _silent = TcpStream::connect(address).await.unwrap();
+        let mut loud = TcpStream::connect(address).await.unwrap();
+        loud.write_all(b"x").await.unwrap();
+        let served = timeout(SILENT / 2, connections.next()).await.unwrap();
+        let served = served.unwrap().unwrap();
+        assert_eq!(served.peer_addr().unwrap(), loud.local_addr().unwrap());
+        assert!(served.nodelay().unwrap());
+    }
+}
