@@ -173,7 +173,7 @@ fn runs_are_compared_and_drawn() {
     scene.run("plot a b -o time.svg --x time --from 3 --to 9 --baselines");
     let drawn = fs::read_to_string(scene.path("time.svg")).expect("it was drawn");
     assert!(
-        drawn.contains("seconds</text>") && drawn.contains(" tokens alike "),
+        drawn.contains("seconds</text>") && drawn.contains(">uniform"),
         "{drawn}"
     );
 
