@@ -45,8 +45,11 @@ pub fn connections(listener: TcpListener) -> ReceiverStream<io::Result<TcpStream
 }
 
 async fn hand_over(stream: TcpStream, out: mpsc::Sender<io::Result<TcpStream>>) {
+    // A look that takes nothing: `readable` alone may be wrong.
+    let mut first = [0];
+    let word = timeout(SILENT, stream.peek(&mut first));
     // One that is gone already has no options any more.
-    if set_up(&stream).is_ok() && timeout(SILENT, stream.readable()).await.is_ok() {
+    if set_up(&stream).is_ok() && matches!(word.await, Ok(Ok(1))) {
         // After the server has ended nobody takes it.
         let _ = out.send(Ok(stream)).await;
     }
