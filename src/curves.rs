@@ -1,4 +1,4 @@
-//! The curves of runs as charts, for `plot` and `compare`. **Pure** but for [`load`] and [`write`].
+//! The curves of runs as charts, for `plot` and `compare`. **Pure** but for [`load`] and [`fn@write`].
 
 use std::path::Path;
 
