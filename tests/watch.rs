@@ -9,7 +9,7 @@ const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
 /// Rows and columns of a usual terminal.
 const USUAL: (u16, u16) = (24, 80);
 
-/// The step that the screen shows, `step 12/800`.
+/// The step that the screen shows, `step 12/600`.
 fn step(screen: &str) -> Option<u64> {
     let (_, rest) = screen.lines().next()?.split_once(" step ")?;
     rest.split_once('/')?.0.parse().ok()
@@ -60,18 +60,14 @@ fn a_live_run_is_watched_paused_resumed_and_left_alone() {
     ));
     let mut watch = Terminal::start(&scene, "watch", USUAL);
     watch.wait_for("no runs yet");
-    let long = format!("{TRAIN} --set train.steps=800 --set checkpoint.every=0");
+    let long = format!(
+        "{TRAIN} --set train.steps=600 --set train.eval_every=200 --set checkpoint.every=0"
+    );
     scene.run(&format!("{long} --detach --name live"));
     let first = rising(&mut watch, 0);
     rising(&mut watch, first);
     assert!(watch.has_colours());
 
-    watch.press("p");
-    watch.wait_for("Pause live?");
-    watch.press("n");
-    watch.wait_until("an answered question", |screen| {
-        !screen.contains("Pause live?")
-    });
     watch.press("p");
     watch.wait_for("Pause live?");
     watch.press("y");
@@ -83,6 +79,13 @@ fn a_live_run_is_watched_paused_resumed_and_left_alone() {
             .is_some_and(|line| line.contains("live  paused"))
     });
     assert_eq!(status(&scene, "live"), "paused");
+
+    watch.press("c");
+    watch.wait_for("Cancel live?");
+    watch.press("n");
+    watch.wait_until("an answered question", |screen| {
+        !screen.contains("Cancel live?")
+    });
 
     watch.press("?");
     watch.wait_for("list of runs; Enter chooses");
@@ -121,7 +124,7 @@ fn a_live_run_is_watched_paused_resumed_and_left_alone() {
     let end = scene.events("follow live").pop().expect("an event");
     assert_eq!(
         (&end["event"], &end["step"]),
-        (&"finished".into(), &800.into())
+        (&"finished".into(), &600.into())
     );
 }
 

@@ -100,9 +100,9 @@ fn no_size_panics() {
         shown.push(state);
     }
     for state in &shown {
-        for width in (1..20).chain([40, 66, 80, 150]) {
-            for height in (1..20).chain([24, 60]) {
-                picture(state, (width, height));
+        for width in (0..20).chain([40, 66, 80, 150]) {
+            for height in (0..20).chain([24, 60]) {
+                drawn(state, Theme::new(true), (width, height));
             }
         }
     }
