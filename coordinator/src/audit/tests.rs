@@ -245,6 +245,7 @@ fn watched() -> Scene {
     });
     store.set_spec(&run, &spec, "identity").unwrap();
     let mut chain = first_chain(&spec);
+    store.hold().unwrap();
     for step in 1..=30 {
         let mut entry = entry(step, chain.head());
         entry.state_hash_before = None;
@@ -257,6 +258,7 @@ fn watched() -> Scene {
         chain.push(&entry).unwrap();
     }
     store.set_progress(&run, 30).unwrap();
+    store.release().unwrap();
     Scene {
         home: Home::open(dir.path()).unwrap(),
         store,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::{Notice, NotifyConfig};
@@ -50,7 +50,7 @@ impl Delivery {
             let (event, run) = (notice.event.word(), notice.run.as_str());
             let json = serde_json::to_string(&notice).expect("a notice is plain data");
             if let Some(command) = &self.command {
-                match call(command, COMMAND_DEADLINE, &notice, &json).await {
+                match call(command, sleep(COMMAND_DEADLINE), &notice, &json).await {
                     Ok(()) => info!(event, run, "the command was told"),
                     Err(error) => warn!(event, run, error, "the command was not told"),
                 }
@@ -73,10 +73,10 @@ impl Delivery {
     }
 }
 
-/// Runs the command with the notice on its stdin.
+/// Runs the command with the notice on its stdin. It may take until `late` completes.
 async fn call(
     command: &str,
-    deadline: Duration,
+    late: impl Future<Output = ()>,
     notice: &Notice,
     json: &str,
 ) -> Result<(), String> {
@@ -102,13 +102,17 @@ async fn call(
         }
         child.wait().await
     };
-    match timeout(deadline, ended).await {
-        Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(Ok(status)) => Err(format!("it ended with {status}")),
-        Ok(Err(error)) => Err(format!("it cannot be waited for: {error}")),
-        Err(_) => {
+    let ended = tokio::select! {
+        ended = ended => Some(ended),
+        () = late => None,
+    };
+    match ended {
+        Some(Ok(status)) if status.success() => Ok(()),
+        Some(Ok(status)) => Err(format!("it ended with {status}")),
+        Some(Err(error)) => Err(format!("it cannot be waited for: {error}")),
+        None => {
             kill(&mut child).await;
-            let seconds = deadline.as_secs_f64();
+            let seconds = COMMAND_DEADLINE.as_secs();
             Err(format!("it took more than {seconds} s and was killed"))
         }
     }
@@ -185,6 +189,8 @@ fn request(agent: &ureq::Agent, url: &str, json: &str) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::super::Kind;
     use super::*;
 
@@ -203,9 +209,16 @@ mod tests {
             "sleep 600 & echo $! > '{0}'; cat >> '{0}'; wait",
             file.display()
         );
-        let short = Duration::from_millis(500);
-        let error = call(&command, short, &notice, "{}").await.unwrap_err();
-        assert_eq!(error, "it took more than 0.5 s and was killed");
+        // It is late once it has started another process and read what it was told.
+        let read = || std::fs::read_to_string(&file).unwrap_or_default();
+        let deadline = Instant::now() + COMMAND_DEADLINE;
+        let late = async {
+            while read().lines().count() < 2 && Instant::now() < deadline {
+                tokio::task::yield_now().await;
+            }
+        };
+        let error = call(&command, late, &notice, "{}").await.unwrap_err();
+        assert_eq!(error, "it took more than 30 s and was killed");
         let written = std::fs::read_to_string(&file).unwrap();
         let (pid, json) = written.split_once('\n').unwrap();
         assert_eq!(json, "{}\n");
@@ -215,12 +228,12 @@ mod tests {
             let stat = std::fs::read_to_string(&process).unwrap_or_default();
             stat.is_empty() || stat.contains(") Z ")
         };
-        let deadline = std::time::Instant::now() + COMMAND_DEADLINE;
+        let deadline = Instant::now() + COMMAND_DEADLINE;
         while cfg!(target_os = "linux") && !gone() {
-            assert!(std::time::Instant::now() < deadline, "process {pid} lives");
+            assert!(Instant::now() < deadline, "process {pid} lives");
             tokio::task::yield_now().await;
         }
-        let failed = call("exit 3", COMMAND_DEADLINE, &notice, "{}").await;
+        let failed = call("exit 3", sleep(COMMAND_DEADLINE), &notice, "{}").await;
         assert_eq!(failed.unwrap_err(), "it ended with exit status: 3");
     }
 

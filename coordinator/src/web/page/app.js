@@ -32,8 +32,10 @@ const app = {
 
 let page = null;
 let lost = false;
+/** The first answers for the page that is shown. */
+let settling = null;
 
-const live = new Live({ event: feed, open: opened, lost: disconnected, glance });
+const live = new Live({ event: feed, open: streaming, lost: disconnected, glance });
 
 // --- pages
 
@@ -66,6 +68,8 @@ function show(next = pageFor(location)) {
     page.open();
     return;
   }
+  // What is known already does not wait for the stream.
+  settling = opened();
   if (app.cluster) page.event('cluster', app.cluster);
   if (app.runs) page.event('runs', app.runs);
   live.watch(page.runs);
@@ -81,11 +85,20 @@ document.addEventListener('click', (e) => {
 
 // --- the stream
 
+/** The stream is new. Unless nothing can have changed, what was shown before may be old by now. @param {boolean} first */
+async function streaming(first) {
+  const shown = page;
+  if (first) await settling;
+  if (page !== shown) return;
+  if (first && page.rests()) connected();
+  else await opened();
+}
+
 async function opened() {
   const shown = page;
   try {
     await shown.open();
-    connected();
+    if (live.connected) connected();
   } catch (error) {
     if (page === shown) await troubled(error);
   }

@@ -71,7 +71,13 @@ export class ComparePage {
     });
   }
 
-  /** The stream is new: asks for everything. */
+  /** Whether it is shown as it is and will stay. */
+  rests() {
+    const still = ({ view }) => view !== null && !['queued', 'running'].includes(view.info.status);
+    return [...this.#runs.values()].every(still);
+  }
+
+  /** Asks for everything. */
   async open() {
     const asked = [...this.#runs].map(async ([name, run]) => {
       try {

@@ -16,7 +16,7 @@ export const METRICS = ['loss', 'grad_norm', 'learning_rate', 'tokens_per_second
 export class RunHistory {
   #all = empty();
   #detail = null;
-  #pending = null;
+  #waiting = new Set();
 
   /** @param {string} name */
   constructor(name) {
@@ -25,13 +25,13 @@ export class RunHistory {
 
   /** Asks for the overview. Steps that come meanwhile are kept and appended. */
   async load() {
-    const waiting = (this.#pending ??= []);
+    const waiting = [];
+    this.#waiting.add(waiting);
     try {
-      const all = await getHistory(this.name, { points: POINTS });
-      this.#all = filled(all);
+      this.#all = filled(await getHistory(this.name, { points: POINTS }));
       append(this.#all, waiting);
     } finally {
-      if (this.#pending === waiting) this.#pending = null;
+      this.#waiting.delete(waiting);
     }
   }
 
@@ -57,7 +57,7 @@ export class RunHistory {
 
   /** Takes up steps that were just committed. @param {Object[]} steps @returns {boolean} whether the overview should be asked for anew */
   append(steps) {
-    this.#pending?.push(...steps);
+    this.#waiting.forEach((waiting) => waiting.push(...steps));
     append(this.#all, steps);
     if (this.#detail?.open) append(this.#detail, steps);
     return this.#all.step.length > MOST;

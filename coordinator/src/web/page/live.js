@@ -21,8 +21,8 @@ export class Live {
   #handlers;
 
   /**
-   * @param {{event: (kind: string, data: *) => void, open: () => void, lost: () => void, glance: () => void}} handlers
-   *   `open` is called whenever a connection is new: what was shown before may be old
+   * @param {{event: (kind: string, data: *) => void, open: (first: boolean) => void, lost: () => void, glance: () => void}} handlers
+   *   `open` is called whenever a connection is new: unless it is the first, what was shown before may be old
    */
   constructor(handlers) {
     this.#handlers = handlers;
@@ -30,10 +30,16 @@ export class Live {
     setInterval(() => this.#check(), 5000);
   }
 
-  /** Connects for these runs. @param {string[]} runs */
+  /** Whether the stream flows. */
+  get connected() {
+    return this.#source?.readyState === EventSource.OPEN;
+  }
+
+  /** Connects for these runs, unless it is connected for them already. @param {string[]} runs */
   watch(runs) {
+    const same = this.#source && this.#runs.join() === runs.join();
     this.#runs = runs;
-    this.#connect();
+    if (!same) this.#connect(true);
   }
 
   /** Stops for good, until it watches again. */
@@ -49,7 +55,7 @@ export class Live {
     this.#source = null;
   }
 
-  #connect() {
+  #connect(first = false) {
     this.close();
     const query = new URLSearchParams(this.#runs.map((run) => ['run', run]));
     const source = new EventSource(`/api/live?${query}`);
@@ -57,7 +63,7 @@ export class Live {
     this.#heard = performance.now();
     source.addEventListener('open', () => {
       this.#heard = performance.now();
-      this.#handlers.open();
+      this.#handlers.open(first);
     });
     source.addEventListener('error', () => this.#failed(source));
     for (const kind of EVENTS) {
@@ -73,12 +79,13 @@ export class Live {
     this.#handlers.lost();
     // What is missed is asked for anew, so there is nothing to continue; and a browser's own wait is long.
     source.close();
+    this.#source = null;
     clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.#connect(), RETRY_MS);
   }
 
   #check() {
-    const silent = this.#source?.readyState === EventSource.OPEN && performance.now() - this.#heard > SILENCE_MS;
+    const silent = this.connected && performance.now() - this.#heard > SILENCE_MS;
     if (silent) this.#failed(this.#source);
   }
 

@@ -78,7 +78,12 @@ export class RunPage {
     return `${part}${info.name}, ${info.status}`;
   }
 
-  /** The stream is new: asks for everything. */
+  /** Whether it is shown as it is and will stay. */
+  rests() {
+    return this.#view !== null && !['queued', 'running'].includes(this.#view.info.status);
+  }
+
+  /** Asks for everything. */
   async open() {
     await Promise.all([this.#load(), this.#history.load()]);
     if (this.charts.view) this.#zoomed(this.charts.view);

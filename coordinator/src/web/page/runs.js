@@ -53,7 +53,12 @@ export class RunsPage {
     return active ? `${percent(active.step / active.steps)} ${active.name}` : 'Runs';
   }
 
-  /** The stream is new: asks for everything. */
+  /** Whether it needs nothing but the stream, which brings all runs itself: no run has a curve here. */
+  rests() {
+    return this.#list !== null && this.#now.name === null;
+  }
+
+  /** Asks for everything. */
   async open() {
     this.#list = await getRuns();
     this.#show();

@@ -51,6 +51,10 @@ export class SignIn {
     this.#token.focus();
   }
 
+  rests() {
+    return true;
+  }
+
   event() {}
   recolor() {}
   dispose() {}

@@ -37,8 +37,10 @@ export class Workers {
    */
   update(cluster, view, now) {
     const active = cluster?.active === view.info.name;
-    const here = active ? cluster.workers : [];
     const gone = lost(view.timeline, cluster?.workers ?? [], view.info.step);
+    // A loss is told at once, the cluster is described once a second.
+    const dead = new Set(gone.map((entry) => entry.worker));
+    const here = active ? cluster.workers.filter((worker) => !dead.has(worker.name)) : [];
     const rows = [...gone.map((entry) => ({ key: `lost ${entry.id}`, lost: entry })), ...here.map((worker) => ({ key: worker.name, worker }))];
     keyed(this.#table.body, rows, (row) => row.key, create, (element, row) =>
       row.worker ? showWorker(element, row.worker) : showLost(element, row.lost, now),
