@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use cohort_common::api::{Classes, FinishedEvent, RunEvent, SampleInfo, StepEvent};
-use cohort_common::spec::{human_bytes, human_count};
+use cohort_common::spec::{counted, human_bytes, human_count};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ratatui::crossterm::terminal::size;
 
@@ -197,11 +197,11 @@ fn describe(event: &RunEvent) -> Option<String> {
             format!("{run} waits for workers: {have} of {need} are there")
         }
         RunEvent::Loading { workers, step, .. } => {
-            let workers = count(*workers, "worker");
+            let workers = counted(*workers, "worker");
             format!("loading the state of step {step} on {workers}")
         }
         RunEvent::Training { run, workers } => {
-            format!("{run} trains on {}", count(*workers, "worker"))
+            format!("{run} trains on {}", counted(*workers, "worker"))
         }
         RunEvent::Eval(eval) => {
             let split = eval.split.replace('_', " ");
@@ -285,11 +285,4 @@ pub fn summary(end: &FinishedEvent) -> String {
         lines.push(format!("checkpoint  {path}"));
     }
     lines.join("\n")
-}
-
-fn count(number: usize, thing: &str) -> String {
-    match number {
-        1 => format!("1 {thing}"),
-        _ => format!("{number} {thing}s"),
-    }
 }

@@ -1,35 +1,31 @@
 //! The driver: one task owns the cluster's machine, feeds it events and carries out its actions. Whatever waits (disk,
 //! network) happens elsewhere and comes back as an event.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+mod cluster;
+mod describe;
+
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::aggregate::Shape;
-use cohort_common::api::{ClusterInfo, ClusterView, SystemView, WorkerInfo, WorkerView};
+use cohort_common::api::{ClusterInfo, ClusterView, SystemView};
 use cohort_common::checkpoint::CheckpointMeta;
 use cohort_common::cluster::events::{LeftReason, MemberInfo};
-use cohort_common::cluster::{Action, Event, Holding, Limits, Machine, ToWorker};
+use cohort_common::cluster::{Action, Event, Holding, Machine, ToWorker};
 use cohort_common::figures::Figures;
-use cohort_common::home::{Home, RunName};
+use cohort_common::home::RunName;
 use cohort_common::ids::{RunId, SessionId, Step};
-use cohort_common::traces::Traces;
 use cohort_common::wire;
 use cohort_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tonic::Status;
 use tracing::{error, info, warn};
 
-use crate::exchange::{Exchange, Host};
 use crate::figures::{Book, TimesDue};
-use crate::history::Histories;
-use crate::notify::Notices;
-use crate::readers::Readers;
 use crate::record::{CheckpointDone, RunRecord};
-use crate::store::StoreHandle;
-use crate::system::watch_system;
 use crate::trace::StepSpans;
+
+pub use cluster::Cluster;
 
 /// Events that may wait for the driver; more make their senders wait.
 const QUEUE: usize = 1024;
@@ -93,144 +89,6 @@ pub enum Command {
         /// Where the answer goes: whether the run trains or waits here.
         reply: oneshot::Sender<bool>,
     },
-}
-
-/// The way to the driver and to what all services share. Cheap to clone.
-#[derive(Clone)]
-pub struct Cluster(Arc<Shared>);
-
-struct Shared {
-    commands: mpsc::Sender<Command>,
-    exchange: Arc<Exchange>,
-    home: Home,
-    store: StoreHandle,
-    notices: Notices,
-    sessions: std::sync::Mutex<HashSet<SessionId>>,
-    /// Bumped whenever a run has a new event, so that followers look.
-    pub events: watch::Sender<u64>,
-    histories: Histories,
-    readers: Readers,
-}
-
-impl Cluster {
-    /// Starts the driver. The task ends only by a panic: then the machine has found that it contradicts itself, and
-    /// nothing may go on from such a state.
-    pub fn start(
-        home: Home,
-        store: StoreHandle,
-        limits: Limits,
-        notices: Notices,
-        traces: Traces,
-    ) -> (Self, JoinHandle<()>) {
-        let (commands, queue) = mpsc::channel(QUEUE);
-        let cluster = Self(Arc::new(Shared {
-            commands,
-            exchange: Arc::default(),
-            readers: Readers::new(home.database()),
-            home,
-            store,
-            notices,
-            sessions: std::sync::Mutex::default(),
-            events: watch::Sender::new(0),
-            histories: Histories::default(),
-        }));
-        let boot = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |t| t.as_secs());
-        let driver = Driver {
-            cluster: cluster.clone(),
-            machine: Machine::new(limits),
-            tick: Duration::from_millis(limits.tick_ms),
-            outboxes: HashMap::new(),
-            runs: HashMap::new(),
-            started: Instant::now(),
-            started_ms: now_ms(),
-            joined_ms: HashMap::new(),
-            figures: Book::default(),
-            system: watch_system(cluster.home().root().to_owned()),
-            spans: StepSpans::new(traces),
-            next_session: (boot << 32) + 1,
-        };
-        let task = tokio::spawn(driver.run(queue));
-        (cluster, task)
-    }
-
-    /// The sums of the steps in flight.
-    pub fn exchange(&self) -> &Arc<Exchange> {
-        &self.0.exchange
-    }
-
-    /// The home directory.
-    pub fn home(&self) -> &Home {
-        &self.0.home
-    }
-
-    /// The store.
-    pub fn store(&self) -> &StoreHandle {
-        &self.0.store
-    }
-
-    /// Who is told what becomes of runs.
-    pub(crate) fn notices(&self) -> &Notices {
-        &self.0.notices
-    }
-
-    /// The steps of the runs that somebody looks at.
-    pub fn histories(&self) -> &Histories {
-        &self.0.histories
-    }
-
-    /// Connections for looks at the store.
-    pub(crate) fn readers(&self) -> &Readers {
-        &self.0.readers
-    }
-
-    /// Wakes up whenever a run has a new event.
-    pub fn events(&self) -> watch::Receiver<u64> {
-        self.0.events.subscribe()
-    }
-
-    pub(crate) fn announce(&self) {
-        self.0.events.send_modify(|n| *n += 1);
-    }
-
-    /// Hands an event to the driver. After the driver has ended nobody needs it.
-    pub async fn send(&self, event: Event) {
-        self.command(Command::Event(event)).await;
-    }
-
-    /// Hands a command to the driver.
-    pub async fn command(&self, command: Command) {
-        let _ = self.0.commands.send(command).await;
-    }
-
-    /// Asks the driver.
-    pub async fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<T>) -> Command,
-    ) -> Result<T, Status> {
-        let (reply, answer) = oneshot::channel();
-        self.command(command(reply)).await;
-        answer
-            .await
-            .map_err(|_| Status::unavailable("the coordinator is shutting down"))
-    }
-
-    fn sessions(&self) -> std::sync::MutexGuard<'_, HashSet<SessionId>> {
-        let sessions = self.0.sessions.lock();
-        sessions.expect("no thread panics while it holds this lock")
-    }
-}
-
-#[tonic::async_trait]
-impl Host for Cluster {
-    fn is_open(&self, session: SessionId) -> bool {
-        self.sessions().contains(&session)
-    }
-
-    async fn tell(&self, event: Event) {
-        self.send(event).await;
-    }
 }
 
 /// Milliseconds since the epoch, for records that people read.
@@ -540,63 +398,5 @@ impl Driver {
         let what = format!("{OUTBOX} messages wait for it, or its connection is gone");
         let reason = LeftReason::Protocol(what);
         Some(Event::Left { session, reason })
-    }
-
-    fn view(&self) -> ClusterView {
-        let described = self.describe();
-        let sessions = self.machine.members().keys();
-        let now = Instant::now();
-        let active = self.machine.active_run().and_then(|run| self.runs.get(run));
-        let flops_per_token = active.map(|record| record.facts.flops_per_token);
-        let worker = |(worker, session): (WorkerInfo, &SessionId)| {
-            let mut view = WorkerView {
-                name: worker.name,
-                host: worker.host,
-                pid: worker.pid,
-                device: worker.device,
-                threads: worker.threads,
-                lanes: worker.lanes,
-                joined_ms: self.joined_ms.get(session).copied().unwrap_or_default(),
-                ..WorkerView::default()
-            };
-            self.figures.show(*session, &mut view, flops_per_token, now);
-            view
-        };
-        ClusterView {
-            version: described.version,
-            home: described.home,
-            now_ms: now_ms(),
-            started_ms: self.started_ms,
-            workers: described
-                .workers
-                .into_iter()
-                .zip(sessions)
-                .map(worker)
-                .collect(),
-            active: described.active,
-            queued: described.queued,
-            system: *self.system.borrow(),
-        }
-    }
-
-    fn describe(&self) -> ClusterInfo {
-        let worker =
-            |(&session, member): (&SessionId, &cohort_common::cluster::coordinator::Member)| {
-                WorkerInfo {
-                    name: session.to_string(),
-                    host: member.info.host.clone(),
-                    pid: member.info.pid,
-                    device: member.info.device.clone(),
-                    threads: member.info.threads,
-                    lanes: self.machine.lanes_of(session),
-                }
-            };
-        ClusterInfo {
-            version: env!("CARGO_PKG_VERSION").into(),
-            home: self.cluster.home().root().display().to_string(),
-            workers: self.machine.members().iter().map(worker).collect(),
-            active: self.machine.active_run().map(|r| r.to_string()),
-            queued: self.machine.queued().map(ToString::to_string).collect(),
-        }
     }
 }

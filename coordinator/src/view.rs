@@ -6,7 +6,7 @@ use cohort_common::api::{
     RunSummary, RunView, SampleInfo, StepEvent, TimelineEntry,
 };
 use cohort_common::home::{Home, RunName};
-use cohort_common::spec::{RunSpec, human_bytes};
+use cohort_common::spec::{RunSpec, counted, human_bytes};
 use tonic::Status;
 
 use crate::data::open_corpus;
@@ -172,9 +172,14 @@ fn words(event: &RunEvent) -> String {
             format!("waits for workers: {have} of {need} are there")
         }
         RunEvent::Loading { workers, step, .. } => {
-            format!("the state of step {step} is loaded on {workers} workers")
+            format!(
+                "the state of step {step} is loaded on {}",
+                counted(*workers, "worker")
+            )
         }
-        RunEvent::Training { workers, .. } => format!("trains on {workers} workers"),
+        RunEvent::Training { workers, .. } => {
+            format!("trains on {}", counted(*workers, "worker"))
+        }
         RunEvent::Checkpoint { checkpoint, .. } => checkpoint_words(checkpoint),
         RunEvent::Note { text, .. } | RunEvent::Anomaly(AnomalyEvent { text, .. }) => text.clone(),
         RunEvent::Paused { step, reason, .. } => match reason {

@@ -81,6 +81,14 @@ pub fn human_bytes(bytes: u64) -> String {
     scaled(bytes, &["bytes", "kB", "MB", "GB", "TB", "PB", "EB"], " ")
 }
 
+/// A number of things, such as `1 worker` or `3 workers`.
+pub fn counted(number: usize, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        _ => format!("{number} {thing}s"),
+    }
+}
+
 /// A count with a unit, such as `124.4M`.
 pub fn human_count(count: u64) -> String {
     scaled(count, &["", "k", "M", "B", "T", "P", "E"], "")
@@ -122,6 +130,10 @@ mod tests {
         assert_eq!(human_bytes(u64::MAX), "18.4 EB");
         assert_eq!(human_count(124_439_808), "124.4M");
         assert_eq!(human_count(7), "7");
+        assert_eq!(
+            (counted(1, "worker"), counted(0, "worker")),
+            ("1 worker".into(), "0 workers".into())
+        );
         assert_eq!(human_flops(884_736.0), "884.7 kFLOP");
         assert_eq!(human_flops(2.5e21), "2.5 ZFLOP");
     }

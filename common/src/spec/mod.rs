@@ -37,7 +37,7 @@ pub use finetune::FinetuneBase;
 pub use layers::LayerRates;
 pub use lora::{LoraConfig, linear_modules};
 pub use memory::{
-    LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, human_bytes, human_count, human_flops,
+    LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, counted, human_bytes, human_count, human_flops,
     memory_per_worker,
 };
 pub use model::{Architecture, ModelConfig, RopeScaling};

@@ -270,12 +270,6 @@ impl Store {
         Ok(ids.into_iter().next().unwrap_or_default())
     }
 
-    /// The newest event of a run of some kind.
-    pub fn last_event_of(&self, run: &RunName, kind: &str) -> Result<Option<String>, StoreError> {
-        let sql = "SELECT text FROM events WHERE run = ?1 AND kind = ?2 ORDER BY id DESC LIMIT 1";
-        self.query_maybe(sql, params![run.as_str(), kind], |row| row.get(0))
-    }
-
     /// At most `limit` events with an id above `after`, in order: of a run, or all. A step's event has the metrics that the
     /// step has now; that of a step which was taken back is left out.
     pub fn events(

@@ -185,20 +185,6 @@ impl Store {
         self.expect_run(name, changed)
     }
 
-    /// Called when a coordinator starts: what was running is interrupted now. Returns those runs, the oldest first.
-    pub fn interrupt_running(&self) -> Result<Vec<RunName>, StoreError> {
-        let running = self
-            .runs()?
-            .into_iter()
-            .filter(|r| r.status == RunStatus::Running);
-        let names: Vec<RunName> = running.map(|r| r.name).collect();
-        self.execute(
-            "UPDATE runs SET status = ?1 WHERE status = ?2",
-            [RunStatus::Interrupted.as_str(), RunStatus::Running.as_str()],
-        )?;
-        Ok(names)
-    }
-
     /// The next free name `<stem>-N`; N grows past every run there is.
     pub fn next_run_name(&self, stem: &RunName) -> Result<RunName, StoreError> {
         let names: Vec<String> = self.query("SELECT name FROM runs", [], |row| row.get(0))?;
@@ -289,8 +275,9 @@ mod tests {
             .unwrap();
         store.set_progress(&run, 7).unwrap();
         store.set_progress(&run, 5).unwrap();
-        assert_eq!(store.interrupt_running().unwrap(), [name("tiny-1")]);
-        assert_eq!(store.interrupt_running().unwrap(), []);
+        store
+            .set_status(&run, RunStatus::Interrupted, None, 2500)
+            .unwrap();
         assert_eq!(store.run(&run).unwrap().status, RunStatus::Interrupted);
         store
             .set_status(&run, RunStatus::Running, None, 3000)

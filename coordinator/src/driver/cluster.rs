@@ -1,0 +1,161 @@
+//! The way to the driver, and what all services share beside it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cohort_common::cluster::{Event, Limits, Machine};
+use cohort_common::home::Home;
+use cohort_common::ids::SessionId;
+use cohort_common::traces::Traces;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+use super::{Command, Driver, QUEUE, now_ms};
+use crate::exchange::{Exchange, Host};
+use crate::figures::Book;
+use crate::history::Histories;
+use crate::notify::Notices;
+use crate::readers::Readers;
+use crate::store::StoreHandle;
+use crate::system::watch_system;
+use crate::trace::StepSpans;
+
+/// The way to the driver and to what all services share. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster(Arc<Shared>);
+
+struct Shared {
+    commands: mpsc::Sender<Command>,
+    exchange: Arc<Exchange>,
+    home: Home,
+    store: StoreHandle,
+    notices: Notices,
+    sessions: std::sync::Mutex<HashSet<SessionId>>,
+    /// Bumped whenever a run has a new event, so that followers look.
+    pub events: watch::Sender<u64>,
+    histories: Histories,
+    readers: Readers,
+}
+
+impl Cluster {
+    /// Starts the driver. The task ends only by a panic: then the machine has found that it contradicts itself, and
+    /// nothing may go on from such a state.
+    pub fn start(
+        home: Home,
+        store: StoreHandle,
+        limits: Limits,
+        notices: Notices,
+        traces: Traces,
+    ) -> (Self, JoinHandle<()>) {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let cluster = Self(Arc::new(Shared {
+            commands,
+            exchange: Arc::default(),
+            readers: Readers::new(home.database()),
+            home,
+            store,
+            notices,
+            sessions: std::sync::Mutex::default(),
+            events: watch::Sender::new(0),
+            histories: Histories::default(),
+        }));
+        let boot = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |t| t.as_secs());
+        let driver = Driver {
+            cluster: cluster.clone(),
+            machine: Machine::new(limits),
+            tick: Duration::from_millis(limits.tick_ms),
+            outboxes: HashMap::new(),
+            runs: HashMap::new(),
+            started: Instant::now(),
+            started_ms: now_ms(),
+            joined_ms: HashMap::new(),
+            figures: Book::default(),
+            system: watch_system(cluster.home().root().to_owned()),
+            spans: StepSpans::new(traces),
+            next_session: (boot << 32) + 1,
+        };
+        let task = tokio::spawn(driver.run(queue));
+        (cluster, task)
+    }
+
+    /// The sums of the steps in flight.
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.0.exchange
+    }
+
+    /// The home directory.
+    pub fn home(&self) -> &Home {
+        &self.0.home
+    }
+
+    /// The store.
+    pub fn store(&self) -> &StoreHandle {
+        &self.0.store
+    }
+
+    /// Who is told what becomes of runs.
+    pub(crate) fn notices(&self) -> &Notices {
+        &self.0.notices
+    }
+
+    /// The steps of the runs that somebody looks at.
+    pub fn histories(&self) -> &Histories {
+        &self.0.histories
+    }
+
+    /// Connections for looks at the store.
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.0.readers
+    }
+
+    /// Wakes up whenever a run has a new event.
+    pub fn events(&self) -> watch::Receiver<u64> {
+        self.0.events.subscribe()
+    }
+
+    pub(crate) fn announce(&self) {
+        self.0.events.send_modify(|n| *n += 1);
+    }
+
+    /// Hands an event to the driver. After the driver has ended nobody needs it.
+    pub async fn send(&self, event: Event) {
+        self.command(Command::Event(event)).await;
+    }
+
+    /// Hands a command to the driver.
+    pub async fn command(&self, command: Command) {
+        let _ = self.0.commands.send(command).await;
+    }
+
+    /// Asks the driver.
+    pub async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.command(command(reply)).await;
+        answer
+            .await
+            .map_err(|_| Status::unavailable("the coordinator is shutting down"))
+    }
+
+    pub(super) fn sessions(&self) -> std::sync::MutexGuard<'_, HashSet<SessionId>> {
+        let sessions = self.0.sessions.lock();
+        sessions.expect("no thread panics while it holds this lock")
+    }
+}
+
+#[tonic::async_trait]
+impl Host for Cluster {
+    fn is_open(&self, session: SessionId) -> bool {
+        self.sessions().contains(&session)
+    }
+
+    async fn tell(&self, event: Event) {
+        self.send(event).await;
+    }
+}
