@@ -4,7 +4,8 @@
 
 Trains a tiny model for a few steps, fills the database up with steps of a made-up run, and starts a cluster on it; then asks
 for all that the page asks for, each on a connection of its own, as a browser does when nothing is cached. The first round
-finds a coordinator that has not read a step. `--home` keeps the filled home; where it has one already, that one is used.
+finds a coordinator that has not read a step. Where there is `chromedriver`, a browser then opens the run's page, at first at
+another such coordinator: seconds from navigation until the charts are drawn. `--home` keeps the filled home; where it has one already, that one is used.
 `--serve` waits with the cluster running, so that the page can be looked at.
 """
 
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from browser import Browser, found as browser_found
 
 RUN = "long-1"
 SPEC = """
@@ -142,6 +145,18 @@ def measure(address, coordinator):
     return answers, cpu_seconds(coordinator) - before
 
 
+def loads(address, times):
+    """Seconds until the page is drawn, each time in a browser of its own."""
+    seconds = []
+    for _ in range(times):
+        browser = Browser()
+        try:
+            seconds.append(browser.seconds_until_drawn(f"http://{address}/runs/{RUN}"))
+        finally:
+            browser.end()
+    return seconds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohort", default="target/release/cohort")
@@ -180,13 +195,26 @@ def main():
             finally:
                 process.terminate()
                 process.wait()
-        result = {"steps": arguments.steps, "workers": arguments.workers, "database_bytes": size, "rounds": rounds}
+        pages = []
+        for _ in range(arguments.times if browser_found() else 0):
+            process, address, _, _ = start(cohort, home, arguments.workers)
+            try:
+                first, *again = loads(address, 4)
+            finally:
+                process.terminate()
+                process.wait()
+            pages.append({"page_cold_s": first, "page_warm_s": statistics.median(again)})
+            print(f"page drawn in {first * 1e3:.0f} ms the first time, in {pages[-1]['page_warm_s'] * 1e3:.0f} ms again")
+        result = {"steps": arguments.steps, "workers": arguments.workers, "database_bytes": size, "rounds": rounds, "pages": pages}
         for figure in ["cold_s", "cold_cpu_s", "warm_s", "warm_cpu_s"]:
             result[figure] = statistics.median(entry[figure] for entry in rounds)
+        for figure in ["page_cold_s", "page_warm_s"] if pages else []:
+            result[figure] = statistics.median(entry[figure] for entry in pages)
         print(json.dumps(result))
         if arguments.json:
             with open(arguments.json, "w") as file:
                 json.dump(result, file, indent=1)
+                file.write("\n")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""What it costs a run to be watched: steps' times with and without a page open, figures scraped and event files kept.
+"""What it costs a run to be watched: steps' times with and without a page open and figures scraped.
 
     cargo build --release
-    python3 bench/watching.py [--cohort target/release/cohort] [--pairs 5] [--steps 400] [--json FILE]
+    python3 bench/watching.py [--cohort target/release/cohort] [--phases 30] [--seconds 8] [--json FILE]
 
-Each pair is two runs of the same spec on a cluster of its own, one worker with one thread, watched and not watched in
-turn. Watched means: a browser has the run's page open (where `chromium` is found; else the page's live stream is read and its
-requests are made again every two seconds), `/metrics` is asked each second, and the coordinator keeps event files for TensorBoard.
-The figure is the ratio of the medians of the steps' times, as the ledger's clock has them, over all pairs; beside it stands the
-processor time of the coordinator. On a machine with more than one core the browser has cores of its own.
+One run on one worker of one thread, in phases that take turns: watched by nobody, and watched. Watched means that a browser shows
+the run's page (by `chromedriver`; without one, the page's stream is read, and what it asks for at first is asked for again every
+two seconds) and that `/metrics` is asked each second. In the other phases the browser shows an empty page. The first quarter of a phase
+is left out, and so are steps with a checkpoint. Of every three phases in a row, the middle one is compared with the mean of the
+other two, so that a machine whose speed drifts misleads nobody; the figure is the median of those ratios. Event files for TensorBoard are
+kept all the time. On a machine with more than one core the browser has cores of its own.
 """
 
 import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import statistics
 import subprocess
@@ -22,6 +22,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+
+from browser import Browser, found as browser_found
 
 SPEC = """
 [model]
@@ -33,17 +35,14 @@ context = 64
 [tokenizer]
 kind = "char"
 [train]
-steps = {steps}
+steps = 1000000
 lanes = 4
 micro_batch = 3
 learning_rate = 1e-3
-eval_every = 100
+eval_every = 0
 [checkpoint]
-every = 100
+every = 500
 """
-
-BROWSER = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"]
 
 
 def text(path):
@@ -53,30 +52,46 @@ def text(path):
             file.write(words[(i * i + 7 * i) % len(words)] + ("\n" if i % 11 == 0 else " "))
 
 
+def cpu_seconds(process):
+    """Processor seconds of a process, or None if it has ended."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def group_cpu_seconds(group):
+    """Processor seconds of all processes of a group."""
+    total = 0
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and os.getpgid(int(entry)) == group:
+                total += cpu_seconds(int(entry)) or 0
+        except OSError:
+            pass
+    return total
+
+
 class Cluster:
     """A coordinator and one worker of one thread."""
 
-    def __init__(self, cohort, home, watched):
-        line = [cohort, "local", "--workers", "1", "--threads", "1", "--listen", "127.0.0.1:0", "--home", home]
-        if watched:
-            line += ["--tensorboard", os.path.join(home, "events")]
+    def __init__(self, cohort, home):
+        line = [cohort, "local", "--workers", "1", "--threads", "1", "--listen", "127.0.0.1:0", "--home", home,
+                "--tensorboard", os.path.join(home, "events")]
         self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if found := re.search(r"http://([\d.]+:\d+)", line):
-                self.address = found.group(1)
+                self.address = f"http://{found.group(1)}"
             if found := re.search(r"coordinator +process (\d+)", line):
                 self.coordinator = int(found.group(1))
             if "Ctrl-C" in line:
                 return
         raise SystemExit("the cluster did not start")
 
-    def cpu_seconds(self):
-        with open(f"/proc/{self.coordinator}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def get(self, path):
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(self.address + path, timeout=60) as answer:
             return answer.read()
 
     def end(self):
@@ -88,75 +103,99 @@ def every(seconds, stop, what):
     def run():
         while not stop.wait(seconds):
             what()
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
 
 
-def measure(cohort, directory, number, steps, watched):
-    """Seconds of each step, and the coordinator's processor seconds."""
-    home = os.path.join(directory, f"home-{number}")
-    cluster = Cluster(cohort, home, watched)
-    stop, browser = threading.Event(), None
-    spec, corpus = os.path.join(directory, "spec.toml"), os.path.join(directory, "text.txt")
-    train = [cohort, "pretrain", spec, "--corpus", corpus, "--name", "run", "--coordinator", f"http://{cluster.address}", "--home", home]
-    try:
-        if watched:
-            subprocess.run(train + ["--detach"], check=True, capture_output=True)
-            chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-            if chromium:
-                profile = os.path.join(directory, f"profile-{number}")
-                line = [chromium, *BROWSER, f"--user-data-dir={profile}", f"http://{cluster.address}/runs/run"]
-                browser = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-            else:
-                every(2, stop, lambda: (cluster.get("/api/runs/run"), cluster.get("/api/runs/run/history?points=600")))
-            every(1, stop, lambda: cluster.get("/metrics"))
-            subprocess.run([cohort, "follow", "run", "--coordinator", f"http://{cluster.address}", "--home", home], check=True, capture_output=True)
-        else:
-            subprocess.run(train, check=True, capture_output=True)
-        cpu = cluster.cpu_seconds()
-    finally:
+def stream(cluster, stop):
+    """Reads the live stream, as a page does."""
+    def run():
+        with urllib.request.urlopen(f"{cluster.address}/api/live?run=run", timeout=60) as lines:
+            while not stop.is_set() and lines.readline():
+                pass
+    threading.Thread(target=run, daemon=True).start()
+
+
+def watch(cluster, browser, stop):
+    every(1, stop, lambda: cluster.get("/metrics"))
+    if browser:
+        browser.show(f"{cluster.address}/runs/run")
+        return
+    stream(cluster, stop)
+    every(2, stop, lambda: (cluster.get("/api/runs/run"), cluster.get("/api/runs/run/history?points=1000")))
+
+
+def phases(cluster, browser, count, seconds):
+    """When each phase counts, in milliseconds, and the processor seconds in it of coordinator and browser."""
+    found = []
+    for number in range(count):
+        stop = threading.Event()
+        if number % 2:
+            watch(cluster, browser, stop)
+        elif browser:
+            browser.show("about:blank")
+        time.sleep(seconds / 4)
+        group = browser.process.pid if browser else 0
+        before = [cpu_seconds(cluster.coordinator), group_cpu_seconds(group)]
+        begin = 1e3 * time.time()
+        time.sleep(0.75 * seconds)
+        end = 1e3 * time.time()
         stop.set()
-        if browser:
-            os.killpg(browser.pid, signal.SIGTERM)
-            browser.wait()
-        cluster.end()
-    rows = subprocess.run([cohort, "metrics", "run", "--json", "--home", home], check=True, capture_output=True, text=True)
-    times = [json.loads(row)["time_ms"] for row in rows.stdout.splitlines()]
-    # The first steps come before the page is open.
-    seconds = [(b - a) / 1e3 for a, b in zip(times[20:], times[21:])]
-    return seconds, cpu
+        after = [cpu_seconds(cluster.coordinator), group_cpu_seconds(group)]
+        coordinator, page = (100 * (b - a) / (0.75 * seconds) for a, b in zip(before, after))
+        found.append({"watched": bool(number % 2), "begin": begin, "end": end, "coordinator_percent": coordinator, "browser_percent": page})
+    return found
+
+
+def step_times(cohort, home):
+    """End of each step and its milliseconds, without those that may have written a checkpoint."""
+    line = [cohort, "metrics", "run", "--json", "--home", home]
+    rows = [json.loads(row) for row in subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()]
+    pairs = zip(rows, rows[1:])
+    return [(b["time_ms"], b["time_ms"] - a["time_ms"]) for a, b in pairs if 5 <= b["step"] % 500 < 495]
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--cohort", default="target/release/cohort")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--phases", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--json")
     arguments = parser.parse_args()
     cohort = os.path.abspath(arguments.cohort)
-    pairs = []
+    browser = Browser() if browser_found() else None
     with tempfile.TemporaryDirectory() as directory:
-        text(os.path.join(directory, "text.txt"))
-        with open(os.path.join(directory, "spec.toml"), "w") as file:
-            file.write(SPEC.format(steps=arguments.steps))
-        for number in range(arguments.pairs):
-            pair = {}
-            order = [False, True] if number % 2 == 0 else [True, False]
-            for watched in order:
-                seconds, cpu = measure(cohort, directory, f"{number}-{watched}", arguments.steps, watched)
-                pair["watched" if watched else "alone"] = {"step_s": statistics.mean(seconds), "median_step_s": statistics.median(seconds), "coordinator_cpu_s": cpu}
-            pair["ratio"] = pair["watched"]["step_s"] / pair["alone"]["step_s"]
-            pairs.append(pair)
-            print(f"alone {pair['alone']['step_s'] * 1e3:.2f} ms a step, watched {pair['watched']['step_s'] * 1e3:.2f} ms: "
-                  f"{100 * (pair['ratio'] - 1):+.2f} %; coordinator {pair['alone']['coordinator_cpu_s']:.2f} s and "
-                  f"{pair['watched']['coordinator_cpu_s']:.2f} s of a core", flush=True)
-    ratio = statistics.median(pair["ratio"] for pair in pairs)
-    result = {"steps": arguments.steps, "pairs": pairs, "ratio": ratio}
-    print(f"watching costs {100 * (ratio - 1):+.2f} % of a step (median of {len(pairs)} pairs)")
+        home, spec, corpus = (os.path.join(directory, name) for name in ["home", "spec.toml", "text.txt"])
+        text(corpus)
+        with open(spec, "w") as file:
+            file.write(SPEC)
+        cluster = Cluster(cohort, home)
+        to = ["--coordinator", cluster.address, "--home", home]
+        try:
+            train = [cohort, "pretrain", spec, "--corpus", corpus, "--name", "run", "--detach", *to]
+            subprocess.run(train, check=True, capture_output=True)
+            time.sleep(arguments.seconds)
+            found = phases(cluster, browser, arguments.phases, arguments.seconds)
+            subprocess.run([cohort, "cancel", "run", *to], check=True, capture_output=True)
+        finally:
+            cluster.end()
+            if browser:
+                browser.end()
+        times = step_times(cohort, home)
+    for phase in found:
+        own = [took for end, took in times if phase["begin"] <= end - took and end <= phase["end"]]
+        phase["step_ms"], phase["steps"] = statistics.mean(own), len(own)
+        print(f"{'watched' if phase['watched'] else 'alone  '} {phase['step_ms']:.2f} ms a step over {len(own)}; "
+              f"coordinator {phase['coordinator_percent']:.1f} % of a core, browser {phase['browser_percent']:.1f} %")
+    ratios = []
+    for before, middle, after in zip(found, found[1:], found[2:]):
+        ratio = middle["step_ms"] / statistics.mean([before["step_ms"], after["step_ms"]])
+        ratios.append(ratio if middle["watched"] else 1 / ratio)
+    low, ratio, high = statistics.quantiles(ratios, n=4)
+    print(f"watching costs {100 * (ratio - 1):+.2f} % of a step (median of {len(ratios)}; half of them from "
+          f"{100 * (low - 1):+.2f} to {100 * (high - 1):+.2f} %)")
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump(result, file, indent=1)
+            json.dump({"phases": found, "ratio": ratio, "quartiles": [low, high]}, file, indent=1)
             file.write("\n")
 
 

@@ -1,4 +1,4 @@
-//! What is new, for all who watch: one task reads the new events once, four times a second at most and only while somebody
+//! What is new, for all who watch: one task reads the new events once, twice a second at most and only while somebody
 //! watches, puts them into words once, and hands the same bytes to every watcher. So a run does not feel how many watch it.
 
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ use crate::driver::{Cluster, Command};
 use crate::store::{EventRow, Store};
 use crate::view;
 
-/// Time between two looks.
-const BEAT: Duration = Duration::from_millis(250);
+/// Time between two looks: the eye wants no more, and each look makes every page draw.
+const BEAT: Duration = Duration::from_millis(500);
 
 /// Time between two descriptions of the cluster, or of all runs, at least.
 const DESCRIBED: Duration = Duration::from_secs(1);
