@@ -19,7 +19,7 @@ if [[ "${CI:-}" == true ]]; then
 fi
 
 step "shell scripts parse"
-bash -n check.sh .ci/run
+bash -n check.sh .ci/run tests/stand-ins/nvcc
 
 step "format"
 cargo fmt --all --check
@@ -36,6 +36,11 @@ fi
 
 step "clippy"
 cargo clippy --workspace --all-targets -- -D warnings
+
+# Without a GPU and its compiler: types alone.
+step "clippy of the GPU's part"
+NVCC="$PWD/tests/stand-ins/nvcc" CUDA_HOME="$PWD/tests/stand-ins" CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 \
+    cargo clippy -p cohort-worker --all-targets --features cuda -- -D warnings
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace

@@ -8,11 +8,14 @@
     python3 bench/run.py exchange          the exchange alone, gloo, and a ring over TCP
     python3 bench/run.py text TEXT         from raw text to a trained nanoGPT character model, against PyTorch
     python3 bench/run.py preset TEXT       the preset shakespeare-cpu
+    python3 bench/run.py gpu               one training step on the first NVIDIA GPU, against PyTorch
+    python3 bench/run.py page              a run of a million steps with 64 workers, looked at
+    python3 bench/run.py watching          what a run pays for being watched
     python3 bench/run.py table             BENCHMARKS.md from the results
 
 Options: --python PATH (an interpreter with torch: `python3 -m venv v && v/bin/pip install torch numpy`; without one, the
 other side is left out), --rounds N (pairs; default 5), --seconds S (of one measurement; default 3), --quick (the smallest
-run that shows that all still works; leaves the results alone).
+run that shows that all still works; leaves the results alone), --step PATH (the bench `step`, where it was built elsewhere).
 
 What is compared runs in turn, so that a change of the machine's mood meets both. Figures are medians over the rounds, and a
 ratio is the median of the rounds' ratios. Results lie in bench/results/NAME.json, with every single measurement.
@@ -44,9 +47,9 @@ def run(command, env=None):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def bench_binary(package, name):
+def bench_binary(package, name, options=()):
     """Builds a bench and returns where it lies."""
-    command = ["cargo", "bench", "-p", package, "--bench", name, "--no-run", "--message-format=json"]
+    command = ["cargo", "bench", "-p", package, "--bench", name, "--no-run", "--message-format=json", *options]
     found = [m for m in run(command) if m.get("target", {}).get("name") == name and m.get("executable")]
     return found[-1]["executable"]
 
@@ -66,6 +69,10 @@ def machine(args):
         facts["features"] = " ".join(f for f in wanted if f in flags)
     except (OSError, StopIteration):
         facts["processor"] = platform.processor()
+    smi = shutil.which("nvidia-smi")
+    if smi:
+        query = [smi, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        facts["gpu"] = subprocess.check_output(query, text=True).strip()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     facts["commit"] = commit.stdout.strip()
     if args.python:
@@ -93,6 +100,20 @@ def engine(args):
                 row["theirs"] += run([args.python, *script, "--threads", str(os.cpu_count())])
         rows.append(row)
     save(args, "engine", rows)
+
+
+def gpu(args):
+    ours, rows = args.step or bench_binary("cohort-worker", "step", ["--features", "cuda"]), []
+    models = ["b-llama"] if args.quick else ["gpt2", "gpt2 --bf16", "b-llama", "b-llama --bf16", "c", "c --bf16"]
+    for model in models:
+        row = {"model": model.replace(" --", " "), "ours": [], "theirs": []}
+        options = ["--device", "cuda:0", "--seconds", str(args.seconds), "--json"]
+        for _ in range(args.rounds):
+            row["ours"] += run([ours, *model.split(), *options])
+            if args.python:
+                row["theirs"] += run([args.python, "bench/step_pytorch.py", *model.split(), *options])
+        rows.append(row)
+    save(args, "gpu", rows)
 
 
 def lanes(args):
@@ -227,6 +248,25 @@ def preset(args):
     save(args, "preset", [pretrain_whole(cohort(), "shakespeare-cpu", args.text, options)])
 
 
+def script(name, *options):
+    """What a benchmark that is a script of its own has found."""
+    with tempfile.TemporaryDirectory() as directory:
+        found = Path(directory) / "found.json"
+        command = [sys.executable, f"bench/{name}", "--cohort", cohort(), "--json", found, *map(str, options)]
+        subprocess.run(command, cwd=ROOT, check=True)
+        return json.loads(found.read_text())
+
+
+def page(args):
+    options = ["--steps", 5000, "--workers", 4, "--times", 1] if args.quick else []
+    save(args, "page", [script("watch.py", *options)])
+
+
+def watching(args):
+    options = ["--phases", 4, "--seconds", 2] if args.quick else []
+    save(args, "watching", [script("watching.py", *options)])
+
+
 def ratios(above, below):
     return [a / b for a, b in zip(above, below)]
 
@@ -240,7 +280,7 @@ def table(_args):
         if name not in found:
             return None
         facts = found[name]["machine"]
-        where = f"{facts['processor']}, {facts['cores']} cores, {facts.get('features', '')}"
+        where = ", ".join(filter(None, [facts.get("gpu"), facts["processor"], f"{facts['cores']} cores", facts.get("features")]))
         torch = f"; PyTorch {facts['torch']}" if "torch" in facts else ""
         out.extend([f"## {title}", "", f"`python3 bench/run.py {command}`; {found[name]['rounds']} rounds, {facts['date']}, commit {facts['commit']}; {where}{torch}.", ""])
         return found[name]["rows"]
@@ -258,6 +298,13 @@ def table(_args):
             line += [f"{median(theirs):,.0f}", f"**{median(ratios(ours, theirs)):.2f}**"] if theirs else ["", ""]
             body.append([*line, f"{memory[0]:,.0f}", f"{memory[1]:,.0f}", f"{memory[0] / memory[1]:.2f}"])
         lines(["model", "tokens/s", "GFLOP/s", "PyTorch tokens/s", "ratio", "peak MB", "PyTorch peak MB", "ratio"], body)
+    if rows := section("gpu", "One training step on a GPU", "gpu"):
+        body = []
+        for row in rows:
+            ours, theirs = ([r["tokens_per_s"] for r in row[side]] for side in ("ours", "theirs"))
+            compared = [f"{median(theirs):,.0f}", f"**{median(ratios(ours, theirs)):.2f}**"] if theirs else ["", ""]
+            body.append([row["model"], f"{median(ours):,.0f}", f"{median(r['gflops'] for r in row['ours']):,.0f}", *compared])
+        lines(["model", "tokens/s", "GFLOP/s", "PyTorch tokens/s", "ratio"], body)
     if rows := section("lanes", "Lanes", "lanes"):
         tokens = sorted({r["tokens"] for r in rows})
         lines(["tokens in a lane", "8 lanes in the time of one"], [[str(t), f"{median(r['ratio'] for r in rows if r['tokens'] == t):.3f}"] for t in tokens])
@@ -283,6 +330,17 @@ def table(_args):
         lines(["nanoGPT's CPU recipe, Tiny Shakespeare", "time", "validation loss, nats"], body)
     if rows := section("preset", "The preset shakespeare-cpu", "preset TEXT"):
         lines(["step", "validation loss, nats", "seconds since the start"], [[str(step), f"{loss:.4f}", f"{seconds:.0f}"] for step, loss, seconds in rows[0]["evals"]])
+    if rows := section("page", "Looking at a long run", "page"):
+        row = rows[0]
+        figures = {"all answers of the page's first requests": "{}_s", "the page's charts drawn in a browser": "page_{}_s"}
+        found_in = [[name, *(f"{1e3 * row[key.format(when)]:.0f} ms" for when in ("cold", "warm"))] for name, key in figures.items() if key.format("cold") in row]
+        lines([f"{row['steps']:,} steps, {row['workers']} workers", "of a coordinator that was just started", "again"], found_in)
+    if rows := section("watching", "Being watched", "watching"):
+        row = rows[0]
+        coordinator = [median(p["coordinator_percent"] for p in row["phases"] if p["watched"] == watched) for watched in (False, True)]
+        body = [["time of a step", f"{100 * (row['ratio'] - 1):+.2f} % (half of the comparisons from {100 * (row['quartiles'][0] - 1):+.2f} to {100 * (row['quartiles'][1] - 1):+.2f} %)"]]
+        body.append(["the coordinator, of a core", f"{coordinator[0]:.1f} %, watched {coordinator[1]:.1f} %"])
+        lines(["page open and metrics scraped, on the same two cores", ""], body)
     (ROOT / "BENCHMARKS.md").write_text("\n".join(out).rstrip() + "\n")
 
 
@@ -296,11 +354,12 @@ def exchange_table(rows, lines):
 
 
 def main():
-    commands = [engine, lanes, workers, overhead, exchange, text, preset, table]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, page, watching, table]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")
     parser.add_argument("--python")
+    parser.add_argument("--step", type=os.path.abspath)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--quick", action="store_true")

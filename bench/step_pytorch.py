@@ -1,9 +1,9 @@
 """The PyTorch side of `cargo bench -p cohort-worker --bench step`: the same models, batches and steps.
 
     pip install torch
-    python bench/step_pytorch.py [a] [b-llama] [b-gpt2] [c] [--threads N] [--seconds S] [--bf16] [--json] [--ddp]
+    python bench/step_pytorch.py [a] [b-llama] [b-gpt2] [c] [gpt2] [--device D] [--threads N] [--seconds S] [--bf16] [--json] [--ddp]
 
-Plain modules in float32 (with --bf16 under autocast), scaled_dot_product_attention, fused AdamW; the median over steps.
+Plain modules in float32 without TF32 (with --bf16 under autocast), scaled_dot_product_attention, fused AdamW; the median over steps.
 With --ddp it is one process of DistributedDataParallel over gloo; the launcher sets RANK, WORLD_SIZE, MASTER_ADDR and
 MASTER_PORT, and every process prints its own speed.
 """
@@ -24,6 +24,7 @@ SHAPES = {  # layers, heads, hidden, context, samples, vocabulary
     "b-llama": (6, 6, 384, 256, 4, 4096),
     "b-gpt2": (6, 6, 384, 256, 4, 4096),
     "c": (12, 12, 768, 256, 1, 50257),
+    "gpt2": (12, 12, 768, 1024, 8, 50257),
 }
 
 
@@ -62,7 +63,7 @@ class Model(nn.Module):
     def __init__(self, name):
         super().__init__()
         layers, heads, hidden, context, _, vocab = SHAPES[name]
-        self.llama, bias = name == "b-llama", name == "c"
+        self.llama, bias = name == "b-llama", name in ("c", "gpt2")
         self.tokens = nn.Embedding(vocab, hidden)
         self.positions = None if self.llama else nn.Embedding(context, hidden)
         self.blocks = nn.ModuleList(Block(self.llama, heads, hidden, bias) for _ in range(layers))
@@ -88,20 +89,20 @@ class Model(nn.Module):
 def measure(name, args):
     _, _, _, context, samples, vocab = SHAPES[name]
     torch.manual_seed(1)
-    model = Model(name)
+    model = Model(name).to(args.device)
     if args.ddp:
         model = nn.parallel.DistributedDataParallel(model)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
-    inputs, targets = (torch.randint(0, vocab, (samples, context)) for _ in range(2))
+    inputs, targets = (torch.randint(0, vocab, (samples, context), device=args.device) for _ in range(2))
     times, start = [], time.perf_counter()
     # Processes of one group take equally many steps.
     fixed = 20 if args.ddp else 0
     while len(times) < max(5, fixed) or (not fixed and time.perf_counter() - start < args.seconds):
         begin = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16):
             loss = model(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -118,6 +119,7 @@ def measure(name, args):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("models", nargs="*", choices=[*SHAPES, []])
+parser.add_argument("--device", default="cpu")
 parser.add_argument("--threads", type=int, default=None)
 parser.add_argument("--seconds", type=float, default=5.0)
 parser.add_argument("--bf16", action="store_true")

@@ -1,12 +1,12 @@
 //! Speed of one training step (forward, backward, update) in tokens per second: the median over steps.
 //!
 //! ```text
-//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--threads N] [--seconds S] [--lanes L] [--bf16] [--json]
+//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--device D] [--threads N] [--seconds S] [--lanes L] [--bf16] [--json]
 //! cargo bench -p cohort-worker --bench step -- lanes [--threads N] [--seconds S] [--json]
 //! cargo bench -p cohort-worker --bench step -- price [--threads N] [--seconds S]
 //! ```
 //!
-//! MODEL is `a`, `b-llama`, `b-llama-8`, `b-gpt2` or `c`; without one, all but `c` run. `--lanes` spreads the batch over so many lanes.
+//! MODEL is `a`, `b-llama`, `b-llama-8`, `b-gpt2`, `c` or `gpt2`; without one, all but the last two run. `--lanes` spreads the batch over so many lanes.
 //! `bench/step_pytorch.py` does the same in PyTorch, and `bench/run.py engine` compares the two.
 //!
 //! `lanes` compares eight lanes with one lane of the same tokens. `price` shows what being safe costs without a fault,
@@ -40,6 +40,8 @@ fn case(name: &'static str) -> Case {
     let (layers, heads, hidden, context, samples, vocab) = match name {
         "a" => (4, 4, 128, 64, 12, 65),
         "c" => (12, 12, 768, 256, 1, 50_257),
+        // What a GPU takes at a time.
+        "gpt2" => (12, 12, 768, 1024, 8, 50_257),
         // The `small` preset with one sample in each of its lanes.
         "b-llama-8" => (6, 6, 384, 256, 8, 4096),
         _ => (6, 6, 384, 256, 4, 4096),
@@ -58,7 +60,7 @@ fn case(name: &'static str) -> Case {
             4 * hidden
         },
         tie_word_embeddings: true,
-        bias: name == "c",
+        bias: matches!(name, "c" | "gpt2"),
         dropout: 0.0,
         norm_eps: 1e-5,
         head_dim: None,
@@ -131,6 +133,13 @@ fn batches(case: &Case, lanes: usize) -> Vec<Batch> {
     (0..lanes).map(lane).collect()
 }
 
+/// What an engine computes on.
+#[derive(Clone, Copy)]
+struct Place {
+    device: DeviceChoice,
+    threads: usize,
+}
+
 /// An engine on its way through steps.
 struct Training {
     engine: Engine,
@@ -140,9 +149,9 @@ struct Training {
 }
 
 impl Training {
-    fn new(case: &Case, lanes: usize, threads: usize, precision: Precision) -> Self {
+    fn new(case: &Case, lanes: usize, place: Place, precision: Precision) -> Self {
         let train = train(precision);
-        let engine = Engine::new(&case.model, Some(&train), DeviceChoice::Cpu, threads);
+        let engine = Engine::new(&case.model, Some(&train), place.device, place.threads);
         let mut engine = engine.expect("an engine");
         engine.init(1).expect("initial weights");
         Self {
@@ -212,11 +221,11 @@ impl Training {
 fn measure(
     case: &Case,
     lanes: usize,
-    threads: usize,
+    place: Place,
     budget: Duration,
     precision: Precision,
 ) -> (f64, f64) {
-    let mut training = Training::new(case, lanes, threads, precision);
+    let mut training = Training::new(case, lanes, place, precision);
     let (mut steps, mut updates) = (Vec::new(), Vec::new());
     let start = Instant::now();
     while steps.len() < 5 || start.elapsed() < budget {
@@ -228,12 +237,11 @@ fn measure(
 }
 
 /// Eight lanes against one lane of the same tokens, step by step in turn, by the number of tokens in a lane.
-fn compare_lanes(threads: usize, budget: Duration, json: bool) {
+fn compare_lanes(place: Place, budget: Duration, json: bool) {
     for tokens in [64, 128, 256] {
         let mut case = case("b-llama");
         (case.model.context, case.samples) = (tokens, 8);
-        let mut trainings =
-            [1, 8].map(|lanes| Training::new(&case, lanes, threads, Precision::F32));
+        let mut trainings = [1, 8].map(|lanes| Training::new(&case, lanes, place, Precision::F32));
         let mut ratios = Vec::new();
         let start = Instant::now();
         while ratios.len() < 5 || start.elapsed() < budget {
@@ -263,14 +271,14 @@ fn peak_megabytes() -> f64 {
 
 /// What a step of the `small` preset costs on one worker of several, and what of that is the price of being safe:
 /// checksums of what travels, the hash of the root, the hash of the state, the ledger's entry, signs of life.
-fn price(threads: usize, budget: Duration) {
+fn price(place: Place, budget: Duration) {
     const LANES: f64 = 8.0;
     let case = case("b-llama");
-    let (step, update) = measure(&case, 1, threads, budget, Precision::F32);
+    let (step, update) = measure(&case, 1, place, budget, Precision::F32);
     let step = LANES * (step - update) + update;
     let train = train(Precision::F32);
     let mut engine =
-        Engine::new(&case.model, Some(&train), DeviceChoice::Cpu, threads).expect("an engine");
+        Engine::new(&case.model, Some(&train), place.device, place.threads).expect("an engine");
     engine.init(1).expect("initial weights");
     let root: Vec<f32> = engine.params().to_vec();
     let bytes = cohort_common::aggregate::encode(&root);
@@ -316,8 +324,10 @@ fn price(threads: usize, budget: Duration) {
     // Four each way in a second.
     let beats = 8.0 * step * time(&mut || drop(sealer.frame(&ping)));
     println!(
-        "a step of 8 lanes: {:.0} ms on {threads} threads",
-        step * 1e3
+        "a step of 8 lanes: {:.0} ms on {} with {} threads",
+        step * 1e3,
+        place.device,
+        place.threads
     );
     let parts = [
         ("checksums", checks),
@@ -351,7 +361,11 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test` runs benches without an argument, to see that they still work.
     if args.is_empty() {
-        measure(&case("a"), 4, 1, Duration::ZERO, Precision::Bf16);
+        let place = Place {
+            device: DeviceChoice::Cpu,
+            threads: 1,
+        };
+        measure(&case("a"), 4, place, Duration::ZERO, Precision::Bf16);
         return;
     }
     let option = |name: &str, default: f64| -> f64 {
@@ -360,7 +374,12 @@ fn main() {
         value.map_or(default, |text| text.parse().expect("a number"))
     };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = option("--threads", cores as f64) as usize;
+    let device = args.iter().position(|arg| arg == "--device");
+    let device = device.and_then(|at| args.get(at + 1)).map_or("cpu", |d| d);
+    let place = Place {
+        device: device.parse().expect("a device"),
+        threads: option("--threads", cores as f64) as usize,
+    };
     let seconds = option("--seconds", 5.0);
     let lanes = option("--lanes", 1.0) as usize;
     let precision = match args.iter().any(|arg| arg == "--bf16") {
@@ -369,12 +388,12 @@ fn main() {
     };
     let json = args.iter().any(|arg| arg == "--json");
     if args.iter().any(|arg| arg == "lanes") {
-        return compare_lanes(threads, Duration::from_secs_f64(seconds), json);
+        return compare_lanes(place, Duration::from_secs_f64(seconds), json);
     }
     if args.iter().any(|arg| arg == "price") {
-        return price(threads, Duration::from_secs_f64(seconds));
+        return price(place, Duration::from_secs_f64(seconds));
     }
-    let all = ["a", "b-llama", "b-gpt2", "c", "b-llama-8"];
+    let all = ["a", "b-llama", "b-gpt2", "c", "b-llama-8", "gpt2"];
     let named: Vec<_> = all
         .into_iter()
         .filter(|name| args.iter().any(|arg| arg == name))
@@ -386,7 +405,7 @@ fn main() {
     } {
         let case = case(name);
         let budget = Duration::from_secs_f64(seconds);
-        let (step, update) = measure(&case, lanes, threads, budget, precision);
+        let (step, update) = measure(&case, lanes, place, budget, precision);
         let tokens = (case.samples * case.model.context) as f64;
         let (speed, gigaflops) = (
             tokens / step,
@@ -401,9 +420,10 @@ fn main() {
             continue;
         }
         println!(
-            "{name:8} {speed:9.0} tokens/s  {:8.2} ms per step, of which update {:.2} ms; {gigaflops:.1} GFLOP/s; {threads} threads; peak {peak:.0} MB",
+            "{name:8} {speed:9.0} tokens/s  {:8.2} ms per step, of which update {:.2} ms; {gigaflops:.1} GFLOP/s; {device}, {} threads; peak {peak:.0} MB",
             step * 1e3,
             update * 1e3,
+            place.threads,
         );
     }
 }

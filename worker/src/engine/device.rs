@@ -25,17 +25,25 @@ impl DeviceChoice {
             Self::Cpu => Ok(Device::Cpu),
             // A build with CUDA may run where there is no GPU.
             Self::Auto if candle_core::utils::cuda_is_available() => {
-                Ok(Device::new_cuda(0).unwrap_or(Device::Cpu))
+                Ok(gpu(0).unwrap_or(Device::Cpu))
             }
             Self::Auto => Ok(Device::Cpu),
             Self::Cuda(index) if !candle_core::utils::cuda_is_available() => {
                 Err(EngineError::NoCuda(index))
             }
             Self::Cuda(index) => {
-                Device::new_cuda(index).map_err(|source| EngineError::OpenCuda { index, source })
+                gpu(index).map_err(|source| EngineError::OpenCuda { index, source })
             }
         }
     }
+}
+
+/// Opens a GPU.
+fn gpu(index: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda(index)?;
+    #[cfg(feature = "cuda")]
+    super::composite::prepare_gpu(device.as_cuda_device()?)?;
+    Ok(device)
 }
 
 impl std::fmt::Display for DeviceChoice {

@@ -2,26 +2,30 @@
 
 use candle_core::Device;
 
+use super::error::Result;
 use super::ops::gemm::Precision;
 use super::ops::linear::{self, Shape, WeightOrder};
 use super::ops::{cross_entropy, simd};
 
 /// Version, system, device, arithmetic, and a digest of probe products: what no list of features would show. Processors
 /// that have a fused multiply-add agree with each other, whatever the width of their vectors and the size of their
-/// caches; those without form a class of their own.
-pub fn fingerprint(device: &Device) -> String {
+/// caches; those without form a class of their own. Of a GPU it has the model, the version of cuBLAS and products of its
+/// own, but not its number, besides what the processor, which updates and adds, would say.
+pub fn fingerprint(device: &Device) -> Result<String> {
     let place = match device {
         Device::Cpu => "cpu".to_string(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => super::composite::gpu_fingerprint(gpu)?,
         device => format!("{:?}", device.location()).to_lowercase(),
     };
-    format!(
+    Ok(format!(
         "cohort-{} {}-{} {place} {} {}",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
         std::env::consts::ARCH,
         simd::instruction_set().arithmetic(),
         probe()
-    )
+    ))
 }
 
 /// Eight hex digits over the bits of a few deep products and exponentials.

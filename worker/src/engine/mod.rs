@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use cohort_common::layout::{Layout, TensorSpec};
-use cohort_common::spec::{LoraConfig, ModelConfig, Precision, TrainConfig};
+use cohort_common::spec::{LoraConfig, ModelConfig, TrainConfig};
 use cohort_common::tree::Node;
 
 use self::composite::Composite;
@@ -137,7 +137,7 @@ pub fn describe_device(choice: DeviceChoice) -> Result<(String, String)> {
         Device::Cpu => "cpu".to_owned(),
         _ => choice.to_string().replace("auto", "cuda:0"),
     };
-    Ok((name, fingerprint::fingerprint(&device)))
+    Ok((name, fingerprint::fingerprint(&device)?))
 }
 
 /// Compute threads of an engine that is asked for `threads`; 0 means one per core.
@@ -187,12 +187,6 @@ impl Engine {
     ) -> Result<Self> {
         let layout = Layout::adapted(model, lora);
         let precision = train.map(|train| train.precision).unwrap_or_default();
-        if composite && precision != Precision::F32 {
-            return Err(EngineError::Model(
-                "`train.precision` \"bf16\" is computed on the CPU alone so far; use \"f32\""
-                    .into(),
-            ));
-        }
         let fused = Arc::new(Fused::new(model, &layout, lora, precision)?);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -200,7 +194,7 @@ impl Engine {
             .build()
             .map_err(|source| EngineError::Threads { threads, source })?;
         let composite = match composite {
-            true => Some(Composite::new(model, &layout, lora, &device)?),
+            true => Some(Composite::new(model, &layout, lora, precision, &device)?),
             false => None,
         };
         let optimizer = train.map(|train| Optimizer {
@@ -210,7 +204,7 @@ impl Engine {
         Ok(Self {
             model: model.clone(),
             params: Arc::new(vec![0.0; layout.total()]),
-            fingerprint: pool.install(|| fingerprint::fingerprint(&device)),
+            fingerprint: pool.install(|| fingerprint::fingerprint(&device))?,
             layout,
             pool,
             optimizer,
@@ -340,7 +334,11 @@ impl Engine {
 
     /// Whether the lanes of a node, with `rows` tokens each, can share one pass: [`Self::gradient`] takes them together.
     pub fn shares(&self, rows: usize, lanes: usize) -> bool {
-        lanes == 1 || (self.composite.is_none() && self.fused.shares(rows, lanes))
+        let many = || match &self.composite {
+            Some(composite) => composite.adds(lanes),
+            None => self.fused.shares(rows, lanes),
+        };
+        lanes == 1 || many()
     }
 
     /// The gradient of `Σ w·nll`, summed along the tree over the lanes of `node`, one micro-batch of equal size for each;
@@ -368,18 +366,15 @@ impl Engine {
             )));
         }
         grad.resize(self.layout.len(), 0.0);
-        let sums = self
-            .pool
-            .install(|| match (&self.composite, micro_batches) {
-                (Some(composite), [(batch, site)]) => {
-                    grad.fill(0.0);
-                    Ok(vec![composite.accumulate(batch, *site, grad)?])
-                }
-                (Some(_), _) => Err(EngineError::Batch(
-                    "lanes share a pass on the CPU alone".into(),
-                )),
-                (None, lanes) => self.fused.gradient(&self.params, node, lanes, grad, true),
-            })?;
+        let sums = self.pool.install(|| match &self.composite {
+            Some(composite) => {
+                Ok::<_, EngineError>(composite.gradient(node, micro_batches, grad)?)
+            }
+            None => {
+                let fused = &self.fused;
+                fused.gradient(&self.params, node, micro_batches, grad, true)
+            }
+        })?;
         self.freeze(micro_batches[0].1.step, grad);
         Ok(sums)
     }

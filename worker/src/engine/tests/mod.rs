@@ -1,6 +1,8 @@
 //! Tests of the whole engine: against PyTorch, against the composite path, against itself with other threads.
 
 mod adapters;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod finetuned;
 mod golden;
 mod interchange;

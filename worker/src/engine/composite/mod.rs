@@ -1,16 +1,31 @@
-//! The model in candle's own differentiable operations, with one variable per parameter: what runs on CUDA, and what
-//! the fused path is compared with on the CPU. Slow and plain on purpose; every operation here has a backward.
+//! The model as candle's graph of differentiable operations, with one variable per parameter: what runs on CUDA, with
+//! kernels of our own for what is more than a product (`cuda`), and what the fused path is compared with on the CPU, by
+//! formulas that are slow and plain on purpose (`plain`).
+
+#[cfg(feature = "cuda")]
+mod cuda;
+mod operations;
+mod plain;
+mod transfer;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use cohort_common::layout::{Layout, TensorSpec};
-use cohort_common::spec::{Architecture, LoraConfig, ModelConfig};
+use cohort_common::spec::{Architecture, LoraConfig, ModelConfig, Precision};
+use cohort_common::tree::Node;
 
+use self::transfer::Transfer;
 use super::fused::{count, empty_confusion};
-use super::ops::{dropout::Mask, position, rope};
+use super::ops::{dropout::Mask, norm, position, rope};
 use super::parameters::ADAPTER_PLACES;
 use super::{Batch, Scores, Site, Sums};
 
+#[cfg(feature = "cuda")]
+pub use self::cuda::{fingerprint as gpu_fingerprint, prepare as prepare_gpu};
+
 type Result<T> = candle_core::Result<T>;
+
+/// Lanes whose gradients are added up on the device, at most: whoever waits for one waits for all.
+const LANES: usize = 8;
 
 /// The parameters as variables on a device.
 pub struct Composite {
@@ -22,6 +37,13 @@ pub struct Composite {
     weights: Vec<Var>,
     /// What is not; no gradient goes there.
     frozen: Vec<Var>,
+    precision: Precision,
+    table: Table,
+    transfer: Transfer,
+}
+
+/// Cosines and sines of the rotary embedding, `[context, head_dim / 2]` each.
+pub struct Table {
     cos: Tensor,
     sin: Tensor,
 }
@@ -32,6 +54,7 @@ impl Composite {
         model: &ModelConfig,
         layout: &Layout,
         lora: Option<&LoraConfig>,
+        precision: Precision,
         device: &Device,
     ) -> Result<Self> {
         let zeros = |t: &TensorSpec| Var::zeros(t.shape.as_slice(), DType::F32, device);
@@ -49,8 +72,12 @@ impl Composite {
             lora: lora.cloned(),
             weights: layout.tensors().iter().map(zeros).collect::<Result<_>>()?,
             frozen: layout.frozen().iter().map(zeros).collect::<Result<_>>()?,
-            cos: upload(rows.0)?,
-            sin: upload(rows.1)?,
+            precision,
+            transfer: Transfer::new(device)?,
+            table: Table {
+                cos: upload(rows.0)?,
+                sin: upload(rows.1)?,
+            },
         })
     }
 
@@ -58,28 +85,65 @@ impl Composite {
     pub fn upload(&self, params: &[f32]) -> Result<()> {
         let trained = self.layout.tensors().iter().zip(&self.weights);
         for (spec, var) in trained.chain(self.layout.frozen().iter().zip(&self.frozen)) {
-            var.set(&Tensor::from_slice(
-                &params[spec.range()],
-                spec.shape.as_slice(),
-                &self.device,
-            )?)?;
+            self.transfer.write(&params[spec.range()], var)?;
         }
         Ok(())
     }
 
+    /// Whether it adds up the lanes of a node where they are computed, so that only their sum leaves the device.
+    pub fn adds(&self, lanes: usize) -> bool {
+        self.device.is_cuda() && lanes <= LANES
+    }
+
+    /// The gradient of `Σ w·nll` of each micro-batch, summed along the tree of `node`, in `gradient`; the sums of each.
+    pub fn gradient(
+        &self,
+        node: Node,
+        micro_batches: &[(&Batch, Site)],
+        gradient: &mut [f32],
+    ) -> Result<Vec<Sums>> {
+        let mut found = Vec::new();
+        let sum = self.node(node, &mut micro_batches.iter(), &mut found)?;
+        self.transfer
+            .read(&sum, gradient, |out, values| out.copy_from_slice(values))?;
+        Ok(found)
+    }
+
     /// Adds the gradient of `Σ w·nll` to `gradient`.
     pub fn accumulate(&self, batch: &Batch, site: Site, gradient: &mut [f32]) -> Result<Sums> {
-        let losses = self.losses(&self.forward(batch, Some(site))?, batch)?;
-        let gradients = losses.sum_all()?.backward()?;
-        let parts = self.weights.iter().map(|var| match gradients.get(var) {
-            Some(gradient) => gradient.flatten_all()?.to_vec1::<f32>(),
-            None => candle_core::bail!("a parameter has no gradient: the graph is cut"),
-        });
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        for (spec, part) in self.layout.tensors().iter().zip(parts) {
-            super::ops::simd::add(&mut gradient[spec.range()], &part);
+        let (sums, found) = self.lane(batch, site)?;
+        self.transfer
+            .read(&found, gradient, super::ops::simd::add)?;
+        Ok(sums)
+    }
+
+    fn node<'a>(
+        &self,
+        node: Node,
+        micro_batches: &mut impl Iterator<Item = &'a (&'a Batch, Site)>,
+        found: &mut Vec<Sums>,
+    ) -> Result<Tensor> {
+        if let Some((left, right)) = node.children() {
+            let left = self.node(left, micro_batches, found)?;
+            return left + self.node(right, micro_batches, found)?;
         }
-        sums(&losses, batch)
+        let (batch, site) = micro_batches.next().expect("a micro-batch for each lane");
+        let (sums, gradient) = self.lane(batch, *site)?;
+        found.push(sums);
+        Ok(gradient)
+    }
+
+    /// The sums of a micro-batch, and its gradient in the layout's order.
+    fn lane(&self, batch: &Batch, site: Site) -> Result<(Sums, Tensor)> {
+        let losses = self.losses(&self.forward(batch, Some(site))?, batch)?;
+        let mut gradients = losses.sum_all()?.backward()?;
+        let part = |(spec, var): (&TensorSpec, &Var)| match gradients.remove(var) {
+            Some(part) => part.flatten_all(),
+            None => candle_core::bail!("`{}` has no gradient: the graph is cut", spec.name),
+        };
+        let parts = self.layout.tensors().iter().zip(&self.weights).map(part);
+        let gradient = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
+        Ok((sums(&losses, batch)?, gradient))
     }
 
     /// The sums of a batch, without dropout.
@@ -107,18 +171,15 @@ impl Composite {
 
     /// `w·nll` of each token.
     fn losses(&self, logits: &Tensor, batch: &Batch) -> Result<Tensor> {
-        let rows = batch.inputs.len();
-        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-        let log_sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
         // The target of an unscored token may be anything; its loss is multiplied by zero.
         let scored = batch
             .targets
             .iter()
             .zip(&batch.weights)
             .map(|(&t, &w)| if w == 0.0 { 0 } else { t });
-        let targets = Tensor::from_iter(scored, &self.device)?.reshape((rows, 1))?;
-        let weights = Tensor::from_slice(&batch.weights, (rows, 1), &self.device)?;
-        (log_sums - shifted.gather(&targets, 1)?)?.mul(&weights)
+        let targets = Tensor::from_iter(scored, &self.device)?;
+        let weights = Tensor::from_slice(&batch.weights, batch.weights.len(), &self.device)?;
+        operations::losses(logits, &targets, &weights)
     }
 
     /// Logits, `[samples * length, vocab]`.
@@ -133,14 +194,13 @@ impl Composite {
         } else {
             "transformer.wte.weight"
         });
-        let mut x = table
-            .index_select(&ids, 0)?
-            .reshape((samples, length, m.hidden_size))?;
+        let mut x = operations::embedding(&table, &ids, &batch.inputs)?;
         if !llama {
             let rows = self.weight("transformer.wpe.weight");
-            let rows = rows.index_select(&places.positions, 0)?;
-            x = (x + rows.reshape((samples, length, m.hidden_size))?)?;
+            let rows = operations::embedding(&rows, &places.positions, &places.of_rows)?;
+            x = (x + rows)?;
         }
+        x = x.reshape((samples, length, m.hidden_size))?;
         x = self.dropout(x, site, 0)?;
         for layer in 0..m.num_hidden_layers {
             x = if llama {
@@ -162,8 +222,8 @@ impl Composite {
             (false, true) => table,
             (false, false) => self.weight("lm_head.weight"),
         };
-        x.reshape((samples * length, m.hidden_size))?
-            .matmul(&head.t()?)
+        let x = x.reshape((samples * length, m.hidden_size))?;
+        operations::product(&x, &head, true, self.precision)
     }
 
     fn llama_block(
@@ -192,13 +252,14 @@ impl Composite {
             ),
             false => (q, k),
         };
-        let (q, k) = (self.rotate(&q, places)?, self.rotate(&k, places)?);
+        let turned = |x: &Tensor| operations::rotate(x, places, &self.table);
+        let (q, k) = (turned(&q)?, turned(&k)?);
         let attended = self.attention(q, k, v, places, None, layer)?;
         let x = (x + self.linear(&format!("{p}.self_attn.o_proj"), &attended, site)?)?;
         let h = self.norm(&format!("{p}.post_attention_layernorm"), &x)?;
         let gate = self.linear(&format!("{p}.mlp.gate_proj"), &h, site)?;
-        let silu = (&gate / (gate.neg()?.exp()? + 1.0)?)?;
-        let inner = (silu * self.linear(&format!("{p}.mlp.up_proj"), &h, site)?)?;
+        let up = self.linear(&format!("{p}.mlp.up_proj"), &h, site)?;
+        let inner = operations::swiglu(&gate, &up)?;
         x + self.linear(&format!("{p}.mlp.down_proj"), &inner, site)?
     }
 
@@ -224,9 +285,8 @@ impl Composite {
         let x = (x + self.dropout(out, site, 2 + 3 * layer)?)?;
         let h = self.norm(&format!("{p}.ln_2"), &x)?;
         let u = self.conv1d(&format!("{p}.mlp.c_fc"), &h, site)?;
-        let z = ((&u + (u.powf(3.0)? * 0.044_715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
-        let gelu = ((&u * 0.5)? * (z.tanh()? + 1.0)?)?;
-        let out = self.conv1d(&format!("{p}.mlp.c_proj"), &gelu, site)?;
+        let inner = operations::gelu(&u)?;
+        let out = self.conv1d(&format!("{p}.mlp.c_proj"), &inner, site)?;
         x + self.dropout(out, site, 3 + 3 * layer)?
     }
 
@@ -255,9 +315,9 @@ impl Composite {
                 (x * Tensor::from_vec(factors, x.shape(), &self.device)?)?
             }
         };
-        let narrow = x.broadcast_matmul(&self.weight(&a).t()?)?;
+        let narrow = self.product(&x, &self.weight(&a), true)?;
         let b = self.weight(&format!("{name}.lora_B.weight"));
-        let wide = narrow.broadcast_matmul(&b.t()?)?;
+        let wide = self.product(&narrow, &b, true)?;
         y + (wide * f64::from(lora.scale()))?
     }
 
@@ -269,31 +329,39 @@ impl Composite {
     /// `x Wᵀ + b` with W `[outputs, inputs]`.
     fn linear(&self, name: &str, x: &Tensor, site: Option<Site>) -> Result<Tensor> {
         let w = self.weight(&format!("{name}.weight"));
-        let y = x.broadcast_matmul(&w.t()?)?;
+        let y = self.product(x, &w, true)?;
         self.add_adapter(name, self.add_bias(name, y)?, x, site)
     }
 
     /// `x W + b` with W `[inputs, outputs]`.
     fn conv1d(&self, name: &str, x: &Tensor, site: Option<Site>) -> Result<Tensor> {
-        let y = x.broadcast_matmul(&self.weight(&format!("{name}.weight")))?;
+        let w = self.weight(&format!("{name}.weight"));
+        let y = self.product(x, &w, false)?;
         self.add_adapter(name, self.add_bias(name, y)?, x, site)
+    }
+
+    /// The product of each token's row of `[samples, length, inputs]`.
+    fn product(&self, x: &Tensor, w: &Tensor, transposed: bool) -> Result<Tensor> {
+        let (samples, length, inputs) = x.dims3()?;
+        let rows = x.reshape((samples * length, inputs))?;
+        let y = operations::product(&rows, w, transposed, self.precision)?;
+        y.reshape((samples, length, ()))
     }
 
     fn add_bias(&self, name: &str, y: Tensor) -> Result<Tensor> {
         match self.bias(name) {
-            Some(bias) => y.broadcast_add(&bias),
+            Some(bias) => operations::bias(&y, &bias),
             None => Ok(y),
         }
     }
 
     fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        let centred = match self.model.architecture {
-            Architecture::Llama => x.clone(),
-            Architecture::Gpt2 => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        let kind = match self.model.architecture {
+            Architecture::Llama => norm::Kind::Rms,
+            Architecture::Gpt2 => norm::Kind::Layer,
         };
-        let square = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normal = centred.broadcast_div(&(square + f64::from(self.model.norm_eps))?.sqrt()?)?;
-        let y = normal.broadcast_mul(&self.weight(&format!("{name}.weight")))?;
+        let weight = self.weight(&format!("{name}.weight"));
+        let y = operations::norm(x, &weight, kind, self.model.norm_eps)?;
         self.add_bias(name, y)
     }
 
@@ -303,23 +371,6 @@ impl Composite {
         x.reshape((samples, length, heads, self.model.head_dim()))?
             .transpose(1, 2)?
             .contiguous()
-    }
-
-    fn rotate(&self, x: &Tensor, places: &Places) -> Result<Tensor> {
-        let (samples, _, length, dim) = x.dims4()?;
-        let half = dim / 2;
-        let turns = |table: &Tensor| {
-            let rows = table.index_select(&places.positions, 0)?;
-            rows.reshape((samples, 1, length, half))
-        };
-        let (cos, sin) = (turns(&self.cos)?, turns(&self.sin)?);
-        let (a, b) = (
-            x.narrow(D::Minus1, 0, half)?,
-            x.narrow(D::Minus1, half, half)?,
-        );
-        let low = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        let high = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-        Tensor::cat(&[low, high], D::Minus1)?.contiguous()
     }
 
     fn attention(
@@ -333,21 +384,18 @@ impl Composite {
     ) -> Result<Tensor> {
         let (samples, heads, length, dim) = q.dims4()?;
         let (k, v) = (self.repeat(k)?, self.repeat(v)?);
-        let scores = (q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))?;
-        let scores = scores.broadcast_add(&places.hidden)?;
-        let exps = scores
-            .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
-            .exp()?;
-        let mut p = exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let mut factors = None;
         if let Some(mask) = site.and_then(|site| Mask::new(site, 1 + 3 * layer, self.model.dropout))
         {
-            let mut factors = vec![0.0; samples * heads * length * length];
-            for (row, factors) in factors.chunks_exact_mut(length).enumerate() {
-                mask.factors((row * length.next_multiple_of(4)) as u64, factors);
+            let mut kept = vec![0.0; samples * heads * length * length];
+            for (row, kept) in kept.chunks_exact_mut(length).enumerate() {
+                mask.factors((row * length.next_multiple_of(4)) as u64, kept);
             }
-            p = (p * Tensor::from_vec(factors, (samples, heads, length, length), &self.device)?)?;
+            let shape = (samples, heads, length, length);
+            factors = Some(Tensor::from_vec(kept, shape, &self.device)?);
         }
-        p.matmul(&v)?
+        operations::attention(&q, &k, &v, places, scale, factors.as_ref())?
             .transpose(1, 2)?
             .reshape((samples, length, heads * dim))
     }
@@ -376,10 +424,14 @@ impl Composite {
 }
 
 /// Where the tokens of a batch stand.
-struct Places {
+pub struct Places {
     /// The position of each within its segment, `[samples * length]`.
+    of_rows: Vec<u32>,
     positions: Tensor,
-    /// 0 where a row may see a key, else minus infinity, `[samples, 1, length, length]`.
+    /// The place within its row where its segment begins, `[samples * length]`; for the GPU's kernels alone.
+    #[cfg(feature = "cuda")]
+    starts: Tensor,
+    /// 0 where a row may see a key, else minus infinity, `[samples, 1, length, length]`; empty on a GPU.
     hidden: Tensor,
 }
 
@@ -388,10 +440,12 @@ impl Places {
         let (samples, length) = (batch.samples, batch.length);
         let rows = samples * length;
         let of_row = |r: usize| position(r, length, &batch.starts);
-        let positions = Tensor::from_iter((0..rows).map(|r| of_row(r) as u32), device)?;
-        let hidden = (0..rows).flat_map(|r| {
-            let last = r % length;
-            let seen = last - of_row(r)..=last;
+        let of_rows: Vec<u32> = (0..rows).map(|r| of_row(r) as u32).collect();
+        let positions = Tensor::from_slice(&of_rows, rows, device)?;
+        let first = |r: usize| r % length - of_row(r);
+        let rows_hidden = if device.is_cuda() { 0 } else { rows };
+        let hidden = (0..rows_hidden).flat_map(|r| {
+            let seen = first(r)..=r % length;
             (0..length).map(move |key| match seen.contains(&key) {
                 true => 0.0,
                 false => f32::NEG_INFINITY,
@@ -399,8 +453,11 @@ impl Places {
         });
         let hidden = Tensor::from_iter(hidden, device)?;
         Ok(Self {
+            of_rows,
             positions,
-            hidden: hidden.reshape((samples, 1, length, length))?,
+            #[cfg(feature = "cuda")]
+            starts: Tensor::from_iter((0..rows).map(|r| first(r) as u32), device)?,
+            hidden: hidden.reshape((rows_hidden / length, 1, length, length))?,
         })
     }
 }
