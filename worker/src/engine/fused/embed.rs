@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use cohort_common::tree::Node;
 use rayon::prelude::*;
 
 use super::{Pass, slice};
 use crate::engine::ops::dropout::{Mask, Masks};
 use crate::engine::ops::embedding;
-use crate::engine::ops::gemm::{self, Matrix};
-use crate::engine::ops::lanes::Lanes;
+use crate::engine::ops::gemm::{Kept, Shared};
 
 /// Place of the embedding's dropout; the blocks' places follow.
 const PLACE: usize = 0;
+
+/// Elements that one thread clears at a time.
+const PART: usize = 64 << 10;
 
 /// `x = dropout(E[tokens] (+ P[positions]))`, `[rows, hidden]`.
 pub struct Embed {
@@ -78,64 +79,57 @@ pub struct TokenRows {
 }
 
 impl TokenRows {
-    /// Begins the rows of a pass that several lanes share, whose head has the gradient `dlogits`.
-    pub fn begin(pass: &Pass, hidden: &[f32], dlogits: &[f32]) -> Self {
+    /// Begins the rows of a pass that several lanes share: with zeros, or with whatever the buffer has where they are to be
+    /// those of a tied head.
+    pub fn begin(pass: &Pass) -> Self {
         let mut tokens = pass.tokens.clone();
         tokens.sort_unstable();
         tokens.dedup();
-        let (width, vocab) = (pass.width(), pass.fused.model.vocab_size);
-        let mut rows = vec![0.0; pass.lanes.count() * tokens.len() * width];
+        let len = pass.lanes.count() * tokens.len() * pass.width();
+        let mut rows = pass.fused.buffers.take(len);
         let p = &pass.fused.parameters;
-        if p.head == p.embedding {
-            let mut columns = pass.fused.buffers.take(pass.rows() * tokens.len());
-            columns
-                .par_chunks_mut(tokens.len())
-                .zip(dlogits.par_chunks(vocab))
-                .for_each(|(columns, logits)| {
-                    for (column, &token) in columns.iter_mut().zip(&tokens) {
-                        *column = logits[token as usize];
-                    }
-                });
-            let alone = Lanes::of(Node::leaf(0), pass.lanes.rows_per_lane());
-            let each = pass
-                .lanes
-                .each()
-                .zip(rows.chunks_exact_mut(tokens.len() * width));
-            for ((range, _), rows) in each {
-                let dy = Matrix::new(&columns, pass.rows(), tokens.len());
-                let x = Matrix::new(hidden, pass.rows(), width);
-                let (dy, x) = (
-                    dy.rows_of(range.start, range.len()),
-                    x.rows_of(range.start, range.len()),
-                );
-                gemm::gradient(rows, dy, x, &alone, true, pass.fused.precision);
-            }
-            pass.fused.buffers.give(columns);
+        if p.head != p.embedding {
+            rows.par_chunks_mut(PART).for_each(|part| part.fill(0.0));
         }
         Self { tokens, rows }
+    }
+
+    /// What the gradient of a tied head has to fill.
+    pub fn kept(&mut self) -> Kept<'_> {
+        Kept {
+            rows: &self.tokens,
+            parts: &mut self.rows,
+        }
     }
 
     /// Adds the embedding's part of each lane, and writes the sums into the gradient of the table.
     fn finish(mut self, pass: &Pass, dtable: &mut [f32], dx: &[f32]) {
         let (width, size) = (pass.width(), self.tokens.len() * pass.width());
         let place = |token: u32| self.tokens.binary_search(&token).expect("the token occurs");
-        let lanes = pass.lanes.each().zip(self.rows.chunks_exact_mut(size));
-        for ((range, _), rows) in lanes {
-            let places: Vec<u32> = pass.tokens[range.clone()]
-                .iter()
-                .map(|&t| place(t) as u32)
-                .collect();
-            let dx = &dx[range.start * width..range.end * width];
-            embedding::backward_tokens(rows, &places, width, dx);
-        }
-        let mut sums = vec![0.0; size];
-        let rows_per_lane = pass.lanes.rows_per_lane();
-        pass.lanes.sum(&mut sums, true, |range, own| {
-            own.copy_from_slice(&self.rows[range.start / rows_per_lane * size..][..size]);
+        let lane = pass.lanes.rows_per_lane();
+        self.rows
+            .par_chunks_mut(size)
+            .zip(
+                pass.tokens
+                    .par_chunks(lane)
+                    .zip(dx.par_chunks(lane * width)),
+            )
+            .for_each(|(rows, (tokens, dx))| {
+                let places: Vec<u32> = tokens.iter().map(|&t| place(t) as u32).collect();
+                embedding::backward_tokens(rows, &places, width, dx);
+            });
+        let (rows, table) = (&self.rows, Shared::new(dtable));
+        let tokens = self.tokens.par_iter().enumerate();
+        tokens.for_each_init(Vec::new, |stack, (index, &token)| {
+            stack.resize(pass.lanes.depth() * width, 0.0);
+            pass.lanes.reduce(stack, width, |lane, _, own| {
+                own.copy_from_slice(&rows[lane * size + index * width..][..width]);
+            });
+            let to = table.at(token as usize * width);
+            // SAFETY: a row of the table, which belongs to this token alone.
+            unsafe { to.copy_from_nonoverlapping(stack.as_ptr(), width) };
         });
-        for (&token, row) in self.tokens.iter().zip(sums.chunks_exact(width)) {
-            dtable[token as usize * width..][..width].copy_from_slice(row);
-        }
+        pass.fused.buffers.give(self.rows);
     }
 }
 

@@ -9,6 +9,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 use super::embed::TokenRows;
 use super::{Pass, elements};
 use crate::engine::ops::cross_entropy;
+use crate::engine::ops::gemm::{self, Matrix};
 use crate::engine::ops::lanes::Lanes;
 use crate::engine::ops::linear::{self, WeightOrder};
 use crate::engine::{Scores, Sums};
@@ -147,11 +148,19 @@ fn project(
         let lanes = if whole { &pass.lanes } else { &part };
         let fresh = pass.fresh && rows.start == 0;
         let dw = &mut pass.gradient()[range.clone()];
-        linear::backward_weight(shape, dw, hidden, logits, lanes, fresh);
-        if pass.lanes.count() > 1 && pass.trains(&pass.fused.parameters.embedding) {
-            *pass.rows_of_tokens.lock().expect("no panic while saving") =
-                Some(TokenRows::begin(pass, hidden, logits));
+        let embedding = &pass.fused.parameters.embedding;
+        let mut apart =
+            (lanes.count() > 1 && pass.trains(embedding)).then(|| TokenRows::begin(pass));
+        match &mut apart {
+            Some(apart) if *embedding == range => {
+                let hidden = Matrix::new(hidden, rows.len(), width);
+                let logits = Matrix::new(logits, rows.len(), shape.outputs);
+                let kept = apart.kept();
+                gemm::gradient_keeping(dw, logits, hidden, lanes, kept, shape.precision);
+            }
+            _ => linear::backward_weight(shape, dw, hidden, logits, lanes, fresh),
         }
+        *pass.rows_of_tokens.lock().expect("no panic while saving") = apart;
     }
     pass.fused.buffers.give(logits);
     losses

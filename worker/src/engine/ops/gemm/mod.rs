@@ -189,12 +189,10 @@ pub fn gradient(
     fresh: bool,
     precision: Precision,
 ) {
-    assert!(
-        x.rows == dy.rows && x.rows == lanes.rows(),
-        "rows of the lanes"
-    );
+    assert_eq!(x.rows, lanes.rows(), "rows of the lanes");
     assert_eq!(out.len(), x.cols * dy.cols, "size of the gradient");
     if let Some(rows) = lanes.alone() {
+        assert_eq!(x.rows, dy.rows, "rows of both operands");
         for start in (0..rows).step_by(GRADIENT_ROWS) {
             let deep = GRADIENT_ROWS.min(rows - start);
             let (x, dy) = (x.rows_of(start, deep), dy.rows_of(start, deep));
@@ -208,20 +206,48 @@ pub fn gradient(
         return;
     }
     assert!(fresh, "only a single lane is added to what is there");
+    gradient_keeping(out, x, dy, lanes, Kept::default(), precision);
+}
+
+/// Rows of a gradient whose parts of each lane are wanted besides their sum.
+#[derive(Default)]
+pub struct Kept<'a> {
+    /// Which, ascending.
+    pub rows: &'a [u32],
+    /// Where each lane's part goes, `[lanes, rows, n]`.
+    pub parts: &'a mut [f32],
+}
+
+/// As [`gradient`], of several lanes and from the start, and fills `kept`.
+pub fn gradient_keeping(
+    out: &mut [f32],
+    x: Matrix,
+    dy: Matrix,
+    lanes: &Lanes,
+    kept: Kept,
+    precision: Precision,
+) {
+    assert!(
+        x.rows == dy.rows && x.rows == lanes.rows(),
+        "rows of the lanes"
+    );
+    assert_eq!(out.len(), x.cols * dy.cols, "size of the gradient");
+    let parts = lanes.count() * kept.rows.len() * dy.cols;
+    assert_eq!(kept.parts.len(), parts, "room for what is kept");
     let size = Panels::len(lanes.rows_per_lane(), dy.cols, precision);
     scratch(size * lanes.count(), |packed| {
-        let each = lanes.each().zip(packed.chunks_exact_mut(size));
-        let pack = |((rows, _), packed): ((Range<usize>, u32), _)| {
-            Panels::pack(packed, dy.rows_of(rows.start, rows.len()), precision)
-        };
+        let deep = lanes.rows_per_lane();
+        let pack = |(lane, packed)| Panels::pack(packed, dy.rows_of(lane * deep, deep), precision);
+        let each = packed.par_chunks_exact_mut(size).enumerate();
         let dy: Vec<Panels> = each.map(pack).collect();
-        along_the_tree(out, x.t(), &dy, lanes);
+        along_the_tree(out, x.t(), &dy, lanes, kept);
     });
 }
 
 /// `dy` has one operand for each lane.
-fn along_the_tree(out: &mut [f32], x: Matrix, dy: &[Panels], lanes: &Lanes) {
+fn along_the_tree(out: &mut [f32], x: Matrix, dy: &[Panels], lanes: &Lanes, kept: Kept) {
     let (stride, count, shared) = (dy[0].cols, dy[0].count(), Shared::new(out));
+    let (kept, parts) = (kept.rows, Shared::new(kept.parts));
     let (rows, panels) = task_size(x.rows, count, for_all_threads());
     // The partial sums of one task stay in the cache.
     let (rows, panels) = (rows.min(48), panels.min(16));
@@ -236,6 +262,8 @@ fn along_the_tree(out: &mut [f32], x: Matrix, dy: &[Panels], lanes: &Lanes) {
             (stride - panel * PANEL).min(panels.len() * PANEL),
         );
         let size = x.rows * width;
+        let place = |row: usize| kept.partition_point(|&kept| (kept as usize) < row);
+        let here = place(first)..place(first + x.rows);
         PARTIAL.with_borrow_mut(|partial| {
             LEFT.with_borrow_mut(|left| {
                 let stack = partial.take(size * lanes.depth());
@@ -244,6 +272,12 @@ fn along_the_tree(out: &mut [f32], x: Matrix, dy: &[Panels], lanes: &Lanes) {
                     let panels = panels.clone();
                     // SAFETY: `part` holds these rows of whole panels.
                     unsafe { product(to, width, x, &dy[lane], panels, 1.0, false, left) };
+                    for index in here.clone() {
+                        let own = &part[(kept[index] as usize - first) * width..][..cols];
+                        let to = parts.at((lane * kept.len() + index) * stride + panel * PANEL);
+                        // SAFETY: this task's columns of a row that is its own.
+                        unsafe { to.copy_from_nonoverlapping(own.as_ptr(), cols) };
+                    }
                 });
                 for (row, sum) in stack[..size].chunks_exact(width).enumerate() {
                     let to = shared.at((first + row) * stride + panel * PANEL);
