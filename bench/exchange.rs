@@ -372,10 +372,14 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         );
         opened.await.expect("the exchange opens")
     });
-    let node = Arc::new(gradient(rank, shape));
+    let own = gradient(rank, shape);
     let expected = sum(Tree::new(shape.lanes).root(), shape);
     let mut times = Vec::new();
     for step in 1..=share.steps as Step {
+        // As an engine would, straight into the memory that is shared, if there is such.
+        let mut node = client.buffer().unwrap_or_else(|| own.clone().into());
+        node.copy_from_slice(&own);
+        let node = Arc::new(node);
         let began = Instant::now();
         client.push(step, Node::leaf(rank), node.clone());
         let root = client.root(step).expect("the exchange goes on");

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 
-use crate::floats::{add, add_bytes, bytes_of, from_bf16, round_to_bf16, sum_of_squares, to_bf16};
+use crate::floats::{
+    add, add_bytes, add_stamped, bytes_of, from_bf16, round_to_bf16, stamp, sum_of_squares, to_bf16,
+};
 use crate::ids::{Lane, SessionId};
 use crate::layout::{CHUNK_LEN, chunk_count, chunk_range};
 use crate::seal::checksum;
@@ -30,12 +32,15 @@ struct Stamp {
     from: SessionId,
 }
 
-/// CRC-32 of a chunk as it travels.
+/// What a chunk is known by.
 #[derive(Clone, Debug)]
 enum Check {
-    Known(u32),
-    /// Taken with the sum, while the data is in the cache anyway, or when it is needed before.
+    /// CRC-32 of it as it travelled.
+    Crc(u32),
+    /// It lies here, and is not summed yet.
     Of(Part),
+    /// The [`stamp`] of what lay somewhere, taken with the sum.
+    Stamp(u64),
 }
 
 /// What a push did.
@@ -96,19 +101,6 @@ impl Shape {
     /// Bytes of a gradient in memory.
     pub fn bytes(self) -> usize {
         self.len * 4
-    }
-}
-
-/// A checksum that is taken of floats as they would travel.
-#[derive(Default)]
-struct Taking(crc32fast::Hasher);
-
-impl Taking {
-    fn update(&mut self, payload: Payload, values: &[f32]) {
-        match payload {
-            Payload::F32 => self.0.update(bytes_of(values)),
-            Payload::Bf16 => self.0.update(&to_bf16(values)),
-        }
     }
 }
 
@@ -278,12 +270,8 @@ impl Aggregator {
         from: SessionId,
     ) -> Result<Offered, OfferError> {
         self.check(node, index, &data)?;
-        let check = match &data {
-            Data::Wire { check, .. } => Check::Known(*check),
-            Data::Shared(part) => Check::Of(part.clone()),
-        };
         let mut state = lock(&self.chunks[index]);
-        self.compare(&mut state, index, node, Stamp { check, from })?;
+        self.compare(&mut state, index, node, &data, from)?;
         let newly: Vec<Lane> = state.cover(self.tree.root().size, node);
         if newly.is_empty() {
             return Ok(Offered::default());
@@ -307,34 +295,45 @@ impl Aggregator {
         state: &mut ChunkState,
         index: usize,
         node: Node,
-        second: Stamp,
+        data: &Data,
+        from: SessionId,
     ) -> Result<(), OfferError> {
         let Some(first) = state.stamps.get(&node) else {
-            state.stamps.insert(node, second);
+            let check = match data {
+                Data::Wire { check, .. } => Check::Crc(*check),
+                Data::Shared(part) => Check::Of(part.clone()),
+            };
+            state.stamps.insert(node, Stamp { check, from });
             return Ok(());
         };
-        let same = self.check_of(&first.check) == self.check_of(&second.check);
-        let shared = |stamp: &Stamp| matches!(stamp.check, Check::Of(_));
+        let shared = matches!(first.check, Check::Of(_)) || matches!(data, Data::Shared(_));
         // Once a step is complete, what was shared for it may be overwritten, and says nothing any more.
-        if same || (shared(first) || shared(&second)) && lock(&self.progress).missing == 0 {
+        if self.same(&first.check, data) || shared && lock(&self.progress).missing == 0 {
             return Ok(());
         }
         Err(OfferError::Mismatch {
             index,
             node,
             first: first.from,
-            second: second.from,
+            second: from,
         })
     }
 
-    fn check_of(&self, check: &Check) -> u32 {
-        match check {
-            Check::Known(check) => *check,
-            Check::Of(part) => {
-                let mut taking = Taking::default();
-                taking.update(self.payload, part.floats());
-                taking.0.finalize()
-            }
+    fn same(&self, first: &Check, second: &Data) -> bool {
+        let travelling = |part: &Part| match self.payload {
+            Payload::F32 => checksum(part.as_ref()),
+            Payload::Bf16 => checksum(&to_bf16(part.floats())),
+        };
+        match (first, second) {
+            (Check::Crc(first), Data::Wire { check, .. }) => first == check,
+            (Check::Crc(first), Data::Shared(part)) => *first == travelling(part),
+            (Check::Of(part), Data::Wire { check, .. }) => travelling(part) == *check,
+            (Check::Of(first), Data::Shared(second)) => first.as_ref() == second.as_ref(),
+            (Check::Stamp(first), Data::Shared(part)) => *first == stamp(part.as_ref(), 0),
+            (Check::Stamp(first), Data::Wire { data, .. }) => match self.payload {
+                Payload::F32 => *first == stamp(data, 0),
+                Payload::Bf16 => *first == stamp(bytes_of(&from_bf16(data)), 0),
+            },
         }
     }
 
@@ -387,29 +386,31 @@ impl Aggregator {
         })
     }
 
-    /// `out` = the sum, rounded; and the checksums of what is shared are taken on the way.
+    /// `out` = the sum, rounded; and the stamps of what is shared are taken on the way.
     fn add(&self, index: usize, out: &mut [f32], summands: [(Node, &Waiting); 2]) {
-        let mut checks = summands.map(|(node, summand)| match summand {
-            Waiting::Shared(part) => Some((node, part, Taking::default())),
-            _ => None,
-        });
+        let shared = summands.map(|(_, summand)| matches!(summand, Waiting::Shared(_)));
         let [a, b] = summands.map(|(_, summand)| summand.bytes());
+        let mut stamps = [0u64; 2];
         for (block, out) in out.chunks_mut(BLOCK).enumerate() {
             let at = block * BLOCK;
-            for (_, part, taking) in checks.iter_mut().flatten() {
-                taking.update(self.payload, &part.floats()[at..at + out.len()]);
-            }
             let bytes = at * 4..(at + out.len()) * 4;
-            add_bytes(out, &a[bytes.clone()], &b[bytes]);
+            let (a, b) = (&a[bytes.clone()], &b[bytes]);
+            if shared == [false; 2] {
+                add_bytes(out, a, b);
+            } else {
+                let (of_a, of_b) = add_stamped(out, a, b, at);
+                stamps = [stamps[0].wrapping_add(of_a), stamps[1].wrapping_add(of_b)];
+            }
             round(self.payload, out);
         }
-        if checks.iter().all(Option::is_none) {
+        if shared == [false; 2] {
             return;
         }
         let mut state = lock(&self.chunks[index]);
-        for (node, _, taking) in checks.into_iter().flatten() {
+        let nodes = summands.iter().zip(shared).zip(stamps);
+        for ((&(node, _), _), found) in nodes.filter(|((_, shared), _)| *shared) {
             if let Some(stamp) = state.stamps.get_mut(&node) {
-                stamp.check = Check::Known(taking.0.finalize());
+                stamp.check = Check::Stamp(found);
             }
         }
     }

@@ -73,6 +73,42 @@ widest! {
     }
 }
 
+/// The weight of a place in a [`stamp`]: odd, so that no single difference is lost.
+#[inline(always)]
+fn weight(place: usize) -> u64 {
+    u64::from((place as u32).wrapping_mul(0x9e37_79b1) | 1)
+}
+
+widest! {
+    /// What tells a copy of these bytes of f32 from something else: Σ bits · weight of the place, modulo 2⁶⁴, with places
+    /// from `from` on. Stamps of parts add up to that of the whole. A single element that differs always shows.
+    pub fn stamp(values: &[u8], from: usize) -> u64 {
+        let values = values.as_chunks().0.iter().enumerate();
+        values.fold(0, |sum: u64, (i, x)| {
+            sum.wrapping_add(u64::from(u32::from_le_bytes(*x)) * weight(from + i))
+        })
+    }
+}
+
+widest! {
+    /// [`add_bytes`], and the stamps of both, which cost little where the sum waits for memory.
+    ///
+    /// # Panics
+    /// If they differ in length.
+    pub fn add_stamped(out: &mut [f32], a: &[u8], b: &[u8], from: usize) -> (u64, u64) {
+        assert!(a.len() == out.len() * 4 && b.len() == a.len());
+        let (mut of_a, mut of_b) = (0u64, 0u64);
+        let both = a.as_chunks().0.iter().zip(b.as_chunks().0);
+        for (i, (out, (a, b))) in out.iter_mut().zip(both).enumerate() {
+            *out = f32::from_le_bytes(*a) + f32::from_le_bytes(*b);
+            let weight = weight(from + i);
+            of_a = of_a.wrapping_add(u64::from(u32::from_le_bytes(*a)) * weight);
+            of_b = of_b.wrapping_add(u64::from(u32::from_le_bytes(*b)) * weight);
+        }
+        (of_a, of_b)
+    }
+}
+
 widest! {
     /// Σ x² in f64: 16 partial sums over the elements with the same remainder of their index, then those in order.
     pub fn sum_of_squares(values: &[f32]) -> f64 {
@@ -167,6 +203,7 @@ pub fn floats_of(data: &[u8]) -> Vec<f32> {
 mod tests {
     use half::bf16;
     use proptest::prelude::*;
+    use proptest::sample::Index;
 
     use super::*;
 
@@ -198,7 +235,28 @@ mod tests {
             let mut out = vec![0.0; sum.len()];
             add_bytes(&mut out, &shifted(a, &left)[a..], &shifted(b, &right)[b..]);
             prop_assert_eq!(&out, &sum);
-            prop_assert_eq!(floats_of(bytes_of(&sum)), sum);
+            prop_assert_eq!(floats_of(bytes_of(&sum)), sum.clone());
+            let (a, b) = (shifted(a, &left)[a..].to_vec(), shifted(b, &right)[b..].to_vec());
+            let mut again = vec![0.0; sum.len()];
+            prop_assert_eq!(add_stamped(&mut again, &a, &b, 9), (stamp(&a, 9), stamp(&b, 9)));
+            prop_assert_eq!(again, sum);
+        }
+
+        #[test]
+        fn stamps_add_up_and_a_changed_element_shows(
+            values in prop::collection::vec(any::<u32>(), 1..200),
+            (cut, place, bits) in (any::<Index>(), any::<Index>(), 1u32..),
+        ) {
+            let bytes = |values: &[u32]| -> Vec<u8> { cast_slice(values).to_vec() };
+            let (left, right) = values.split_at(cut.index(values.len()));
+            let whole = stamp(&bytes(&values), 0);
+            prop_assert_eq!(stamp(&bytes(left), 0).wrapping_add(stamp(&bytes(right), left.len())), whole);
+            let mut changed = values.clone();
+            changed[place.index(values.len())] ^= bits;
+            prop_assert_ne!(stamp(&bytes(&changed), 0), whole);
+            let mut turned = values.clone();
+            turned.reverse();
+            prop_assert_eq!(stamp(&bytes(&turned), 0) == whole, turned == values);
         }
 
         #[test]

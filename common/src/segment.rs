@@ -6,6 +6,8 @@
 //! begins with the expected nonce (so that it is not another host's process of the same number). Elsewhere a segment
 //! is plain memory that nobody else finds.
 
+mod slots;
+
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -13,6 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{MmapMut, MmapRaw};
+
+pub use slots::{Slot, Slots};
 
 /// The first page: the nonce, and nothing else.
 const HEADER: usize = 4096;

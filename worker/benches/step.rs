@@ -19,7 +19,7 @@ use cohort_common::spec::{
     Architecture, ModelConfig, Payload, Precision, ScheduleKind, TrainConfig,
 };
 use cohort_common::tree::Node;
-use cohort_worker::engine::{Batch, DeviceChoice, Engine, Site, Update};
+use cohort_worker::engine::{Batch, DeviceChoice, Engine, Gradient, Site, Update};
 
 /// The allocator of the `cohort` binary, so that the figures are the product's.
 #[global_allocator]
@@ -144,7 +144,7 @@ struct Place {
 struct Training {
     engine: Engine,
     batches: Vec<Batch>,
-    gradient: Vec<f32>,
+    gradient: Gradient,
     step: u64,
 }
 
@@ -157,18 +157,18 @@ impl Training {
         Self {
             engine,
             batches: batches(case, lanes),
-            gradient: Vec::new(),
+            gradient: Gradient::default(),
             step: 0,
         }
     }
 
     /// The gradient of a node as a worker takes it: lanes together where they can be, else added along the tree.
-    fn node(&mut self, node: Node, gradient: &mut Vec<f32>) -> f64 {
+    fn node(&mut self, node: Node, gradient: &mut Gradient) -> f64 {
         let rows = self.batches[0].samples * self.batches[0].length;
         if !self.engine.shares(rows, node.size as usize)
             && let Some((left, right)) = node.children()
         {
-            let mut other = Vec::new();
+            let mut other = Gradient::default();
             let weight = self.node(left, gradient) + self.node(right, &mut other);
             self.engine
                 .install(|| cohort_common::aggregate::add_all(gradient, &other));

@@ -13,7 +13,7 @@ use cohort_common::spec::{Payload, TrainConfig};
 use cohort_common::tree::Node;
 
 use crate::data::RunData;
-use crate::engine::{Batch, Engine, EngineError, Site, Sums};
+use crate::engine::{Batch, Engine, EngineError, Gradient, Site, Sums};
 
 /// Why work was not done.
 pub enum Stop {
@@ -57,15 +57,20 @@ pub trait Hooks {
     }
 
     /// The sum of a node that is known already.
-    fn kept(&mut self, _node: Node) -> Option<Vec<f32>> {
+    fn kept(&mut self, _node: Node) -> Option<Gradient> {
         None
     }
 
     /// A node is complete whose sibling is not, because a lane of it was skipped: it goes out by itself.
-    fn part(&mut self, _node: Node, _sum: Vec<f32>) {}
+    fn part(&mut self, _node: Node, _sum: Gradient) {}
 
     /// The lanes of a node are computed in one pass, which took so long.
     fn computed(&mut self, _node: Node, _time: Duration) {}
+
+    /// Memory for another gradient.
+    fn buffer(&mut self) -> Gradient {
+        Gradient::default()
+    }
 
     /// A lane is computed: what it found, and how long it took.
     fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration);
@@ -82,7 +87,7 @@ pub struct Work<'a> {
     /// The state before the step.
     pub engine: &'a mut Engine,
     /// Buffers of one gradient each, to be used again.
-    pub free: &'a mut Vec<Vec<f32>>,
+    pub free: &'a mut Vec<Gradient>,
     /// The caller's part.
     pub hooks: &'a mut dyn Hooks,
 }
@@ -90,7 +95,7 @@ pub struct Work<'a> {
 impl Work<'_> {
     /// The gradient of a node of the tree: its children's sum, left plus right. `None` if a lane of it was skipped;
     /// then what there is of it has gone out in parts.
-    pub fn node(&mut self, step: Step, node: Node) -> Result<Option<Vec<f32>>, Stop> {
+    pub fn node(&mut self, step: Step, node: Node) -> Result<Option<Gradient>, Stop> {
         if let Some(kept) = self.hooks.kept(node) {
             return Ok(Some(kept));
         }
@@ -129,7 +134,7 @@ impl Work<'_> {
         exact && self.train.accumulate == 1 && self.engine.shares(rows, node.size as usize)
     }
 
-    fn together(&mut self, step: Step, node: Node) -> Result<Vec<f32>, Stop> {
+    fn together(&mut self, step: Step, node: Node) -> Result<Gradient, Stop> {
         let started = Instant::now();
         self.hooks.go_on()?;
         let lanes: Result<Vec<_>, String> = node
@@ -142,7 +147,7 @@ impl Work<'_> {
             .zip(node.lanes())
             .map(|((batch, _), lane)| (batch, self.site(step, lane, 0)))
             .collect();
-        let mut gradient = self.free.pop().unwrap_or_default();
+        let mut gradient = self.buffer();
         let found = self.engine.gradient(node, &micro_batches, &mut gradient)?;
         if !self.tolerant {
             for ((lane, sums), (_, samples)) in node.lanes().zip(&found).zip(&batches) {
@@ -160,6 +165,11 @@ impl Work<'_> {
         Ok(gradient)
     }
 
+    fn buffer(&mut self) -> Gradient {
+        let used = self.free.pop();
+        used.unwrap_or_else(|| self.hooks.buffer())
+    }
+
     fn site(&self, step: Step, lane: Lane, micro_batch: u32) -> Site {
         Site {
             seed: self.train.seed,
@@ -169,10 +179,10 @@ impl Work<'_> {
         }
     }
 
-    fn lane(&mut self, step: Step, lane: Lane) -> Result<Vec<f32>, Stop> {
+    fn lane(&mut self, step: Step, lane: Lane) -> Result<Gradient, Stop> {
         let started = Instant::now();
         let batches = self.data.lane(self.train, step, lane)?;
-        let mut gradient = self.free.pop().unwrap_or_default();
+        let mut gradient = self.buffer();
         let mut sums = LaneSums::default();
         for ((batch, samples), micro_batch) in batches.iter().zip(0u32..) {
             self.hooks.go_on()?;

@@ -12,7 +12,7 @@ use cohort_common::spec::{Payload, RunSpec, Speed};
 use cohort_common::tree::{Node, Tree};
 
 use crate::engine::{
-    Batch, DeviceChoice, Engine, EngineError, Site, Update, describe_device, thread_count,
+    Batch, DeviceChoice, Engine, EngineError, Gradient, Site, Update, describe_device, thread_count,
 };
 
 /// Times each part at most so often.
@@ -40,7 +40,7 @@ pub fn measure(
     let batches: Vec<Batch> = node.lanes().map(|lane| batch(spec, lane)).collect();
     let [of_passes, of_updates, of_scores] = SHARES.map(|share| budget.mul_f64(share));
 
-    let mut gradient = Vec::new();
+    let mut gradient = Gradient::default();
     let (pass_seconds, passes) = typical(of_passes, || {
         let site = |lane| Site {
             seed: train.seed,
@@ -55,7 +55,7 @@ pub fn measure(
             .collect();
         engine.gradient(node, &lanes, &mut gradient).map(drop)
     })?;
-    let sibling = gradient.clone();
+    let sibling = gradient.to_vec();
     let (sum_seconds, _) = typical(Duration::ZERO, || {
         engine.install(|| parent(train.payload, &mut gradient, &sibling));
         Ok(())

@@ -18,7 +18,7 @@ use cohort_common::spec::RunSpec;
 use cohort_common::tree::Tree;
 
 use crate::data::{DataClient, RunData};
-use crate::engine::{DeviceChoice, Engine, Update};
+use crate::engine::{DeviceChoice, Engine, Gradient, Update};
 use crate::lanes::{Hooks, Stop, Work};
 use crate::state::{self, Fetched};
 use crate::{Config, Error};
@@ -130,7 +130,7 @@ struct Player<'a> {
     data: &'a RunData,
     engine: Engine,
     updates: u64,
-    free: Vec<Vec<f32>>,
+    free: Vec<Gradient>,
 }
 
 /// Collects what lanes find.

@@ -25,7 +25,7 @@ use tracing::error;
 
 use crate::Config;
 use crate::data::{DataClient, RunData, Unit};
-use crate::engine::{DeviceChoice, Engine, State, Update};
+use crate::engine::{DeviceChoice, Engine, Gradient, State, Update};
 use crate::evaluation;
 use crate::exchange::{ExchangeClient, Root};
 use crate::figures::{Doing, Meter};
@@ -149,17 +149,19 @@ struct Loaded {
     exchange: ExchangeClient,
     signals: Arc<Signals>,
     /// The root of the next step, if this worker owns it alone.
-    own_root: Option<Arc<Vec<f32>>>,
+    own_root: Option<Arc<Gradient>>,
     computed: Computed,
     /// Buffers of one gradient each, to be used again.
-    free: Vec<Vec<f32>>,
+    free: Vec<Gradient>,
+    /// Whether others read the nodes of the next step.
+    lends: bool,
     out: Reports,
 }
 
 /// What there is of the next step.
 #[derive(Default)]
 struct Computed {
-    nodes: Vec<(Node, Arc<Vec<f32>>)>,
+    nodes: Vec<(Node, Arc<Gradient>)>,
     lanes: BTreeMap<Lane, (LaneSums, u64)>,
 }
 
@@ -232,6 +234,7 @@ impl Trainer {
             own_root: None,
             computed: Computed::default(),
             free: Vec::new(),
+            lends: false,
             out: self.out.clone(),
         })
     }
@@ -280,6 +283,8 @@ struct Listener<'a> {
     signals: &'a Signals,
     computed: &'a mut Computed,
     exchange: &'a ExchangeClient,
+    /// Whether others read the nodes.
+    lends: bool,
     /// Tokens of a lane.
     tokens: u64,
 }
@@ -306,17 +311,22 @@ impl Hooks for Listener<'_> {
             .any(|(kept, _)| node.contains(*kept))
     }
 
-    fn kept(&mut self, node: Node) -> Option<Vec<f32>> {
+    fn kept(&mut self, node: Node) -> Option<Gradient> {
         let found = self.computed.nodes.iter().find(|(n, _)| *n == node)?;
-        let sum = found.1.to_vec();
+        let sum = found.1.to_vec().into();
         self.say_lanes(node);
         Some(sum)
     }
 
-    fn part(&mut self, node: Node, sum: Vec<f32>) {
+    fn part(&mut self, node: Node, sum: Gradient) {
         let sum = Arc::new(sum);
         self.computed.nodes.push((node, sum.clone()));
         self.exchange.push(self.step, node, sum);
+    }
+
+    fn buffer(&mut self) -> Gradient {
+        let lent = self.lends.then(|| self.exchange.buffer()).flatten();
+        lent.unwrap_or_default()
     }
 
     fn computed(&mut self, node: Node, time: Duration) {
@@ -375,6 +385,12 @@ impl Loaded {
             // A session that has ended wanted it.
             return Ok(());
         }
+        self.lends = !sole_owner;
+        let suits = |free: &Gradient| match self.lends {
+            true => self.exchange.suits(free),
+            false => free.slot().is_none(),
+        };
+        self.free.retain(suits);
         let tree = Tree::new(self.spec.train.lanes);
         for range in lanes::ranges(lanes) {
             for node in tree.cover(range) {
@@ -392,14 +408,14 @@ impl Loaded {
         Ok(())
     }
 
-    fn own(&mut self, step: Step, root: Arc<Vec<f32>>) {
+    fn own(&mut self, step: Step, root: Arc<Gradient>) {
         let totals = self.engine.install(|| totals_of(&root));
         self.own_root = Some(root);
         self.say(Report::RootReady { step, totals });
     }
 
     /// The sum of a node, computed or kept from before.
-    fn node(&mut self, step: Step, node: Node) -> Result<Option<Arc<Vec<f32>>>, Stop> {
+    fn node(&mut self, step: Step, node: Node) -> Result<Option<Arc<Gradient>>, Stop> {
         let mut listener = Listener {
             load: self.load,
             step,
@@ -407,6 +423,7 @@ impl Loaded {
             signals: &self.signals,
             computed: &mut self.computed,
             exchange: &self.exchange,
+            lends: self.lends,
             tokens: self.spec.tokens_per_step() / u64::from(self.spec.train.lanes),
         };
         listener.go_on()?;
@@ -477,8 +494,8 @@ impl Loaded {
         self.say(Report::Applied { step, state_hash });
         let computed = std::mem::take(&mut self.computed).nodes;
         let buffers = computed.into_iter().map(|(_, sum)| sum).chain(own);
-        self.free
-            .extend(buffers.filter_map(|sum| Arc::try_unwrap(sum).ok()));
+        let own = buffers.filter_map(|sum| Arc::try_unwrap(sum).ok());
+        self.free.extend(own.filter(Gradient::can_be_used_again));
         // More would only be needed for a deeper tree than this step had.
         self.free.truncate(4);
         Ok(())

@@ -13,6 +13,7 @@ mod error;
 mod fingerprint;
 mod fused;
 mod generate;
+mod gradient;
 mod init;
 pub mod ops;
 mod optim;
@@ -33,6 +34,7 @@ pub use self::device::DeviceChoice;
 pub use self::error::{EngineError, Result};
 use self::fused::Fused;
 pub use self::generate::{Sampling, generate};
+pub use self::gradient::Gradient;
 use self::optim::{AdamW, Moments};
 pub use self::products::products;
 
@@ -310,7 +312,7 @@ impl Engine {
 
     /// Adds the gradient of `Σ w·nll` over `batch` to `grad` (an empty one starts at zero), with the dropout of `site`.
     /// After an error `grad` may hold part of the sum.
-    pub fn accumulate(&mut self, batch: &Batch, site: Site, grad: &mut Vec<f32>) -> Result<Sums> {
+    pub fn accumulate(&mut self, batch: &Batch, site: Site, grad: &mut Gradient) -> Result<Sums> {
         let node = Node::leaf(site.lane);
         if grad.is_empty() {
             let sums = self.gradient(node, &[(batch, site)], grad)?;
@@ -347,7 +349,7 @@ impl Engine {
         &mut self,
         node: Node,
         micro_batches: &[(&Batch, Site)],
-        grad: &mut Vec<f32>,
+        grad: &mut Gradient,
     ) -> Result<Vec<Sums>> {
         for (batch, _) in micro_batches {
             self.check_batch(batch)?;
@@ -365,7 +367,7 @@ impl Engine {
                 "{batches} micro-batches for {node}"
             )));
         }
-        grad.resize(self.layout.len(), 0.0);
+        grad.fit(self.layout.len());
         let sums = self.pool.install(|| match &self.composite {
             Some(composite) => {
                 Ok::<_, EngineError>(composite.gradient(node, micro_batches, grad)?)

@@ -1,7 +1,7 @@
 //! Where gradients lie: nodes in a segment that the owner reads, roots in buffers of this process or in the owner's
 //! segment.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -9,25 +9,21 @@ use cohort_common::aggregate::Shape;
 use cohort_common::floats::{copy_out, from_bf16};
 use cohort_common::ids::Step;
 use cohort_common::layout::chunk_range;
-use cohort_common::segment::{Address, Part, Segment};
+use cohort_common::segment::{Address, Part, Segment, Slot, Slots};
 use cohort_common::spec::Payload;
 use tracing::debug;
+
+use crate::engine::Gradient;
 
 /// Nodes of a step that can be shared; more are sent. A contiguous range of lanes rarely has more.
 const SLOTS: usize = 16;
 
-/// Slots begin at pages.
-const PAGE: usize = 4096;
-
 /// Segments of the owner that are kept mapped.
 const MAPPED: usize = 4;
 
-/// A segment with a slot for each node. It is address space: memory is only what nodes have used.
+/// A slot for each node. It is address space: memory is only what nodes have used.
 pub(super) struct NodeMemory {
-    segment: Arc<Segment>,
-    slot_bytes: usize,
-    free: Vec<usize>,
-    used: BTreeMap<Step, Vec<usize>>,
+    slots: Arc<Slots>,
     /// The owner's segments, newest last: mapping memory anew costs more than summing it.
     owners: VecDeque<(Address, Arc<Segment>)>,
 }
@@ -35,40 +31,50 @@ pub(super) struct NodeMemory {
 impl NodeMemory {
     /// `None` where memory cannot be shared.
     pub(super) fn new(shape: Shape) -> Option<Self> {
-        let slot_bytes = shape.bytes().next_multiple_of(PAGE);
-        let segment = slot_bytes.checked_mul(SLOTS).map(Segment::shared)?;
-        let segment = segment
+        let slots = Slots::new(shape.len, SLOTS, Segment::shared)?;
+        let slots = slots
             .inspect_err(|error| debug!(%error, "no memory to share: gradients are sent"))
             .ok()?;
         Some(Self {
-            segment: Arc::new(segment),
-            slot_bytes,
-            free: (0..SLOTS).rev().collect(),
-            used: BTreeMap::new(),
+            slots,
             owners: VecDeque::new(),
         })
     }
 
     pub(super) fn address(&self) -> Option<&Address> {
-        self.segment.address()
+        self.slots.segment().address()
     }
 
-    pub(super) fn segment(&self) -> &Arc<Segment> {
-        &self.segment
+    /// Memory for a gradient that the owner will read where it is computed.
+    pub(super) fn buffer(&self) -> Option<Gradient> {
+        self.slots.take().map(Gradient::from)
     }
 
-    /// A slot for a node of this step, as its place in bytes.
-    pub(super) fn slot(&mut self, step: Step) -> Option<usize> {
-        let slot = self.free.pop()?;
-        self.used.entry(step).or_default().push(slot);
-        Some(slot * self.slot_bytes)
+    /// Whether a gradient lies in one of the slots.
+    pub(super) fn has(&self, gradient: &Gradient) -> bool {
+        gradient.slot().is_some_and(|slot| slot.is_of(&self.slots))
+    }
+
+    /// Where the owner reads a node of this step from now on: where it lies already, or in a slot that it is copied to.
+    pub(super) fn place(&self, step: Step, node: &Gradient) -> Option<Place> {
+        if let Some(here) = node.slot().filter(|slot| slot.is_of(&self.slots)) {
+            here.lend(step);
+            return Some(Place {
+                offset: here.offset(),
+                copy: None,
+            });
+        }
+        let copy = self.slots.take()?;
+        copy.lend(step);
+        Some(Place {
+            offset: copy.offset(),
+            copy: Some(Arc::new(copy)),
+        })
     }
 
     /// Nobody reads the nodes of steps up to this one any more: what the owner holds of them is summed, or is not needed.
-    pub(super) fn free(&mut self, through: Step) {
-        while let Some(entry) = self.used.first_entry().filter(|e| *e.key() <= through) {
-            self.free.extend(entry.remove());
-        }
+    pub(super) fn free(&self, through: Step) {
+        self.slots.release(through);
     }
 
     /// The owner's segment of that address.
@@ -85,15 +91,25 @@ impl NodeMemory {
     }
 }
 
-/// Copies chunks of a node into its slot.
-pub(super) fn publish(segment: &Segment, slot: usize, data: &[f32], chunks: Range<usize>) {
-    for index in chunks {
-        let range = chunk_range(index, data.len());
-        let start = slot / 4 + range.start;
-        // SAFETY: the segment is of this process; a slot belongs to one node, of which each chunk is copied once, before
-        // the owner hears of it.
-        let out = unsafe { segment.floats_mut(start..start + range.len()) };
-        copy_out(out, &data[range]);
+/// Where the owner reads a node.
+#[derive(Clone)]
+pub(super) struct Place {
+    /// In bytes.
+    pub offset: usize,
+    /// The slot that it is copied to, if it does not lie there. Nobody else gets it while something is copied.
+    pub copy: Option<Arc<Slot>>,
+}
+
+impl Place {
+    /// Copies chunks of a node there, unless they are there.
+    pub(super) fn publish(&self, data: &[f32], chunks: Range<usize>) {
+        let Some(slot) = &self.copy else { return };
+        for index in chunks {
+            let range = chunk_range(index, data.len());
+            // SAFETY: each chunk of the node is copied once, before the owner hears of it.
+            let out = unsafe { slot.part_mut(range.clone()) };
+            copy_out(out, &data[range]);
+        }
     }
 }
 
@@ -101,7 +117,7 @@ pub(super) fn publish(segment: &Segment, slot: usize, data: &[f32], chunks: Rang
 #[derive(Debug)]
 pub enum Root {
     /// Summed by this worker alone.
-    Own(Arc<Vec<f32>>),
+    Own(Arc<Gradient>),
     /// Sent by the owner.
     Sent(Vec<f32>),
     /// Where the owner has it.

@@ -1,8 +1,8 @@
 //! The worker's side of the gradient exchange: pushes the tree nodes it holds, chunk by chunk and under credits, and
 //! collects the root. The nodes stay here until the commit, so that they can be pushed again.
 //!
-//! With an owner on the same host the nodes are copied into memory that both see, and the root is read where the owner
-//! has it (`memory.rs`). `stream.rs` is the traffic.
+//! With an owner on the same host the nodes are computed in memory that both see, or copied there, and the root is read
+//! where the owner has it (`memory.rs`). `stream.rs` is the traffic.
 
 mod memory;
 mod stream;
@@ -26,10 +26,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::debug;
 
+use crate::engine::Gradient;
 pub use crate::observe::Observer;
 use crate::trace::Open;
 pub use memory::Root;
-use memory::{Arriving, NodeMemory};
+use memory::{Arriving, NodeMemory, Place};
 
 /// Chunks on their way out that may wait for the connection.
 const OUTBOX: usize = 4;
@@ -107,12 +108,12 @@ struct State {
 struct Pending {
     step: Step,
     node: Node,
-    data: Arc<Vec<f32>>,
+    data: Arc<Gradient>,
     next: usize,
     /// The span from here until it is sent.
     span: Option<Open>,
-    /// Where it lies in the memory that is shared.
-    slot: Option<usize>,
+    /// Where the owner reads it, if it does.
+    place: Option<Place>,
 }
 
 impl ExchangeClient {
@@ -168,15 +169,31 @@ impl ExchangeClient {
         &self.shared().observer
     }
 
+    /// Memory for a gradient that the owner will read where it is computed, if it shares this host's memory.
+    pub fn buffer(&self) -> Option<Gradient> {
+        let state = self.shared().lock();
+        let memory = state.memory.as_ref().filter(|_| state.shares);
+        memory?.buffer()
+    }
+
+    /// Whether memory for a gradient is such as [`Self::buffer`] would give now.
+    pub fn suits(&self, gradient: &Gradient) -> bool {
+        let state = self.shared().lock();
+        match state.memory.as_ref().filter(|_| state.shares) {
+            Some(memory) => memory.has(gradient),
+            None => gradient.slot().is_none(),
+        }
+    }
+
     /// Pushes a node as soon as credits allow.
-    pub fn push(&self, step: Step, node: Node, data: Arc<Vec<f32>>) {
+    pub fn push(&self, step: Step, node: Node, data: Arc<Gradient>) {
         let pending = Pending {
             step,
             node,
             data,
             next: 0,
             span: self.observer().spans.begin(step),
-            slot: None,
+            place: None,
         };
         self.shared().lock().pending.push(pending);
         self.shared().sendable.notify_one();
@@ -205,7 +222,7 @@ impl ExchangeClient {
         state.credits.retain(|s, _| *s > step);
         state.roots.retain(|s, _| *s > step);
         self.shared().observe_roots(&state);
-        if let Some(memory) = &mut state.memory {
+        if let Some(memory) = &state.memory {
             memory.free(step);
         }
         state.done = state.shares;

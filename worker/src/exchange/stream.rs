@@ -9,7 +9,6 @@ use cohort_common::ids::Step;
 use cohort_common::layout::chunk_range;
 use cohort_common::net::EXCHANGE_BEAT;
 use cohort_common::seal::{Opener, Sealer, checksum};
-use cohort_common::segment::Segment;
 use cohort_common::spec::Payload;
 use cohort_common::tree::Node;
 use cohort_common::wire;
@@ -19,8 +18,9 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::Streaming;
 
-use super::memory::{Arriving, publish};
+use super::memory::{Arriving, Place};
 use super::{Shared, State};
+use crate::engine::Gradient;
 use crate::trace::Open;
 
 /// Messages in which a node is shared: few, as each wakes somebody up, but enough for the owner to begin early.
@@ -37,16 +37,16 @@ enum Next {
 struct Chunks {
     step: Step,
     node: Node,
-    data: Arc<Vec<f32>>,
+    data: Arc<Gradient>,
     range: Range<usize>,
-    /// Where they are to be copied, if they are not to be sent.
-    slot: Option<(Arc<Segment>, usize)>,
+    /// Where the owner reads them, if they are not to be sent.
+    place: Option<Place>,
     /// The span that ends when these are sent.
     span: Option<Open>,
 }
 
 /// A chunk of a node, as bytes.
-struct ChunkBytes(Arc<Vec<f32>>, Range<usize>);
+struct ChunkBytes(Arc<Gradient>, Range<usize>);
 
 impl AsRef<[u8]> for ChunkBytes {
     fn as_ref(&self) -> &[u8] {
@@ -55,25 +55,31 @@ impl AsRef<[u8]> for ChunkBytes {
 }
 
 impl Chunks {
+    fn are_copied(&self) -> bool {
+        self.place
+            .as_ref()
+            .is_some_and(|place| place.copy.is_some())
+    }
+
     fn message(self, payload: Payload) -> Kind {
         let Self {
             step,
             node: Node { first, size },
             data,
             range,
-            slot,
+            place,
             span: _,
         } = self;
         let index = range.start as u32;
-        if let Some((segment, slot)) = slot {
+        if let Some(place) = place {
             let below = range.end as u32;
-            publish(&segment, slot, &data, range);
+            place.publish(&data, range);
             return Kind::SharedNode(v1::SharedNode {
                 step,
                 first,
                 size,
                 index,
-                offset: slot as u64,
+                offset: place.offset as u64,
                 below,
             });
         }
@@ -103,12 +109,13 @@ impl State {
         let below = |step: &Step| credits.get(step).copied().unwrap_or(0);
         let ready = self.pending.iter_mut().filter(|p| p.next < below(&p.step));
         let best = ready.min_by_key(|p| (p.step, p.next))?;
-        let memory = self.memory.as_mut().filter(|_| self.shares);
-        let slot = memory.and_then(|memory| {
-            best.slot = best.slot.or_else(|| memory.slot(best.step));
-            Some((memory.segment().clone(), best.slot?))
+        let memory = self.memory.as_ref().filter(|_| self.shares);
+        let place = memory.and_then(|memory| {
+            let place = || memory.place(best.step, &best.data);
+            best.place = best.place.take().or_else(place);
+            best.place.clone()
         });
-        let count = match slot {
+        let count = match place {
             Some(_) => chunks.div_ceil(BATCHES).max(2),
             None => 1,
         };
@@ -118,7 +125,7 @@ impl State {
             node: best.node,
             data: best.data.clone(),
             range: best.next..end,
-            slot,
+            place,
             span: best.span.take_if(|_| end == chunks),
         };
         best.next = end;
@@ -141,7 +148,7 @@ pub(super) async fn send(shared: Arc<Shared>, mut sealer: Sealer, out: mpsc::Sen
         let mut ends = None;
         let kind = match next {
             Some(Next::Done(through)) => Kind::Done(v1::Done { through }),
-            Some(Next::Chunks(mut chunks)) if chunks.slot.is_some() => {
+            Some(Next::Chunks(mut chunks)) if chunks.are_copied() => {
                 meter.sending(true);
                 ends = chunks.span.take().map(|span| (span, chunks.node));
                 // Copying megabytes takes too long for a thread that others wait for.

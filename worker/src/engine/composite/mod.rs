@@ -425,8 +425,9 @@ impl Composite {
 
 /// Where the tokens of a batch stand.
 pub struct Places {
-    /// The position of each within its segment, `[samples * length]`.
+    /// The position of each within its segment.
     of_rows: Vec<u32>,
+    /// The same on the device, `[samples * length]`.
     positions: Tensor,
     /// The place within its row where its segment begins, `[samples * length]`; for the GPU's kernels alone.
     #[cfg(feature = "cuda")]

@@ -39,7 +39,7 @@ use super::ops::gemm::Precision;
 use super::ops::lanes::Lanes;
 use super::ops::{norm, rope};
 use super::parameters::Parameters;
-use super::{Batch, Scores, Site, Sums};
+use super::{Batch, Gradient, Scores, Site, Sums};
 
 /// Rows that one thread takes through a block at a time.
 const PART_ROWS: usize = 256;
@@ -100,7 +100,7 @@ impl Fused {
         params: &Arc<Vec<f32>>,
         node: Node,
         micro_batches: &[(&Batch, Site)],
-        gradient: &mut Vec<f32>,
+        gradient: &mut Gradient,
         fresh: bool,
     ) -> Result<Vec<Sums>> {
         let (first, _) = micro_batches.first().expect("a node has a lane");
@@ -193,7 +193,7 @@ struct Pass {
     lanes: Lanes,
     /// Where dropout draws its numbers, per lane; empty drops nothing.
     sites: Vec<Site>,
-    gradient: Option<Mutex<Vec<f32>>>,
+    gradient: Option<Mutex<Gradient>>,
     /// Whether the gradient is begun here; else one lane's is added to.
     fresh: bool,
     /// What the head leaves for the embedding where several lanes share the pass.
@@ -219,7 +219,7 @@ impl Pass {
         self.starts.get(rows).unwrap_or_default()
     }
 
-    fn gradient(&self) -> MutexGuard<'_, Vec<f32>> {
+    fn gradient(&self) -> MutexGuard<'_, Gradient> {
         let gradient = self
             .gradient
             .as_ref()

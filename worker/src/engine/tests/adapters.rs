@@ -99,7 +99,7 @@ fn gradients_agree_with_finite_differences() {
                 let mut moved = params.clone();
                 moved[index] += delta;
                 engine.load(&moved, None).expect("weights");
-                let sums = engine.accumulate(&batch, SITE, &mut Vec::new());
+                let sums = engine.accumulate(&batch, SITE, &mut Gradient::default());
                 sums.expect("a loss").loss
             };
             let step = 2e-3;
@@ -130,22 +130,22 @@ fn neither_threads_nor_company_change_a_bit() {
         let run = |threads: usize| {
             let mut engine = adapted(&model, &lora, threads, false);
             let lane = |lane: u32| (&batches[lane as usize], Site { lane, ..SITE });
-            let mut together = Vec::new();
+            let mut together = Gradient::default();
             let node = Node { first: 0, size: 3 };
             let lanes: Vec<_> = node.lanes().map(lane).collect();
             engine
                 .gradient(node, &lanes, &mut together)
                 .expect("a gradient");
             let alone = node.lanes().map(|at| {
-                let mut gradient = Vec::new();
+                let mut gradient = Gradient::default();
                 let one = engine.gradient(Node::leaf(at), &[lane(at)], &mut gradient);
                 one.expect("a gradient");
-                gradient
+                gradient.to_vec()
             });
             let [a, b, c]: [Vec<f32>; 3] = alone.collect::<Vec<_>>().try_into().expect("three");
             let sum = |i: usize| (a[i] + b[i]) + c[i];
             assert!((0..a.len()).all(|i| sum(i) == together[i]), "{model:?}");
-            together
+            together.to_vec()
         };
         assert!(run(1) == run(2));
     }

@@ -131,14 +131,14 @@ fn lanes_that_the_gpu_adds_up_have_the_bits_of_lanes_added_here() {
         .collect();
     let root = Node { first: 0, size: 5 };
     assert!(engine.shares(74, 5));
-    let mut together = Vec::new();
+    let mut together = Gradient::default();
     let sums = engine.gradient(root, &lanes, &mut together).expect("a sum");
     let mut alone = |node: Node| {
         let lanes = &lanes[node.first as usize..][..1];
-        let mut gradient = Vec::new();
+        let mut gradient = Gradient::default();
         let found = engine.gradient(node, lanes, &mut gradient);
         assert_eq!(found.expect("a gradient")[0], sums[node.first as usize]);
-        gradient
+        gradient.to_vec()
     };
     fn sum(node: Node, alone: &mut dyn FnMut(Node) -> Vec<f32>) -> Vec<f32> {
         let Some((left, right)) = node.children() else {
@@ -148,7 +148,7 @@ fn lanes_that_the_gpu_adds_up_have_the_bits_of_lanes_added_here() {
         cohort_common::aggregate::add_all(&mut left, &right);
         left
     }
-    assert!(together == sum(root, &mut alone));
+    assert!(together[..] == sum(root, &mut alone));
 }
 
 #[test]

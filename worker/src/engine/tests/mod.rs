@@ -16,7 +16,7 @@ use cohort_common::spec::{
     Architecture, ModelConfig, Payload, RopeScaling, ScheduleKind, TrainConfig,
 };
 
-use super::{Batch, DeviceChoice, Engine, Site};
+use super::{Batch, DeviceChoice, Engine, Gradient, Site};
 
 const SITE: Site = Site {
     seed: 7,
@@ -195,9 +195,9 @@ fn batch(model: &ModelConfig, samples: usize, length: usize) -> Batch {
 }
 
 fn gradient(engine: &mut Engine, batch: &Batch) -> (f64, Vec<f32>) {
-    let mut gradient = Vec::new();
+    let mut gradient = Gradient::default();
     let sums = engine
         .accumulate(batch, SITE, &mut gradient)
         .expect("a gradient");
-    (sums.loss, gradient)
+    (sums.loss, gradient.to_vec())
 }

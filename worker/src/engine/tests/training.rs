@@ -55,7 +55,7 @@ fn both_paths_learn_a_batch_by_heart() {
         for mut engine in [engine(&model, 2), composite(&model)] {
             let mut losses = Vec::new();
             for step in 1..=40 {
-                let mut gradient = Vec::new();
+                let mut gradient = Gradient::default();
                 let sums = engine
                     .accumulate(&batch, Site { step, ..SITE }, &mut gradient)
                     .expect("a gradient");
@@ -79,7 +79,7 @@ fn a_loaded_state_goes_on_to_the_bit() {
     let model = model(Architecture::Llama);
     let batch = batch(&model, 2, 16);
     let step = |engine: &mut Engine, step| {
-        let mut gradient = Vec::new();
+        let mut gradient = Gradient::default();
         engine
             .accumulate(&batch, Site { step, ..SITE }, &mut gradient)
             .expect("a gradient");
@@ -116,7 +116,8 @@ fn a_step_that_was_skipped_leaves_no_trace() {
         let site = Site { step: 1, ..SITE };
         let node = Node::leaf(SITE.lane);
         // Updates are counted, steps are not: the bias correction is that of the second update.
-        let trained = |steps: [u64; 2], mut buffer: Vec<f32>| {
+        let trained = |steps: [u64; 2], buffer: Vec<f32>| {
+            let mut buffer = Gradient::from(buffer);
             let mut engine = engine(&model, 2);
             for (step, count) in steps.into_iter().zip(1..) {
                 engine
@@ -149,7 +150,7 @@ fn frozen_layers_stay_and_lower_layers_learn_slower() {
             let mut engine = engine.expect("an engine");
             engine.init(7).expect("initial weights");
             let before = engine.params().to_vec();
-            let mut grad = Vec::new();
+            let mut grad = Gradient::default();
             let site = Site { step: 1, ..SITE };
             engine
                 .accumulate(&batch, site, &mut grad)

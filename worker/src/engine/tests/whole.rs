@@ -82,7 +82,7 @@ fn gradients_agree_with_finite_differences() {
                 moved[index] += delta;
                 engine.load(&moved, None).expect("weights");
                 engine
-                    .accumulate(&batch, SITE, &mut Vec::new())
+                    .accumulate(&batch, SITE, &mut Gradient::default())
                     .expect("a loss")
                     .loss
             };
@@ -138,13 +138,13 @@ fn gradients_add_up_over_micro_batches() {
     let mut engine = engine(&model, 2);
     let batch = batch(&model, 2, 16);
     let (_, once) = gradient(&mut engine, &batch);
-    let mut twice = once.clone();
+    let mut twice = Gradient::from(once.clone());
     engine
         .accumulate(&batch, SITE, &mut twice)
         .expect("a gradient");
     assert!(
         once.iter()
-            .zip(&twice)
+            .zip(twice.iter())
             .all(|(a, b)| (2.0 * a - b).abs() <= 1e-4 * (1.0 + a.abs()))
     );
 }
@@ -169,12 +169,12 @@ fn lanes_that_share_a_pass_have_the_bits_of_lanes_alone() {
         fn sum(engine: &mut Engine, node: Node, batches: &[Batch]) -> Vec<f32> {
             let Some((left, right)) = node.children() else {
                 let lane = node.first;
-                let mut gradient = Vec::new();
+                let mut gradient = Gradient::default();
                 let alone = [(&batches[lane as usize], Site { lane, ..SITE })];
                 engine
                     .gradient(node, &alone, &mut gradient)
                     .expect("a gradient");
-                return gradient;
+                return gradient.to_vec();
             };
             let mut total = sum(engine, left, batches);
             let other = sum(engine, right, batches);
@@ -183,14 +183,14 @@ fn lanes_that_share_a_pass_have_the_bits_of_lanes_alone() {
         }
         for node in [Node { first: 0, size: 5 }, Node { first: 2, size: 2 }] {
             let together: Vec<_> = node.lanes().map(lane).collect();
-            let mut shared = vec![f32::NAN; 3];
+            let mut shared = Gradient::from(vec![f32::NAN; 3]);
             let sums = engine
                 .gradient(node, &together, &mut shared)
                 .expect("a gradient");
             let alone = sum(engine, node, &batches);
-            assert!(shared == alone, "{node} of {model:?}");
+            assert!(shared[..] == alone, "{node} of {model:?}");
             for (at, sums) in node.lanes().zip(sums) {
-                let mut gradient = Vec::new();
+                let mut gradient = Gradient::default();
                 let single = engine.gradient(Node::leaf(at), &[lane(at)], &mut gradient);
                 assert_eq!(single.expect("a gradient"), [sums]);
             }
@@ -209,7 +209,7 @@ fn packed_samples_train_as_if_they_were_alone() {
         }
         let mut engine = engine(&model, 2);
         let mut whole = batch(&model, 1, length);
-        let (mut loss, mut expected) = (0.0, Vec::new());
+        let (mut loss, mut expected) = (0.0, Gradient::default());
         let mut first = 0;
         for size in lengths {
             let own = first..first + size;
@@ -230,7 +230,7 @@ fn packed_samples_train_as_if_they_were_alone() {
         let (packed, gradient) = gradient(&mut engine, &whole);
         assert!((packed / loss - 1.0).abs() < 1e-6, "{packed} {loss}");
         let apart = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
-        let apart: f64 = gradient.iter().zip(&expected).map(apart).sum();
+        let apart: f64 = gradient.iter().zip(expected.iter()).map(apart).sum();
         let norm: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
         assert!(apart.sqrt() < 1e-5 * norm.sqrt(), "{apart} {norm}");
     }
@@ -246,7 +246,7 @@ fn dropout_depends_on_the_site_and_scoring_has_none() {
     let batch = batch(&model, 2, 16);
     let mut loss = |site| {
         engine
-            .accumulate(&batch, site, &mut Vec::new())
+            .accumulate(&batch, site, &mut Gradient::default())
             .expect("a loss")
             .loss
     };
@@ -346,7 +346,7 @@ fn bad_requests_are_refused_before_anything_changes() {
     let good = batch(&model, 2, 8);
     let state = engine.snapshot();
     let mut refused = |batch: &Batch| {
-        let mut grad = Vec::new();
+        let mut grad = Gradient::default();
         let error = engine
             .accumulate(batch, SITE, &mut grad)
             .expect_err("a refusal")
