@@ -47,6 +47,9 @@ pub struct Member {
     pub(super) applied: Option<Step>,
     /// Time it takes for a lane: a moving mean that outliers cannot carry away.
     pub(super) lane_micros: Option<f64>,
+    /// The newest step of which it has told a lane, and for how long it then told none: lanes that share a pass come
+    /// together.
+    pub(super) pause: (Step, u64),
     pub(super) leaving: bool,
 }
 
@@ -163,6 +166,7 @@ impl Machine {
             silence: Silence::new(self.limits.silence, now),
             applied: None,
             lane_micros: None,
+            pause: (0, 0),
             leaving: false,
         };
         let fresh = self.members.insert(session, member).is_none();

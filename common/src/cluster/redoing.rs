@@ -10,7 +10,7 @@ use crate::cluster::run::{Active, Phase, Recovery};
 use crate::ids::{Lane, SessionId};
 use crate::lanes;
 
-/// A lane is late when its worker needs this much longer for it than usual, plus a grace of [`LATE_MS`].
+/// A lane is late when its worker is silent this much longer than usual, plus a grace of [`LATE_MS`].
 const LATE: f64 = 2.0;
 
 /// Below this nothing is late.
@@ -130,7 +130,9 @@ impl Machine {
             let mut open = flight.open_lanes(*owner);
             open.retain(|l| shares[*l as usize] == 1);
             let since = now.saturating_sub(flight.last_done_ms[owner]) as f64;
-            let overdue = since > LATE * millis(owner) + LATE_MS;
+            // Lanes that share a pass are told together, when all are done.
+            let usual = millis(owner).max(members[owner].pause.1 as f64);
+            let overdue = since > LATE * usual + LATE_MS;
             for (place, lane) in open.into_iter().enumerate() {
                 let left = (place + 1) as f64 * millis(owner) - since;
                 match (overdue, place) {

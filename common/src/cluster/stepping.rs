@@ -141,7 +141,8 @@ impl Machine {
         let Some(slot) = flight.sums.get_mut(lane as usize) else {
             return;
         };
-        flight.last_done_ms.insert(session, now);
+        let last = flight.last_done_ms.insert(session, now);
+        let pause = now.saturating_sub(last.unwrap_or(now));
         let same = |a: LaneSums| {
             a.loss.to_bits() == sums.loss.to_bits() && a.weight.to_bits() == sums.weight.to_bits()
         };
@@ -157,6 +158,10 @@ impl Machine {
             None => *slot = Some((sums, session)),
         }
         flight.note_settled(lane, now);
+        if let Some(member) = self.members.get_mut(&session) {
+            let known = Some(member.pause).filter(|(of, _)| *of == step);
+            member.pause = (step, pause.max(known.map_or(0, |(_, longest)| longest)));
+        }
         self.spare(run, step, &[lane], out);
         self.try_commit(now, out);
     }
