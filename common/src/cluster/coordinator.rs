@@ -47,8 +47,8 @@ pub struct Member {
     pub(super) applied: Option<Step>,
     /// Time it takes for a lane: a moving mean that outliers cannot carry away.
     pub(super) lane_micros: Option<f64>,
-    /// The newest step of which it has told a lane, and for how long it then told none: lanes that share a pass come
-    /// together.
+    /// The newest step of which it has told a lane, and for how long it told none, in that step or lately: lanes that
+    /// share a pass come together.
     pub(super) pause: (Step, u64),
     pub(super) leaving: bool,
 }

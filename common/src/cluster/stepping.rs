@@ -159,8 +159,10 @@ impl Machine {
         }
         flight.note_settled(lane, now);
         if let Some(member) = self.members.get_mut(&session) {
-            let known = Some(member.pause).filter(|(of, _)| *of == step);
-            member.pause = (step, pause.max(known.map_or(0, |(_, longest)| longest)));
+            let (of, longest) = member.pause;
+            // A step in which lanes were given away, and so computed one by one, says little.
+            let known = if of == step { longest } else { longest * 3 / 4 };
+            member.pause = (step, pause.max(known));
         }
         self.spare(run, step, &[lane], out);
         self.try_commit(now, out);
