@@ -36,20 +36,19 @@ impl fmt::Debug for Slots {
 }
 
 impl Slots {
-    /// `count` slots of `len` elements in a segment that is made for them by `make`; `None` if there is none.
-    pub fn new<E>(
-        len: usize,
-        count: usize,
-        make: impl FnOnce(usize) -> Result<Segment, E>,
-    ) -> Option<Result<Arc<Self>, E>> {
-        let bytes = bytes(len).checked_mul(count)?;
-        Some(make(bytes).map(|segment| {
-            Arc::new(Self {
-                segment: Arc::new(segment),
-                len,
-                states: (0..count).map(|_| State::default()).collect(),
-            })
-        }))
+    /// Bytes that `count` slots of `len` elements take; `None` if no memory has as many.
+    pub fn room(len: usize, count: usize) -> Option<usize> {
+        bytes(len).checked_mul(count)
+    }
+
+    /// As many slots of `len` elements as the segment has room for.
+    pub fn of(segment: Segment, len: usize) -> Arc<Self> {
+        let count = segment.len() / bytes(len).max(1);
+        Arc::new(Self {
+            segment: Arc::new(segment),
+            len,
+            states: (0..count).map(|_| State::default()).collect(),
+        })
     }
 
     /// The segment.
@@ -177,9 +176,8 @@ mod tests {
     use super::*;
 
     fn slots(count: usize) -> Arc<Slots> {
-        let make = |bytes| Ok::<_, std::io::Error>(Segment::private(bytes));
-        let slots = Slots::new(5000, count, make).expect("a size");
-        slots.expect("memory")
+        let bytes = Slots::room(5000, count).expect("a size");
+        Slots::of(Segment::private(bytes), 5000)
     }
 
     #[test]
@@ -213,7 +211,6 @@ mod tests {
 
     #[test]
     fn sizes_beyond_all_memory_are_none() {
-        let make = |_| -> Result<Segment, ()> { unreachable!("it is not asked for") };
-        assert!(Slots::new(usize::MAX / 8, 16, make).is_none());
+        assert_eq!(Slots::room(usize::MAX / 8, 16), None);
     }
 }

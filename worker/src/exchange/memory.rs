@@ -31,12 +31,11 @@ pub(super) struct NodeMemory {
 impl NodeMemory {
     /// `None` where memory cannot be shared.
     pub(super) fn new(shape: Shape) -> Option<Self> {
-        let slots = Slots::new(shape.len, SLOTS, Segment::shared)?;
-        let slots = slots
+        let segment = Segment::shared(Slots::room(shape.len, SLOTS)?)
             .inspect_err(|error| debug!(%error, "no memory to share: gradients are sent"))
             .ok()?;
         Some(Self {
-            slots,
+            slots: Slots::of(segment, shape.len),
             owners: VecDeque::new(),
         })
     }
