@@ -162,16 +162,18 @@ impl Waiting {
 /// What is known of a chunk's root.
 #[derive(Debug)]
 struct Finished {
-    digest: Digest,
+    digest: ChunkDigest,
     /// Made for the first who wants it.
     wire: OnceLock<RootChunk>,
 }
 
-/// What a commit wants to know of a chunk.
-#[derive(Clone, Copy, Debug)]
-struct Digest {
-    sum_of_squares: f64,
-    hash: [u8; 32],
+/// What a commit wants to know of a chunk's root.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ChunkDigest {
+    /// Σ x² over the chunk.
+    pub sum_of_squares: f64,
+    /// BLAKE3 of the chunk's bytes.
+    pub hash: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -426,7 +428,7 @@ impl Aggregator {
         // SAFETY: the segment was made for this root, which nobody reads before it is complete; the claim was ours.
         let out = unsafe { self.segment().floats_mut(chunk_range(index, self.len)) };
         write(out);
-        let digest = Digest::of(out);
+        let digest = ChunkDigest::of(out);
         lock(&self.chunks[index]).root = Some(Arc::new(Finished {
             digest,
             wire: OnceLock::new(),
@@ -459,7 +461,7 @@ impl Aggregator {
     /// The sums over all chunks, in index order; `None` until every root is complete.
     pub fn totals(&self) -> Option<RootTotals> {
         let digest = |chunk: &Mutex<ChunkState>| Some(lock(chunk).root.as_ref()?.digest);
-        let digests: Option<Vec<Digest>> = self.chunks.iter().map(digest).collect();
+        let digests: Option<Vec<ChunkDigest>> = self.chunks.iter().map(digest).collect();
         digests.map(|digests| RootTotals::of(&digests))
     }
 }
@@ -474,7 +476,8 @@ pub struct RootTotals {
 }
 
 impl RootTotals {
-    fn of(chunks: &[Digest]) -> Self {
+    /// Those of a root, from the digests of its chunks in index order.
+    pub fn of(chunks: &[ChunkDigest]) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut sum_of_squares = 0.0;
         for chunk in chunks {
@@ -488,8 +491,9 @@ impl RootTotals {
     }
 }
 
-impl Digest {
-    fn of(chunk: &[f32]) -> Self {
+impl ChunkDigest {
+    /// That of a chunk's root.
+    pub fn of(chunk: &[f32]) -> Self {
         Self {
             sum_of_squares: sum_of_squares(chunk),
             hash: *blake3::hash(bytes_of(chunk)).as_bytes(),
@@ -500,7 +504,7 @@ impl Digest {
 /// The totals of a root that one worker holds whole: the same numbers that an [`Aggregator`] finds.
 pub fn totals_of(root: &[f32]) -> RootTotals {
     use rayon::prelude::*;
-    let chunks: Vec<Digest> = root.par_chunks(CHUNK_LEN).map(Digest::of).collect();
+    let chunks: Vec<ChunkDigest> = root.par_chunks(CHUNK_LEN).map(ChunkDigest::of).collect();
     RootTotals::of(&chunks)
 }
 
