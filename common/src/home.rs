@@ -121,11 +121,12 @@ impl Home {
             .truncate(false)
             .open(&path);
         let file = open.map_err(unwritable(&path))?;
-        // A reader that asks who holds the home locks it for a moment: wait for that, not for a coordinator.
+        // A reader that asks who holds the home locks it for a moment, and a coordinator that was told to end may still
+        // be busy with its last file: wait for these, not for a coordinator that goes on.
         for attempt in 0.. {
             match file.try_lock() {
                 Ok(()) => break,
-                Err(TryLockError::WouldBlock) if attempt < 20 => {
+                Err(TryLockError::WouldBlock) if attempt < 200 => {
                     std::thread::sleep(Duration::from_millis(5))
                 }
                 Err(TryLockError::WouldBlock) => {

@@ -110,7 +110,7 @@ impl From<Status> for Error {
     }
 }
 
-/// Serves until `shutdown` completes. Takes the home's lock, publishes its own address there, takes in runs that the
+/// Serves until `shutdown` completes. Takes the home's lock for the rest of the process's life, publishes its own address there, takes in runs that the
 /// database does not know, and takes up those that were under way.
 pub async fn serve(
     config: Config,
@@ -130,6 +130,9 @@ pub async fn serve(
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;
+    // It ends with the process: a thread that still removes or writes files may outlive this function, and whoever comes
+    // next must not meet it.
+    std::mem::forget(lock);
     info!(url, home = %config.home.display(), "listening");
     let page = match &config.http {
         Some(http) => http.local_addr()?,
