@@ -17,16 +17,15 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use cohort_common::aggregate::{Shape, leaf, parent};
-use cohort_common::cluster::Event;
+use cohort_common::exchange::{Exchange, ExchangeService, Host, Told};
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::{self, Credentials};
 use cohort_common::spec::Payload;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_MESSAGE;
-use cohort_coordinator::exchange::{Exchange, ExchangeService, Host};
 use cohort_proto::v1::exchange_server::ExchangeServer;
 use cohort_worker::exchange::{ExchangeClient, Observer, Sharing};
 use serde_json::{Value, json};
@@ -290,22 +289,27 @@ impl Host for Steps {
         true
     }
 
-    async fn tell(&self, event: Event) {
-        match event {
-            Event::RootComplete { run, step, .. } => {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    async fn tell(&self, told: Told) {
+        match told {
+            Told::Complete { run, step, .. } => {
                 // Whoever pushed has applied the step before.
                 self.exchange.release(&run, step - 1);
-                self.exchange.open(&run, step + 1, self.shape);
+                let all = 0..self.shape.chunks();
+                self.exchange.open(&run, step + 1, self.shape, all);
             }
-            Event::Delivered { .. } => {}
-            event => panic!("{event:?}"),
+            Told::Delivered { .. } => {}
+            told => panic!("{told:?}"),
         }
     }
 }
 
 async fn coordinator(shape: Shape) {
     let exchange = Arc::new(Exchange::default());
-    exchange.open(&RunId::new(RUN), 1, shape);
+    exchange.open(&RunId::new(RUN), 1, shape, 0..shape.chunks());
     let host = Arc::new(Steps {
         exchange: exchange.clone(),
         shape,

@@ -1,56 +1,46 @@
-//! Sums contributions along the reduction tree, chunk by chunk. Used by whoever owns a slice of the gradient: the
-//! coordinator in a star, a worker that is alone, later the owners of a sharded exchange.
+//! Sums contributions along the reduction tree, chunk by chunk. Used by whoever owns a slice of the gradient, which is a
+//! contiguous range of its chunks: all of them for the coordinator in a star.
 //!
 //! A node of a chunk is set once, from a push or from its two children. Later copies are dropped, and a node and its
 //! ancestor are never both added. Memory holds only what waits for a sibling, as it arrived or where it lies, plus the
-//! root: one segment, which is written once and sent from where it lies.
+//! slice's root: one segment, which is written once and sent from where it lies. `data.rs` has the ways in which a chunk
+//! comes and how copies are compared, `digests.rs` what a commit wants to know, `nodes.rs` what is done to whole nodes.
 
+mod data;
+mod digests;
 mod error;
+mod nodes;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 
-use crate::floats::{
-    add, add_bytes, add_stamped, bytes_of, from_bf16, round_to_bf16, stamp, sum_of_squares, to_bf16,
-};
+use crate::floats::{add_bytes, add_stamped, to_bf16};
 use crate::ids::{Lane, SessionId};
 use crate::layout::{CHUNK_LEN, chunk_count, chunk_range};
 use crate::seal::checksum;
 use crate::segment::{Part, Segment};
 use crate::spec::Payload;
 use crate::tree::{Node, Tree};
+use data::{Check, Stamp, Waiting};
+use nodes::round;
 
+pub use data::Data;
+pub use digests::{ChunkDigest, RootTotals, totals_of};
 pub use error::OfferError;
-
-/// What is remembered of a push, so that a copy can be compared long after the first has been summed.
-#[derive(Clone, Debug)]
-struct Stamp {
-    check: Check,
-    from: SessionId,
-}
-
-/// What a chunk is known by.
-#[derive(Clone, Debug)]
-enum Check {
-    /// CRC-32 of it as it travelled.
-    Crc(u32),
-    /// It lies here, and is not summed yet.
-    Of(Part),
-    /// The [`stamp`] of what lay somewhere, taken with the sum.
-    Stamp(u64),
-}
+pub use nodes::{add_all, encode, leaf, parent};
 
 /// What a push did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Offered {
     /// Whether this push finished the chunk's root.
     pub chunk_complete: bool,
-    /// Whether this push finished the last missing chunk.
+    /// Whether this push finished the last missing chunk of the slice.
     pub all_complete: bool,
-    /// Lanes whose contribution is now held for every chunk.
+    /// Lanes whose contribution is now held for every chunk of the slice.
     pub delivered: Vec<Lane>,
 }
 
@@ -61,20 +51,6 @@ impl Offered {
         self.all_complete |= other.all_complete;
         self.delivered.extend(other.delivered);
     }
-}
-
-/// One chunk of a node.
-#[derive(Clone, Debug)]
-pub enum Data {
-    /// As it travels.
-    Wire {
-        /// Little-endian: f32, or bf16 where that is the payload.
-        data: Bytes,
-        /// CRC-32 of `data`, which was compared.
-        check: u32,
-    },
-    /// f32 where the worker left it. It stays as it is until the step is committed: until its last root is complete.
-    Shared(Part),
 }
 
 /// The finished root of one chunk, as it travels.
@@ -102,6 +78,11 @@ impl Shape {
     pub fn bytes(self) -> usize {
         self.len * 4
     }
+
+    /// Chunks of a gradient.
+    pub fn chunks(self) -> usize {
+        chunk_count(self.len)
+    }
 }
 
 /// Elements that are summed at a time: what is done to them is done in the innermost cache.
@@ -110,11 +91,15 @@ const BLOCK: usize = 2048;
 /// Where the root of a step is to lie.
 pub type MakeRoot = Box<dyn Fn(usize) -> Arc<Segment> + Send + Sync>;
 
-/// The sums of one step. Safe to share between the streams that feed it; sums are taken outside the locks.
+/// The sums of one step over a slice of the gradient. Chunks are named by their index in the whole gradient. Safe to
+/// share between the streams that feed it; sums are taken outside the locks.
 pub struct Aggregator {
     tree: Tree,
     len: usize,
     payload: Payload,
+    /// The chunks that are summed here.
+    slice: Range<usize>,
+    /// Those of the slice.
     chunks: Vec<Mutex<ChunkState>>,
     progress: Mutex<Progress>,
     /// Made when there is something to sum: a step that its sole owner sums costs nothing here.
@@ -126,6 +111,7 @@ impl fmt::Debug for Aggregator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Aggregator")
             .field("tree", &self.tree)
+            .field("slice", &self.slice)
             .field("progress", &self.progress)
             .finish_non_exhaustive()
     }
@@ -141,24 +127,6 @@ struct ChunkState {
     root: Option<Arc<Finished>>,
 }
 
-/// A summand.
-#[derive(Debug)]
-enum Waiting {
-    Wire(Bytes),
-    Shared(Part),
-    Sum(Vec<f32>),
-}
-
-impl Waiting {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Wire(data) => data,
-            Self::Shared(part) => part.as_ref(),
-            Self::Sum(sum) => bytes_of(sum),
-        }
-    }
-}
-
 /// What is known of a chunk's root.
 #[derive(Debug)]
 struct Finished {
@@ -167,19 +135,12 @@ struct Finished {
     wire: OnceLock<RootChunk>,
 }
 
-/// What a commit wants to know of a chunk's root.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ChunkDigest {
-    /// Σ x² over the chunk.
-    pub sum_of_squares: f64,
-    /// BLAKE3 of the chunk's bytes.
-    pub hash: [u8; 32],
-}
-
 #[derive(Debug)]
 struct Progress {
     missing_per_lane: Vec<usize>,
+    /// For each chunk of the slice.
     complete: Vec<bool>,
+    /// Index of the first chunk that is not.
     leading: usize,
     missing: usize,
 }
@@ -193,17 +154,23 @@ impl Aggregator {
             len,
             payload: Payload::F32,
         };
-        Self::with_root(shape, Box::new(private))
+        Self::with_root(shape, 0..shape.chunks(), Box::new(private))
     }
 
-    /// An empty aggregation whose root lies in a segment of at least as many bytes as asked for, which nobody reads.
-    pub fn with_root(shape: Shape, make_root: MakeRoot) -> Self {
+    /// An empty aggregation of the chunks of `slice`, whose root lies in a segment of at least as many bytes as asked for,
+    /// which nobody reads. A slice without chunks has nothing to wait for, and nothing is ever said of it.
+    ///
+    /// # Panics
+    /// If the slice lies outside the gradient.
+    pub fn with_root(shape: Shape, slice: Range<usize>, make_root: MakeRoot) -> Self {
         let Shape {
             lanes,
             len,
             payload,
         } = shape;
-        let chunks = chunk_count(len);
+        let inside = slice.start <= slice.end && slice.end <= shape.chunks();
+        assert!(inside, "{slice:?} lies outside {} chunks", shape.chunks());
+        let chunks = slice.len();
         Self {
             tree: Tree::new(lanes),
             len,
@@ -212,17 +179,32 @@ impl Aggregator {
             progress: Mutex::new(Progress {
                 missing_per_lane: vec![chunks; lanes as usize],
                 complete: vec![false; chunks],
-                leading: 0,
+                leading: slice.start,
                 missing: chunks,
             }),
+            slice,
             root: OnceLock::new(),
             make_root,
         }
     }
 
-    /// The segment of the root.
+    /// The segment of the slice's root, which begins with the slice's first element.
     pub fn segment(&self) -> &Arc<Segment> {
-        self.root.get_or_init(|| (self.make_root)(self.len * 4))
+        self.root.get_or_init(|| {
+            let [start, end] = [self.slice.start, self.slice.end].map(|i| i * CHUNK_LEN);
+            (self.make_root)((end.min(self.len) - start.min(self.len)) * 4)
+        })
+    }
+
+    /// Where a chunk lies in the slice's root, in elements.
+    fn place(&self, index: usize) -> Range<usize> {
+        let first = self.slice.start * CHUNK_LEN;
+        let range = chunk_range(index, self.len);
+        range.start - first..range.end - first
+    }
+
+    fn chunk(&self, index: usize) -> MutexGuard<'_, ChunkState> {
+        lock(&self.chunks[index - self.slice.start])
     }
 
     /// Whether others can read the root where it lies.
@@ -230,27 +212,28 @@ impl Aggregator {
         self.root.get().is_some_and(|root| root.address().is_some())
     }
 
-    /// Elements of the gradient.
+    /// Elements of the whole gradient.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Number of chunks.
-    pub fn chunks(&self) -> usize {
-        self.chunks.len()
+    /// The chunks that are summed here.
+    pub fn slice(&self) -> Range<usize> {
+        self.slice.clone()
     }
 
-    /// Number of chunks, counted from the first, whose roots are all complete.
+    /// Index of the first chunk of the slice whose root is not complete; the end of the slice when all are.
     pub fn leading(&self) -> usize {
         lock(&self.progress).leading
     }
 
     /// The finished root of a chunk, if it is finished.
     pub fn root(&self, index: usize) -> Option<RootChunk> {
-        let finished = lock(self.chunks.get(index)?).root.clone()?;
+        let index = Some(index).filter(|index| self.slice.contains(index))?;
+        let finished = self.chunk(index).root.clone()?;
         let make = || {
-            let range = chunk_range(index, self.len);
+            let range = self.place(index);
             let part = Part::new(self.segment(), range.start as u64 * 4, range.len() * 4);
             let part = part.expect("chunks lie inside");
             let data: Bytes = match self.payload {
@@ -272,7 +255,7 @@ impl Aggregator {
         from: SessionId,
     ) -> Result<Offered, OfferError> {
         self.check(node, index, &data)?;
-        let mut state = lock(&self.chunks[index]);
+        let mut state = self.chunk(index);
         self.compare(&mut state, index, node, &data, from)?;
         let newly: Vec<Lane> = state.cover(self.tree.root().size, node);
         if newly.is_empty() {
@@ -280,13 +263,7 @@ impl Aggregator {
         }
         state.waiting.retain(|held, _| !node.contains(*held));
         drop(state);
-        let summand = match data {
-            Data::Shared(part) => Waiting::Shared(part),
-            Data::Wire { data, .. } => match self.payload {
-                Payload::F32 => Waiting::Wire(data),
-                Payload::Bf16 => Waiting::Sum(from_bf16(&data)),
-            },
-        };
+        let summand = Waiting::new(data, self.payload);
         let root = self.climb(node, index, summand);
         Ok(self.advance(index, &newly, root))
     }
@@ -302,15 +279,16 @@ impl Aggregator {
     ) -> Result<(), OfferError> {
         let Some(first) = state.stamps.get(&node) else {
             let check = match data {
-                Data::Wire { check, .. } => Check::Crc(*check),
-                Data::Shared(part) => Check::Of(part.clone()),
+                // Nobody will sum it, so it need not be held.
+                Data::Here(_) if state.covers(node) => Check::Stamp(data.stamp(self.payload)),
+                data => Check::new(data),
             };
             state.stamps.insert(node, Stamp { check, from });
             return Ok(());
         };
         let shared = matches!(first.check, Check::Of(_)) || matches!(data, Data::Shared(_));
         // Once a step is complete, what was shared for it may be overwritten, and says nothing any more.
-        if self.same(&first.check, data) || shared && lock(&self.progress).missing == 0 {
+        if first.check.matches(data, self.payload) || shared && lock(&self.progress).missing == 0 {
             return Ok(());
         }
         Err(OfferError::Mismatch {
@@ -321,38 +299,21 @@ impl Aggregator {
         })
     }
 
-    fn same(&self, first: &Check, second: &Data) -> bool {
-        let travelling = |part: &Part| match self.payload {
-            Payload::F32 => checksum(part.as_ref()),
-            Payload::Bf16 => checksum(&to_bf16(part.floats())),
-        };
-        match (first, second) {
-            (Check::Crc(first), Data::Wire { check, .. }) => first == check,
-            (Check::Crc(first), Data::Shared(part)) => *first == travelling(part),
-            (Check::Of(part), Data::Wire { check, .. }) => travelling(part) == *check,
-            (Check::Of(first), Data::Shared(second)) => first.as_ref() == second.as_ref(),
-            (Check::Stamp(first), Data::Shared(part)) => *first == stamp(part.as_ref(), 0),
-            (Check::Stamp(first), Data::Wire { data, .. }) => match self.payload {
-                Payload::F32 => *first == stamp(data, 0),
-                Payload::Bf16 => *first == stamp(bytes_of(&from_bf16(data)), 0),
-            },
-        }
-    }
-
     fn check(&self, node: Node, index: usize, data: &Data) -> Result<(), OfferError> {
         if !self.tree.has(node) {
             let lanes = self.tree.root().size;
             return Err(OfferError::NoSuchNode { node, lanes });
         }
-        let chunks = self.chunks.len();
+        let chunks = chunk_count(self.len);
         if index >= chunks {
             return Err(OfferError::NoSuchChunk { index, chunks });
         }
+        if !self.slice.contains(&index) {
+            let slice = self.slice();
+            return Err(OfferError::NotOwned { index, slice });
+        }
         let elements = chunk_range(index, self.len).len();
-        let (found, expected) = match data {
-            Data::Wire { data, .. } => (data.len(), elements * self.payload.bytes()),
-            Data::Shared(part) => (part.as_ref().len(), elements * 4),
-        };
+        let (found, expected) = data.sizes(elements, self.payload);
         match found == expected {
             true => Ok(()),
             false => Err(OfferError::WrongLength {
@@ -367,10 +328,13 @@ impl Aggregator {
     fn climb(&self, mut node: Node, index: usize, mut sum: Waiting) -> bool {
         let root = self.tree.root();
         while let Some(family) = self.tree.family(node) {
-            let mut state = lock(&self.chunks[index]);
+            let mut state = self.chunk(index);
             let Some(sibling) = state.waiting.remove(&family.sibling) else {
-                // An ancestor that was pushed meanwhile covers this node: then nobody will ask for it.
-                state.waiting.insert(node, sum);
+                // An ancestor that was pushed meanwhile may cover this node: then nobody will ask for it, and where the
+                // root is being written nobody holds it either.
+                if !state.claimed {
+                    state.waiting.insert(node, sum);
+                }
                 return false;
             };
             drop(state);
@@ -388,16 +352,16 @@ impl Aggregator {
         })
     }
 
-    /// `out` = the sum, rounded; and the stamps of what is shared are taken on the way.
+    /// `out` = the sum, rounded; and the stamps of what did not travel are taken on the way.
     fn add(&self, index: usize, out: &mut [f32], summands: [(Node, &Waiting); 2]) {
-        let shared = summands.map(|(_, summand)| matches!(summand, Waiting::Shared(_)));
+        let stamped = summands.map(|(_, summand)| summand.wants_stamp());
         let [a, b] = summands.map(|(_, summand)| summand.bytes());
         let mut stamps = [0u64; 2];
         for (block, out) in out.chunks_mut(BLOCK).enumerate() {
             let at = block * BLOCK;
             let bytes = at * 4..(at + out.len()) * 4;
             let (a, b) = (&a[bytes.clone()], &b[bytes]);
-            if shared == [false; 2] {
+            if stamped == [false; 2] {
                 add_bytes(out, a, b);
             } else {
                 let (of_a, of_b) = add_stamped(out, a, b, at);
@@ -405,12 +369,12 @@ impl Aggregator {
             }
             round(self.payload, out);
         }
-        if shared == [false; 2] {
+        if stamped == [false; 2] {
             return;
         }
-        let mut state = lock(&self.chunks[index]);
-        let nodes = summands.iter().zip(shared).zip(stamps);
-        for ((&(node, _), _), found) in nodes.filter(|((_, shared), _)| *shared) {
+        let mut state = self.chunk(index);
+        let nodes = summands.iter().zip(stamped).zip(stamps);
+        for ((&(node, _), _), found) in nodes.filter(|((_, stamped), _)| *stamped) {
             if let Some(stamp) = state.stamps.get_mut(&node) {
                 stamp.check = Check::Stamp(found);
             }
@@ -419,20 +383,23 @@ impl Aggregator {
 
     /// Writes a chunk of the root, unless somebody else does. Returns whether it is complete now.
     fn finish(&self, index: usize, write: impl FnOnce(&mut [f32])) -> bool {
-        let mut state = lock(&self.chunks[index]);
+        let mut state = self.chunk(index);
         state.waiting.clear();
         if std::mem::replace(&mut state.claimed, true) {
             return false;
         }
         drop(state);
         // SAFETY: the segment was made for this root, which nobody reads before it is complete; the claim was ours.
-        let out = unsafe { self.segment().floats_mut(chunk_range(index, self.len)) };
+        let out = unsafe { self.segment().floats_mut(self.place(index)) };
         write(out);
         let digest = ChunkDigest::of(out);
-        lock(&self.chunks[index]).root = Some(Arc::new(Finished {
+        let mut state = self.chunk(index);
+        state.root = Some(Arc::new(Finished {
             digest,
             wire: OnceLock::new(),
         }));
+        let stamps = state.stamps.values_mut();
+        stamps.for_each(|stamp| stamp.check.let_go());
         true
     }
 
@@ -447,9 +414,9 @@ impl Aggregator {
             }
         }
         if root {
-            progress.complete[index] = true;
+            progress.complete[index - self.slice.start] = true;
             progress.missing -= 1;
-            while progress.complete.get(progress.leading) == Some(&true) {
+            while progress.complete.get(progress.leading - self.slice.start) == Some(&true) {
                 progress.leading += 1;
             }
             offered.chunk_complete = true;
@@ -458,97 +425,25 @@ impl Aggregator {
         offered
     }
 
-    /// The sums over all chunks, in index order; `None` until every root is complete.
-    pub fn totals(&self) -> Option<RootTotals> {
+    /// What is to be known of the slice's chunks, in index order; `None` until every root is complete.
+    pub fn digests(&self) -> Option<Vec<ChunkDigest>> {
         let digest = |chunk: &Mutex<ChunkState>| Some(lock(chunk).root.as_ref()?.digest);
-        let digests: Option<Vec<ChunkDigest>> = self.chunks.iter().map(digest).collect();
-        digests.map(|digests| RootTotals::of(&digests))
+        self.chunks.iter().map(digest).collect()
     }
-}
 
-/// What the commit needs to know of a complete root.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RootTotals {
-    /// Σ x² over the root, chunks combined in index order.
-    pub sum_of_squares: f64,
-    /// BLAKE3 over the hashes of the chunks.
-    pub hash: [u8; 32],
-}
-
-impl RootTotals {
-    /// Those of a root, from the digests of its chunks in index order.
-    pub fn of(chunks: &[ChunkDigest]) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        let mut sum_of_squares = 0.0;
-        for chunk in chunks {
-            hasher.update(&chunk.hash);
-            sum_of_squares += chunk.sum_of_squares;
-        }
-        Self {
-            sum_of_squares,
-            hash: *hasher.finalize().as_bytes(),
-        }
+    /// The sums over all chunks of the slice, in index order; `None` until every root is complete.
+    pub fn totals(&self) -> Option<RootTotals> {
+        self.digests().map(|digests| RootTotals::of(&digests))
     }
-}
-
-impl ChunkDigest {
-    /// That of a chunk's root.
-    pub fn of(chunk: &[f32]) -> Self {
-        Self {
-            sum_of_squares: sum_of_squares(chunk),
-            hash: *blake3::hash(bytes_of(chunk)).as_bytes(),
-        }
-    }
-}
-
-/// The totals of a root that one worker holds whole: the same numbers that an [`Aggregator`] finds.
-pub fn totals_of(root: &[f32]) -> RootTotals {
-    use rayon::prelude::*;
-    let chunks: Vec<ChunkDigest> = root.par_chunks(CHUNK_LEN).map(ChunkDigest::of).collect();
-    RootTotals::of(&chunks)
-}
-
-/// `sum += other` for whole gradients, on rayon's current pool.
-pub fn add_all(sum: &mut [f32], other: &[f32]) {
-    parent(Payload::F32, sum, other);
-}
-
-/// f32 values as little-endian bytes.
-pub fn encode(values: &[f32]) -> Bytes {
-    Bytes::copy_from_slice(bytes_of(values))
-}
-
-/// What every node of the tree is rounded to, whether it travels or not.
-fn round(payload: Payload, node: &mut [f32]) {
-    match payload {
-        Payload::F32 => {}
-        Payload::Bf16 => round_to_bf16(node),
-    }
-}
-
-/// Makes a lane's gradient a leaf of the tree, on rayon's current pool.
-pub fn leaf(payload: Payload, gradient: &mut [f32]) {
-    use rayon::prelude::*;
-    if payload != Payload::F32 {
-        let chunks = gradient.par_chunks_mut(CHUNK_LEN);
-        chunks.for_each(|chunk| round(payload, chunk));
-    }
-}
-
-/// Makes a node of the tree its sibling's and its own sum, the parent: `node += sibling`. On rayon's current pool.
-pub fn parent(payload: Payload, node: &mut [f32], sibling: &[f32]) {
-    use rayon::prelude::*;
-    assert_eq!(node.len(), sibling.len());
-    let chunks = node
-        .par_chunks_mut(CHUNK_LEN)
-        .zip(sibling.par_chunks(CHUNK_LEN));
-    chunks.for_each(|(node, sibling)| {
-        add(node, sibling);
-        round(payload, node);
-    });
 }
 
 impl ChunkState {
+    /// Whether every lane of `node` is covered.
+    fn covers(&self, node: Node) -> bool {
+        let covered = |lane: Lane| self.covered.get(lane as usize) == Some(&true);
+        node.lanes().all(covered)
+    }
+
     /// Marks the lanes of `node` as covered and returns those that were not. If only some are new, the others'
     /// contributions are replaced: `node` is the better cover.
     fn cover(&mut self, lanes: u32, node: Node) -> Vec<Lane> {
@@ -562,7 +457,7 @@ impl ChunkState {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .expect("no thread panics while it holds this lock")

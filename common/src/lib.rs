@@ -8,6 +8,7 @@ pub mod api;
 pub mod checkpoint;
 pub mod cluster;
 pub mod corpus;
+pub mod exchange;
 pub mod figures;
 pub mod floats;
 pub mod hf;

@@ -111,7 +111,7 @@ impl Data for DataService {
         request: Request<Streaming<v1::StatePiece>>,
     ) -> Result<Response<v1::Empty>, Status> {
         // Only that the session exists matters here: a snapshot of a worker that is lost meanwhile is still good.
-        crate::exchange::session_of(&self.cluster, request.metadata())?;
+        cohort_common::exchange::session_of(&self.cluster, request.metadata())?;
         let mut incoming = request.into_inner();
         let first = incoming.next().await.transpose()?.and_then(|p| p.kind);
         let Some(v1::state_piece::Kind::Header(header)) = first else {

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod describe;
+mod host;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -293,7 +294,8 @@ impl Driver {
                     len: spec.layout().len(),
                     payload: spec.train.payload,
                 };
-                self.cluster.exchange().open(&run, step, shape);
+                let all = 0..shape.chunks();
+                self.cluster.exchange().open(&run, step, shape, all);
                 None
             }
             Action::ReleaseRoots { run, through } => {

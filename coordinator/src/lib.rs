@@ -7,7 +7,6 @@ mod audit;
 mod corpora;
 mod data;
 mod driver;
-pub mod exchange;
 mod figures;
 mod happenings;
 mod history;
@@ -40,6 +39,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cohort_common::cluster::Limits;
+use cohort_common::exchange::ExchangeService;
 use cohort_common::home::{Home, HomeError};
 use cohort_common::net::{self, Token};
 use cohort_common::traces::Traces;
@@ -227,7 +227,7 @@ async fn route(
         cluster: cluster.clone(),
         limits,
     };
-    let exchange = exchange::ExchangeService {
+    let exchange = ExchangeService {
         exchange: cluster.exchange().clone(),
         host: Arc::new(cluster.clone()),
     };

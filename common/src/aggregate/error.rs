@@ -1,5 +1,7 @@
 //! Why a push is refused.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 use crate::ids::SessionId;
@@ -23,6 +25,14 @@ pub enum OfferError {
         index: usize,
         /// Chunks of the gradient.
         chunks: usize,
+    },
+    /// The chunk lies outside the slice.
+    #[error("chunk {index} belongs to another owner; this one has chunks {slice:?}")]
+    NotOwned {
+        /// What was pushed.
+        index: usize,
+        /// Chunks of this owner.
+        slice: Range<usize>,
     },
     /// The payload has the wrong size.
     #[error("chunk {index} has {found} bytes where {expected} were expected")]

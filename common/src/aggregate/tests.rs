@@ -1,46 +1,72 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::floats::floats_of;
+use crate::floats::{floats_of, from_bf16};
 
 /// Two chunks, the second of them short.
 const LEN: usize = CHUNK_LEN + 3;
 
-fn gradient(lane: Lane) -> Vec<f32> {
+/// Five chunks, the last of them short.
+const LONG: usize = 4 * CHUNK_LEN + 3;
+
+fn gradient(lane: Lane, len: usize) -> Vec<f32> {
     let value = |i: usize| ((i * 31 + lane as usize * 977) % 1009) as f32 * 0.123 - 61.7;
-    (0..LEN).map(value).collect()
+    (0..len).map(value).collect()
 }
 
 /// What a worker holds of a node.
-fn node_sum(payload: Payload, node: Node) -> Vec<f32> {
+fn node_sum(payload: Payload, node: Node, len: usize) -> Vec<f32> {
     match node.children() {
         None => {
-            let mut gradient = gradient(node.first);
+            let mut gradient = gradient(node.first, len);
             leaf(payload, &mut gradient);
             gradient
         }
         Some((left, right)) => {
-            let mut sum = node_sum(payload, left);
-            parent(payload, &mut sum, &node_sum(payload, right));
+            let mut sum = node_sum(payload, left, len);
+            parent(payload, &mut sum, &node_sum(payload, right, len));
             sum
         }
     }
 }
 
-fn data(payload: Payload, sum: &[f32], index: usize, shared: bool) -> Data {
-    let chunk = &sum[chunk_range(index, LEN)];
-    if shared {
-        let segment = Arc::new(Segment::private(chunk.len() * 4));
-        // SAFETY: nobody else has the segment.
-        unsafe { segment.floats_mut(0..chunk.len()) }.copy_from_slice(chunk);
-        return Data::Shared(Part::new(&segment, 0, chunk.len() * 4).unwrap());
+/// How a chunk comes.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Wire,
+    Shared,
+    Here,
+}
+
+const WAYS: [Way; 3] = [Way::Wire, Way::Shared, Way::Here];
+
+fn way() -> impl Strategy<Value = Way> {
+    prop::sample::select(&WAYS[..])
+}
+
+fn data(payload: Payload, sum: &[f32], index: usize, way: Way) -> Data {
+    let chunk = &sum[chunk_range(index, sum.len())];
+    match way {
+        Way::Wire => {
+            let data: Bytes = match payload {
+                Payload::F32 => encode(chunk),
+                Payload::Bf16 => to_bf16(chunk).into(),
+            };
+            let check = checksum(&data);
+            Data::Wire { data, check }
+        }
+        Way::Shared => {
+            let segment = Arc::new(Segment::private(chunk.len() * 4));
+            // SAFETY: nobody else has the segment.
+            unsafe { segment.floats_mut(0..chunk.len()) }.copy_from_slice(chunk);
+            Data::Shared(Part::new(&segment, 0, chunk.len() * 4).unwrap())
+        }
+        Way::Here => Data::Here(encode(chunk)),
     }
-    let data: Bytes = match payload {
-        Payload::F32 => encode(chunk),
-        Payload::Bf16 => to_bf16(chunk).into(),
-    };
-    let check = checksum(&data);
-    Data::Wire { data, check }
+}
+
+fn private() -> MakeRoot {
+    Box::new(|bytes| Arc::new(Segment::private(bytes)))
 }
 
 fn aggregator(lanes: u32, payload: Payload) -> Aggregator {
@@ -49,7 +75,20 @@ fn aggregator(lanes: u32, payload: Payload) -> Aggregator {
         len: LEN,
         payload,
     };
-    Aggregator::with_root(shape, Box::new(|bytes| Arc::new(Segment::private(bytes))))
+    Aggregator::with_root(shape, 0..2, private())
+}
+
+/// The root, as far as it is owned.
+fn root_of(sums: &Aggregator, payload: Payload) -> Vec<f32> {
+    let chunk = |index| {
+        let chunk = sums.root(index).unwrap();
+        assert_eq!(chunk.check, checksum(&chunk.data));
+        match payload {
+            Payload::F32 => floats_of(&chunk.data),
+            Payload::Bf16 => from_bf16(&chunk.data),
+        }
+    };
+    sums.slice().flat_map(chunk).collect()
 }
 
 proptest! {
@@ -60,20 +99,20 @@ proptest! {
     fn the_root_depends_on_the_lanes_alone(
         lanes in 1u32..7,
         bf16: bool,
-        ranges in prop::collection::vec((0u32..7, 0u32..7, any::<bool>()), 0..6),
+        ranges in prop::collection::vec((0u32..7, 0u32..7, way()), 0..6),
     ) {
         let payload = if bf16 { Payload::Bf16 } else { Payload::F32 };
         let tree = Tree::new(lanes);
         let sums = aggregator(lanes, payload);
         // Some work, then all of it.
-        let all = (0..lanes).map(|lane| (lane, lane + 1, lane % 2 == 0));
+        let all = (0..lanes).map(|lane| (lane, lane + 1, WAYS[lane as usize % 3]));
         let mut delivered = Vec::new();
         let mut complete = 0;
-        for (a, b, shared) in ranges.into_iter().chain(all) {
+        for (a, b, way) in ranges.into_iter().chain(all) {
             for node in tree.cover(a.min(b).min(lanes)..a.max(b).min(lanes)) {
-                let sum = node_sum(payload, node);
-                for index in (0..sums.chunks()).rev() {
-                    let data = data(payload, &sum, index, shared);
+                let sum = node_sum(payload, node, LEN);
+                for index in sums.slice().rev() {
+                    let data = data(payload, &sum, index, way);
                     let offered = sums.offer(node, index, data, SessionId(1)).unwrap();
                     delivered.extend(offered.delivered);
                     complete += usize::from(offered.all_complete);
@@ -83,16 +122,60 @@ proptest! {
         delivered.sort_unstable();
         prop_assert_eq!(delivered, (0..lanes).collect::<Vec<_>>());
         prop_assert_eq!(complete, 1);
-        let root = node_sum(payload, tree.root());
+        let root = node_sum(payload, tree.root(), LEN);
         prop_assert_eq!(sums.totals(), Some(totals_of(&root)));
-        let found: Vec<f32> = (0..sums.chunks())
-            .flat_map(|index| {
-                let chunk = sums.root(index).unwrap();
-                assert_eq!(chunk.check, checksum(&chunk.data));
-                if bf16 { from_bf16(&chunk.data) } else { floats_of(&chunk.data) }
-            })
-            .collect();
-        prop_assert_eq!(found, root);
+        prop_assert_eq!(root_of(&sums, payload), root);
+    }
+
+    /// However the gradient is cut, its owners have the bits of the whole.
+    #[test]
+    fn slices_add_up_to_the_whole(
+        lanes in 1u32..5,
+        bf16: bool,
+        cuts in (0usize..=5, 0usize..=5),
+        ways in (way(), way()),
+    ) {
+        let payload = if bf16 { Payload::Bf16 } else { Payload::F32 };
+        let shape = Shape { lanes, len: LONG, payload };
+        let (a, b) = (cuts.0.min(cuts.1), cuts.0.max(cuts.1));
+        let mut roots = Vec::new();
+        let mut digests = Vec::new();
+        for slice in [0..a, a..b, b..5] {
+            let sums = Aggregator::with_root(shape, slice.clone(), private());
+            let mut delivered = Vec::new();
+            for lane in 0..lanes {
+                let sum = node_sum(payload, Node::leaf(lane), LONG);
+                let way = if lane % 2 == 0 { ways.0 } else { ways.1 };
+                for index in 0..5 {
+                    let last = lane + 1 == lanes;
+                    prop_assert!(sums.root(index).is_none() || last);
+                    let data = data(payload, &sum, index, way);
+                    let offered = sums.offer(Node::leaf(lane), index, data, SessionId(1));
+                    if !slice.contains(&index) {
+                        let slice = slice.clone();
+                        prop_assert_eq!(offered, Err(OfferError::NotOwned { index, slice }));
+                        continue;
+                    }
+                    let offered = offered.unwrap();
+                    delivered.extend(offered.delivered);
+                    prop_assert_eq!(offered.chunk_complete, last);
+                    prop_assert_eq!(offered.all_complete, last && index + 1 == slice.end);
+                    prop_assert_eq!(sums.leading(), if last { index + 1 } else { slice.start });
+                }
+            }
+            let all = if slice.is_empty() { 0 } else { lanes };
+            prop_assert_eq!(delivered, (0..all).collect::<Vec<_>>());
+            if !slice.is_empty() {
+                let elements = (slice.end * CHUNK_LEN).min(LONG) - slice.start * CHUNK_LEN;
+                prop_assert_eq!(sums.segment().len(), elements * 4);
+            }
+            roots.extend(root_of(&sums, payload));
+            digests.extend(sums.digests().unwrap());
+        }
+        let root = node_sum(payload, Tree::new(lanes).root(), LONG);
+        let expected: Vec<ChunkDigest> = root.chunks(CHUNK_LEN).map(ChunkDigest::of).collect();
+        prop_assert_eq!(digests, expected);
+        prop_assert!(roots == root);
     }
 }
 
@@ -100,13 +183,13 @@ proptest! {
 #[test]
 fn copies_are_compared_whatever_way_they_take() {
     for payload in [Payload::F32, Payload::Bf16] {
-        for (first, second) in [(false, false), (false, true), (true, false), (true, true)] {
+        for (first, second) in WAYS.iter().flat_map(|&a| WAYS.map(|b| (a, b))) {
             let sums = aggregator(2, payload);
-            let right = node_sum(payload, Node::leaf(0));
+            let right = node_sum(payload, Node::leaf(0), LEN);
             let mut wrong = right.clone();
             wrong[7] = 1e4;
-            let push = |node, sum: &[f32], shared, from| {
-                sums.offer(node, 0, data(payload, sum, 0, shared), SessionId(from))
+            let push = |node, sum: &[f32], way, from| {
+                sums.offer(node, 0, data(payload, sum, 0, way), SessionId(from))
             };
             push(Node::leaf(0), &right, first, 1).unwrap();
             assert_eq!(
@@ -124,8 +207,11 @@ fn copies_are_compared_whatever_way_they_take() {
                 Err(mismatch.clone())
             );
             // Summed by now, but the step is not complete: the second chunk is missing.
-            push(Node::leaf(1), &node_sum(payload, Node::leaf(1)), first, 1).unwrap();
+            let sibling = node_sum(payload, Node::leaf(1), LEN);
+            push(Node::leaf(1), &sibling, first, 1).unwrap();
             assert_eq!(push(Node::leaf(0), &wrong, second, 2), Err(mismatch));
+            let again = push(Node::leaf(0), &right, second, 2);
+            assert_eq!(again, Ok(Offered::default()));
         }
     }
 }
@@ -133,16 +219,68 @@ fn copies_are_compared_whatever_way_they_take() {
 #[test]
 fn what_was_shared_says_nothing_once_the_step_is_complete() {
     let sums = aggregator(1, Payload::F32);
-    let root = node_sum(Payload::F32, Node::leaf(0));
+    let root = node_sum(Payload::F32, Node::leaf(0), LEN);
     for index in 0..2 {
-        let data = data(Payload::F32, &root, index, false);
+        let data = data(Payload::F32, &root, index, Way::Wire);
         sums.offer(Node::leaf(0), index, data, SessionId(1))
             .unwrap();
     }
     let overwritten = vec![0.0; LEN];
-    let late = data(Payload::F32, &overwritten, 0, true);
+    let late = data(Payload::F32, &overwritten, 0, Way::Shared);
     let offered = sums.offer(Node::leaf(0), 0, late, SessionId(2));
     assert_eq!(offered, Ok(Offered::default()));
-    let late = data(Payload::F32, &overwritten, 0, false);
-    assert!(sums.offer(Node::leaf(0), 0, late, SessionId(2)).is_err());
+    for way in [Way::Wire, Way::Here] {
+        let late = data(Payload::F32, &overwritten, 0, way);
+        assert!(sums.offer(Node::leaf(0), 0, late, SessionId(2)).is_err());
+    }
+}
+
+/// A node that was replaced, the one that replaced it, and one that came too late: none is held when the root is there.
+#[test]
+fn what_lies_here_is_held_until_the_root_is_complete() {
+    let sums = aggregator(2, Payload::F32);
+    let owner = Arc::new(node_sum(Payload::F32, Node::leaf(0), LEN));
+    struct Owned(Arc<Vec<f32>>);
+    impl AsRef<[u8]> for Owned {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0[chunk_range(0, LEN)])
+        }
+    }
+    let root = Node { first: 0, size: 2 };
+    let mut held = Vec::new();
+    for node in [Node::leaf(0), root, Node::leaf(1)] {
+        let here = Data::Here(Bytes::from_owner(Owned(owner.clone())));
+        sums.offer(node, 0, here, SessionId(1)).unwrap();
+        held.push(Arc::strong_count(&owner) - 1);
+    }
+    assert_ne!(held[0], 0);
+    assert_eq!(held[1..], [0, 0]);
+    // They are compared all the same.
+    for node in [Node::leaf(0), root, Node::leaf(1)] {
+        let wrong = data(Payload::F32, &gradient(5, LEN), 0, Way::Wire);
+        let offered = sums.offer(node, 0, wrong, SessionId(2));
+        assert!(matches!(offered, Err(OfferError::Mismatch { .. })));
+    }
+}
+
+#[test]
+fn a_chunk_of_another_slice_is_refused() {
+    let shape = Shape {
+        lanes: 1,
+        len: LONG,
+        payload: Payload::F32,
+    };
+    let sums = Aggregator::with_root(shape, 1..3, private());
+    let sum = gradient(0, LONG);
+    let refused = |index: usize, of: usize| {
+        let data = data(Payload::F32, &sum, of, Way::Wire);
+        let offered = sums.offer(Node::leaf(0), index, data, SessionId(1));
+        offered.unwrap_err().to_string()
+    };
+    let other = "chunk 0 belongs to another owner; this one has chunks 1..3";
+    assert_eq!(refused(0, 0), other);
+    let outside = "chunk 5 lies outside the 5 chunks of this gradient";
+    assert_eq!(refused(5, 4), outside);
+    assert_eq!(sums.leading(), 1);
+    assert!(sums.root(0).is_none() && sums.root(5).is_none());
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::cluster::{Event, Limits, Machine};
+use cohort_common::exchange::Exchange;
 use cohort_common::home::Home;
 use cohort_common::ids::SessionId;
 use cohort_common::traces::Traces;
@@ -13,7 +14,6 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::{Command, Driver, QUEUE, now_ms};
-use crate::exchange::{Exchange, Host};
 use crate::figures::Book;
 use crate::history::Histories;
 use crate::notify::Notices;
@@ -146,16 +146,5 @@ impl Cluster {
     pub(super) fn sessions(&self) -> std::sync::MutexGuard<'_, HashSet<SessionId>> {
         let sessions = self.0.sessions.lock();
         sessions.expect("no thread panics while it holds this lock")
-    }
-}
-
-#[tonic::async_trait]
-impl Host for Cluster {
-    fn is_open(&self, session: SessionId) -> bool {
-        self.sessions().contains(&session)
-    }
-
-    async fn tell(&self, event: Event) {
-        self.send(event).await;
     }
 }

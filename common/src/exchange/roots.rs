@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use cohort_common::ids::{RunId, Step};
-use cohort_common::net::EXCHANGE_BEAT;
-use cohort_common::seal::Sealer;
-use cohort_common::segment::Segment;
-use cohort_common::wire;
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{Exchange, POISON, StepSums, WINDOW};
+use crate::ids::{RunId, Step};
+use crate::net::EXCHANGE_BEAT;
+use crate::seal::Sealer;
+use crate::segment::Segment;
+use crate::wire;
 
 /// Roots that a worker reads where they lie.
 #[derive(Debug, Default)]
@@ -99,13 +99,13 @@ impl Way {
     /// Sends one step's credits and roots as they are completed. `None` when the receiver is gone.
     async fn send_step(&mut self, held: &StepSums) -> Option<()> {
         let mut leading = held.leading.subscribe();
-        let chunks = held.sums.chunks();
-        let (mut sent, mut granted) = (0, 0);
+        let slice = held.sums.slice();
+        let (mut sent, mut granted) = (slice.start, slice.start);
         loop {
             let ready = *leading.borrow_and_update();
             let below = match self.lent {
-                Some(_) => chunks,
-                None => (ready + WINDOW).min(chunks),
+                Some(_) => slice.end,
+                None => (ready + WINDOW).min(slice.end),
             };
             if below > granted {
                 granted = below;
@@ -117,7 +117,7 @@ impl Way {
             }
             match self.lends(held) {
                 // Nobody updates anything before the root is whole, so that is what is told.
-                true if ready == chunks => self.lend(held).await?,
+                true if ready == slice.end => self.lend(held).await?,
                 true => {}
                 false => {
                     for index in sent..ready {
@@ -126,7 +126,7 @@ impl Way {
                 }
             }
             sent = ready;
-            if sent == chunks {
+            if sent == slice.end {
                 return Some(());
             }
             tokio::select! {

@@ -2,15 +2,6 @@
 
 use std::sync::Arc;
 
-use cohort_common::aggregate::{Data, OfferError, Offered};
-use cohort_common::cluster::Event;
-use cohort_common::cluster::events::LeftReason;
-use cohort_common::ids::{RunId, SessionId, Step};
-use cohort_common::layout::{CHUNK_LEN, chunk_range};
-use cohort_common::seal::Opener;
-use cohort_common::segment::{Part, Segment};
-use cohort_common::tree::Node;
-use cohort_common::wire;
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
 use tokio::sync::mpsc;
@@ -18,9 +9,16 @@ use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
 use tracing::info;
 
+use super::host::check_open;
 use super::roots::{Lent, send_roots};
-use super::{Exchange, Host, StepSums, WINDOW};
-use crate::status::invalid;
+use super::{Exchange, Host, StepSums, Told, WINDOW};
+use crate::aggregate::{Data, OfferError, Offered};
+use crate::ids::{RunId, SessionId, Step};
+use crate::layout::{CHUNK_LEN, chunk_range};
+use crate::seal::Opener;
+use crate::segment::{Part, Segment};
+use crate::tree::Node;
+use crate::wire;
 
 /// Bytes of a worker's segment, at most. It is address space; memory is what the worker uses of it.
 const MAX_SEGMENT: u64 = 4 << 40;
@@ -46,13 +44,12 @@ pub(super) struct Shared {
 impl Stream {
     /// Whether what comes from here still counts.
     fn check(&self) -> Result<(), Status> {
-        let refused = Status::failed_precondition;
-        if !self.host.is_open(self.session) {
-            return Err(refused("this session has ended; register again"));
-        }
+        check_open(&*self.host, self.session)?;
         match self.exchange.is_newest(self.session, self.number) {
             true => Ok(()),
-            false => Err(refused("this stream was replaced by a newer one")),
+            false => Err(Status::failed_precondition(
+                "this stream was replaced by a newer one",
+            )),
         }
     }
 
@@ -98,8 +95,11 @@ impl Stream {
         Ok(())
     }
 
-    /// Opens the worker's memory; `None` where it is on another host, or another user's.
+    /// Opens the worker's memory; `None` where it is on another host, or another user's, or where nothing is shared.
     fn share(&self, segment: &v1::Segment) -> Option<Shared> {
+        if !self.exchange.roots.shares {
+            return None;
+        }
         let worker = self.session;
         let opened = wire::segment_from(segment)
             .map_err(|error| error.to_string())
@@ -121,15 +121,14 @@ impl Stream {
 
     /// What this worker pushes cannot be relied on: its session ends, and others do its work.
     async fn broken(&self, what: String) -> Result<(), Status> {
-        let reason = LeftReason::Protocol(format!("in the exchange, {what}"));
         let session = self.session;
-        let status = Status::data_loss(reason.to_string());
-        self.host.tell(Event::Left { session, reason }).await;
+        let status = Status::data_loss(format!("in the exchange, {what}"));
+        self.host.tell(Told::Broken { session, what }).await;
         Err(status)
     }
 
-    /// The step of a push, if it is held. One that is not has been committed, or its run has ended: the push came too
-    /// late to matter.
+    /// The step of a push, if it is held; it has begun now. One that is not has been committed, or its run has ended: the
+    /// push came too late to matter.
     fn held(&self, step: Step, node: Node, last: u32) -> Result<Option<Arc<StepSums>>, Status> {
         let Some(held) = self.exchange.get(&self.run, step) else {
             return Ok(None);
@@ -137,15 +136,16 @@ impl Stream {
         // What is shared takes no memory here, so all of it may be pushed at once. What was granted once stays granted:
         // the leading chunks only grow.
         let below = match &self.shared {
-            Some(_) => held.sums.chunks(),
+            Some(_) => held.sums.slice().end,
             None => held.sums.leading() + WINDOW,
         };
-        match (last as usize) < below {
-            true => Ok(Some(held)),
-            false => Err(Status::resource_exhausted(format!(
+        if last as usize >= below {
+            return Err(Status::resource_exhausted(format!(
                 "chunk {last} of {node}, step {step}, was pushed with credit below {below}"
-            ))),
+            )));
         }
+        held.began.get_or_init(|| self.host.now());
+        Ok(Some(held))
     }
 
     async fn push(&self, chunk: v1::NodeChunk) -> Result<(), Status> {
@@ -202,29 +202,14 @@ impl Stream {
         held: &StepSums,
         offered: Result<Offered, OfferError>,
     ) -> Result<(), Status> {
-        let (host, step) = (&self.host, held.step);
-        let offered = match offered {
-            Ok(offered) => offered,
-            Err(error @ OfferError::Mismatch { .. }) => {
-                let run = self.run.clone();
-                let error = format!(
-                    "step {step}: {error}; take the one away that you trust less, then `cohort resume {run}`"
-                );
-                host.tell(Event::RunBroken { run, error }).await;
-                return Ok(());
-            }
-            Err(error) => return Err(invalid(error)),
-        };
-        if !offered.delivered.is_empty() {
-            let run = self.run.clone();
-            let lanes = offered.delivered;
-            host.tell(Event::Delivered { run, step, lanes }).await;
-        }
-        if offered.all_complete {
-            let totals = held.sums.totals().expect("every root is complete");
-            let run = self.run.clone();
-            host.tell(Event::RootComplete { run, step, totals }).await;
+        for told in held.told(offered).map_err(invalid)? {
+            self.host.tell(told).await;
         }
         Ok(())
     }
+}
+
+/// The worker asked for something that cannot be.
+pub(super) fn invalid(error: impl ToString) -> Status {
+    Status::invalid_argument(error.to_string())
 }

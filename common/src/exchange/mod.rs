@@ -1,0 +1,210 @@
+//! The owner's side of the gradient exchange. Workers push tree nodes under credits; each finished root chunk goes back
+//! to all of them at once. What is held is what waits for a sibling, within the window of credits, and the roots of the
+//! newest steps. An owner has a slice of the gradient, which is a contiguous range of its chunks: all of them where
+//! there is one owner.
+//!
+//! A worker on the same host need not send its gradients: it says where they lie in its memory, and reads the root where
+//! it lies here. Order, numbers and sums are the same. An owner that is itself a worker adds its own nodes from where
+//! they lie ([`Exchange::offer_here`]). `sums.rs` is one step, `stream.rs` is what comes from a worker, `roots.rs` what
+//! goes to it.
+//!
+//! What the exchange needs of the process around it is the trait [`Host`].
+
+mod host;
+mod roots;
+mod stream;
+mod sums;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use cohort_proto::v1;
+use cohort_proto::v1::exchange_server::Exchange as Service;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::aggregate::{Data, OfferError, RootChunk, Shape};
+use crate::ids::{RunId, SessionId, Step};
+use crate::tree::Node;
+use crate::wire::{RUN_KEY, run_id};
+use stream::Stream;
+use sums::{Roots, StepSums};
+
+pub use host::{Host, Told, session_of};
+
+/// Chunks that workers may be ahead of the slowest, at most.
+const WINDOW: usize = 32;
+
+/// Messages that wait for one slow receiver.
+const OUTBOX: usize = 4;
+
+/// Segments for roots that wait to be used again, at most.
+const IDLE: usize = 3;
+
+/// The steps whose sums are held.
+#[derive(Debug)]
+pub struct Exchange {
+    steps: Mutex<BTreeMap<(RunId, Step), Arc<StepSums>>>,
+    opened: watch::Sender<()>,
+    /// The newest stream of each session: a worker that loads a state anew opens another, and what is still on its way
+    /// in the one before is of a state that counts no more.
+    streams: Mutex<BTreeMap<SessionId, u64>>,
+    roots: Arc<Roots>,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self::new(true)
+    }
+}
+
+const POISON: &str = "no thread panics while it holds this lock";
+
+impl Exchange {
+    /// No step yet. `shares` says whether workers on this host may leave their gradients in their own memory; an owner of
+    /// a part of the gradient has to be sent them.
+    pub fn new(shares: bool) -> Self {
+        Self {
+            steps: Mutex::default(),
+            opened: watch::Sender::new(()),
+            streams: Mutex::default(),
+            roots: Arc::new(Roots::new(shares)),
+        }
+    }
+
+    /// Gets ready to sum a slice of the gradients of a step. `shape` is of the whole gradient.
+    ///
+    /// # Panics
+    /// If the slice lies outside the gradient, or if memory is shared and it is not the whole of it.
+    pub fn open(&self, run: &RunId, step: Step, shape: Shape, slice: Range<usize>) {
+        let whole = 0..shape.chunks();
+        let possible = !self.roots.shares || slice == whole;
+        assert!(possible, "{slice:?} of {whole:?}: who shares owns all");
+        let sums = StepSums::new(run.clone(), step, shape, slice, self.roots.clone());
+        self.lock().insert((run.clone(), step), Arc::new(sums));
+        self.opened.send_replace(());
+    }
+
+    /// Forgets the steps of a run up to and including `through`.
+    pub fn release(&self, run: &RunId, through: Step) {
+        let mut steps = self.lock();
+        steps.retain(|(held, step), _| held != run || *step > through);
+        let keep = if steps.is_empty() { 0 } else { IDLE };
+        drop(steps);
+        self.roots.trim(keep);
+    }
+
+    /// When the first chunk of a step that is held came from a worker's stream.
+    pub fn began(&self, run: &RunId, step: Step) -> Option<SystemTime> {
+        self.get(run, step)?.began.get().copied()
+    }
+
+    /// Adds a chunk of a node that the owner has computed itself: its f32, in memory that does not change while it is
+    /// held. Sums on this thread. Gives what the host is to be told, or `None` if the step is not held.
+    ///
+    /// # Errors
+    /// If there is no such node or chunk, or if its length is wrong. A copy that differs is no error but is told.
+    pub fn offer_here(
+        &self,
+        run: &RunId,
+        step: Step,
+        node: Node,
+        index: usize,
+        data: Bytes,
+        from: SessionId,
+    ) -> Result<Option<Vec<Told>>, OfferError> {
+        let Some(held) = self.get(run, step) else {
+            return Ok(None);
+        };
+        let offered = held.offer(node, index, Data::Here(data), from);
+        held.told(offered).map(Some)
+    }
+
+    /// Index of the first chunk of the slice whose root is not complete, as it grows to the end of the slice; `None` if the
+    /// step is not held. Its sender is gone once the step is released.
+    pub fn leading(&self, run: &RunId, step: Step) -> Option<watch::Receiver<usize>> {
+        Some(self.get(run, step)?.leading.subscribe())
+    }
+
+    /// The finished root of a chunk of the slice; `None` if it is not finished, or the step is not held.
+    pub fn root_of(&self, run: &RunId, step: Step, index: usize) -> Option<RootChunk> {
+        self.get(run, step)?.sums.root(index)
+    }
+
+    fn get(&self, run: &RunId, step: Step) -> Option<Arc<StepSums>> {
+        self.lock().get(&(run.clone(), step)).cloned()
+    }
+
+    fn next_after(&self, run: &RunId, step: Step) -> Option<Arc<StepSums>> {
+        let from = (run.clone(), step + 1);
+        let to = (run.clone(), Step::MAX);
+        self.lock().range(from..=to).next().map(|(_, s)| s.clone())
+    }
+
+    /// Makes a stream the newest of its session.
+    fn enter(&self, session: SessionId) -> u64 {
+        let mut streams = self.streams.lock().expect(POISON);
+        let number = streams.entry(session).or_default();
+        *number += 1;
+        *number
+    }
+
+    fn is_newest(&self, session: SessionId, number: u64) -> bool {
+        let streams = self.streams.lock().expect(POISON);
+        streams.get(&session) == Some(&number)
+    }
+
+    /// Forgets a session that has ended.
+    pub fn forget(&self, session: SessionId) {
+        self.streams.lock().expect(POISON).remove(&session);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(RunId, Step), Arc<StepSums>>> {
+        self.steps.lock().expect(POISON)
+    }
+}
+
+/// Serves the exchange.
+pub struct ExchangeService {
+    /// The sums.
+    pub exchange: Arc<Exchange>,
+    /// Who is told of them.
+    pub host: Arc<dyn Host>,
+}
+
+#[tonic::async_trait]
+impl Service for ExchangeService {
+    type PushPullStream = ReceiverStream<Result<v1::Chunk, Status>>;
+
+    /// What a worker pushes is summed; finished roots are sent to it.
+    async fn push_pull(
+        &self,
+        request: Request<Streaming<v1::Chunk>>,
+    ) -> Result<Response<Self::PushPullStream>, Status> {
+        let session = session_of(&*self.host, request.metadata())?;
+        let run = request.metadata().get(RUN_KEY);
+        let run = run.and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let (out, outgoing) = mpsc::channel(OUTBOX);
+        let mut stream = Stream {
+            number: self.exchange.enter(session),
+            exchange: self.exchange.clone(),
+            host: self.host.clone(),
+            run: run_id(run).map_err(stream::invalid)?,
+            session,
+            shared: None,
+        };
+        tokio::spawn(async move {
+            if let Err(status) = stream.receive(request.into_inner(), &out).await {
+                // The receiver is gone if the worker is: then nobody needs the reason.
+                let _ = out.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}

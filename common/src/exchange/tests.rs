@@ -1,0 +1,131 @@
+use super::roots::send_roots;
+use super::*;
+use crate::aggregate::{ChunkDigest, encode, parent};
+use crate::layout::{CHUNK_LEN, chunk_range};
+use crate::seal::{Opener, checksum};
+use crate::spec::Payload;
+use cohort_proto::v1::chunk::Kind;
+
+const SHAPE: Shape = Shape {
+    lanes: 2,
+    // The last chunk is short.
+    len: 49 * CHUNK_LEN + 3,
+    payload: Payload::F32,
+};
+
+const STEP: Step = 7;
+
+fn run() -> RunId {
+    RunId::new("run")
+}
+
+fn opened(slice: Range<usize>) -> Arc<Exchange> {
+    let exchange = Arc::new(Exchange::new(false));
+    exchange.open(&run(), STEP, SHAPE, slice);
+    exchange
+}
+
+fn gradient(lane: u32) -> Vec<f32> {
+    let value = |i: usize| ((i * 31 + lane as usize * 977) % 1009) as f32 * 0.123 - 61.7;
+    (0..SHAPE.len).map(value).collect()
+}
+
+/// Adds one chunk of a lane that the owner has computed.
+fn offer(exchange: &Exchange, lane: u32, gradient: &[f32], index: usize) -> Vec<Told> {
+    let data = encode(&gradient[chunk_range(index, SHAPE.len)]);
+    let session = SessionId(u64::from(lane));
+    let offered = exchange.offer_here(&run(), STEP, Node::leaf(lane), index, data, session);
+    offered.unwrap().expect("the step is held")
+}
+
+#[test]
+fn an_owner_adds_its_own_and_follows_the_roots() {
+    let exchange = opened(47..50);
+    let leading = exchange.leading(&run(), STEP).unwrap();
+    let mut sum = gradient(0);
+    for index in 47..50 {
+        let told = offer(&exchange, 0, &sum, index);
+        assert_eq!(told.len(), usize::from(index == 49), "{told:?}");
+    }
+    let other = gradient(1);
+    // In another order than that of the chunks.
+    for (index, expected) in [(48, 47), (47, 49)] {
+        assert_eq!(offer(&exchange, 1, &other, index), []);
+        assert_eq!(*leading.borrow(), expected);
+    }
+    let told = offer(&exchange, 1, &other, 49);
+    parent(SHAPE.payload, &mut sum, &other);
+    let digest = |index| ChunkDigest::of(&sum[chunk_range(index, SHAPE.len)]);
+    let (run, step) = (run(), STEP);
+    let expected = [
+        Told::Delivered {
+            run: run.clone(),
+            step,
+            lanes: vec![1],
+        },
+        Told::Complete {
+            run: run.clone(),
+            step,
+            digests: (47..50).map(digest).collect(),
+        },
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(*leading.borrow(), 50);
+    for index in 47..50 {
+        let root = exchange.root_of(&run, step, index).unwrap();
+        assert_eq!(root.data, encode(&sum[chunk_range(index, SHAPE.len)]));
+    }
+    assert!(exchange.root_of(&run, step, 46).is_none());
+    // A copy that differs is told; what is released is not held.
+    let told = offer(&exchange, 0, &other, 48);
+    assert!(matches!(told[..], [Told::Mismatch { step: STEP, .. }]));
+    exchange.release(&run, step);
+    let late = exchange.offer_here(&run, step, Node::leaf(0), 48, Bytes::new(), SessionId(0));
+    assert_eq!(late, Ok(None));
+    assert!(exchange.leading(&run, step).is_none());
+    assert!(leading.has_changed().is_err());
+}
+
+/// What a worker is sent of a slice: credits within it, and its chunks.
+#[tokio::test]
+async fn credits_and_roots_are_those_of_the_slice() {
+    let slice = 10..44;
+    let exchange = opened(slice.clone());
+    let (out, mut sent) = mpsc::channel(OUTBOX);
+    let sending = send_roots(exchange.clone(), run(), STEP - 1, None, out);
+    let sending = tokio::spawn(sending);
+    let mut opener = Opener::default();
+    let mut next = async || {
+        let chunk = sent.recv().await.unwrap().unwrap();
+        opener.chunk(chunk).unwrap().unwrap()
+    };
+    let credit = |below| Kind::Credit(v1::Credit { step: STEP, below });
+    assert_eq!(next().await, credit(10 + WINDOW as u32));
+    let gradients = [gradient(0), gradient(1)];
+    let mut granted = Vec::new();
+    for index in slice {
+        for lane in [0, 1] {
+            offer(&exchange, lane, &gradients[lane as usize], index);
+        }
+        let chunk = loop {
+            match next().await {
+                Kind::Credit(credit) => granted.push(credit.below),
+                Kind::Node(chunk) => break chunk,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((chunk.step, chunk.first, chunk.size), (STEP, 0, 2));
+        assert_eq!(chunk.index as usize, index);
+        assert_eq!(chunk.check, checksum(&chunk.data));
+    }
+    // Up to the end of the slice, and no further.
+    assert_eq!(granted, [43, 44]);
+    drop(sent);
+    sending.await.unwrap();
+}
+
+#[test]
+#[should_panic(expected = "0..3 of 0..50: who shares owns all")]
+fn who_shares_memory_owns_the_whole_gradient() {
+    Exchange::default().open(&run(), STEP, SHAPE, 0..3);
+}
