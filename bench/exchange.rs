@@ -3,23 +3,26 @@
 //! them and the checks are those of `cohort`; the coordinator and each worker are a process of their own.
 //!
 //! ```text
-//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,grpc-bf16,memory] [--seconds S] [--json FILE]]
+//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,grpc-bf16,sharded,memory] [--seconds S] [--json FILE]]
 //! python bench/allreduce_gloo.py [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]
 //! ```
 //!
 //! Over `memory` workers and coordinator find out that they share a host; over `grpc` they are told not to, and
-//! `grpc-bf16` sends half the bytes (GB/s counts those of f32 all the same).
+//! `grpc-bf16` sends half the bytes (GB/s counts those of f32 all the same). `sharded` is over gRPC, too, but the workers
+//! own the gradient, a slice each, and push to each other.
 //!
 //! The second command measures PyTorch's gloo and a plain ring over TCP in the same way. Without any argument a tiny
 //! gradient is summed, which is a test that this file still works.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use cohort_common::aggregate::{Shape, leaf, parent};
+use cohort_common::cluster::worker::Report;
+use cohort_common::cluster::{Owners, Peer, Share as Slice};
 use cohort_common::exchange::{Exchange, ExchangeService, Host, Told};
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::{self, Credentials};
@@ -27,7 +30,7 @@ use cohort_common::spec::Payload;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1::exchange_server::ExchangeServer;
-use cohort_worker::exchange::{ExchangeClient, Observer, Sharing};
+use cohort_worker::exchange::{Entrance, ExchangeClient, Note, Observer, Setup, Sharing};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
@@ -105,7 +108,9 @@ fn role() -> Role {
             vec![1.0, 10.0, 100.0]
         },
         workers: if tiny { vec![2] } else { vec![2, 4] },
-        over: ["grpc", "grpc-bf16", "memory"].map(String::from).to_vec(),
+        over: ["grpc", "grpc-bf16", "sharded", "memory"]
+            .map(String::from)
+            .to_vec(),
         seconds: if tiny { 0.0 } else { 3.0 },
         json: None,
     };
@@ -230,7 +235,7 @@ impl Process {
         Self(command.spawn().expect("a process can be started"))
     }
 
-    fn output(&mut self) -> impl BufRead {
+    fn output(&mut self) -> BufReader<ChildStdout> {
         BufReader::new(self.0.stdout.take().expect("it is piped"))
     }
 }
@@ -264,9 +269,18 @@ fn measure(workers: u32, len: usize, steps: usize, over: &str) -> Vec<f64> {
         ])
     };
     let mut processes: Vec<Process> = (0..workers).map(start).collect();
+    let mut outputs: Vec<_> = processes.iter_mut().map(Process::output).collect();
+    // Each says where it can be pushed to, and is told of all.
+    let mut addresses = String::new();
+    for output in &mut outputs {
+        output.read_line(&mut addresses).expect("it says where");
+    }
+    for process in &mut processes {
+        let input = process.0.stdin.as_mut().expect("it is piped");
+        write!(input, "{addresses}").expect("it listens");
+    }
     let mut said = String::new();
-    processes[0]
-        .output()
+    outputs[0]
         .read_to_string(&mut said)
         .expect("it says its times");
     for process in &mut processes {
@@ -352,11 +366,40 @@ fn sum(node: Node, shape: Shape) -> Vec<f32> {
     sum_of_both
 }
 
+/// Reads where the workers can be pushed to, and makes each the owner of a slice if that is what is measured.
+fn owners(share: &Share, client: &ExchangeClient) -> Owners {
+    let count = share.shape.lanes;
+    let lines = std::io::stdin().lines().take(count as usize);
+    let addresses: Vec<String> = lines.map(|line| line.expect("an address")).collect();
+    if share.over != "sharded" {
+        return Owners::Coordinator;
+    }
+    let session = |rank: u32| SessionId(u64::from(rank) + 1);
+    let others = (0..count).filter(|rank| *rank != share.rank);
+    let peer = |rank: u32| Peer {
+        session: session(rank),
+        address: Some(addresses[rank as usize].clone()),
+    };
+    client.introduce(others.map(peer).collect());
+    let chunks = share.shape.chunks() as u32;
+    let cut = |rank: u32| chunks * rank / count;
+    let slice = |rank: u32| Slice {
+        session: session(rank),
+        chunks: cut(rank)..cut(rank + 1),
+    };
+    Owners::Shares((0..count).map(slice).collect())
+}
+
 fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
     let Share { rank, shape, .. } = *share;
     let (broken, _reasons) = tokio::sync::mpsc::channel(1);
+    let (notes, mut told) = tokio::sync::mpsc::channel(1024);
     let sharing = Sharing::new(share.over == "memory");
     let client = runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let entrance = Entrance::open(listener, address, None);
+        println!("{address}");
         let credentials = Credentials {
             session: Some(u64::from(rank) + 1),
             run: Some(RUN.into()),
@@ -365,17 +408,27 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         let channel = net::connect(&share.url)
             .await
             .expect("the coordinator is there");
-        let opened = ExchangeClient::open(
+        let setup = Setup {
             channel,
             credentials,
             shape,
-            0,
+            after: 0,
             sharing,
-            Observer::default(),
+            observer: Observer::default(),
             broken,
-        );
-        opened.await.expect("the exchange opens")
+            entrance: Some(entrance),
+            notes,
+        };
+        let opened = ExchangeClient::open(setup).await;
+        opened.expect("the exchange opens")
     });
+    let owners = owners(share, &client);
+    if matches!(owners, Owners::Shares(_)) {
+        let all = shape.lanes as usize - 1;
+        let linked = |note: Note| matches!(note, Note::Report(Report::Reaches { peers }) if peers.len() == all);
+        while !linked(told.blocking_recv().expect("the exchange is open")) {}
+    }
+    std::thread::spawn(move || while told.blocking_recv().is_some() {});
     let own = gradient(rank, shape);
     let expected = sum(Tree::new(shape.lanes).root(), shape);
     let mut times = Vec::new();
@@ -385,6 +438,7 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         node.copy_from_slice(&own);
         let node = Arc::new(node);
         let began = Instant::now();
+        client.own(step, &owners);
         client.push(step, Node::leaf(rank), node.clone());
         let root = client.root(step).expect("the exchange goes on");
         times.push(began.elapsed());
@@ -392,7 +446,11 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
             assert!(expected[..] == root[..], "step {step}: a wrong root");
         }
         client.reuse(root);
-        client.applied(step);
+        // Whoever pushed for this step has the root of the one before; of this one perhaps not yet.
+        client.applied(match owners {
+            Owners::Shares(_) => step - 1,
+            _ => step,
+        });
     }
     if rank == 0 {
         let seconds: Vec<String> = times.iter().map(|t| t.as_secs_f64().to_string()).collect();

@@ -12,12 +12,12 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::support::Scene;
-use crate::support::cluster::{Cluster, Reference};
+use crate::support::cluster::{Cluster, Event, Reference};
 use crate::support::random::Random;
 use crate::support::signal::Signal;
 
 /// Seeds of a run without a wish.
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 6;
 /// Faults of a seed.
 const FAULTS: usize = 6;
 /// Steps of a run, and those between two faults: the last comes long before the end.
@@ -60,6 +60,8 @@ keep = 3
 "#;
 
 const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
+/// What is told when workers begin to sum the gradient themselves.
+const SHARED: &str = "sum a slice of the gradient each";
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +96,8 @@ struct Planned {
 #[derive(Debug)]
 struct Schedule {
     seed: u64,
+    /// Flags of the coordinator. In one schedule of two, workers sum slices of the gradient themselves.
+    exchange: &'static str,
     workers: usize,
     faults: Vec<Planned>,
 }
@@ -120,6 +124,7 @@ impl Schedule {
         }
         Self {
             seed,
+            exchange: ["--exchange sharded", ""][seed as usize % 2],
             workers,
             faults,
         }
@@ -311,7 +316,7 @@ fn survive(seed: u64) {
     let begin = Instant::now();
     let scene = scene();
     let mut chaos = Chaos {
-        cluster: Cluster::start(&scene, schedule.workers),
+        cluster: Cluster::start_with(&scene, schedule.workers, schedule.exchange),
         reliefs: Vec::new(),
         leaving: Vec::new(),
     };
@@ -323,6 +328,9 @@ fn survive(seed: u64) {
     chaos.end();
     let differences = reference().differences(&chaos.cluster);
     assert!(differences.is_empty(), "{differences:#?}");
+    let told = |event: &Event| event.text().contains(SHARED);
+    let shared = chaos.cluster.events.iter().any(told);
+    assert!(shared || schedule.exchange.is_empty(), "no step was shared");
     eprintln!("seed {seed}: {:.1} s", begin.elapsed().as_secs_f64());
 }
 

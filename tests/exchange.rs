@@ -1,9 +1,12 @@
 //! The ways of a gradient: through memory that both ends see, or over the network. No bit depends on them.
 
-use crate::support::cluster::{Cluster, Reference};
+use crate::support::cluster::{Cluster, Event, Reference};
+use crate::support::signal::Signal;
 use crate::support::{Process, Scene};
 
 const TRAIN: &str = "pretrain spec.toml --corpus text.txt --set train.steps=60";
+/// A model with more than one chunk.
+const WIDE: &str = "--set model.hidden_size=128 --set model.intermediate_size=256";
 /// What the coordinator logs where a gradient stays.
 const SHARED: &str = "gradients stay in shared memory";
 
@@ -58,6 +61,38 @@ fn rounded_to_bf16_the_result_does_not_depend_on_the_cluster_either() {
     }
     let (exact, _) = train("", &[""]);
     assert_ne!(exact["state_hash"], alone["state_hash"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn workers_own_slices_and_the_coordinator_takes_over_from_those_that_fail() {
+    let line = format!("{TRAIN} --set train.eval_every=0 --set train.steps=160 {WIDE}");
+    let reference = Reference::of(&Scene::new(), &line, 3);
+    let scene = Scene::new();
+    let mut cluster = Cluster::start_with(&scene, 3, "--exchange sharded");
+    cluster.submit(&format!("{line} --new"));
+    let told = |cluster: &Cluster, what: &str| {
+        let of = |e: &&Event| e.text().contains(what);
+        cluster.events.iter().filter(of).count()
+    };
+    cluster.wait_until("three own slices", |c| told(c, "3 of them sum") == 1);
+    let begun = cluster.step();
+    cluster.wait_for_step(begun + 5);
+    cluster.workers[0].kill();
+    // The step that it dies in is the coordinator's, and those that follow are the other two's.
+    cluster.wait_until("two own slices", |c| told(c, "2 of them sum") == 1);
+    let begun = cluster.step();
+    cluster.wait_for_step(begun + 5);
+    // One that stands still is late at first, then silent; nobody waits for it.
+    cluster.workers[1].signal(Signal::Stop);
+    let late = "not every worker had every slice; the coordinator sums";
+    cluster.wait_until("the coordinator sums", |c| told(c, late) == 1);
+    let stopped = cluster.step();
+    cluster.wait_for_step(stopped + 3);
+    cluster.workers[1].signal(Signal::Continue);
+    cluster.finish();
+    let differences = reference.differences(&cluster);
+    assert!(differences.is_empty(), "{differences:#?}");
 }
 
 #[cfg(unix)]

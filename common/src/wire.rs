@@ -3,6 +3,7 @@
 
 mod evaluation;
 mod figures;
+mod sharing;
 
 use std::sync::Arc;
 
@@ -14,16 +15,17 @@ use crate::cluster::events::MemberInfo;
 use crate::cluster::messages::{Commit, LaneSums};
 use crate::cluster::{FromWorker, Holding, StateSource, ToWorker};
 use crate::home::RunName;
-use crate::ids::RunId;
+use crate::ids::{RunId, SessionId};
 use crate::ledger::Entry;
 use crate::segment::Address;
 use crate::spec::RunSpec;
 
 pub use self::figures::{Heard, figures_to, heard_from, peak_from};
 use evaluation::{split_from, split_to, unit_from, unit_to};
+use sharing::{digests_from, owners_from, owners_to, peer_from, peer_to};
 
 /// Version of the protocol. Both ends must agree: mixing builds could mix results.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -106,13 +108,21 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
             step,
             generation,
             lanes,
-            sole_owner,
+            owners,
         } => Kind::Compute(v1::Compute {
             run: run.as_str().into(),
             step: *step,
             generation: *generation,
             lanes: lanes.clone(),
-            sole_owner: *sole_owner,
+            owners: Some(owners_to(owners)),
+        }),
+        ToWorker::Collect { run, step } => Kind::Collect(v1::Collect {
+            run: run.as_str().into(),
+            step: *step,
+        }),
+        ToWorker::Peers { run, peers } => Kind::Peers(v1::Peers {
+            run: run.as_str().into(),
+            peers: peers.iter().map(peer_to).collect(),
         }),
         ToWorker::Skip { run, step, lanes } => Kind::Skip(v1::Skip {
             run: run.as_str().into(),
@@ -161,7 +171,15 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
                 step: c.step,
                 generation: c.generation,
                 lanes: c.lanes,
-                sole_owner: c.sole_owner,
+                owners: owners_from(c.owners)?,
+            },
+            Kind::Collect(c) => ToWorker::Collect {
+                run: run_id(&c.run)?,
+                step: c.step,
+            },
+            Kind::Peers(p) => ToWorker::Peers {
+                run: run_id(&p.run)?,
+                peers: p.peers.into_iter().map(peer_from).collect(),
             },
             Kind::Skip(s) => ToWorker::Skip {
                 run: run_id(&s.run)?,
@@ -270,6 +288,29 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
             sum_of_squares: totals.sum_of_squares,
             hash: totals.hash.to_vec().into(),
         }),
+        FromWorker::Reaches { run, peers } => Kind::Reaches(v1::Reaches {
+            run: name(run),
+            peers: peers.into_iter().map(|p| p.0).collect(),
+        }),
+        FromWorker::Held { run, step, lanes } => Kind::Held(v1::Held {
+            run: name(run),
+            step,
+            lanes,
+        }),
+        FromWorker::SliceReady { run, step, digests } => Kind::SliceReady(v1::SliceReady {
+            run: name(run),
+            step,
+            sums_of_squares: digests.iter().map(|d| d.sum_of_squares).collect(),
+            hashes: digests
+                .iter()
+                .flat_map(|d| d.hash)
+                .collect::<Vec<u8>>()
+                .into(),
+        }),
+        FromWorker::RootHeld { run, step } => Kind::RootHeld(v1::RootHeld {
+            run: name(run),
+            step,
+        }),
         FromWorker::Applied {
             run,
             step,
@@ -339,6 +380,24 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
                         .ok_or_else(|| bad("RootReady", "it has no hash"))?,
                 },
             },
+            Kind::Reaches(m) => FromWorker::Reaches {
+                run: run_id(&m.run)?,
+                peers: m.peers.into_iter().map(SessionId).collect(),
+            },
+            Kind::Held(m) => FromWorker::Held {
+                run: run_id(&m.run)?,
+                step: m.step,
+                lanes: m.lanes,
+            },
+            Kind::SliceReady(m) => FromWorker::SliceReady {
+                run: run_id(&m.run)?,
+                step: m.step,
+                digests: digests_from(&m)?,
+            },
+            Kind::RootHeld(m) => FromWorker::RootHeld {
+                run: run_id(&m.run)?,
+                step: m.step,
+            },
             Kind::Applied(m) => FromWorker::Applied {
                 run: run_id(&m.run)?,
                 step: m.step,
@@ -386,6 +445,7 @@ pub fn member_from(register: v1::Register) -> MemberInfo {
         device: short(register.device),
         threads: register.threads,
         fingerprint: short(register.fingerprint),
+        listens: Some(short(register.listens)).filter(|address| !address.is_empty()),
     }
 }
 

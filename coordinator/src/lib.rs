@@ -69,6 +69,8 @@ pub struct Config {
     pub token: Option<Token>,
     /// Deadlines.
     pub limits: Limits,
+    /// Who sums gradients.
+    pub exchange: Topology,
     /// Where the page is served besides the coordinator's own address.
     pub http: Option<TcpListener>,
     /// Where event files for TensorBoard are kept up to date, if anywhere.
@@ -77,6 +79,19 @@ pub struct Config {
     pub notify: NotifyConfig,
     /// Where traces of steps go, if anywhere.
     pub traces: Traces,
+}
+
+/// Who sums the gradients of a run that several workers train.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Topology {
+    /// The coordinator, in memory that is shared, where a worker is on its host; else the workers, a slice each, as long as
+    /// all of them reach each other; else the coordinator.
+    #[default]
+    Auto,
+    /// The coordinator.
+    Star,
+    /// The workers, a slice each, as long as all of them reach each other. No memory is shared.
+    Sharded,
 }
 
 /// Why a coordinator cannot serve.
@@ -125,7 +140,13 @@ pub async fn serve(
     recover::take_in(&home, &store).await;
     let notices = Notices::start(config.notify.clone());
     let traces = config.traces.clone();
-    let (cluster, driver) = Cluster::start(home, store, config.limits, notices.clone(), traces);
+    let (cluster, driver) = Cluster::start(
+        home,
+        store,
+        (config.limits, config.exchange),
+        notices.clone(),
+        traces,
+    );
     let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);

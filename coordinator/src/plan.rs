@@ -13,6 +13,7 @@ use cohort_common::corpus::{Corpus, CorpusError, Split, baselines, share_of};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
+use cohort_common::layout::chunk_count;
 use cohort_common::ledger::{Chain, Entry, genesis};
 use cohort_common::spec::{RunKind, RunSpec};
 use tonic::Status;
@@ -57,7 +58,8 @@ pub async fn enqueue(
         let chat_template = chat_template(&home, &name, &spec, &corpus)?;
         let prompts = Prompts::of(&spec, &corpus, chat_template.as_deref())?;
         let lora_base = spec.lora.is_some().then(|| start_directory(&home, &name));
-        let root = spec.layout().len() * size_of::<f32>();
+        let spec_len = spec.layout().len();
+        let root = spec_len * size_of::<f32>();
         let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
         let (mut splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
@@ -84,6 +86,7 @@ pub async fn enqueue(
                 recent: history.recent,
                 expected,
                 retain,
+                chunks: chunk_count(spec_len) as u32,
                 losses: history.losses,
                 history: history.steps,
             },

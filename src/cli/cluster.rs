@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use cohort_coordinator::Topology;
+use cohort_worker::EntranceAddress;
 
 use super::common::{HomeArgs, NotifyArgs, ObserveArgs, TokenArgs, grace, threads};
 
@@ -24,6 +26,9 @@ pub struct CoordinatorArgs {
     /// Keep event files for TensorBoard in this directory, a sub-directory for each run that trains
     #[arg(long, value_name = "DIR")]
     pub tensorboard: Option<PathBuf>,
+    /// Who sums gradients; the result is the same
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    pub exchange: ExchangeArg,
     /// Its token.
     #[command(flatten)]
     pub token: TokenArgs,
@@ -39,6 +44,29 @@ pub struct CoordinatorArgs {
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+/// Who sums gradients.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum ExchangeArg {
+    /// The workers, a slice each, where all of them reach each other and none is on the coordinator's host; else the
+    /// coordinator
+    #[default]
+    Auto,
+    /// The coordinator
+    Star,
+    /// The workers, a slice each, where all of them reach each other; else the coordinator, without shared memory
+    Sharded,
+}
+
+impl From<ExchangeArg> for Topology {
+    fn from(how: ExchangeArg) -> Self {
+        match how {
+            ExchangeArg::Auto => Self::Auto,
+            ExchangeArg::Star => Self::Star,
+            ExchangeArg::Sharded => Self::Sharded,
+        }
+    }
 }
 
 /// Arguments of `worker`.
@@ -60,6 +88,10 @@ pub struct WorkerArgs {
     /// Send gradients even if the coordinator is on this host, instead of leaving them in memory that both see
     #[arg(long)]
     pub no_shared_memory: bool,
+    /// Where other workers can push gradients to this one: an address and port, or `none`; `auto` is the address by which
+    /// this machine reaches the coordinator, at a free port
+    #[arg(long, value_name = "ADDR", default_value = "auto", value_parser = entrance)]
+    pub exchange_listen: EntranceAddress,
     /// Seconds that handing over may take when it is asked to end (SIGTERM, Ctrl-C); a second time ends it at once
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0, value_parser = grace)]
     pub grace: f64,
@@ -75,6 +107,16 @@ pub struct WorkerArgs {
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+fn entrance(text: &str) -> Result<EntranceAddress, String> {
+    match text {
+        "auto" => Ok(EntranceAddress::Auto),
+        "none" => Ok(EntranceAddress::Nowhere),
+        address => address.parse().map(EntranceAddress::At).map_err(|_| {
+            "expected `auto`, `none`, or an address and port such as `10.0.0.7:7071`".into()
+        }),
+    }
 }
 
 /// Arguments of `local`.

@@ -28,6 +28,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         home,
         token: secret.map(|secret| secret.token),
         limits: Limits::default(),
+        exchange: args.exchange.into(),
         http,
         tensorboard: args.tensorboard,
         notify: args.notify.config(),

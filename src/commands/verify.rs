@@ -8,7 +8,7 @@ use cohort_common::cluster::StateSource;
 use cohort_common::home::Home;
 use cohort_common::ledger::Entry;
 use cohort_common::spec::human_bytes;
-use cohort_worker::Replay;
+use cohort_worker::{EntranceAddress, Replay};
 
 use crate::cli::VerifyArgs;
 use crate::client::Client;
@@ -200,6 +200,7 @@ async fn compute(
         threads: args.threads.unwrap_or(0),
         cache: Home::open(&context.home)?.worker(),
         shared_memory: false,
+        entrance: EntranceAddress::Nowhere,
         grace: std::time::Duration::ZERO,
         traces: cohort_common::traces::Traces::default(),
     };

@@ -24,6 +24,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         threads: args.threads.unwrap_or(0),
         cache: Home::open(&home)?.worker(),
         shared_memory: !args.no_shared_memory,
+        entrance: args.exchange_listen,
         grace: Duration::from_secs_f64(args.grace),
         traces: traces.clone(),
     };

@@ -32,6 +32,11 @@ impl Event {
         self.json["event"] == kind
     }
 
+    /// What it tells in words, if that is what it is for.
+    pub fn text(&self) -> &str {
+        self.json["text"].as_str().unwrap_or_default()
+    }
+
     /// The step that this event commits.
     pub fn step(&self) -> Option<u64> {
         self.json["step"].as_u64().filter(|_| self.is("step"))
@@ -96,6 +101,8 @@ pub struct Cluster<'s> {
     pub workers: Vec<Worker>,
     pub events: Vec<Event>,
     coordinator: Process,
+    /// The coordinator's.
+    flags: &'static str,
     /// Whether the coordinator runs.
     up: bool,
     port: u16,
@@ -109,13 +116,19 @@ pub struct Cluster<'s> {
 impl<'s> Cluster<'s> {
     /// A coordinator and so many workers, which have joined.
     pub fn start(scene: &'s Scene, workers: usize) -> Self {
-        let (coordinator, url) = scene.coordinator("");
+        Self::start_with(scene, workers, "")
+    }
+
+    /// The same with a coordinator of these flags.
+    pub fn start_with(scene: &'s Scene, workers: usize, flags: &'static str) -> Self {
+        let (coordinator, url) = scene.coordinator(flags);
         let port = url.rsplit(':').next().and_then(|port| port.parse().ok());
         let mut cluster = Self {
             scene,
             workers: Vec::new(),
             events: Vec::new(),
             coordinator,
+            flags,
             up: true,
             port: port.expect("an address ends with its port"),
             follower: None,
@@ -188,7 +201,10 @@ impl<'s> Cluster<'s> {
 
     fn bring_up(&mut self, limits: &str) {
         assert!(!self.up, "one coordinator at a time");
-        let line = format!("coordinator --listen 127.0.0.1:{}", self.port);
+        let line = format!(
+            "coordinator --listen 127.0.0.1:{} {}",
+            self.port, self.flags
+        );
         self.coordinator = match limits {
             "" => self.scene.start(&line),
             limits => self.scene.start_limited(&line, limits),

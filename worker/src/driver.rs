@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
-use cohort_common::cluster::{EvalSplit, FromWorker, Holding, StateSource};
+use cohort_common::cluster::{EvalSplit, FromWorker, Holding, Owners, StateSource};
 use cohort_common::figures::Figures;
-use cohort_common::ids::{RunId, Step};
+use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::net::{self, Credentials};
 use cohort_common::process;
 use cohort_common::spec::RunSpec;
 use tokio::sync::mpsc;
 
 use crate::data::{DataClient, RunData};
-use crate::exchange::{ExchangeClient, Observer, Sharing};
+use crate::exchange::{Entrance, ExchangeClient, Note, Observer, Setup, Sharing};
 use crate::figures::Meter;
 use crate::trace::Spans;
 use crate::trainer::{Job, Load, Signals, Trainer};
@@ -48,6 +48,8 @@ type Fetch = (u64, Step, Result<Job, String>);
 /// The driver.
 pub struct Driver {
     config: Config,
+    /// Where peers push to this process, if they can.
+    entrance: Option<Entrance>,
     machine: WorkerMachine,
     jobs: std::sync::mpsc::Sender<Job>,
     reports: mpsc::Receiver<(u64, Report)>,
@@ -72,11 +74,13 @@ struct Attached {
     spec: Arc<RunSpec>,
     signals: Arc<Signals>,
     exchange: Option<ExchangeClient>,
+    /// What the exchange tells, that is open or being opened.
+    notes: mpsc::Receiver<Note>,
 }
 
 impl Driver {
     /// Starts the trainer's thread.
-    pub fn start(config: Config) -> Self {
+    pub fn start(config: Config, entrance: Option<Entrance>) -> Self {
         let (jobs, queue) = std::sync::mpsc::channel();
         let (out, reports) = mpsc::channel(REPORTS);
         let (fetches, fetched) = mpsc::channel(4);
@@ -89,6 +93,7 @@ impl Driver {
         Self {
             sharing: Sharing::new(config.shared_memory),
             config,
+            entrance,
             machine: WorkerMachine::default(),
             jobs,
             reports,
@@ -115,6 +120,25 @@ impl Driver {
                 let (load, step, fetched) = fetch.expect("the sender is right here");
                 self.take(load, step, fetched)
             }
+            note = next_note(&mut self.run) => self.noted(note),
+        }
+    }
+
+    /// What an exchange tells of slices.
+    fn noted(&mut self, note: Note) -> Vec<FromWorker> {
+        let run = self.run.as_ref().expect("its exchange told it");
+        match note {
+            Note::Report(report) => {
+                let load = run.load;
+                self.handle(WorkerEvent::Did { load, report })
+            }
+            // Nothing is lost here, but the run must not go on.
+            Note::Mismatch { step, message } => vec![FromWorker::Failed {
+                run: run.run.clone(),
+                step,
+                message,
+                only_here: false,
+            }],
         }
     }
 
@@ -188,12 +212,18 @@ impl Driver {
                 Order::Compute {
                     step,
                     lanes,
-                    sole_owner,
-                } => self.queue(Job::Compute {
-                    step,
-                    lanes,
-                    sole_owner,
-                }),
+                    owners,
+                } => self.compute(step, lanes, &owners),
+                Order::Collect { step } => {
+                    if let Some(exchange) = self.exchange() {
+                        exchange.collect(step);
+                    }
+                }
+                Order::Peers(peers) => {
+                    if let Some(exchange) = self.exchange() {
+                        exchange.introduce(peers);
+                    }
+                }
                 Order::Skip { step, lanes } => {
                     if let Some(run) = &self.run {
                         run.signals.skip(step, lanes);
@@ -228,6 +258,25 @@ impl Driver {
         say
     }
 
+    /// The exchange of the run, if it is open.
+    fn exchange(&self) -> Option<&ExchangeClient> {
+        self.run.as_ref()?.exchange.as_ref()
+    }
+
+    fn compute(&mut self, step: Step, lanes: Vec<Lane>, owners: &Owners) {
+        if let Some(run) = &self.run {
+            run.signals.want(step, &lanes);
+        }
+        if let Some(exchange) = self.exchange() {
+            exchange.own(step, owners);
+        }
+        self.queue(Job::Compute {
+            step,
+            lanes,
+            sole_owner: *owners == Owners::Alone,
+        });
+    }
+
     /// Hands a job to the trainer, or lets it wait behind what is being fetched.
     fn queue(&mut self, job: Job) {
         match &mut self.waiting {
@@ -244,6 +293,7 @@ impl Driver {
             if let Some(exchange) = run.exchange.take() {
                 exchange.close();
             }
+            run.notes.close();
         }
         // An exchange that is being opened is of a session that has ended; commits behind it are given up.
         for job in self.waiting.take().into_iter().flatten() {
@@ -281,13 +331,14 @@ impl Driver {
         signals.session.store(self.sessions, Ordering::Release);
         signals.reset(source.step());
         let (data, cache) = (link.data.clone(), self.config.cache.clone());
-        let opening = self.opening(&run, &spec, source.step());
+        let (opening, notes) = self.opening(&run, &spec, source.step());
         self.run = Some(Attached {
             load,
             run: run.clone(),
             spec: spec.clone(),
             signals: signals.clone(),
             exchange: None,
+            notes,
         });
         self.waiting = Some(VecDeque::new());
         self.note_figures();
@@ -319,7 +370,10 @@ impl Driver {
         run.signals.reset(step);
         let load = run.load;
         let (name, spec) = (run.run.clone(), run.spec.clone());
-        let opening = self.opening(&name, &spec, step);
+        let (opening, notes) = self.opening(&name, &spec, step);
+        if let Some(run) = &mut self.run {
+            run.notes = notes;
+        }
         self.waiting = Some(VecDeque::new());
         let fetches = self.fetches.clone();
         tokio::spawn(async move {
@@ -328,12 +382,16 @@ impl Driver {
         });
     }
 
+    /// Opens an exchange. What an earlier one has still to tell nobody hears.
     fn opening(
         &self,
         run: &RunId,
         spec: &RunSpec,
         after: Step,
-    ) -> impl Future<Output = Result<ExchangeClient, String>> + Send + use<> {
+    ) -> (
+        impl Future<Output = Result<ExchangeClient, String>> + Send + use<>,
+        mpsc::Receiver<Note>,
+    ) {
         let link = self.link.as_ref().expect("a session is open");
         let credentials = Credentials {
             run: Some(run.as_str().into()),
@@ -351,9 +409,11 @@ impl Driver {
             len: spec.layout().len(),
             payload: spec.train.payload,
         };
-        async move {
+        let entrance = self.entrance.clone();
+        let (notes, told) = mpsc::channel(REPORTS);
+        let opening = async move {
             let channel = net::connect(&url).await.map_err(|e| e.to_string())?;
-            ExchangeClient::open(
+            let setup = Setup {
                 channel,
                 credentials,
                 shape,
@@ -361,9 +421,12 @@ impl Driver {
                 sharing,
                 observer,
                 broken,
-            )
-            .await
-        }
+                entrance,
+                notes,
+            };
+            ExchangeClient::open(setup).await
+        };
+        (opening, told)
     }
 
     /// What was fetched goes to the trainer, and what waited for it follows.
@@ -400,6 +463,18 @@ impl Driver {
                 self.handle(WorkerEvent::Did { load, report })
             }
         }
+    }
+}
+
+/// The next that the exchange of a run tells. Never ends where there is none.
+async fn next_note(run: &mut Option<Attached>) -> Note {
+    let note = match run {
+        Some(run) => run.notes.recv().await,
+        None => None,
+    };
+    match note {
+        Some(note) => note,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,7 @@
 mod data;
 mod driver;
 pub mod engine;
+mod entrance;
 mod evaluation;
 pub mod exchange;
 mod figures;
@@ -18,6 +19,7 @@ mod trace;
 mod trainer;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use cohort_common::net::{ConnectError, Token};
 use cohort_common::traces::Traces;
 use driver::Driver;
 use engine::{DeviceChoice, EngineError};
+use exchange::Entrance;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -46,10 +49,23 @@ pub struct Config {
     pub cache: PathBuf,
     /// Whether gradients may stay in shared memory where the coordinator is on this host.
     pub shared_memory: bool,
+    /// Where other workers can push gradients to it.
+    pub entrance: EntranceAddress,
     /// How long handing over may take when the process is asked to end.
     pub grace: Duration,
     /// Where traces of steps go, if anywhere.
     pub traces: Traces,
+}
+
+/// Where other workers can push gradients to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntranceAddress {
+    /// At the address by which this machine reaches the coordinator, at a free port.
+    Auto,
+    /// Here; an address without a host is completed like that.
+    At(SocketAddr),
+    /// Nowhere.
+    Nowhere,
 }
 
 /// Why a worker ends.
@@ -69,6 +85,16 @@ pub enum Error {
     Cache {
         /// The directory.
         path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The address for other workers.
+    #[error(
+        "cannot listen on {address} for other workers: {source}; choose another with `--exchange-listen`, or `none`"
+    )]
+    Entrance {
+        /// The address.
+        address: SocketAddr,
         /// Why.
         source: std::io::Error,
     },
@@ -94,11 +120,13 @@ pub async fn run(
         path: config.cache.clone(),
         source,
     })?;
-    let identity = session::Identity::of(&config)?;
+    let entrance = entrance::open(&config).await?;
+    let mut identity = session::Identity::of(&config)?;
+    identity.listens = entrance.as_ref().map(|e| e.address().to_owned());
     let (asked, leave) = watch::channel(false);
     let grace = config.grace;
     tokio::select! {
-        ended = keep_working(config, &identity, leave) => ended,
+        ended = keep_working(config, &identity, entrance, leave) => ended,
         () = async {
             shutdown.await;
             info!("asked to end: handing over");
@@ -112,9 +140,10 @@ pub async fn run(
 async fn keep_working(
     config: Config,
     identity: &session::Identity,
+    entrance: Option<Entrance>,
     mut leave: watch::Receiver<bool>,
 ) -> Result<(), Error> {
-    let mut driver = Driver::start(config.clone());
+    let mut driver = Driver::start(config.clone(), entrance);
     let mut pause = BACKOFF.0;
     let mut joined = false;
     loop {

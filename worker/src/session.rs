@@ -38,6 +38,8 @@ pub struct Identity {
     fingerprint: String,
     threads: u32,
     peak_flops: f64,
+    /// Where other workers can push gradients to it, if they can.
+    pub listens: Option<String>,
 }
 
 impl Identity {
@@ -55,6 +57,7 @@ impl Identity {
             fingerprint,
             threads: engine::thread_count(config.threads) as u32,
             peak_flops,
+            listens: None,
         })
     }
 
@@ -69,6 +72,7 @@ impl Identity {
             fingerprint: self.fingerprint.clone(),
             holding: holding.map(wire::holding_to),
             peak_flops: self.peak_flops,
+            listens: self.listens.clone().unwrap_or_default(),
         }
     }
 }

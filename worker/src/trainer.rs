@@ -107,6 +107,12 @@ impl Signals {
         self.skipped().extend(lanes.into_iter().map(|l| (step, l)));
     }
 
+    /// These lanes are wanted here after all.
+    pub fn want(&self, step: Step, lanes: &[Lane]) {
+        self.skipped()
+            .retain(|(s, lane)| *s != step || !lanes.contains(lane));
+    }
+
     /// What was said about steps after this one counts no more.
     pub fn reset(&self, step: Step) {
         self.committed.store(step, Ordering::Release);

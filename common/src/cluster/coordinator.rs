@@ -24,6 +24,8 @@ pub struct Limits {
     pub recover_ms: u64,
     /// Time between two ticks.
     pub tick_ms: u64,
+    /// Whether workers that reach each other may sum the gradient themselves, a slice each.
+    pub shares: bool,
 }
 
 impl Default for Limits {
@@ -32,6 +34,7 @@ impl Default for Limits {
             silence: SilenceLimits::default(),
             recover_ms: 4_000,
             tick_ms: 50,
+            shares: true,
         }
     }
 }
@@ -50,6 +53,8 @@ pub struct Member {
     /// The newest step of which it has told a lane, and for how long it told none, in that step or lately: lanes that
     /// share a pass come together.
     pub(super) pause: (Step, u64),
+    /// Whom it can push gradients to, in the active run.
+    pub(super) reaches: BTreeSet<SessionId>,
     pub(super) leaving: bool,
 }
 
@@ -167,6 +172,7 @@ impl Machine {
             applied: None,
             lane_micros: None,
             pause: (0, 0),
+            reaches: BTreeSet::new(),
             leaving: false,
         };
         let fresh = self.members.insert(session, member).is_none();
@@ -197,6 +203,14 @@ impl Machine {
             FromWorker::RootReady { run, step, totals } => {
                 self.root_ready(now, session, &run, step, totals, out);
             }
+            FromWorker::Reaches { run, peers } => self.reaches(session, &run, peers, out),
+            FromWorker::Held { run, step, lanes } => {
+                self.slice_held(now, session, &run, step, &lanes, out);
+            }
+            FromWorker::SliceReady { run, step, digests } => {
+                self.slice_ready(now, session, &run, step, digests, out);
+            }
+            FromWorker::RootHeld { run, step } => self.root_held(now, session, &run, step, out),
             FromWorker::Applied {
                 run,
                 step,
@@ -307,6 +321,7 @@ impl Machine {
             self.expel(now, session, LeftReason::Silent { for_ms }, out);
         }
         self.hedge(now, out);
+        self.hurry(now, out);
         self.poke(now, out);
     }
 
@@ -345,6 +360,7 @@ impl Machine {
             for (&session, member) in &mut self.members {
                 member.applied = None;
                 member.holding = None;
+                member.reaches.clear();
                 let message = ToWorker::Unload { run: run.clone() };
                 out.push(Action::Send { session, message });
             }
@@ -446,7 +462,7 @@ impl Machine {
                 let open: Vec<Lane> = lanes.filter(|l| !flight.settled(*l)).collect();
                 format!(
                     "stepping, owned by {:?}, root {}, open {open:?}, without sums {silent:?}, of {:?}, disputed {:?}",
-                    flight.sole_owner,
+                    flight.owners,
                     flight.root.is_some(),
                     flight.assigned,
                     active.disputed,

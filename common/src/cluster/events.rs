@@ -23,6 +23,8 @@ pub struct MemberInfo {
     pub threads: u32,
     /// What decides the bits of a result.
     pub fingerprint: String,
+    /// Where others can push gradients to it, if they can.
+    pub listens: Option<String>,
 }
 
 /// Why a session ended.
@@ -111,7 +113,7 @@ pub enum Event {
     StopRequested(RunId),
     /// A run is to be checkpointed at the next boundary where that is possible, and to go on.
     CheckpointRequested(RunId),
-    /// The owner holds every chunk of these lanes.
+    /// The coordinator's exchange holds every chunk of these lanes.
     Delivered {
         /// The run.
         run: RunId,
@@ -120,7 +122,7 @@ pub enum Event {
         /// The lanes.
         lanes: Vec<Lane>,
     },
-    /// The owner holds the whole root.
+    /// The coordinator's exchange holds the whole root.
     RootComplete {
         /// The run.
         run: RunId,

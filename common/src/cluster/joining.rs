@@ -11,7 +11,8 @@ use std::sync::Arc;
 use crate::cluster::coordinator::{Machine, Member};
 use crate::cluster::events::{Action, Change, Happening, StepRecord};
 use crate::cluster::messages::{Holding, StateSource, ToWorker};
-use crate::cluster::run::{Active, Joiner, Phase};
+use crate::cluster::run::{Active, Joiner, Phase, StepInFlight};
+use crate::cluster::sharing::Ownership;
 use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry};
 
@@ -116,8 +117,10 @@ impl Machine {
         });
         let needed = ready.chain(joiners).min().unwrap_or(active.step);
         let through = needed.min(active.step);
-        if through > active.released {
-            active.released = through;
+        // What was summed here before the workers summed themselves may still be held.
+        let held = active.opened.take_if(|opened| *opened <= through);
+        if through > active.released || held.is_some() {
+            active.released = active.released.max(through);
             let run = active.plan.run.clone();
             out.push(Action::ReleaseRoots { run, through });
         }
@@ -218,6 +221,7 @@ impl Machine {
         out.push(Action::Changed { run, change });
         for (session, member) in &mut self.members {
             member.applied = None;
+            member.reaches.clear();
             if sessions.contains(session) {
                 member.holding = None;
                 out.push(active.load_message(*session, source));
@@ -297,9 +301,10 @@ impl Active {
     /// Whether the owner holds the roots, and this machine the entries, of all steps after this one.
     pub(super) fn can_replay(&self, from: Step) -> bool {
         let entries = || (from + 1..=self.step).all(|s| self.recent.contains_key(&s));
-        // The root of a step that one worker owns alone does not reach the owner of the others.
-        let sole = matches!(&self.phase, Phase::Stepping(f) if f.sole_owner.is_some());
-        from >= self.released && from <= self.step && !sole && entries()
+        // The root of a step that workers own does not reach the coordinator.
+        let here = |f: &StepInFlight| matches!(f.owners, Ownership::Star);
+        let elsewhere = matches!(&self.phase, Phase::Stepping(f) if !here(f));
+        from >= self.released && from <= self.step && !elsewhere && entries()
     }
 
     /// Gives a member a state and all commits since.

@@ -1,10 +1,11 @@
 //! What coordinator and workers say to each other, as domain types. `wire` turns them into protobuf and back.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::aggregate::RootTotals;
+use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::EvalSplit;
-use crate::ids::{Lane, RunId, Step};
+use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
 use crate::spec::RunSpec;
 
@@ -31,6 +32,35 @@ impl StateSource {
     }
 }
 
+/// Who sums the gradient in a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// The coordinator.
+    Coordinator,
+    /// The worker that is told, which is alone: nothing travels.
+    Alone,
+    /// These workers, a slice each. In index order they are the whole gradient, and there are two of them at least.
+    Shares(Arc<[Share]>),
+}
+
+/// What one worker owns of the gradient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The worker.
+    pub session: SessionId,
+    /// Its chunks.
+    pub chunks: Range<u32>,
+}
+
+/// Another worker of a run, which may push.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its session.
+    pub session: SessionId,
+    /// Where it can be pushed to, such as `10.0.0.7:40123`, if it can.
+    pub address: Option<String>,
+}
+
 /// From the coordinator to one worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToWorker {
@@ -45,7 +75,7 @@ pub enum ToWorker {
         /// What validations score.
         splits: Arc<[EvalSplit]>,
     },
-    /// Compute lanes of the step after the state's.
+    /// Compute lanes of the step after the state's; none, where this worker only owns a slice.
     Compute {
         /// The run.
         run: RunId,
@@ -55,8 +85,22 @@ pub enum ToWorker {
         generation: u64,
         /// The lanes, ascending.
         lanes: Vec<Lane>,
-        /// Whether this worker sums the root by itself.
-        sole_owner: bool,
+        /// Who sums the gradient.
+        owners: Owners,
+    },
+    /// The coordinator sums this step from now on: everything that was computed for it is pushed there.
+    Collect {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+    },
+    /// Who else trains the run, and can be pushed to. Answered by [`FromWorker::Reaches`], now and whenever it changes.
+    Peers {
+        /// The run.
+        run: RunId,
+        /// The others.
+        peers: Vec<Peer>,
     },
     /// Others have computed these lanes: what is not begun need not be.
     Skip {
@@ -171,6 +215,38 @@ pub enum FromWorker {
         step: Step,
         /// Norm and hash.
         totals: RootTotals,
+    },
+    /// The peers to which this worker can push now.
+    Reaches {
+        /// The run.
+        run: RunId,
+        /// Their sessions.
+        peers: Vec<SessionId>,
+    },
+    /// An owner holds these lanes for every chunk of its slice.
+    Held {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+        /// The lanes.
+        lanes: Vec<Lane>,
+    },
+    /// An owner has the root of its slice.
+    SliceReady {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+        /// Those of its chunks, in index order.
+        digests: Vec<ChunkDigest>,
+    },
+    /// This worker has every slice's root.
+    RootHeld {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
     },
     /// A commit is applied.
     Applied {

@@ -12,6 +12,7 @@ pub mod messages;
 mod redoing;
 mod run;
 pub mod sequence;
+mod sharing;
 pub mod silence;
 #[cfg(test)]
 mod simulation;
@@ -22,7 +23,9 @@ pub mod worker;
 
 pub use coordinator::{Limits, Machine};
 pub use events::{Action, Event};
-pub use messages::{Found, FromWorker, Holding, Scores, StateSource, ToWorker};
+pub use messages::{
+    Found, FromWorker, Holding, Owners, Peer, Scores, Share, StateSource, ToWorker,
+};
 pub use run::{BASE_SPLIT, EvalSplit, EvalWork, OWN_SPLIT, Prompt, RunPlan, SAMPLES_SPLIT};
 pub use verdict::{Losses, Verdict};
 pub use watchdog::{Anomaly, History, Pause};

@@ -7,6 +7,7 @@ use crate::cluster::coordinator::{Machine, Member};
 use crate::cluster::events::{Action, Change, LeftReason, RedoReason, Redone};
 use crate::cluster::messages::ToWorker;
 use crate::cluster::run::{Active, Phase, Recovery};
+use crate::cluster::sharing::Ownership;
 use crate::ids::{Lane, SessionId};
 use crate::lanes;
 
@@ -79,15 +80,16 @@ impl Machine {
     }
 
     fn redo_lanes(&mut self, lost: SessionId, why: LeftReason, out: &mut Vec<Action>) {
+        self.collect(out);
         let active = self.active.as_mut().expect("a step is in flight");
         let Phase::Stepping(flight) = &mut active.phase else {
             unreachable!("called with a step in flight");
         };
-        let open = flight.open_lanes(lost);
         flight.assigned.remove(&lost);
         // A lane that was late is with somebody else already.
-        let alone = |l: &Lane| flight.holders(*l).next().is_none();
-        let missing: Vec<Lane> = open.into_iter().filter(alone).collect();
+        let missing = |l: &Lane| !flight.settled(*l) && flight.holders(*l).next().is_none();
+        let lanes = 0..flight.sums.len() as u32;
+        let missing: Vec<Lane> = lanes.filter(missing).collect();
         if missing.is_empty() {
             return;
         }
@@ -109,7 +111,7 @@ impl Machine {
         let Phase::Stepping(flight) = &active.phase else {
             return;
         };
-        if flight.sole_owner.is_some() {
+        if matches!(flight.owners, Ownership::Alone(_)) {
             return;
         }
         let known = active.ready.iter().filter_map(|s| members[s].lane_micros);
@@ -117,7 +119,7 @@ impl Machine {
             return;
         };
         let millis = |s: &SessionId| members[s].lane_micros.unwrap_or(usual) / 1000.0;
-        let idle = |s: &&SessionId| flight.open_lanes(**s).is_empty();
+        let idle = |s: &&SessionId| flight.awaited(**s).is_empty();
         let mut idle: Vec<SessionId> = active.ready.iter().filter(idle).copied().collect();
         idle.sort_by(|a, b| millis(a).total_cmp(&millis(b)).then(a.cmp(b)));
         let mut shares = vec![0u32; flight.sums.len()];
@@ -127,7 +129,7 @@ impl Machine {
         // Each lane that one worker alone has, and how long its worker will still need for it.
         let mut late: Vec<(f64, SessionId, Lane)> = Vec::new();
         for owner in &active.ready {
-            let mut open = flight.open_lanes(*owner);
+            let mut open = flight.awaited(*owner);
             open.retain(|l| shares[*l as usize] == 1);
             let since = now.saturating_sub(flight.last_done_ms[owner]) as f64;
             // Lanes that share a pass are told together, when all are done.
@@ -214,6 +216,7 @@ impl Active {
         self.hashed.clear();
         self.disputed = None;
         self.assignment.clear();
+        self.introduced.clear();
         self.phase = Phase::Gathering;
         self.enter_boundary();
     }
@@ -244,7 +247,7 @@ impl Active {
                 step: flight.step,
                 generation: self.generation,
                 lanes,
-                sole_owner: false,
+                owners: flight.owners.told(),
             };
             out.push(Action::Send { session, message });
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::aggregate::RootTotals;
 use crate::cluster::events::Redone;
 use crate::cluster::messages::{Commit, Found, LaneSums, StateSource};
+use crate::cluster::sharing::{Ownership, Patience};
 use crate::cluster::verdict::{Losses, Verdict, may_end_early};
 use crate::cluster::watchdog::{History, Pause};
 use crate::ids::{Lane, RunId, SessionId, Step};
@@ -90,8 +91,10 @@ pub struct RunPlan {
     pub recent: Vec<Arc<Entry>>,
     /// Workers that trained the run when it was last seen, and may come back with a younger state; 0 if none can.
     pub expected: usize,
-    /// Roots of committed steps that the owner may hold for workers that catch up, at least 2.
+    /// Roots of committed steps that the coordinator may hold for workers that catch up, at least 2.
     pub retain: Step,
+    /// Chunks of the gradient.
+    pub chunks: u32,
     /// What its validations have found, those younger than that state included: workers may bring back a younger one.
     pub losses: Losses,
     /// What its ledger says of the steps so far, those younger than that state included.
@@ -191,8 +194,16 @@ pub(super) struct Active {
     pub last_workers: usize,
     /// Commits that joiners may need, and entries that prove a state.
     pub recent: BTreeMap<Step, Arc<Entry>>,
-    /// The owner holds the roots of the steps after this one.
+    /// The coordinator holds the roots of the steps after this one.
     pub released: Step,
+    /// The newest step whose sums the coordinator was told to get ready for, as long as it may hold it.
+    pub opened: Option<Step>,
+    /// Who was told of whom, so that they can push to each other.
+    pub introduced: BTreeSet<SessionId>,
+    /// How many workers sum the gradient, each a slice, as people were last told.
+    pub sharers_said: usize,
+    /// How long owners of slices may take.
+    pub patience: Patience,
     /// The hashes that workers found, by step.
     pub votes: BTreeMap<Step, BTreeMap<SessionId, [u8; 32]>>,
     /// Steps whose states the workers were asked to hash.
@@ -240,12 +251,14 @@ pub(super) struct StepInFlight {
     pub step: Step,
     /// Lanes that each session was given.
     pub assigned: BTreeMap<SessionId, BTreeSet<Lane>>,
-    pub sole_owner: Option<SessionId>,
+    pub owners: Ownership,
     /// What is known of each lane, and who found it.
     pub sums: Vec<Option<(LaneSums, SessionId)>>,
     pub delivered: BTreeSet<Lane>,
     pub root: Option<RootTotals>,
     pub started_ms: u64,
+    /// When the last lane was first computed, or another one before it.
+    pub computed_ms: u64,
     /// When each session last finished a lane, or was given the first.
     pub last_done_ms: BTreeMap<SessionId, u64>,
     /// When the last lane that was not given away was settled.
@@ -255,7 +268,7 @@ pub(super) struct StepInFlight {
 }
 
 impl StepInFlight {
-    /// Whether a lane needs nobody any more: the owner holds its gradient, and its sums are known.
+    /// Whether a lane needs nobody any more: its gradient is where it is summed, and its sums are known.
     pub fn settled(&self, lane: Lane) -> bool {
         self.delivered.contains(&lane) && self.sums[lane as usize].is_some()
     }
@@ -264,6 +277,16 @@ impl StepInFlight {
     pub fn open_lanes(&self, session: SessionId) -> Vec<Lane> {
         let lanes = self.assigned.get(&session).into_iter().flatten();
         lanes.copied().filter(|&l| !self.settled(l)).collect()
+    }
+
+    /// Lanes of a session that are waited for, ascending. What an owner of a slice has not got yet is its affair, once it
+    /// is computed.
+    pub fn awaited(&self, session: SessionId) -> Vec<Lane> {
+        let mut open = self.open_lanes(session);
+        if matches!(self.owners, Ownership::Shares(_)) {
+            open.retain(|lane| self.sums[*lane as usize].is_none());
+        }
+        open
     }
 
     /// Sessions that have a lane.
@@ -321,6 +344,10 @@ impl Active {
             last_workers: 0,
             recent,
             released: plan.source.step(),
+            opened: None,
+            introduced: BTreeSet::new(),
+            sharers_said: 0,
+            patience: Patience::default(),
             votes: BTreeMap::new(),
             hashed: BTreeSet::new(),
             disputed: None,

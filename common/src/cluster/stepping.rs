@@ -6,8 +6,9 @@ use std::sync::Arc;
 use crate::aggregate::RootTotals;
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, Change, Happening, StepRecord};
-use crate::cluster::messages::{LaneSums, ToWorker};
+use crate::cluster::messages::{LaneSums, Owners, ToWorker};
 use crate::cluster::run::{Active, Phase, StepInFlight};
+use crate::cluster::sharing::Ownership;
 use crate::cluster::watchdog::Anomaly;
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::lanes;
@@ -81,23 +82,26 @@ impl Machine {
     }
 
     pub(super) fn start_step(&mut self, now: u64, out: &mut Vec<Action>) {
+        self.introduce(out);
         self.assign(out);
+        let owners = self.choose_owners(now);
+        self.note_owners(&owners, out);
         let active = self.active.as_mut().expect("a run is at a boundary");
         let lanes = active.plan.spec.train.lanes;
         let step = active.step + 1;
         let run = active.plan.run.clone();
-        let alone = active.ready.len() == 1 && active.joiners.is_empty();
-        let sole_owner = active.ready.first().copied().filter(|_| alone);
-        if sole_owner.is_none() {
+        if matches!(owners, Ownership::Star) {
             let run = run.clone();
+            active.opened = Some(step);
             out.push(Action::OpenStep { run, step });
         }
+        let told = owners.told();
         let members = &self.members;
         let behind = |s: &SessionId| members[s].applied.is_none_or(|a| a + 1 < active.step);
         let late: Vec<SessionId> = active.ready.iter().copied().filter(behind).collect();
         let assigned = active.first_assignment(&late);
         for (&session, lanes) in &assigned {
-            if lanes.is_empty() {
+            if lanes.is_empty() && !matches!(told, Owners::Shares(_)) {
                 continue;
             }
             let message = ToWorker::Compute {
@@ -105,7 +109,7 @@ impl Machine {
                 step,
                 generation: active.generation,
                 lanes: lanes.iter().copied().collect(),
-                sole_owner: sole_owner.is_some(),
+                owners: told.clone(),
             };
             out.push(Action::Send { session, message });
         }
@@ -114,11 +118,12 @@ impl Machine {
             step,
             last_done_ms: assigned.keys().map(|s| (*s, now)).collect(),
             assigned,
-            sole_owner,
+            owners,
             sums: vec![None; lanes as usize],
             delivered: BTreeSet::new(),
             root: None,
             started_ms: now,
+            computed_ms: now,
             undisturbed_ms: now,
             redone: Vec::new(),
         });
@@ -155,7 +160,10 @@ impl Machine {
                 return self.end_run(now, run, Change::Failed { error }, out);
             }
             Some(_) => {}
-            None => *slot = Some((sums, session)),
+            None => {
+                *slot = Some((sums, session));
+                flight.computed_ms = now;
+            }
         }
         flight.note_settled(lane, now);
         if let Some(member) = self.members.get_mut(&session) {
@@ -168,7 +176,23 @@ impl Machine {
         self.try_commit(now, out);
     }
 
+    /// The coordinator's exchange holds lanes.
     pub(super) fn delivered(
+        &mut self,
+        now: u64,
+        run: &RunId,
+        step: Step,
+        lanes: &[Lane],
+        out: &mut Vec<Action>,
+    ) {
+        let star = |f: &mut StepInFlight| matches!(f.owners, Ownership::Star);
+        if self.flight(run, step).is_some_and(star) {
+            self.lanes_delivered(now, run, step, lanes, out);
+        }
+    }
+
+    /// Every owner holds these lanes.
+    pub(super) fn lanes_delivered(
         &mut self,
         now: u64,
         run: &RunId,
@@ -191,9 +215,17 @@ impl Machine {
         let Some(flight) = self.flight(run, step) else {
             return;
         };
-        for &lane in lanes.iter().filter(|&&l| flight.settled(l)) {
+        for &lane in lanes {
+            if !flight.settled(lane) {
+                continue;
+            }
             let found_by = flight.sums[lane as usize].map(|(_, by)| by);
-            for session in flight.holders(lane).filter(|s| Some(*s) != found_by) {
+            let others = flight.holders(lane).filter(|s| Some(*s) != found_by);
+            for session in others.collect::<Vec<_>>() {
+                if matches!(flight.owners, Ownership::Shares(_)) {
+                    // If the owners are lost, whoever was told to skip it cannot be relied on.
+                    flight.assigned.entry(session).or_default().remove(&lane);
+                }
                 let message = ToWorker::Skip {
                     run: run.clone(),
                     step,
@@ -213,9 +245,10 @@ impl Machine {
         totals: RootTotals,
         out: &mut Vec<Action>,
     ) {
-        let sole = |f: &mut StepInFlight| f.sole_owner == Some(session);
-        if self.flight(run, step).is_some_and(sole) {
-            self.root_complete(now, run, step, totals, out);
+        let alone = |f: &&mut StepInFlight| matches!(f.owners, Ownership::Alone(s) if s == session);
+        if let Some(flight) = self.flight(run, step).filter(alone) {
+            flight.root = Some(totals);
+            self.try_commit(now, out);
         }
     }
 
@@ -227,7 +260,8 @@ impl Machine {
         totals: RootTotals,
         out: &mut Vec<Action>,
     ) {
-        if let Some(flight) = self.flight(run, step) {
+        let star = |f: &&mut StepInFlight| matches!(f.owners, Ownership::Star);
+        if let Some(flight) = self.flight(run, step).filter(star) {
             flight.root = Some(totals);
             self.try_commit(now, out);
         }
@@ -255,7 +289,7 @@ impl Machine {
             return self.end_run(now, &run, Change::Failed { error }, out);
         }
         let millis = Some(now.saturating_sub(flight.started_ms));
-        let sole = flight.sole_owner.is_some();
+        let here = matches!(flight.owners, Ownership::Star);
         let redone = active.redone(now);
         let anomaly = active.judge(&entry);
         entry.skipped = anomaly.as_ref().is_some_and(|a| a.action.skips());
@@ -274,7 +308,7 @@ impl Machine {
             active.hashed.insert(entry.step);
         }
         active.kept.clear();
-        if sole {
+        if !here {
             active.released = active.step;
         }
         active.last_loss = entry.loss();

@@ -7,12 +7,12 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::aggregate::RootTotals;
+use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::EvalSplit;
 use crate::cluster::messages::{
-    Commit, Found, FromWorker, Holding, LaneSums, StateSource, ToWorker,
+    Commit, Found, FromWorker, Holding, LaneSums, Owners, Peer, StateSource, ToWorker,
 };
-use crate::ids::{Lane, RunId, Step};
+use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
 use crate::spec::RunSpec;
 
@@ -63,6 +63,30 @@ pub enum Report {
         step: Step,
         /// Norm and hash.
         totals: RootTotals,
+    },
+    /// The peers to which this worker can push now.
+    Reaches {
+        /// Their sessions.
+        peers: Vec<SessionId>,
+    },
+    /// The slice that this worker owns has these lanes for every chunk.
+    Held {
+        /// The step.
+        step: Step,
+        /// The lanes.
+        lanes: Vec<Lane>,
+    },
+    /// The root of the slice that this worker owns.
+    SliceReady {
+        /// The step.
+        step: Step,
+        /// Those of its chunks, in index order.
+        digests: Vec<ChunkDigest>,
+    },
+    /// The roots of all slices are here.
+    RootHeld {
+        /// The step.
+        step: Step,
     },
     /// A commit is applied.
     Applied {
@@ -134,9 +158,16 @@ pub enum Order {
         step: Step,
         /// The lanes, ascending.
         lanes: Vec<Lane>,
-        /// Whether the root stays here.
-        sole_owner: bool,
+        /// Who sums the gradient.
+        owners: Owners,
     },
+    /// The coordinator owns this step's gradient from now on: what was computed for it goes there.
+    Collect {
+        /// The step.
+        step: Step,
+    },
+    /// These are the workers that this one may push to.
+    Peers(Vec<Peer>),
     /// These lanes need not be begun.
     Skip {
         /// The step.
@@ -266,13 +297,15 @@ impl WorkerMachine {
                 run,
                 step,
                 lanes,
-                sole_owner,
+                owners,
                 ..
             } if self.has(&run) => out.push(Order::Compute {
                 step,
                 lanes,
-                sole_owner,
+                owners,
             }),
+            ToWorker::Collect { run, step } if self.has(&run) => out.push(Order::Collect { step }),
+            ToWorker::Peers { run, peers } if self.has(&run) => out.push(Order::Peers(peers)),
             ToWorker::Skip { run, step, lanes } if self.has(&run) => {
                 out.push(Order::Skip { step, lanes });
             }
@@ -378,6 +411,10 @@ impl WorkerMachine {
                 }
             }
             Report::RootReady { step, totals } => FromWorker::RootReady { run, step, totals },
+            Report::Reaches { peers } => FromWorker::Reaches { run, peers },
+            Report::Held { step, lanes } => FromWorker::Held { run, step, lanes },
+            Report::SliceReady { step, digests } => FromWorker::SliceReady { run, step, digests },
+            Report::RootHeld { step } => FromWorker::RootHeld { run, step },
             Report::Applied { step, state_hash } => {
                 let entry = held.commits.pop_front().expect("a commit was given");
                 assert_eq!(entry.step, step, "commits are applied in order");

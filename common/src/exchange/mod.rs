@@ -94,7 +94,13 @@ impl Exchange {
     /// Forgets the steps of a run up to and including `through`.
     pub fn release(&self, run: &RunId, through: Step) {
         let mut steps = self.lock();
-        steps.retain(|(held, step), _| held != run || *step > through);
+        steps.retain(|(held, step), sums| {
+            let wanted = held != run || *step > through;
+            if !wanted {
+                sums.end();
+            }
+            wanted
+        });
         let keep = if steps.is_empty() { 0 } else { IDLE };
         drop(steps);
         self.roots.trim(keep);
@@ -127,7 +133,7 @@ impl Exchange {
     }
 
     /// Index of the first chunk of the slice whose root is not complete, as it grows to the end of the slice; `None` if the
-    /// step is not held. Its sender is gone once the step is released.
+    /// step is not held. It also changes when the step is released; then the step is not held.
     pub fn leading(&self, run: &RunId, step: Step) -> Option<watch::Receiver<usize>> {
         Some(self.get(run, step)?.leading.subscribe())
     }

@@ -126,7 +126,8 @@ impl Way {
                 }
             }
             sent = ready;
-            if sent == slice.end {
+            let over = held.is_over() && *leading.borrow() == sent;
+            if sent == slice.end || over {
                 return Some(());
             }
             tokio::select! {

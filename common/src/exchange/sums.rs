@@ -1,6 +1,7 @@
 //! The sums of one step, and the memory that its root lies in.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
@@ -23,6 +24,8 @@ pub(super) struct StepSums {
     pub leading: watch::Sender<usize>,
     /// When its first chunk came from a worker's stream.
     pub began: OnceLock<SystemTime>,
+    /// Nobody wants its roots any more.
+    over: AtomicBool,
 }
 
 impl StepSums {
@@ -40,7 +43,19 @@ impl StepSums {
             leading: watch::Sender::new(slice.start),
             sums: Aggregator::with_root(shape, slice, Box::new(move |bytes| roots.take(bytes))),
             began: OnceLock::new(),
+            over: AtomicBool::new(false),
         }
+    }
+
+    /// Tells whoever waits for roots that no more will come.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        self.leading.send_modify(|_| ());
+    }
+
+    /// Whether it is released. What is complete of it may still be sent.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     /// Adds a chunk of a node, and wakes who waits for its root.

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::{Command, Driver, QUEUE, now_ms};
+use crate::Topology;
 use crate::figures::Book;
 use crate::history::Histories;
 use crate::notify::Notices;
@@ -45,14 +46,14 @@ impl Cluster {
     pub fn start(
         home: Home,
         store: StoreHandle,
-        limits: Limits,
+        (limits, topology): (Limits, Topology),
         notices: Notices,
         traces: Traces,
     ) -> (Self, JoinHandle<()>) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let cluster = Self(Arc::new(Shared {
             commands,
-            exchange: Arc::default(),
+            exchange: Arc::new(Exchange::new(topology != Topology::Sharded)),
             readers: Readers::new(home.database()),
             home,
             store,
@@ -66,7 +67,10 @@ impl Cluster {
             .map_or(0, |t| t.as_secs());
         let driver = Driver {
             cluster: cluster.clone(),
-            machine: Machine::new(limits),
+            machine: Machine::new(Limits {
+                shares: topology != Topology::Star,
+                ..limits
+            }),
             tick: Duration::from_millis(limits.tick_ms),
             outboxes: HashMap::new(),
             runs: HashMap::new(),

@@ -13,6 +13,7 @@ fn info() -> MemberInfo {
         device: "cpu".into(),
         threads: 1,
         fingerprint: "f".into(),
+        listens: None,
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_stream::StreamExt;
 use tonic::codegen::Service;
 
 use super::*;
+use crate::Topology;
 use crate::notify::{Notices, NotifyConfig};
 use crate::record::record_event;
 use crate::store::tests::{name, new_run};
@@ -43,7 +44,7 @@ impl Scene {
         let (cluster, _driver) = Cluster::start(
             home,
             store,
-            Limits::default(),
+            (Limits::default(), Topology::default()),
             Notices::start(NotifyConfig::default()),
             Traces::default(),
         );

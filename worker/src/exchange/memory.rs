@@ -173,30 +173,26 @@ impl Arriving {
         }
     }
 
-    /// Takes in a chunk that was sent. An error if the root is not sent.
-    pub(super) fn take(
-        &mut self,
-        payload: Payload,
-        index: usize,
-        chunk: &[u8],
-    ) -> Result<(), String> {
+    /// Takes in a chunk, unless it is there or the root lies elsewhere. Says whether the root is whole now, and was not.
+    pub(super) fn take(&mut self, payload: Payload, index: usize, chunk: &[u8]) -> bool {
         let Self::Sent {
             data,
             have,
             missing,
         } = self
         else {
-            return Err("a chunk of a root that is shared was sent".into());
+            return false;
         };
-        if !std::mem::replace(&mut have[index], true) {
-            let range = chunk_range(index, data.len());
-            let out = &mut data[range];
-            match payload {
-                Payload::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(chunk),
-                Payload::Bf16 => out.copy_from_slice(&from_bf16(chunk)),
-            }
-            *missing -= 1;
+        if std::mem::replace(&mut have[index], true) {
+            return false;
         }
-        Ok(())
+        let range = chunk_range(index, data.len());
+        let out = &mut data[range];
+        match payload {
+            Payload::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(chunk),
+            Payload::Bf16 => out.copy_from_slice(&from_bf16(chunk)),
+        }
+        *missing -= 1;
+        *missing == 0
     }
 }

@@ -1,19 +1,25 @@
 //! The worker's side of the gradient exchange: pushes the tree nodes it holds, chunk by chunk and under credits, and
 //! collects the root. The nodes stay here until the commit, so that they can be pushed again.
 //!
-//! With an owner on the same host the nodes are computed in memory that both see, or copied there, and the root is read
-//! where the owner has it (`memory.rs`). `stream.rs` is the traffic.
+//! The owner is the coordinator, or in some steps each worker of a slice (`owner.rs`, and `peers.rs` for the links
+//! between them). With a coordinator on the same host the nodes are computed in memory that both see, or copied there,
+//! and the root is read where the owner has it (`memory.rs`). `stream.rs` is the traffic.
 
 mod memory;
+mod owner;
+mod peers;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use cohort_common::aggregate::Shape;
-use cohort_common::ids::Step;
-use cohort_common::layout::chunk_count;
+use cohort_common::cluster::{Owners, Peer, Share};
+use cohort_common::ids::{RunId, SessionId, Step};
+use cohort_common::layout::{chunk_count, chunk_range};
 use cohort_common::net::Credentials;
 use cohort_common::seal::Sealer;
 use cohort_common::tree::{Node, Tree};
@@ -21,16 +27,21 @@ use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
 use cohort_proto::v1::exchange_client::ExchangeClient as GrpcClient;
+use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tracing::debug;
+use tracing::{debug, error};
 
 use crate::engine::Gradient;
 pub use crate::observe::Observer;
 use crate::trace::Open;
 pub use memory::Root;
 use memory::{Arriving, NodeMemory, Place};
+pub use owner::{Entrance, Note};
+use owner::{Owner, keep_roots};
+use peers::Known;
+use stream::ChunkBytes;
 
 /// Chunks on their way out that may wait for the connection.
 const OUTBOX: usize = 4;
@@ -76,9 +87,11 @@ struct Shared {
     chunks: usize,
     sharing: Sharing,
     observer: Observer,
+    credentials: Credentials,
+    /// What this worker owns.
+    owner: Arc<Owner>,
+    runtime: Runtime,
     state: Mutex<State>,
-    /// Something can be sent.
-    sendable: Notify,
     /// A root is complete, or none will be.
     received: Condvar,
     /// Nobody wants what comes any more.
@@ -87,17 +100,21 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Nodes that are not yet pushed whole.
-    pending: Vec<Pending>,
-    /// Chunks below this index may be pushed, by step.
-    credits: BTreeMap<Step, usize>,
+    /// The ways out that are open: to the coordinator, and to peers.
+    outlets: BTreeMap<Option<SessionId>, Outlet>,
+    /// What was pushed in steps that are not applied.
+    nodes: Vec<(Step, Node, Arc<Gradient>)>,
+    /// Who owns the steps that the coordinator does not.
+    shares: BTreeMap<Step, Arc<[Share]>>,
+    /// The other workers of the run.
+    known: BTreeMap<SessionId, Known>,
     /// Each with the span that ends when it is whole.
     roots: BTreeMap<Step, (Arriving, Option<Open>)>,
     /// Buffers for roots that are sent.
     spare: Vec<Vec<f32>>,
     /// Where nodes lie that the owner reads; offered until it says that it shares.
     memory: Option<NodeMemory>,
-    shares: bool,
+    lends: bool,
     /// Steps up to here are applied.
     applied: Step,
     /// The owner should know that.
@@ -105,29 +122,74 @@ struct State {
     closed: bool,
 }
 
+/// A way out.
+#[derive(Default)]
+struct Outlet {
+    /// Nodes that are not yet pushed whole.
+    pending: Vec<Pending>,
+    /// Chunks below this index may be pushed, by step.
+    credits: BTreeMap<Step, usize>,
+    /// Something can be sent.
+    sendable: Arc<Notify>,
+}
+
 struct Pending {
     step: Step,
     node: Node,
     data: Arc<Gradient>,
-    next: usize,
+    /// What is left to be pushed.
+    chunks: Range<usize>,
     /// The span from here until it is sent.
     span: Option<Open>,
     /// Where the owner reads it, if it does.
     place: Option<Place>,
 }
 
+/// What an exchange is opened with.
+pub struct Setup {
+    /// To the coordinator.
+    pub channel: Channel,
+    /// Of a session and a run.
+    pub credentials: Credentials,
+    /// What is summed.
+    pub shape: Shape,
+    /// Roots of the steps after this one are wanted.
+    pub after: Step,
+    /// Whether memory is offered to a coordinator on this host.
+    pub sharing: Sharing,
+    /// Who sees what is done.
+    pub observer: Observer,
+    /// Where the stream says why it ended, unless it was closed here.
+    pub broken: mpsc::Sender<String>,
+    /// Where peers push to this process, if they can.
+    pub entrance: Option<Entrance>,
+    /// What is told of slices.
+    pub notes: mpsc::Sender<Note>,
+}
+
 impl ExchangeClient {
-    /// Opens the stream of a run; it gets the roots of the steps after `after`. Says on `broken` why it ended, unless it
-    /// was closed here.
-    pub async fn open(
-        channel: Channel,
-        credentials: Credentials,
-        shape: Shape,
-        after: Step,
-        sharing: Sharing,
-        observer: Observer,
-        broken: mpsc::Sender<String>,
-    ) -> Result<Self, String> {
+    /// Opens the stream of a run.
+    ///
+    /// # Errors
+    /// Why the coordinator does not take it, for people.
+    pub async fn open(setup: Setup) -> Result<Self, String> {
+        let Setup {
+            channel,
+            credentials,
+            shape,
+            after,
+            sharing,
+            observer,
+            broken,
+            entrance,
+            notes,
+        } = setup;
+        let run = RunId::new(credentials.run.as_deref().unwrap_or_default());
+        let session = SessionId(credentials.session.unwrap_or_default());
+        let owner = Arc::new(Owner::new(run, session, notes));
+        if let Some(entrance) = &entrance {
+            entrance.lead_to(owner.clone());
+        }
         let (out, outgoing) = mpsc::channel(OUTBOX);
         let mut sealer = Sealer::default();
         let memory = sharing.offered().then(|| NodeMemory::new(shape)).flatten();
@@ -135,7 +197,7 @@ impl ExchangeClient {
         let segment = segment.map(wire::segment_to);
         let open = sealer.chunk(Kind::Open(v1::Open { after, segment }));
         out.send(open).await.expect("the receiver is right here");
-        let mut client = GrpcClient::with_interceptor(channel, credentials)
+        let mut client = GrpcClient::with_interceptor(channel, credentials.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         let response = client.push_pull(ReceiverStream::new(outgoing)).await;
@@ -146,21 +208,24 @@ impl ExchangeClient {
             chunks: chunk_count(shape.len),
             sharing,
             observer,
+            credentials,
+            owner,
+            runtime: Runtime::current(),
             state: Mutex::new(State {
+                outlets: BTreeMap::from([(None, Outlet::default())]),
                 applied: after,
                 memory,
                 ..State::default()
             }),
-            sendable: Notify::new(),
             received: Condvar::new(),
             closing: Notify::new(),
         });
-        tokio::spawn(stream::send(shared.clone(), sealer, out));
+        tokio::spawn(stream::send(shared.clone(), None, sealer, out));
         tokio::spawn(stream::receive(shared.clone(), incoming, broken));
         Ok(Self(Arc::new(Handle(shared))))
     }
 
-    fn shared(&self) -> &Shared {
+    fn shared(&self) -> &Arc<Shared> {
         &self.0.0
     }
 
@@ -172,31 +237,90 @@ impl ExchangeClient {
     /// Memory for a gradient that the owner will read where it is computed, if it shares this host's memory.
     pub fn buffer(&self) -> Option<Gradient> {
         let state = self.shared().lock();
-        let memory = state.memory.as_ref().filter(|_| state.shares);
+        let memory = state.memory.as_ref().filter(|_| state.lends);
         memory?.buffer()
     }
 
     /// Whether memory for a gradient is such as [`Self::buffer`] would give now.
     pub fn suits(&self, gradient: &Gradient) -> bool {
         let state = self.shared().lock();
-        match state.memory.as_ref().filter(|_| state.shares) {
+        match state.memory.as_ref().filter(|_| state.lends) {
             Some(memory) => memory.has(gradient),
             None => gradient.slot().is_none(),
         }
     }
 
-    /// Pushes a node as soon as credits allow.
-    pub fn push(&self, step: Step, node: Node, data: Arc<Gradient>) {
-        let pending = Pending {
-            step,
-            node,
-            data,
-            next: 0,
-            span: self.observer().spans.begin(step),
-            place: None,
+    /// These other workers train the run, too.
+    pub fn introduce(&self, peers: Vec<Peer>) {
+        self.shared().introduce(peers);
+    }
+
+    /// Says who owns a step; one that nobody speaks of is the coordinator's. This worker's own slice is summed from here on.
+    pub fn own(&self, step: Step, owners: &Owners) {
+        let Owners::Shares(shares) = owners else {
+            return;
         };
-        self.shared().lock().pending.push(pending);
-        self.shared().sendable.notify_one();
+        let shared = self.shared();
+        let mut state = shared.lock();
+        if step <= state.applied || state.closed || state.shares.contains_key(&step) {
+            return;
+        }
+        state.shares.insert(step, shares.clone());
+        let owner = &shared.owner;
+        let own = shares.iter().find(|s| s.session == owner.session);
+        if let Some(slice) = own
+            .map(chunks_of)
+            .filter(|slice| slice.end <= shared.chunks)
+        {
+            let exchange = &owner.exchange;
+            exchange.open(&owner.run, step, shared.shape, slice.clone());
+            let keeping = keep_roots(shared.clone(), owner.clone(), step, slice);
+            shared.runtime.spawn(keeping);
+        }
+    }
+
+    /// Makes the coordinator the owner of a step: what was pushed elsewhere goes there as well.
+    pub fn collect(&self, step: Step) {
+        let shared = self.shared();
+        let mut state = shared.lock();
+        if state.shares.remove(&step).is_none() {
+            return;
+        }
+        let peers = state.outlets.iter_mut().filter(|(to, _)| to.is_some());
+        peers.for_each(|(_, outlet)| outlet.pending.retain(|p| p.step != step));
+        let again: Vec<_> = state
+            .nodes
+            .iter()
+            .filter(|n| n.0 == step)
+            .cloned()
+            .collect();
+        for (step, node, data) in again {
+            shared.hand_out(&mut state, None, (step, node, data), 0..shared.chunks);
+        }
+    }
+
+    /// Pushes a node to whoever owns the step, as soon as credits allow.
+    pub fn push(&self, step: Step, node: Node, data: Arc<Gradient>) {
+        let shared = self.shared();
+        let mut state = shared.lock();
+        if state.closed {
+            return;
+        }
+        let pushed = (step, node, data);
+        state.nodes.push(pushed.clone());
+        let Some(shares) = state.shares.get(&step).cloned() else {
+            return shared.hand_out(&mut state, None, pushed, 0..shared.chunks);
+        };
+        for share in shares.iter() {
+            let slice = chunks_of(share);
+            if share.session == shared.owner.session {
+                let (shared, pushed) = (shared.clone(), pushed.clone());
+                let runtime = shared.runtime.clone();
+                runtime.spawn_blocking(move || shared.add_own(&pushed, slice));
+            } else {
+                shared.hand_out(&mut state, Some(share.session), pushed.clone(), slice);
+            }
+        }
     }
 
     /// Waits for the root of a step; blocks the thread. `None` if the exchange ended.
@@ -218,16 +342,22 @@ impl ExchangeClient {
     pub fn applied(&self, step: Step) {
         let mut state = self.shared().lock();
         state.applied = step;
-        state.pending.retain(|p| p.step > step);
-        state.credits.retain(|s, _| *s > step);
+        for outlet in state.outlets.values_mut() {
+            outlet.pending.retain(|p| p.step > step);
+            outlet.credits.retain(|s, _| *s > step);
+        }
+        state.nodes.retain(|(s, ..)| *s > step);
+        state.shares.retain(|s, _| *s > step);
         state.roots.retain(|s, _| *s > step);
         self.shared().observe_roots(&state);
         if let Some(memory) = &state.memory {
             memory.free(step);
         }
-        state.done = state.shares;
+        state.done = state.lends;
+        wake(&state, None);
         drop(state);
-        self.shared().sendable.notify_one();
+        let owner = &self.shared().owner;
+        owner.exchange.release(&owner.run, step);
     }
 
     /// Takes a root back that is not needed any more, to use its buffer again.
@@ -253,11 +383,16 @@ impl Shared {
     }
 
     fn close(&self) {
-        self.lock().closed = true;
+        self.owner.close();
+        let mut state = self.lock();
+        state.closed = true;
+        state.known.clear();
+        state.outlets.keys().for_each(|to| wake(&state, *to));
+        state.nodes.clear();
+        drop(state);
         self.observer.meter.sending(false);
         self.observer.meter.receiving(false);
         self.received.notify_all();
-        self.sendable.notify_one();
         self.closing.notify_one();
     }
 
@@ -267,10 +402,64 @@ impl Shared {
         self.observer.meter.receiving(arriving);
     }
 
-    /// The owner has said whether it shares memory.
-    fn settle_sharing(&self, state: &mut State) {
-        if !state.shares && state.memory.take().is_some() {
-            debug!("the owner is not on this host: gradients are sent");
+    /// The coordinator has said whether it shares memory.
+    fn settle_sharing(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if !state.lends && state.memory.take().is_some() {
+            debug!("the coordinator shares no memory: gradients are sent");
+            self.dial(&mut state);
         }
+    }
+
+    /// Lets chunks of a node wait at a way out. One that is closed has been told to the coordinator, which will collect.
+    fn hand_out(
+        &self,
+        state: &mut State,
+        to: Option<SessionId>,
+        (step, node, data): (Step, Node, Arc<Gradient>),
+        chunks: Range<usize>,
+    ) {
+        let Some(outlet) = state.outlets.get_mut(&to) else {
+            return;
+        };
+        outlet.pending.push(Pending {
+            step,
+            node,
+            data,
+            chunks,
+            span: self.observer.spans.begin(step),
+            place: None,
+        });
+        outlet.sendable.notify_one();
+    }
+
+    /// Adds this worker's slice of a node that it has computed.
+    fn add_own(&self, (step, node, data): &(Step, Node, Arc<Gradient>), slice: Range<usize>) {
+        let Owner {
+            exchange,
+            run,
+            session,
+            ..
+        } = &*self.owner;
+        for index in slice {
+            let elements = chunk_range(index, self.shape.len);
+            let bytes = Bytes::from_owner(ChunkBytes(data.clone(), elements));
+            match exchange.offer_here(run, *step, *node, index, bytes, *session) {
+                Ok(Some(told)) => told.into_iter().for_each(|told| self.owner.told(told)),
+                Ok(None) => return,
+                Err(error) => return error!(%error, "a node of this worker fits no slice"),
+            }
+        }
+    }
+}
+
+fn chunks_of(share: &Share) -> Range<usize> {
+    share.chunks.start as usize..share.chunks.end as usize
+}
+
+/// Something can be sent on a way out.
+fn wake(state: &State, to: Option<SessionId>) {
+    if let Some(outlet) = state.outlets.get(&to) {
+        outlet.sendable.notify_one();
     }
 }

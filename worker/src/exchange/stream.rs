@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cohort_common::cluster::worker::Report;
 use cohort_common::floats::{bytes_of, to_bf16};
-use cohort_common::ids::Step;
+use cohort_common::ids::{SessionId, Step};
 use cohort_common::layout::chunk_range;
 use cohort_common::net::EXCHANGE_BEAT;
 use cohort_common::seal::{Opener, Sealer, checksum};
@@ -46,7 +47,7 @@ struct Chunks {
 }
 
 /// A chunk of a node, as bytes.
-struct ChunkBytes(Arc<Gradient>, Range<usize>);
+pub(super) struct ChunkBytes(pub Arc<Gradient>, pub Range<usize>);
 
 impl AsRef<[u8]> for ChunkBytes {
     fn as_ref(&self) -> &[u8] {
@@ -100,16 +101,25 @@ impl Chunks {
 }
 
 impl State {
+    /// Whether something waits to be sent.
+    fn is_sending(&self) -> bool {
+        self.outlets
+            .values()
+            .any(|outlet| !outlet.pending.is_empty())
+    }
+
     /// The next chunks that may be sent, lowest index first: redone lanes catch up before anything else goes on.
-    fn next(&mut self, chunks: usize) -> Option<Next> {
-        if std::mem::take(&mut self.done) {
+    fn next(&mut self, to: Option<SessionId>, chunks: usize) -> Option<Next> {
+        if to.is_none() && std::mem::take(&mut self.done) {
             return Some(Next::Done(self.applied));
         }
-        let credits = &self.credits;
+        let outlet = self.outlets.get_mut(&to)?;
+        let credits = &outlet.credits;
         let below = |step: &Step| credits.get(step).copied().unwrap_or(0);
-        let ready = self.pending.iter_mut().filter(|p| p.next < below(&p.step));
-        let best = ready.min_by_key(|p| (p.step, p.next))?;
-        let memory = self.memory.as_ref().filter(|_| self.shares);
+        let pending = outlet.pending.iter_mut();
+        let ready = pending.filter(|p| p.chunks.start < below(&p.step));
+        let best = ready.min_by_key(|p| (p.step, p.chunks.start))?;
+        let memory = self.memory.as_ref().filter(|_| self.lends && to.is_none());
         let place = memory.and_then(|memory| {
             let place = || memory.place(best.step, &best.data);
             best.place = best.place.take().or_else(place);
@@ -119,29 +129,37 @@ impl State {
             Some(_) => chunks.div_ceil(BATCHES).max(2),
             None => 1,
         };
-        let end = (best.next + count).min(below(&best.step));
+        let end = best.chunks.start + count;
+        let end = end.min(below(&best.step)).min(best.chunks.end);
         let next = Chunks {
             step: best.step,
             node: best.node,
             data: best.data.clone(),
-            range: best.next..end,
+            range: best.chunks.start..end,
             place,
-            span: best.span.take_if(|_| end == chunks),
+            span: best.span.take_if(|_| end == best.chunks.end),
         };
-        best.next = end;
-        self.pending.retain(|p| p.next < chunks);
+        best.chunks.start = end;
+        outlet.pending.retain(|p| !p.chunks.is_empty());
         Some(Next::Chunks(next))
     }
 }
 
-pub(super) async fn send(shared: Arc<Shared>, mut sealer: Sealer, out: mpsc::Sender<v1::Chunk>) {
+/// Sends what waits at a way out, until it is closed.
+pub(super) async fn send(
+    shared: Arc<Shared>,
+    to: Option<SessionId>,
+    mut sealer: Sealer,
+    out: mpsc::Sender<v1::Chunk>,
+) {
     loop {
-        let next = {
+        let (next, sendable) = {
             let mut state = shared.lock();
-            if state.closed {
+            let Some(outlet) = state.outlets.get(&to).filter(|_| !state.closed) else {
                 return;
-            }
-            state.next(shared.chunks)
+            };
+            let sendable = outlet.sendable.clone();
+            (state.next(to, shared.chunks), sendable)
         };
         let payload = shared.shape.payload;
         let meter = &shared.observer.meter;
@@ -161,9 +179,9 @@ pub(super) async fn send(shared: Arc<Shared>, mut sealer: Sealer, out: mpsc::Sen
                 chunks.message(payload)
             }
             None => {
-                meter.sending(false);
+                meter.sending(shared.lock().is_sending());
                 tokio::select! {
-                    () = shared.sendable.notified() => continue,
+                    () = sendable.notified() => continue,
                     () = tokio::time::sleep(EXCHANGE_BEAT) => Kind::Alive(v1::Empty {}),
                 }
             }
@@ -199,7 +217,7 @@ pub(super) async fn receive(
 
 impl Shared {
     /// Takes in what comes; ends with the reason why no more will.
-    async fn receive(&self, incoming: &mut Streaming<v1::Chunk>) -> String {
+    async fn receive(self: &Arc<Self>, incoming: &mut Streaming<v1::Chunk>) -> String {
         let mut opener = Opener::default();
         loop {
             let chunk = match incoming.next().await {
@@ -209,13 +227,14 @@ impl Shared {
             };
             let taken = match opener.chunk(chunk) {
                 Ok(Some(Kind::Credit(credit))) => {
-                    self.credit(&credit);
+                    self.settle_sharing();
+                    self.credit(None, &credit);
                     Ok(())
                 }
                 Ok(Some(Kind::Node(node))) => self.take(&node),
                 Ok(Some(Kind::SharedRoot(root))) => self.take_shared(&root),
                 Ok(Some(Kind::Shares(_))) => {
-                    self.lock().shares = true;
+                    self.lock().lends = true;
                     Ok(())
                 }
                 Ok(Some(_) | None) => Ok(()),
@@ -227,19 +246,18 @@ impl Shared {
         }
     }
 
-    fn credit(&self, credit: &v1::Credit) {
+    pub(super) fn credit(&self, from: Option<SessionId>, credit: &v1::Credit) {
         let mut state = self.lock();
-        self.settle_sharing(&mut state);
-        if credit.step > state.applied {
-            let held = state.credits.entry(credit.step).or_default();
+        let wanted = credit.step > state.applied;
+        if let Some(outlet) = state.outlets.get_mut(&from).filter(|_| wanted) {
+            let held = outlet.credits.entry(credit.step).or_default();
             *held = (*held).max(credit.below as usize);
+            outlet.sendable.notify_one();
         }
-        drop(state);
-        self.sendable.notify_one();
     }
 
     /// A chunk of a root.
-    fn take(&self, chunk: &v1::NodeChunk) -> Result<(), String> {
+    pub(super) fn take(&self, chunk: &v1::NodeChunk) -> Result<(), String> {
         let node = Node {
             first: chunk.first,
             size: chunk.size,
@@ -253,27 +271,41 @@ impl Shared {
             let bytes = chunk.data.len();
             return Err(format!("chunk {index} of the root has {bytes} bytes"));
         }
+        self.keep(chunk.step, index, &chunk.data, true);
+        Ok(())
+    }
+
+    /// Puts a chunk of a root where it belongs.
+    pub(super) fn keep(&self, step: Step, index: usize, chunk: &[u8], travelled: bool) {
         let mut state = self.lock();
-        if chunk.step <= state.applied {
-            return Ok(());
+        if step <= state.applied || state.closed {
+            return;
         }
-        let State { roots, spare, .. } = &mut *state;
+        let State {
+            roots,
+            spare,
+            shares,
+            ..
+        } = &mut *state;
         let spans = &self.observer.spans;
         let fresh = || {
             let root = Arriving::sent(spare.pop(), self.shape, self.chunks);
-            (root, spans.begin(chunk.step))
+            (root, spans.begin(step))
         };
-        let (root, span) = roots.entry(chunk.step).or_insert_with(fresh);
-        root.take(self.shape.payload, index, &chunk.data)?;
-        if root.is_whole() {
+        let (root, span) = roots.entry(step).or_insert_with(fresh);
+        if root.take(self.shape.payload, index, chunk) {
             self.received.notify_all();
             if let Some(span) = span.take() {
                 span.end("receive root");
             }
+            if shares.contains_key(&step) {
+                self.owner.note(Report::RootHeld { step });
+            }
         }
-        self.observer.meter.received(chunk.data.len());
+        if travelled {
+            self.observer.meter.received(chunk.len());
+        }
         self.observe_roots(&state);
-        Ok(())
     }
 
     /// A root that the owner shares.

@@ -6,6 +6,7 @@
 //! `COHORT_SIM_SEEDS=N` sets the number of schedules, `COHORT_SIM_SEED=S` runs one. A failure prints its seed.
 
 mod network;
+mod sharing;
 mod trainer;
 mod workers;
 mod world;
@@ -19,7 +20,6 @@ use self::world::{Harm, World};
 use super::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
 use super::messages::{Found, FromWorker, Scores, StateSource};
 use super::{EvalSplit, EvalWork, Limits, Machine, Prompt, RunPlan};
-use crate::aggregate::totals_of;
 use crate::floats::add;
 use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis, state_hash_due};
@@ -106,6 +106,7 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
         recent: Vec::new(),
         expected: 0,
         retain: 3 + (steps % 4),
+        chunks: trainer::LEN as u32,
         losses: super::Losses::default(),
         history: super::History::default(),
     }
@@ -188,7 +189,7 @@ fn expected(lanes: u32, steps: Step) -> (BTreeMap<Step, State>, BTreeMap<Step, E
         for lane in 0..lanes {
             add(&mut root, &state.gradient(lane));
         }
-        let totals = totals_of(&root);
+        let totals = trainer::totals(&root);
         let found: Vec<_> = (0..lanes).map(|l| state.sums(l)).collect();
         let weight = f64::from(lanes) * 4.0;
         let mut entry = Entry {
@@ -458,6 +459,36 @@ fn undisturbed(steps: Step) -> World {
 }
 
 #[test]
+fn workers_that_reach_each_other_sum_the_gradient_themselves() {
+    let mut world = calm(4, 3, 0);
+    finish(&mut world);
+    assert!(world.shared.len() > 30, "{:?}", world.shared);
+    assert!(world.collected.is_empty(), "{:?}", world.collected);
+    // Here one is killed, frozen, cut off or slow in mid-run: that step is the coordinator's.
+    for fault in 0..4 {
+        let mut world = calm(4, 3, 0);
+        while world.disk.ledger.len() < 15 {
+            world.step();
+        }
+        let now = world.now;
+        match fault {
+            0 => world.kill_worker(1, false),
+            1 => world.workers[1].frozen_until = now + 1_900,
+            2 => world.workers[1].cut_until = now + 1_900,
+            _ => world.workers[1].lane_ms = 300,
+        }
+        finish(&mut world);
+        let collected: Vec<Step> = world.collected.iter().copied().collect();
+        let expected = if fault == 3 { 0..=0 } else { 1..=1 };
+        assert!(
+            expected.contains(&collected.len()),
+            "fault {fault}: {collected:?} of {:?}",
+            world.shared
+        );
+    }
+}
+
+#[test]
 fn a_watchdog_skips_the_steps_that_are_out_of_the_ordinary_and_no_others() {
     let world = undisturbed(45);
     let skipped = world.disk.ledger.values().filter(|e| e.skipped);
@@ -502,6 +533,7 @@ fn a_worker_of_other_numerics_is_refused() {
         device: "cpu".into(),
         threads: 1,
         fingerprint: fingerprint.into(),
+        listens: None,
     };
     let join = |n: u64, fingerprint: &str| Event::Joined {
         session: SessionId(n),
@@ -534,6 +566,7 @@ fn a_worker_that_answers_a_prompt_with_a_loss_is_sent_away_and_the_others_write(
             device: "cpu".into(),
             threads: 1,
             fingerprint: "avx2".into(),
+            listens: None,
         };
         let holding = None;
         machine.handle(

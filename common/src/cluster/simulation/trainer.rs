@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::aggregate::totals_of;
-use crate::cluster::messages::{Commit, Found, LaneSums, Scores};
+use crate::aggregate::{ChunkDigest, RootTotals};
+use crate::cluster::messages::{Commit, Found, LaneSums, Owners, Scores};
 use crate::cluster::worker::{Order, Report};
 use crate::floats::add;
 use crate::ids::{Lane, Step};
@@ -12,6 +12,12 @@ use crate::tree::{Node, Tree};
 
 /// Elements of a simulated gradient.
 pub const LEN: usize = 3;
+
+/// What a commit wants to know of a root, whose chunks are its elements.
+pub fn totals(root: &[f32]) -> RootTotals {
+    let digests: Vec<ChunkDigest> = root.iter().map(|x| ChunkDigest::of(&[*x])).collect();
+    RootTotals::of(&digests)
+}
 
 /// Parameters and step.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +41,7 @@ impl State {
     }
 
     pub fn hash(&self) -> [u8; 32] {
-        totals_of(&self.params).hash
+        totals(&self.params).hash
     }
 
     /// A step without its update.
@@ -109,7 +115,7 @@ enum Job {
     Compute {
         step: Step,
         lanes: Vec<Lane>,
-        sole_owner: bool,
+        alone: bool,
         /// Lanes whose turn has come; a skipped one has no gradient.
         done: BTreeMap<Lane, Option<Vec<f32>>>,
     },
@@ -142,13 +148,18 @@ impl Trainer {
             Order::Compute {
                 step,
                 lanes,
-                sole_owner,
-            } => self.jobs.push_back(Job::Compute {
-                step,
-                lanes,
-                sole_owner,
-                done: BTreeMap::new(),
-            }),
+                owners,
+            } => {
+                // They are wanted after all.
+                let wanted = |(s, lane): &(Step, Lane)| *s == step && lanes.contains(lane);
+                self.skipped.retain(|skipped| !wanted(skipped));
+                self.jobs.push_back(Job::Compute {
+                    step,
+                    lanes,
+                    alone: owners == Owners::Alone,
+                    done: BTreeMap::new(),
+                });
+            }
             Order::Commit(commit) => {
                 self.committed = self.committed.max(commit.step());
                 self.jobs.push_back(Job::Other(Order::Commit(commit)));
@@ -207,9 +218,9 @@ impl Trainer {
             Job::Compute {
                 step,
                 lanes,
-                sole_owner,
+                alone,
                 done,
-            } => self.compute(step, lanes, sole_owner, done, tree, lane_ms, &mut out),
+            } => self.compute(step, lanes, alone, done, tree, lane_ms, &mut out),
             Job::Other(Order::Commit(commit)) => self.commit(&commit, &mut out),
             Job::Other(Order::Evaluate { step, split, units }) => {
                 let state = self.state.as_ref().expect("loaded before");
@@ -248,7 +259,7 @@ impl Trainer {
         &mut self,
         step: Step,
         lanes: Vec<Lane>,
-        sole_owner: bool,
+        alone: bool,
         mut done: BTreeMap<Lane, Option<Vec<f32>>>,
         tree: Tree,
         lane_ms: u64,
@@ -276,7 +287,7 @@ impl Trainer {
             return self.jobs.push_front(Job::Compute {
                 step,
                 lanes,
-                sole_owner,
+                alone,
                 done,
             });
         }
@@ -285,9 +296,9 @@ impl Trainer {
                 let Some(sum) = sum_node(step, node, &done, out) else {
                     continue;
                 };
-                if sole_owner {
+                if alone {
                     assert_eq!(node, tree.root());
-                    let totals = totals_of(&sum);
+                    let totals = totals(&sum);
                     self.own_root = Some(sum);
                     out.push(Effect::Report(Report::RootReady { step, totals }));
                 } else {

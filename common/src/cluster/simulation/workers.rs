@@ -1,15 +1,15 @@
 //! The worker processes of the simulation.
 
 use super::plan;
+use super::sharing::Sharing;
 use super::trainer::{Effect, State, Trainer};
-use super::world::{Connection, Down, Next, Up, Worker, World};
+use super::world::{Connection, Down, Next, Up, Worker, World, root_of};
 use crate::aggregate::Aggregator;
 use crate::cluster::Limits;
 use crate::cluster::events::{Event, LeftReason, MemberInfo};
 use crate::cluster::messages::{FromWorker, StateSource};
 use crate::cluster::silence::Silence;
 use crate::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
-use crate::floats::floats_of;
 use crate::ids::{SessionId, Step};
 use crate::tree::Tree;
 
@@ -29,6 +29,7 @@ impl World {
             life: 0,
             session: None,
             connection: Connection::default(),
+            sharing: Sharing::default(),
             silence: Silence::new(Limits::default().silence, 0),
             frozen_until: 0,
             cut_until: 0,
@@ -64,6 +65,8 @@ impl World {
         }
         worker.alive = false;
         worker.frozen_until = 0;
+        self.leave_exchange(w);
+        let worker = &mut self.workers[w];
         let cut = worker.cut_until > self.now;
         if let Some(session) = worker.session.take()
             && !cut
@@ -107,6 +110,7 @@ impl World {
             device: "cpu".into(),
             threads: 1,
             fingerprint: "sim".into(),
+            listens: self.listens(w),
         };
         self.event(Event::Joined {
             session,
@@ -190,6 +194,7 @@ impl World {
                 worker.load = load;
                 worker.trainer = Trainer::default();
                 worker.trainer.attach();
+                self.leave_exchange(w);
                 self.open_exchange(w, source.step());
                 let pause = 5 + self.draw(300);
                 self.after(pause, Next::Loaded(w, life, load, source));
@@ -197,10 +202,20 @@ impl World {
             Order::Attach { step, .. } => {
                 worker.trainer.attach();
                 let load = worker.load;
+                self.leave_exchange(w);
                 self.open_exchange(w, step);
                 self.after(1, Next::Loaded(w, life, load, StateSource::Held(step)));
             }
-            order => worker.trainer.give(order),
+            Order::Peers(peers) => self.introduced(w, peers),
+            Order::Collect { step } => self.collected(w, step),
+            order => {
+                match &order {
+                    Order::Compute { step, owners, .. } => self.owned(w, *step, owners),
+                    Order::Detach | Order::Unload => self.leave_exchange(w),
+                    _ => {}
+                }
+                self.workers[w].trainer.give(order);
+            }
         }
     }
 
@@ -215,8 +230,7 @@ impl World {
             return;
         };
         slot.1 = Some(after);
-        let complete =
-            |(step, sums): (&Step, &Aggregator)| Some((*step, floats_of(&sums.root(0)?.data)));
+        let complete = |(step, sums): (&Step, &Vec<Aggregator>)| Some((*step, root_of(sums)?));
         let roots: Vec<_> = coordinator
             .sums
             .range(after + 1..)
@@ -272,7 +286,7 @@ impl World {
             for effect in worker.trainer.work(tree, lane_ms) {
                 match effect {
                     Effect::Report(report) => self.report(w, load, report),
-                    Effect::Push(step, node, sum) => self.send_up(w, Up::Push(step, node, sum)),
+                    Effect::Push(step, node, sum) => self.push(w, step, node, sum),
                     Effect::Upload(state) => {
                         let pause = 5 + self.draw(400);
                         if let Some(session) = self.workers[w].session {
@@ -294,6 +308,16 @@ impl World {
             let state = self.workers[w].trainer.state.as_mut().expect("applied");
             state.params[1] += 1.0;
         }
+        if let Report::Applied { step, .. } = &report {
+            self.forget_shared(w, *step);
+        }
         self.tell(w, WorkerEvent::Did { load, report });
+    }
+
+    /// Where others reach it: some workers are not to be reached.
+    fn listens(&self, w: usize) -> Option<String> {
+        let refuses = |every: u64| self.seed.is_multiple_of(every);
+        let reachable = !refuses(3) && (!refuses(5) || w != 1);
+        reachable.then(|| w.to_string())
     }
 }

@@ -2,14 +2,15 @@
 //! and freeze, a disk, and virtual time.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use super::plan;
-use super::trainer::{State, Trainer};
-use crate::aggregate::{Aggregator, Data, encode};
+use super::sharing::{Link, Passed, Sharing};
+use super::trainer::{LEN, State, Trainer, totals};
+use crate::aggregate::{Aggregator, Data, Offered, encode};
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason};
-use crate::cluster::messages::{FromWorker, Scores, StateSource, ToWorker};
+use crate::cluster::messages::{FromWorker, Owners, Scores, StateSource, ToWorker};
 use crate::cluster::sequence::{Incoming, Outgoing};
 use crate::cluster::silence::Silence;
 use crate::cluster::worker::WorkerMachine;
@@ -54,6 +55,13 @@ pub(super) enum Next {
     WorkerStart(usize),
     /// A user goes on with a run that was paused under this coordinator.
     Resume(u64),
+    /// A worker tries to reach another; the other has answered; the link is gone; it tries again.
+    Dialled(u64),
+    Linked(u64),
+    Unlinked(usize, SessionId, SessionId, u64),
+    Redial(usize, SessionId),
+    /// Something goes over a link.
+    Passed(u64, u64, Passed),
 }
 
 /// One direction of a connection.
@@ -89,13 +97,15 @@ pub struct Worker {
     /// Its clock, in thousandths of the true one's speed.
     pub skew: u64,
     pub(super) working: bool,
+    pub(super) sharing: Sharing,
 }
 
 pub(super) struct Coordinator {
     pub(super) machine: Machine,
     /// Open sessions, and what each wants of the exchange.
     pub(super) sessions: BTreeMap<SessionId, (usize, Option<Step>)>,
-    pub(super) sums: BTreeMap<Step, Aggregator>,
+    /// One for each element.
+    pub(super) sums: BTreeMap<Step, Vec<Aggregator>>,
     pub(super) uploads: BTreeMap<Step, State>,
 }
 
@@ -126,6 +136,8 @@ pub struct World {
     pub(super) coordinator: Option<Coordinator>,
     pub(super) boots: u64,
     pub(super) next_session: u64,
+    pub(super) links: BTreeMap<u64, Link>,
+    pub(super) next_link: u64,
     pub workers: Vec<Worker>,
     pub disk: Disk,
     pub(super) unwritten: Vec<Arc<Entry>>,
@@ -141,6 +153,9 @@ pub struct World {
     /// Where the watchdog has paused the run.
     pub pauses: Vec<Step>,
     pub withdrawn: u32,
+    /// Steps that workers were told to sum themselves, and those that the coordinator took back.
+    pub shared: BTreeSet<Step>,
+    pub collected: BTreeSet<Step>,
     /// A fault of one worker's memory: it happens after this step.
     pub corrupt: Option<(usize, Step)>,
     pub(super) lanes: u32,
@@ -159,6 +174,8 @@ impl World {
             coordinator: None,
             boots: 0,
             next_session: 0,
+            links: BTreeMap::new(),
+            next_link: 0,
             workers: Vec::new(),
             disk: Disk::default(),
             unwritten: Vec::new(),
@@ -171,6 +188,8 @@ impl World {
             unusual: Vec::new(),
             pauses: Vec::new(),
             withdrawn: 0,
+            shared: BTreeSet::new(),
+            collected: BTreeSet::new(),
             corrupt: None,
             lanes,
             steps,
@@ -215,10 +234,16 @@ impl World {
     }
 
     pub(super) fn blocked(&self, next: &Next) -> Option<u64> {
+        if let Next::Dialled(link) | Next::Linked(link) | Next::Passed(link, ..) = next {
+            let until = self.link_blocked(*link, next);
+            return (until > self.now).then_some(until);
+        }
         let until = match *next {
             Next::Up(w, ..) => self.workers[w].cut_until,
             Next::Down(w, ..) => self.workers[w].cut_until.max(self.workers[w].frozen_until),
-            Next::ClosedBelow(w, _) => self.workers[w].cut_until.max(self.workers[w].frozen_until),
+            Next::ClosedBelow(w, _) | Next::Unlinked(w, ..) | Next::Redial(w, _) => {
+                self.workers[w].cut_until.max(self.workers[w].frozen_until)
+            }
             Next::Beat(w, _) | Next::Work(w, _) | Next::Connect(w) | Next::Loaded(w, ..) => {
                 self.workers[w].frozen_until
             }
@@ -250,6 +275,11 @@ impl World {
             }
             Next::Uploaded(session, state) => self.uploaded(session, state),
             Next::Resume(boot) => self.resume(boot),
+            Next::Dialled(link) => self.dialled(link),
+            Next::Linked(link) => self.linked(link),
+            Next::Unlinked(w, own, peer, link) => self.unlinked(w, own, peer, link),
+            Next::Redial(w, peer) => self.dial(w, peer),
+            Next::Passed(link, place, passed) => self.passed(link, place, passed),
         }
     }
 
@@ -393,6 +423,15 @@ impl World {
         let coordinator = self.coordinator.as_mut().expect("it acts");
         match action {
             Action::Send { session, message } => {
+                match &message {
+                    ToWorker::Compute {
+                        step,
+                        owners: Owners::Shares(_),
+                        ..
+                    } => drop(self.shared.insert(*step)),
+                    ToWorker::Collect { step, .. } => drop(self.collected.insert(*step)),
+                    _ => {}
+                }
                 if matches!(message, ToWorker::Commit { .. }) {
                     // What is committed before is on the disk before a commit goes out.
                     let last = self.unwritten.pop();
@@ -410,7 +449,7 @@ impl World {
                 }
             }
             Action::OpenStep { step, .. } => {
-                let sums = Aggregator::new(self.lanes, super::trainer::LEN);
+                let sums = (0..LEN).map(|_| Aggregator::new(self.lanes, 1)).collect();
                 coordinator.sums.insert(step, sums);
             }
             Action::ReleaseRoots { through, .. } => coordinator.sums.retain(|s, _| *s > through),
@@ -489,20 +528,21 @@ impl World {
         let Some(sums) = coordinator.sums.get(&step) else {
             return;
         };
-        let data = encode(data);
-        let check = crc32fast::hash(&data);
         let run = plan(self.lanes, self.steps).run;
-        let offered = match sums.offer(node, 0, Data::Wire { data, check }, from) {
-            Ok(offered) => offered,
-            Err(error) => {
-                let error = error.to_string();
-                return self.event(Event::RunBroken { run, error });
-            }
-        };
-        let totals = offered
-            .all_complete
-            .then(|| sums.totals().expect("complete"));
-        let root = sums.root(0).map(|r| floats_of(&r.data));
+        let mut offered = Offered::default();
+        for (sums, value) in sums.iter().zip(data) {
+            let data = encode(&[*value]);
+            let check = crc32fast::hash(&data);
+            // The elements of a node come together, so each tells the same.
+            offered = match sums.offer(node, 0, Data::Wire { data, check }, from) {
+                Ok(offered) => offered,
+                Err(error) => {
+                    let error = error.to_string();
+                    return self.event(Event::RunBroken { run, error });
+                }
+            };
+        }
+        let root = root_of(sums).filter(|_| offered.all_complete);
         if !offered.delivered.is_empty() {
             self.event(Event::Delivered {
                 run: run.clone(),
@@ -510,8 +550,8 @@ impl World {
                 lanes: offered.delivered,
             });
         }
-        let Some(totals) = totals else { return };
-        let root = root.expect("complete");
+        let Some(root) = root else { return };
+        let totals = totals(&root);
         let coordinator = self.coordinator.as_ref().expect("checked");
         let wants = |(s, (w, after)): (&SessionId, &(usize, Option<Step>))| {
             after.is_some_and(|a| a < step).then_some((*s, *w))
@@ -563,4 +603,10 @@ impl World {
         let now = self.now;
         format!("at {now} ms: {coordinator:#?}\n{}", workers.join("\n"))
     }
+}
+
+/// The root of a step, if it is complete.
+pub(super) fn root_of(sums: &[Aggregator]) -> Option<Vec<f32>> {
+    let root = |sums: &Aggregator| Some(floats_of(&sums.root(0)?.data)[0]);
+    sums.iter().map(root).collect()
 }

@@ -1,0 +1,399 @@
+//! Steps whose gradient the workers sum themselves, a slice each: who owns what, what they have said, and when that is
+//! given up.
+//!
+//! Slices are only a faster way through a step. They are used where every worker can push to every owner, nobody joins
+//! and nobody is late; and such a step is committed only when every worker has the whole root, so that nobody needs
+//! anything of it afterwards. If an owner is lost, or cut off from another worker, or takes too long, the coordinator
+//! **collects** the step: everybody pushes what it has computed to the coordinator, which sums it as in any other step.
+//! The sums are the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::aggregate::{ChunkDigest, RootTotals};
+use crate::cluster::coordinator::Machine;
+use crate::cluster::events::{Action, LeftReason};
+use crate::cluster::messages::{Owners, Peer, Share, ToWorker};
+use crate::cluster::run::{Phase, StepInFlight};
+use crate::ids::{Lane, RunId, SessionId, Step};
+
+/// Steps that the coordinator sums after one that the workers could not.
+const PAUSE: Step = 16;
+
+/// Chunks of a slice, at most: their digests come in one message.
+const MOST_CHUNKS: u64 = 65_536;
+
+/// How long owners may take for their first slices.
+const FIRST_MS: u64 = 10_000;
+
+/// What is added to twice the usual time.
+const GRACE_MS: u64 = 500;
+
+/// Who sums the gradient of a step in flight.
+#[derive(Debug)]
+pub(super) enum Ownership {
+    /// The coordinator.
+    Star,
+    /// This worker, which is alone.
+    Alone(SessionId),
+    /// These workers, a slice each.
+    Shares(Box<Slices>),
+}
+
+/// The slices of a step, and what is known of them.
+#[derive(Debug)]
+pub(super) struct Slices {
+    shares: Arc<[Share]>,
+    /// Lanes that each owner holds.
+    held: BTreeMap<SessionId, BTreeSet<Lane>>,
+    /// Of the roots.
+    digests: BTreeMap<SessionId, Vec<ChunkDigest>>,
+    /// Workers that have the whole root.
+    rooted: BTreeSet<SessionId>,
+    /// When something was last heard of it.
+    heard_ms: u64,
+}
+
+impl Slices {
+    fn new(shares: Arc<[Share]>, now: u64) -> Self {
+        Self {
+            held: shares
+                .iter()
+                .map(|s| (s.session, BTreeSet::new()))
+                .collect(),
+            shares,
+            digests: BTreeMap::new(),
+            rooted: BTreeSet::new(),
+            heard_ms: now,
+        }
+    }
+
+    fn chunks(&self, owner: SessionId) -> Option<&Range<u32>> {
+        let share = self.shares.iter().find(|share| share.session == owner)?;
+        Some(&share.chunks)
+    }
+
+    /// The whole root's, once everybody has it.
+    fn totals(&self, ready: &BTreeSet<SessionId>) -> Option<RootTotals> {
+        let of = |share: &Share| self.digests.get(&share.session);
+        let digests: Option<Vec<_>> = self.shares.iter().map(of).collect();
+        let digests = digests.filter(|_| ready.is_subset(&self.rooted))?;
+        Some(RootTotals::of(
+            &digests.into_iter().flatten().copied().collect::<Vec<_>>(),
+        ))
+    }
+}
+
+impl Ownership {
+    /// As a worker is told.
+    pub fn told(&self) -> Owners {
+        match self {
+            Self::Star => Owners::Coordinator,
+            Self::Alone(_) => Owners::Alone,
+            Self::Shares(slices) => Owners::Shares(slices.shares.clone()),
+        }
+    }
+}
+
+/// How long owners may take from when all lanes are computed, or from when they were last heard of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    ms: u64,
+    /// Until this step is done, the coordinator sums.
+    star_until: Step,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            ms: FIRST_MS,
+            star_until: 0,
+        }
+    }
+}
+
+impl Patience {
+    /// A step went well, and took so long from its last lane to its commit.
+    fn learn(&mut self, took_ms: u64) {
+        // The longest lately.
+        self.ms = (2 * took_ms + GRACE_MS).max(self.ms / 2);
+    }
+
+    /// It was too short, as it seems.
+    fn exhausted(&mut self) {
+        self.ms = self.ms.saturating_mul(2);
+    }
+}
+
+impl Machine {
+    /// Tells workers of each other, if the ready ones are others than before.
+    pub(super) fn introduce(&mut self, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        if !self.limits.shares || active.introduced == active.ready {
+            return;
+        }
+        active.introduced = active.ready.clone();
+        let members = &self.members;
+        let peer = |session: &SessionId| Peer {
+            session: *session,
+            address: members[session].info.listens.clone(),
+        };
+        let peers: Vec<Peer> = active.ready.iter().map(peer).collect();
+        for &session in &active.ready {
+            let others = peers.iter().filter(|peer| peer.session != session);
+            let message = ToWorker::Peers {
+                run: active.plan.run.clone(),
+                peers: others.cloned().collect(),
+            };
+            out.push(Action::Send { session, message });
+        }
+    }
+
+    /// Who owns the gradient in the next step.
+    pub(super) fn choose_owners(&self, now: u64) -> Ownership {
+        let active = self.active.as_ref().expect("a run is at a boundary");
+        if !active.joiners.is_empty() {
+            return Ownership::Star;
+        }
+        if active.ready.len() == 1 {
+            return Ownership::Alone(*active.ready.first().expect("one is there"));
+        }
+        let in_time = |s: &SessionId| {
+            self.members[s]
+                .applied
+                .is_some_and(|a| a + 1 >= active.step)
+        };
+        if active.step < active.patience.star_until || !active.ready.iter().all(in_time) {
+            return Ownership::Star;
+        }
+        let reached = |owner: &&SessionId| {
+            let reaches = |from: &SessionId| self.members[from].reaches.contains(owner);
+            let mut others = active.ready.iter().filter(|from| from != owner);
+            others.all(reaches)
+        };
+        let chunks = u64::from(active.plan.chunks);
+        let owners = active.ready.iter().filter(reached).copied();
+        // A small model has no slice for everybody.
+        let owners: Vec<SessionId> = owners.take(chunks as usize).collect();
+        let count = owners.len() as u64;
+        if count < 2 || chunks / count >= MOST_CHUNKS {
+            return Ownership::Star;
+        }
+        let cut = |i: u64| (chunks * i / count) as u32;
+        let share = |(i, session): (u64, SessionId)| Share {
+            session,
+            chunks: cut(i)..cut(i + 1),
+        };
+        let shares: Vec<Share> = (0..).zip(owners).map(share).collect();
+        Ownership::Shares(Box::new(Slices::new(shares.into(), now)))
+    }
+
+    /// Tells people when others sum the gradient than before.
+    pub(super) fn note_owners(&mut self, owners: &Ownership, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a run is at a boundary");
+        let sharers = match owners {
+            Ownership::Shares(slices) => slices.shares.len(),
+            Ownership::Star | Ownership::Alone(_) => 0,
+        };
+        if sharers == std::mem::replace(&mut active.sharers_said, sharers) {
+            return;
+        }
+        let text = match sharers {
+            0 => "the coordinator sums the gradients again".into(),
+            _ => format!(
+                "the workers reach each other: {sharers} of them sum a slice of the gradient each"
+            ),
+        };
+        let run = Some(active.plan.run.clone());
+        out.push(Action::Note { run, text });
+    }
+
+    /// The step in flight and its slices, if it is this one and has some.
+    fn slices(
+        &mut self,
+        run: &RunId,
+        step: Step,
+    ) -> Option<(&mut StepInFlight, &BTreeSet<SessionId>)> {
+        let active = self.active_as(run)?;
+        match &mut active.phase {
+            Phase::Stepping(flight) if flight.step == step => Some((flight, &active.ready)),
+            _ => None,
+        }
+    }
+
+    /// An owner holds lanes.
+    pub(super) fn slice_held(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        run: &RunId,
+        step: Step,
+        lanes: &[Lane],
+        out: &mut Vec<Action>,
+    ) {
+        let Some((flight, _)) = self.slices(run, step) else {
+            return;
+        };
+        let known = 0..flight.sums.len() as u32;
+        let Ownership::Shares(slices) = &mut flight.owners else {
+            return;
+        };
+        let Some(held) = slices.held.get_mut(&session) else {
+            return;
+        };
+        held.extend(lanes.iter().filter(|lane| known.contains(lane)));
+        slices.heard_ms = now;
+        let everywhere = |lane: &&Lane| slices.held.values().all(|held| held.contains(lane));
+        let lanes: Vec<Lane> = lanes.iter().filter(everywhere).copied().collect();
+        self.lanes_delivered(now, run, step, &lanes, out);
+    }
+
+    /// An owner has its root.
+    pub(super) fn slice_ready(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        run: &RunId,
+        step: Step,
+        digests: Vec<ChunkDigest>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some((flight, _)) = self.slices(run, step) else {
+            return;
+        };
+        let Ownership::Shares(slices) = &mut flight.owners else {
+            return;
+        };
+        let Some(chunks) = slices.chunks(session) else {
+            return;
+        };
+        if chunks.len() != digests.len() {
+            let found = digests.len();
+            let what = format!("it told {found} digests of the chunks {chunks:?}");
+            return self.expel(now, session, LeftReason::Protocol(what), out);
+        }
+        slices.heard_ms = now;
+        slices.digests.insert(session, digests);
+        self.complete_slices(now, run, step, out);
+    }
+
+    /// A worker has every slice's root.
+    pub(super) fn root_held(
+        &mut self,
+        now: u64,
+        session: SessionId,
+        run: &RunId,
+        step: Step,
+        out: &mut Vec<Action>,
+    ) {
+        let Some((flight, _)) = self.slices(run, step) else {
+            return;
+        };
+        if let Ownership::Shares(slices) = &mut flight.owners {
+            slices.heard_ms = now;
+            slices.rooted.insert(session);
+            self.complete_slices(now, run, step, out);
+        }
+    }
+
+    fn complete_slices(&mut self, now: u64, run: &RunId, step: Step, out: &mut Vec<Action>) {
+        let Some((flight, ready)) = self.slices(run, step) else {
+            return;
+        };
+        let Ownership::Shares(slices) = &flight.owners else {
+            return;
+        };
+        let Some(totals) = slices.totals(ready) else {
+            return;
+        };
+        flight.root = Some(totals);
+        let took = now.saturating_sub(flight.computed_ms);
+        let active = self.active.as_mut().expect("a step is in flight");
+        active.patience.learn(took);
+        self.try_commit(now, out);
+    }
+
+    /// What a worker reaches has changed.
+    pub(super) fn reaches(
+        &mut self,
+        session: SessionId,
+        run: &RunId,
+        peers: Vec<SessionId>,
+        out: &mut Vec<Action>,
+    ) {
+        if self.active_as(run).is_none() {
+            return;
+        }
+        let member = self.members.get_mut(&session).expect("it spoke");
+        member.reaches = peers.into_iter().collect();
+        let reaches = &member.reaches;
+        let active = self.active.as_ref().expect("checked");
+        let Phase::Stepping(flight) = &active.phase else {
+            return;
+        };
+        let Ownership::Shares(slices) = &flight.owners else {
+            return;
+        };
+        let cut_off = |share: &Share| share.session != session && !reaches.contains(&share.session);
+        if active.ready.contains(&session) && slices.shares.iter().any(cut_off) {
+            self.collect(out);
+        }
+    }
+
+    /// Owners that take too long are not waited for.
+    pub(super) fn hurry(&mut self, now: u64, out: &mut Vec<Action>) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let Phase::Stepping(flight) = &active.phase else {
+            return;
+        };
+        let Ownership::Shares(slices) = &flight.owners else {
+            return;
+        };
+        let computed = flight.sums.iter().all(Option::is_some);
+        // A root that everybody has waits for something else.
+        let waits = computed && flight.root.is_none();
+        let since = flight.computed_ms.max(slices.heard_ms);
+        if waits && now.saturating_sub(since) > active.patience.ms {
+            let step = flight.step;
+            let text = format!(
+                "step {step}: after {} ms not every worker had every slice; the coordinator sums the gradients, up to step {}",
+                active.patience.ms,
+                step + PAUSE
+            );
+            active.patience.exhausted();
+            active.patience.star_until = step + PAUSE;
+            active.sharers_said = 0;
+            let run = Some(active.plan.run.clone());
+            out.push(Action::Note { run, text });
+            self.collect(out);
+        }
+    }
+
+    /// Makes the coordinator the owner of the step in flight, if workers are.
+    pub(super) fn collect(&mut self, out: &mut Vec<Action>) {
+        let active = self.active.as_mut().expect("a step is in flight");
+        let Phase::Stepping(flight) = &mut active.phase else {
+            return;
+        };
+        if !matches!(flight.owners, Ownership::Shares(_)) {
+            return;
+        }
+        flight.owners = Ownership::Star;
+        flight.delivered.clear();
+        flight.root = None;
+        let (run, step) = (active.plan.run.clone(), flight.step);
+        active.opened = Some(step);
+        out.push(Action::OpenStep {
+            run: run.clone(),
+            step,
+        });
+        for &session in &active.ready {
+            let run = run.clone();
+            let message = ToWorker::Collect { run, step };
+            out.push(Action::Send { session, message });
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Gradients that simulated workers sum themselves: links from each worker to each owner, slices, and roots. A chunk is an
+//! element here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::plan;
+use super::trainer::LEN;
+use super::world::{Direction, Next, Up, World};
+use crate::aggregate::{Aggregator, ChunkDigest, Data, encode};
+use crate::cluster::events::Event;
+use crate::cluster::messages::{Owners, Peer, Share};
+use crate::cluster::worker::Report;
+use crate::floats::floats_of;
+use crate::ids::{Lane, SessionId, Step};
+use crate::tree::Node;
+
+/// What a worker has of steps that workers sum.
+#[derive(Default)]
+pub(super) struct Sharing {
+    /// Whom it may push to.
+    peers: Vec<Peer>,
+    /// The links to them, by session.
+    links: BTreeMap<SessionId, u64>,
+    /// Who owns what, by step.
+    shares: BTreeMap<Step, Arc<[Share]>>,
+    /// What it has pushed and not applied.
+    pushed: Vec<(Step, Node, Vec<f32>)>,
+    /// Its own slices.
+    slices: BTreeMap<Step, Slice>,
+    /// Pushes for slices that it does not know of yet.
+    early: Vec<(SessionId, Step, Node, Vec<f32>)>,
+    /// Roots that are on their way.
+    roots: BTreeMap<Step, Vec<Option<f32>>>,
+}
+
+/// A slice that a worker owns.
+struct Slice {
+    first: u32,
+    sums: Vec<Aggregator>,
+    /// For how many elements each lane is held.
+    held: BTreeMap<Lane, usize>,
+    complete: BTreeSet<usize>,
+}
+
+/// One direction to push, the other for roots.
+pub(super) struct Link {
+    from: usize,
+    to: usize,
+    sessions: (SessionId, SessionId),
+    pushes: Direction,
+    roots: Direction,
+    /// Both ends know of it.
+    open: bool,
+}
+
+/// What goes over a link.
+#[derive(Clone)]
+pub(super) enum Passed {
+    /// A node's part of the owner's slice.
+    Push(Step, Node, Vec<f32>),
+    /// Elements of the root, from the first on.
+    Root(Step, u32, Vec<f32>),
+}
+
+impl World {
+    /// Whether a link's end is held up, and until when.
+    pub(super) fn link_blocked(&self, link: u64, next: &Next) -> u64 {
+        let Some(link) = self.links.get(&link) else {
+            return 0;
+        };
+        let cut = self.workers[link.from]
+            .cut_until
+            .max(self.workers[link.to].cut_until);
+        let end = match next {
+            Next::Dialled(_) | Next::Passed(_, _, Passed::Push(..)) => link.to,
+            _ => link.from,
+        };
+        cut.max(self.workers[end].frozen_until)
+    }
+
+    /// A worker is told whom it may push to.
+    pub(super) fn introduced(&mut self, w: usize, peers: Vec<Peer>) {
+        let sharing = &mut self.workers[w].sharing;
+        let known: BTreeSet<SessionId> = peers.iter().map(|p| p.session).collect();
+        sharing.peers = peers.clone();
+        let gone =
+            |(session, link): (&SessionId, &u64)| (!known.contains(session)).then_some(*link);
+        let gone: Vec<u64> = sharing.links.iter().filter_map(gone).collect();
+        gone.into_iter().for_each(|link| self.close_link(link));
+        for peer in peers {
+            let linked = self.workers[w].sharing.links.contains_key(&peer.session);
+            if peer.address.is_some() && !linked {
+                self.dial(w, peer.session);
+            }
+        }
+        self.tell_reach(w);
+    }
+
+    /// Tries to reach a peer.
+    pub(super) fn dial(&mut self, w: usize, peer: SessionId) {
+        let worker = &mut self.workers[w];
+        let Some(session) = worker.session.filter(|_| worker.alive) else {
+            return;
+        };
+        let sharing = &mut worker.sharing;
+        let Some(known) = sharing.peers.iter().find(|p| p.session == peer) else {
+            return;
+        };
+        if sharing.links.contains_key(&peer) {
+            return;
+        }
+        let Some(address) = &known.address else {
+            return;
+        };
+        let to = address.parse().expect("a worker's number");
+        self.next_link += 1;
+        let link = self.next_link;
+        sharing.links.insert(peer, link);
+        self.links.insert(
+            link,
+            Link {
+                from: w,
+                to,
+                sessions: (session, peer),
+                pushes: Direction::default(),
+                roots: Direction::default(),
+                open: false,
+            },
+        );
+        let delay = self.latency();
+        self.after(delay, Next::Dialled(link));
+    }
+
+    /// The peer answers, or does not.
+    pub(super) fn dialled(&mut self, link: u64) {
+        let Some(found) = self.links.get(&link) else {
+            return;
+        };
+        let there = &self.workers[found.to];
+        match there.alive && there.session == Some(found.sessions.1) {
+            true => {
+                let delay = self.latency();
+                self.after(delay, Next::Linked(link));
+            }
+            false => self.close_link(link),
+        }
+    }
+
+    pub(super) fn linked(&mut self, link: u64) {
+        let Some(found) = self.links.get_mut(&link) else {
+            return;
+        };
+        found.open = true;
+        let from = found.from;
+        self.tell_reach(from);
+    }
+
+    fn close_link(&mut self, link: u64) {
+        let Some(gone) = self.links.remove(&link) else {
+            return;
+        };
+        self.after(
+            1,
+            Next::Unlinked(gone.from, gone.sessions.0, gone.sessions.1, link),
+        );
+    }
+
+    /// A worker finds a link broken.
+    pub(super) fn unlinked(&mut self, w: usize, own: SessionId, peer: SessionId, link: u64) {
+        let worker = &mut self.workers[w];
+        if !worker.alive || worker.session != Some(own) {
+            return;
+        }
+        if worker.sharing.links.get(&peer) == Some(&link) {
+            worker.sharing.links.remove(&peer);
+            self.tell_reach(w);
+            let pause = 100 + self.draw(200);
+            self.after(pause, Next::Redial(w, peer));
+        }
+    }
+
+    fn tell_reach(&mut self, w: usize) {
+        let open = |link: &u64| self.links.get(link).is_some_and(|link| link.open);
+        let worker = &self.workers[w];
+        let links = worker.sharing.links.iter();
+        let peers = links
+            .filter(|(_, link)| open(link))
+            .map(|(s, _)| *s)
+            .collect();
+        let load = worker.load;
+        self.report(w, load, Report::Reaches { peers });
+    }
+
+    /// What belongs to an earlier state or session is gone, at both ends.
+    pub(super) fn leave_exchange(&mut self, w: usize) {
+        let ends = |link: &Link| link.from == w || link.to == w;
+        let links: Vec<u64> = self
+            .links
+            .iter()
+            .filter(|(_, l)| ends(l))
+            .map(|(n, _)| *n)
+            .collect();
+        links.into_iter().for_each(|link| self.close_link(link));
+        self.workers[w].sharing = Sharing::default();
+    }
+
+    /// A worker hears who owns a step.
+    pub(super) fn owned(&mut self, w: usize, step: Step, owners: &Owners) {
+        let Owners::Shares(shares) = owners else {
+            return;
+        };
+        let lanes = self.lanes;
+        let worker = &mut self.workers[w];
+        if worker.sharing.shares.insert(step, shares.clone()).is_some() {
+            return;
+        }
+        let Some(share) = shares.iter().find(|s| Some(s.session) == worker.session) else {
+            return;
+        };
+        let slice = Slice {
+            first: share.chunks.start,
+            sums: share
+                .chunks
+                .clone()
+                .map(|_| Aggregator::new(lanes, 1))
+                .collect(),
+            held: BTreeMap::new(),
+            complete: BTreeSet::new(),
+        };
+        worker.sharing.slices.insert(step, slice);
+        for (from, step, node, part) in std::mem::take(&mut worker.sharing.early) {
+            self.take_part(w, from, step, node, &part);
+        }
+    }
+
+    /// A worker pushes a node to whoever owns its step.
+    pub(super) fn push(&mut self, w: usize, step: Step, node: Node, sum: Vec<f32>) {
+        let sharing = &mut self.workers[w].sharing;
+        sharing.pushed.push((step, node, sum.clone()));
+        let Some(shares) = sharing.shares.get(&step).cloned() else {
+            return self.send_up(w, Up::Push(step, node, sum));
+        };
+        for share in shares.iter() {
+            let part = sum[share.chunks.start as usize..share.chunks.end as usize].to_vec();
+            if Some(share.session) == self.workers[w].session {
+                let own = share.session;
+                self.take_part(w, own, step, node, &part);
+            } else if let Some(&link) = self.workers[w].sharing.links.get(&share.session) {
+                self.pass(link, Passed::Push(step, node, part));
+            }
+        }
+    }
+
+    /// The coordinator owns a step from now on.
+    pub(super) fn collected(&mut self, w: usize, step: Step) {
+        let sharing = &mut self.workers[w].sharing;
+        sharing.shares.remove(&step);
+        let again: Vec<_> = sharing
+            .pushed
+            .iter()
+            .filter(|(s, ..)| *s == step)
+            .cloned()
+            .collect();
+        for (step, node, sum) in again {
+            self.send_up(w, Up::Push(step, node, sum));
+        }
+    }
+
+    pub(super) fn forget_shared(&mut self, w: usize, through: Step) {
+        let sharing = &mut self.workers[w].sharing;
+        sharing.shares.retain(|step, _| *step > through);
+        sharing.slices.retain(|step, _| *step > through);
+        sharing.roots.retain(|step, _| *step > through);
+        sharing.pushed.retain(|(step, ..)| *step > through);
+        sharing.early.retain(|(_, step, ..)| *step > through);
+    }
+
+    fn pass(&mut self, number: u64, passed: Passed) {
+        let arrival = self.now + self.latency();
+        let Some(link) = self.links.get_mut(&number) else {
+            return;
+        };
+        let direction = match passed {
+            Passed::Push(..) => &mut link.pushes,
+            Passed::Root(..) => &mut link.roots,
+        };
+        let place = direction.out.number();
+        direction.last = direction.last.max(arrival);
+        let arrival = direction.last;
+        self.deliver(arrival, Next::Passed(number, place, passed));
+    }
+
+    /// Something arrives over a link.
+    pub(super) fn passed(&mut self, number: u64, place: u64, passed: Passed) {
+        let Some(link) = self.links.get_mut(&number) else {
+            return;
+        };
+        let direction = match passed {
+            Passed::Push(..) => &mut link.pushes,
+            Passed::Root(..) => &mut link.roots,
+        };
+        match direction.incoming.accept(place) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => return self.close_link(number),
+        }
+        let (from, to, (sender, _)) = (link.from, link.to, link.sessions);
+        match passed {
+            Passed::Push(step, node, part) => self.take_part(to, sender, step, node, &part),
+            Passed::Root(step, first, part) => self.take_root(from, step, first, &part),
+        }
+    }
+
+    /// An owner takes in a part of a node.
+    fn take_part(&mut self, w: usize, from: SessionId, step: Step, node: Node, part: &[f32]) {
+        let run = plan(self.lanes, self.steps).run;
+        let worker = &mut self.workers[w];
+        let load = worker.load;
+        let applied = worker.trainer.state.as_ref().map_or(0, |s| s.step);
+        let Some(slice) = worker.sharing.slices.get_mut(&step) else {
+            if step > applied {
+                worker.sharing.early.push((from, step, node, part.to_vec()));
+            }
+            return;
+        };
+        let elements = slice.sums.len();
+        let mut lanes = Vec::new();
+        let mut new = false;
+        for (i, value) in part.iter().enumerate() {
+            let data = encode(&[*value]);
+            let check = crc32fast::hash(&data);
+            let offered = match slice.sums[i].offer(node, 0, Data::Wire { data, check }, from) {
+                Ok(offered) => offered,
+                Err(error) => {
+                    let error = error.to_string();
+                    return self.event(Event::RunBroken { run, error });
+                }
+            };
+            for lane in offered.delivered {
+                let held = slice.held.entry(lane).or_default();
+                *held += 1;
+                lanes.extend((*held == elements).then_some(lane));
+            }
+            if offered.all_complete {
+                slice.complete.insert(i);
+                new = slice.complete.len() == elements;
+            }
+        }
+        let first = slice.first;
+        let root = new.then(|| slice.root());
+        if !lanes.is_empty() {
+            self.report(w, load, Report::Held { step, lanes });
+        }
+        let Some(root) = root else { return };
+        let digests = root.iter().map(|x| ChunkDigest::of(&[*x])).collect();
+        self.report(w, load, Report::SliceReady { step, digests });
+        let own = self.workers[w].session;
+        let ours = |l: &Link| l.to == w && Some(l.sessions.1) == own;
+        let links: Vec<u64> = self
+            .links
+            .iter()
+            .filter(|(_, l)| ours(l))
+            .map(|(n, _)| *n)
+            .collect();
+        for link in links {
+            self.pass(link, Passed::Root(step, first, root.clone()));
+        }
+        self.take_root(w, step, first, &root);
+    }
+
+    /// A worker takes in a slice's root.
+    fn take_root(&mut self, w: usize, step: Step, first: u32, part: &[f32]) {
+        let worker = &mut self.workers[w];
+        let (alive, load) = (worker.alive, worker.load);
+        if !alive || worker.trainer.roots.contains_key(&step) {
+            return;
+        }
+        let root = worker
+            .sharing
+            .roots
+            .entry(step)
+            .or_insert_with(|| vec![None; LEN]);
+        for (known, value) in root[first as usize..].iter_mut().zip(part) {
+            *known = Some(*value);
+        }
+        if let Some(root) = root.iter().copied().collect() {
+            worker.trainer.roots.insert(step, root);
+            self.report(w, load, Report::RootHeld { step });
+            self.wake(w);
+        }
+    }
+}
+
+impl Slice {
+    fn root(&self) -> Vec<f32> {
+        let root = |sums: &Aggregator| floats_of(&sums.root(0).expect("complete").data)[0];
+        self.sums.iter().map(root).collect()
+    }
+}
