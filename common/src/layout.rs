@@ -47,6 +47,13 @@ impl TensorSpec {
     }
 }
 
+/// The block that a tensor belongs to, by its name: `model.layers.3.…` and `transformer.h.3.…` are of block 3.
+fn block_of(name: &str) -> Option<usize> {
+    let mut parts = name.split('.');
+    parts.find(|part| ["layers", "h"].contains(part))?;
+    parts.next()?.parse().ok()
+}
+
 /// The layout of one model's flat buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -151,6 +158,14 @@ impl Layout {
     /// Elements of chunk `index`.
     pub fn chunk(&self, index: usize) -> Range<usize> {
         chunk_range(index, self.len)
+    }
+
+    /// Elements whose gradients are complete once backward has passed this block: those of the head, of this block and of
+    /// the blocks behind it.
+    pub fn complete_after(&self, block: usize) -> usize {
+        let of_block = |tensor: &&TensorSpec| block_of(&tensor.name).is_some_and(|b| b >= block);
+        let last = self.tensors.iter().rev().find(of_block);
+        last.map_or(0, |tensor| tensor.range().end)
     }
 
     fn push(&mut self, name: String, shape: &[usize]) {

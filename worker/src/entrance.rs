@@ -30,6 +30,14 @@ pub async fn open(config: &Config) -> Result<Option<Entrance>, Error> {
         return Ok(None);
     };
     let address = wanted.unwrap_or_else(|| SocketAddr::new(here, 0));
+    if config.token.is_none() && !address.ip().is_loopback() {
+        // Whoever reaches it could change what is trained.
+        if wanted.is_some() {
+            return Err(Error::OpenEntrance(address));
+        }
+        info!(%address, "without a token other workers cannot push gradients here");
+        return Ok(None);
+    }
     let listener = match TcpListener::bind(address).await {
         Ok(listener) => listener,
         Err(source) if wanted.is_some() => return Err(Error::Entrance { address, source }),

@@ -13,7 +13,7 @@ use cohort_common::spec::{Payload, TrainConfig};
 use cohort_common::tree::Node;
 
 use crate::data::RunData;
-use crate::engine::{Batch, Engine, EngineError, Gradient, Site, Sums};
+use crate::engine::{Batch, Engine, EngineError, Gradient, Progress, Site, Sums};
 
 /// Why work was not done.
 pub enum Stop {
@@ -40,7 +40,7 @@ impl From<EngineError> for Stop {
 }
 
 /// What the caller has to say while lanes are computed, and what it hears.
-pub trait Hooks {
+pub trait Hooks: Send {
     /// Asked between micro-batches: an error ends the work.
     fn go_on(&self) -> Result<(), Stop> {
         Ok(())
@@ -63,6 +63,10 @@ pub trait Hooks {
 
     /// A node is complete whose sibling is not, because a lane of it was skipped: it goes out by itself.
     fn part(&mut self, _node: Node, _sum: Gradient) {}
+
+    /// So many elements of a node's gradient, from the first on, are what they will be, while the rest is computed. Not told
+    /// where what is not finite is tolerated, as that changes all of it.
+    fn progress(&mut self, _node: Node, _gradient: &Gradient, _complete: usize) {}
 
     /// The lanes of a node are computed in one pass, which took so long.
     fn computed(&mut self, _node: Node, _time: Duration) {}
@@ -148,7 +152,13 @@ impl Work<'_> {
             .map(|((batch, _), lane)| (batch, self.site(step, lane, 0)))
             .collect();
         let mut gradient = self.buffer();
-        let found = self.engine.gradient(node, &micro_batches, &mut gradient)?;
+        let hooks = &mut *self.hooks;
+        let mut tell = |gradient: &Gradient, complete| hooks.progress(node, gradient, complete);
+        let tells = !self.tolerant;
+        let progress: Option<Progress<'_>> = if tells { Some(&mut tell) } else { None };
+        let found = self
+            .engine
+            .gradient_telling(node, &micro_batches, &mut gradient, progress)?;
         if !self.tolerant {
             for ((lane, sums), (_, samples)) in node.lanes().zip(&found).zip(&batches) {
                 check_loss(sums, lane, 0, samples)?;
@@ -187,11 +197,19 @@ impl Work<'_> {
         for ((batch, samples), micro_batch) in batches.iter().zip(0u32..) {
             self.hooks.go_on()?;
             let site = self.site(step, lane, micro_batch);
+            let (node, hooks) = (Node::leaf(lane), &mut *self.hooks);
+            let mut tell = |gradient: &Gradient, complete| hooks.progress(node, gradient, complete);
+            let last = micro_batch as usize + 1 == batches.len();
+            let tells = last && !self.tolerant;
+            let progress: Option<Progress<'_>> = if tells { Some(&mut tell) } else { None };
             let found = match micro_batch {
-                0 => self
+                0 => {
+                    self.engine
+                        .gradient_telling(node, &[(batch, site)], &mut gradient, progress)?[0]
+                }
+                _ => self
                     .engine
-                    .gradient(Node::leaf(lane), &[(batch, site)], &mut gradient)?[0],
-                _ => self.engine.accumulate(batch, site, &mut gradient)?,
+                    .accumulate_telling(batch, site, &mut gradient, progress)?,
             };
             if !self.tolerant {
                 check_loss(&found, lane, micro_batch, samples)?;

@@ -98,6 +98,11 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The address for other workers is open to everybody.
+    #[error(
+        "refusing to listen on {0} for other workers without a token: everybody who reaches it could change what is trained; give the coordinator and all workers one with `--token-file`, or use `--exchange-listen none`"
+    )]
+    OpenEntrance(SocketAddr),
     /// The connection broke.
     #[error("the session ended: {0}")]
     Session(String),

@@ -289,6 +289,8 @@ struct Listener<'a> {
     signals: &'a Signals,
     computed: &'a mut Computed,
     exchange: &'a ExchangeClient,
+    /// The node that is pushed once it is computed, if it is not the root of this worker alone.
+    whole: Option<Node>,
     /// Whether others read the nodes.
     lends: bool,
     /// Tokens of a lane.
@@ -333,6 +335,13 @@ impl Hooks for Listener<'_> {
     fn buffer(&mut self) -> Gradient {
         let lent = self.lends.then(|| self.exchange.buffer()).flatten();
         lent.unwrap_or_default()
+    }
+
+    fn progress(&mut self, node: Node, gradient: &Gradient, complete: usize) {
+        if self.whole == Some(node) {
+            self.exchange
+                .push_early(self.step, node, gradient, complete);
+        }
     }
 
     fn computed(&mut self, node: Node, time: Duration) {
@@ -429,6 +438,7 @@ impl Loaded {
             signals: &self.signals,
             computed: &mut self.computed,
             exchange: &self.exchange,
+            whole: self.lends.then_some(node),
             lends: self.lends,
             tokens: self.spec.tokens_per_step() / u64::from(self.spec.train.lanes),
         };

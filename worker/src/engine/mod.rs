@@ -87,6 +87,9 @@ pub struct Scores {
     pub confusion: Vec<u64>,
 }
 
+/// Hears, while backward goes on, how many elements of a gradient are complete, from the first on.
+pub type Progress<'a> = &'a mut (dyn FnMut(&Gradient, usize) + Send);
+
 /// One optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
@@ -313,20 +316,30 @@ impl Engine {
     /// Adds the gradient of `Σ w·nll` over `batch` to `grad` (an empty one starts at zero), with the dropout of `site`.
     /// After an error `grad` may hold part of the sum.
     pub fn accumulate(&mut self, batch: &Batch, site: Site, grad: &mut Gradient) -> Result<Sums> {
+        self.accumulate_telling(batch, site, grad, None)
+    }
+
+    /// The same; `progress` hears how much of the gradient is complete, if this is the last micro-batch.
+    pub fn accumulate_telling(
+        &mut self,
+        batch: &Batch,
+        site: Site,
+        grad: &mut Gradient,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Sums> {
         let node = Node::leaf(site.lane);
         if grad.is_empty() {
-            let sums = self.gradient(node, &[(batch, site)], grad)?;
+            let sums = self.gradient_telling(node, &[(batch, site)], grad, progress)?;
             return Ok(sums[0]);
         }
         self.check_batch(batch)?;
         self.check_length("the gradients", grad.len())?;
+        let progress = self.telling(progress);
         let sums = self.pool.install(|| match &self.composite {
             Some(composite) => Ok(composite.accumulate(batch, site, grad)?),
             None => {
-                let lane = [(batch, site)];
-                let sums = self
-                    .fused
-                    .gradient(&self.params, node, &lane, grad, false)?;
+                let (fused, lane) = (&self.fused, [(batch, site)]);
+                let sums = fused.gradient(&self.params, node, &lane, grad, false, progress)?;
                 Ok::<_, EngineError>(sums[0])
             }
         })?;
@@ -351,6 +364,17 @@ impl Engine {
         micro_batches: &[(&Batch, Site)],
         grad: &mut Gradient,
     ) -> Result<Vec<Sums>> {
+        self.gradient_telling(node, micro_batches, grad, None)
+    }
+
+    /// The same; `progress` hears how much of the gradient is complete while the rest is computed.
+    pub fn gradient_telling(
+        &mut self,
+        node: Node,
+        micro_batches: &[(&Batch, Site)],
+        grad: &mut Gradient,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Vec<Sums>> {
         for (batch, _) in micro_batches {
             self.check_batch(batch)?;
             let (first, _) = micro_batches[0];
@@ -368,17 +392,24 @@ impl Engine {
             )));
         }
         grad.fit(self.layout.len());
+        let progress = self.telling(progress);
         let sums = self.pool.install(|| match &self.composite {
             Some(composite) => {
                 Ok::<_, EngineError>(composite.gradient(node, micro_batches, grad)?)
             }
             None => {
                 let fused = &self.fused;
-                fused.gradient(&self.params, node, micro_batches, grad, true)
+                fused.gradient(&self.params, node, micro_batches, grad, true, progress)
             }
         })?;
         self.freeze(micro_batches[0].1.step, grad);
         Ok(sums)
+    }
+
+    /// Who hears of progress: nobody where what is complete may still change.
+    fn telling<'a>(&self, progress: Option<Progress<'a>>) -> Option<Progress<'a>> {
+        let rates = self.optimizer.as_ref().and_then(|o| o.adamw.rates());
+        progress.filter(|_| rates.is_none())
     }
 
     /// Takes the gradient of frozen layers away, so that it counts nowhere.

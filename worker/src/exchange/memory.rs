@@ -54,14 +54,21 @@ impl NodeMemory {
         gradient.slot().is_some_and(|slot| slot.is_of(&self.slots))
     }
 
+    /// Where the owner reads what is complete of a gradient, if it lies in a slot. The rest is still written; what is told
+    /// to be complete must stay, until the step is committed.
+    pub(super) fn lies(&self, gradient: &Gradient) -> Option<Place> {
+        let here = gradient.slot().filter(|slot| slot.is_of(&self.slots))?;
+        Some(Place {
+            offset: here.offset(),
+            copy: None,
+        })
+    }
+
     /// Where the owner reads a node of this step from now on: where it lies already, or in a slot that it is copied to.
     pub(super) fn place(&self, step: Step, node: &Gradient) -> Option<Place> {
-        if let Some(here) = node.slot().filter(|slot| slot.is_of(&self.slots)) {
-            here.lend(step);
-            return Some(Place {
-                offset: here.offset(),
-                copy: None,
-            });
+        if let Some(here) = self.lies(node) {
+            node.slot().expect("it lies in one").lend(step);
+            return Some(here);
         }
         let copy = self.slots.take()?;
         copy.lend(step);

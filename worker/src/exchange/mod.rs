@@ -18,10 +18,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use bytes::Bytes;
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::{Owners, Peer, Share};
+use cohort_common::floats::{bytes_of, round_to_bf16};
 use cohort_common::ids::{RunId, SessionId, Step};
-use cohort_common::layout::{chunk_count, chunk_range};
+use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range};
 use cohort_common::net::Credentials;
 use cohort_common::seal::Sealer;
+use cohort_common::spec::Payload;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
@@ -41,7 +43,6 @@ use memory::{Arriving, NodeMemory, Place};
 pub use owner::{Entrance, Note};
 use owner::{Owner, keep_roots};
 use peers::Known;
-use stream::ChunkBytes;
 
 /// Chunks on their way out that may wait for the connection.
 const OUTBOX: usize = 4;
@@ -104,6 +105,8 @@ struct State {
     outlets: BTreeMap<Option<SessionId>, Outlet>,
     /// What was pushed in steps that are not applied.
     nodes: Vec<(Step, Node, Arc<Gradient>)>,
+    /// What was handed out of a node before it was whole.
+    early: Option<Early>,
     /// Who owns the steps that the coordinator does not.
     shares: BTreeMap<Step, Arc<[Share]>>,
     /// The other workers of the run.
@@ -122,6 +125,33 @@ struct State {
     closed: bool,
 }
 
+/// What is pushed of a node.
+#[derive(Clone)]
+enum Content {
+    /// All of it.
+    Whole(Arc<Gradient>),
+    /// What there was of it early.
+    Part(Part),
+    /// It lies where the owner reads it.
+    Lent,
+}
+
+/// Some chunks of a node, copied before it was whole.
+#[derive(Clone)]
+struct Part {
+    /// Index of the first.
+    first: usize,
+    data: Arc<Vec<f32>>,
+}
+
+/// The node that is being computed.
+struct Early {
+    step: Step,
+    node: Node,
+    /// Chunks that were handed out, from the first on.
+    chunks: usize,
+}
+
 /// A way out.
 #[derive(Default)]
 struct Outlet {
@@ -136,7 +166,7 @@ struct Outlet {
 struct Pending {
     step: Step,
     node: Node,
-    data: Arc<Gradient>,
+    data: Content,
     /// What is left to be pushed.
     chunks: Range<usize>,
     /// The span from here until it is sent.
@@ -295,8 +325,44 @@ impl ExchangeClient {
             .cloned()
             .collect();
         for (step, node, data) in again {
+            let data = Content::Whole(data);
             shared.hand_out(&mut state, None, (step, node, data), 0..shared.chunks);
         }
+        // What was handed out of a node that is not whole went elsewhere, too.
+        state.early = None;
+    }
+
+    /// Pushes what is complete of a node while the rest is computed: so many elements, from the first on. Nothing that
+    /// follows a chunk that is not finite: there is an error to come.
+    pub fn push_early(&self, step: Step, node: Node, gradient: &Gradient, complete: usize) {
+        let shared = self.shared();
+        let Some((from, place)) = shared.early(step, node, gradient) else {
+            return;
+        };
+        let finite = |index: &usize| {
+            let chunk = &gradient[chunk_range(*index, shared.shape.len)];
+            chunk.iter().fold(true, |ok, x| ok & x.is_finite())
+        };
+        let whole = from..complete / CHUNK_LEN;
+        let chunks = from..from + whole.take_while(finite).count();
+        if chunks.is_empty() {
+            return;
+        }
+        let data = match place {
+            Some(_) => Content::Lent,
+            None => Content::Part(shared.copy(gradient, chunks.clone())),
+        };
+        let mut state = shared.lock();
+        // The coordinator may have collected the step meanwhile: then all of it begins again.
+        if state.closed || state.early_chunks(step, node) != from {
+            return;
+        }
+        state.early = Some(Early {
+            step,
+            node,
+            chunks: chunks.end,
+        });
+        shared.hand_round(&mut state, (step, node, data), chunks, place);
     }
 
     /// Pushes a node to whoever owns the step, as soon as credits allow.
@@ -306,21 +372,10 @@ impl ExchangeClient {
         if state.closed {
             return;
         }
-        let pushed = (step, node, data);
-        state.nodes.push(pushed.clone());
-        let Some(shares) = state.shares.get(&step).cloned() else {
-            return shared.hand_out(&mut state, None, pushed, 0..shared.chunks);
-        };
-        for share in shares.iter() {
-            let slice = chunks_of(share);
-            if share.session == shared.owner.session {
-                let (shared, pushed) = (shared.clone(), pushed.clone());
-                let runtime = shared.runtime.clone();
-                runtime.spawn_blocking(move || shared.add_own(&pushed, slice));
-            } else {
-                shared.hand_out(&mut state, Some(share.session), pushed.clone(), slice);
-            }
-        }
+        state.nodes.push((step, node, data.clone()));
+        let chunks = state.early_chunks(step, node)..shared.chunks;
+        state.early = None;
+        shared.hand_round(&mut state, (step, node, Content::Whole(data)), chunks, None);
     }
 
     /// Waits for the root of a step; blocks the thread. `None` if the exchange ended.
@@ -416,40 +471,150 @@ impl Shared {
         &self,
         state: &mut State,
         to: Option<SessionId>,
-        (step, node, data): (Step, Node, Arc<Gradient>),
+        pushed: (Step, Node, Content),
         chunks: Range<usize>,
     ) {
-        let Some(outlet) = state.outlets.get_mut(&to) else {
+        self.hand_out_at(state, to, pushed, chunks, None);
+    }
+
+    /// The same of chunks that lie where the owner reads them, if a place is given.
+    fn hand_out_at(
+        &self,
+        state: &mut State,
+        to: Option<SessionId>,
+        (step, node, data): (Step, Node, Content),
+        chunks: Range<usize>,
+        place: Option<Place>,
+    ) {
+        let Some(outlet) = state.outlets.get_mut(&to).filter(|_| !chunks.is_empty()) else {
             return;
         };
+        let whole = matches!(data, Content::Whole(_));
         outlet.pending.push(Pending {
             step,
             node,
             data,
             chunks,
-            span: self.observer.spans.begin(step),
-            place: None,
+            span: whole.then(|| self.observer.spans.begin(step)).flatten(),
+            place,
         });
         outlet.sendable.notify_one();
     }
 
-    /// Adds this worker's slice of a node that it has computed.
-    fn add_own(&self, (step, node, data): &(Step, Node, Arc<Gradient>), slice: Range<usize>) {
+    /// Lets chunks of a node wait for whoever owns them.
+    fn hand_round(
+        self: &Arc<Self>,
+        state: &mut State,
+        (step, node, data): (Step, Node, Content),
+        chunks: Range<usize>,
+        place: Option<Place>,
+    ) {
+        let Some(shares) = state.shares.get(&step).cloned() else {
+            return self.hand_out_at(state, None, (step, node, data), chunks, place);
+        };
+        for share in shares.iter() {
+            let slice = chunks_of(share);
+            let part = slice.start.max(chunks.start)..slice.end.min(chunks.end);
+            let pushed = (step, node, data.clone());
+            if part.is_empty() {
+                continue;
+            }
+            if share.session == self.owner.session {
+                let shared = self.clone();
+                self.runtime
+                    .spawn_blocking(move || shared.add_own(pushed, part));
+            } else {
+                self.hand_out(state, Some(share.session), pushed, part);
+            }
+        }
+    }
+
+    /// Adds chunks of this worker's slice of a node that it has computed.
+    fn add_own(&self, (step, node, data): (Step, Node, Content), chunks: Range<usize>) {
         let Owner {
             exchange,
             run,
             session,
             ..
         } = &*self.owner;
-        for index in slice {
-            let elements = chunk_range(index, self.shape.len);
-            let bytes = Bytes::from_owner(ChunkBytes(data.clone(), elements));
-            match exchange.offer_here(run, *step, *node, index, bytes, *session) {
+        for index in chunks {
+            let Some(bytes) = data.floats(chunk_range(index, self.shape.len)) else {
+                return;
+            };
+            match exchange.offer_here(run, step, node, index, bytes, *session) {
                 Ok(Some(told)) => told.into_iter().for_each(|told| self.owner.told(told)),
                 Ok(None) => return,
                 Err(error) => return error!(%error, "a node of this worker fits no slice"),
             }
         }
+    }
+
+    /// How many chunks of a node were handed out already, and where the coordinator reads it, if it does. `None` if nobody
+    /// wants it.
+    fn early(&self, step: Step, node: Node, gradient: &Gradient) -> Option<(usize, Option<Place>)> {
+        let state = self.lock();
+        if state.closed || step <= state.applied {
+            return None;
+        }
+        let shared = state.shares.contains_key(&step);
+        let lent = state.memory.as_ref().filter(|_| state.lends && !shared);
+        let place = lent.and_then(|memory| memory.lies(gradient));
+        Some((state.early_chunks(step, node), place))
+    }
+
+    /// Copies chunks of a gradient that is not whole, rounded as a node is that goes alone.
+    fn copy(&self, gradient: &Gradient, chunks: Range<usize>) -> Part {
+        let elements = chunks.start * CHUNK_LEN..chunks.end * CHUNK_LEN;
+        let mut data = gradient[elements].to_vec();
+        if self.shape.payload == Payload::Bf16 {
+            round_to_bf16(&mut data);
+        }
+        Part {
+            first: chunks.start,
+            data: Arc::new(data),
+        }
+    }
+}
+
+impl Content {
+    /// Some elements as the bytes of f32, where they lie; `None` where only the owner reads them.
+    fn floats(&self, elements: Range<usize>) -> Option<Bytes> {
+        match self {
+            Self::Whole(node) => Some(Bytes::from_owner(ChunkBytes(node.clone(), elements))),
+            Self::Part(part) => {
+                let before = part.first * CHUNK_LEN;
+                let elements = elements.start - before..elements.end - before;
+                Some(Bytes::from_owner(PartBytes(part.data.clone(), elements)))
+            }
+            Self::Lent => None,
+        }
+    }
+}
+
+impl State {
+    /// Chunks of a node that were handed out before it was whole.
+    fn early_chunks(&self, step: Step, node: Node) -> usize {
+        let early = self.early.as_ref();
+        let same = early.filter(|early| (early.step, early.node) == (step, node));
+        same.map_or(0, |early| early.chunks)
+    }
+}
+
+/// A chunk of a node, as bytes.
+struct ChunkBytes(Arc<Gradient>, Range<usize>);
+
+impl AsRef<[u8]> for ChunkBytes {
+    fn as_ref(&self) -> &[u8] {
+        bytes_of(&self.0[self.1.clone()])
+    }
+}
+
+/// A chunk of a part, as bytes.
+struct PartBytes(Arc<Vec<f32>>, Range<usize>);
+
+impl AsRef<[u8]> for PartBytes {
+    fn as_ref(&self) -> &[u8] {
+        bytes_of(&self.0[self.1.clone()])
     }
 }
 

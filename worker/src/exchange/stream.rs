@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::Report;
-use cohort_common::floats::{bytes_of, to_bf16};
+use cohort_common::floats::to_bf16;
 use cohort_common::ids::{SessionId, Step};
 use cohort_common::layout::chunk_range;
 use cohort_common::net::EXCHANGE_BEAT;
@@ -20,8 +21,7 @@ use tokio_stream::StreamExt;
 use tonic::Streaming;
 
 use super::memory::{Arriving, Place};
-use super::{Shared, State};
-use crate::engine::Gradient;
+use super::{Content, Shared, State};
 use crate::trace::Open;
 
 /// Messages in which a node is shared: few, as each wakes somebody up, but enough for the owner to begin early.
@@ -38,21 +38,14 @@ enum Next {
 struct Chunks {
     step: Step,
     node: Node,
-    data: Arc<Gradient>,
+    data: Content,
+    /// Elements of a gradient.
+    len: usize,
     range: Range<usize>,
     /// Where the owner reads them, if they are not to be sent.
     place: Option<Place>,
     /// The span that ends when these are sent.
     span: Option<Open>,
-}
-
-/// A chunk of a node, as bytes.
-pub(super) struct ChunkBytes(pub Arc<Gradient>, pub Range<usize>);
-
-impl AsRef<[u8]> for ChunkBytes {
-    fn as_ref(&self) -> &[u8] {
-        bytes_of(&self.0[self.1.clone()])
-    }
 }
 
 impl Chunks {
@@ -67,6 +60,7 @@ impl Chunks {
             step,
             node: Node { first, size },
             data,
+            len,
             range,
             place,
             span: _,
@@ -74,7 +68,9 @@ impl Chunks {
         let index = range.start as u32;
         if let Some(place) = place {
             let below = range.end as u32;
-            place.publish(&data, range);
+            if let Content::Whole(data) = &data {
+                place.publish(data, range);
+            }
             return Kind::SharedNode(v1::SharedNode {
                 step,
                 first,
@@ -84,10 +80,11 @@ impl Chunks {
                 below,
             });
         }
-        let elements = chunk_range(range.start, data.len());
+        let elements = chunk_range(range.start, len);
+        let floats = data.floats(elements).expect("what is lent has a place");
         let data: Bytes = match payload {
-            Payload::F32 => Bytes::from_owner(ChunkBytes(data, elements)),
-            Payload::Bf16 => to_bf16(&data[elements]).into(),
+            Payload::F32 => floats,
+            Payload::Bf16 => to_bf16(bytemuck::cast_slice(&floats)).into(),
         };
         Kind::Node(v1::NodeChunk {
             step,
@@ -109,7 +106,7 @@ impl State {
     }
 
     /// The next chunks that may be sent, lowest index first: redone lanes catch up before anything else goes on.
-    fn next(&mut self, to: Option<SessionId>, chunks: usize) -> Option<Next> {
+    fn next(&mut self, to: Option<SessionId>, shape: Shape) -> Option<Next> {
         if to.is_none() && std::mem::take(&mut self.done) {
             return Some(Next::Done(self.applied));
         }
@@ -121,12 +118,15 @@ impl State {
         let best = ready.min_by_key(|p| (p.step, p.chunks.start))?;
         let memory = self.memory.as_ref().filter(|_| self.lends && to.is_none());
         let place = memory.and_then(|memory| {
-            let place = || memory.place(best.step, &best.data);
+            let place = || match &best.data {
+                Content::Whole(node) => memory.place(best.step, node),
+                Content::Part(..) | Content::Lent => None,
+            };
             best.place = best.place.take().or_else(place);
             best.place.clone()
         });
         let count = match place {
-            Some(_) => chunks.div_ceil(BATCHES).max(2),
+            Some(_) => shape.chunks().div_ceil(BATCHES).max(2),
             None => 1,
         };
         let end = best.chunks.start + count;
@@ -135,6 +135,7 @@ impl State {
             step: best.step,
             node: best.node,
             data: best.data.clone(),
+            len: shape.len,
             range: best.chunks.start..end,
             place,
             span: best.span.take_if(|_| end == best.chunks.end),
@@ -159,7 +160,7 @@ pub(super) async fn send(
                 return;
             };
             let sendable = outlet.sendable.clone();
-            (state.next(to, shared.chunks), sendable)
+            (state.next(to, shared.shape), sendable)
         };
         let payload = shared.shape.payload;
         let meter = &shared.observer.meter;

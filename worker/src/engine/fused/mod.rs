@@ -39,7 +39,7 @@ use super::ops::gemm::Precision;
 use super::ops::lanes::Lanes;
 use super::ops::{norm, rope};
 use super::parameters::Parameters;
-use super::{Batch, Gradient, Scores, Site, Sums};
+use super::{Batch, Gradient, Progress, Scores, Site, Sums};
 
 /// Rows that one thread takes through a block at a time.
 const PART_ROWS: usize = 256;
@@ -53,6 +53,8 @@ pub struct Fused {
     buffers: Buffers,
     /// Elements of the flat buffer that are trained; the rest behind them has no gradient.
     trained: usize,
+    /// How many of them are complete once backward has passed a block.
+    complete_after: Vec<usize>,
     adapter_scale: f32,
     adapter_dropout: f32,
 }
@@ -74,6 +76,9 @@ impl Fused {
             rope,
             buffers: Buffers::default(),
             trained: layout.len(),
+            complete_after: (0..model.num_hidden_layers)
+                .map(|block| layout.complete_after(block))
+                .collect(),
             adapter_scale: lora.map_or(0.0, LoraConfig::scale),
             adapter_dropout: lora.map_or(0.0, |lora| lora.dropout),
         })
@@ -94,7 +99,8 @@ impl Fused {
     }
 
     /// The gradient of `Σ w·nll` of each micro-batch, summed along the tree of `node`, in `gradient`; the sums of each.
-    /// With `fresh` the gradient is begun, else one lane's is added to. It comes back also after an error.
+    /// With `fresh` the gradient is begun, else one lane's is added to. It comes back also after an error. `progress` hears
+    /// how much of it is complete while backward goes on.
     pub fn gradient(
         self: &Arc<Self>,
         params: &Arc<Vec<f32>>,
@@ -102,6 +108,7 @@ impl Fused {
         micro_batches: &[(&Batch, Site)],
         gradient: &mut Gradient,
         fresh: bool,
+        progress: Option<Progress<'_>>,
     ) -> Result<Vec<Sums>> {
         let (first, _) = micro_batches.first().expect("a node has a lane");
         let join = |part: fn(&Batch) -> &[u32]| -> Vec<u32> {
@@ -126,7 +133,7 @@ impl Fused {
             tokens: join(|batch| &batch.targets),
             weights: weights.copied().collect(),
         };
-        let result = pass.forward_backward(targets);
+        let result = pass.forward_backward(targets, progress);
         *gradient = std::mem::take(&mut *pass.gradient());
         result
     }
@@ -230,12 +237,22 @@ impl Pass {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn forward_backward(self: &Arc<Self>, targets: head::Targets) -> Result<Vec<Sums>> {
+    fn forward_backward(
+        self: &Arc<Self>,
+        targets: head::Targets,
+        mut progress: Option<Progress<'_>>,
+    ) -> Result<Vec<Sums>> {
         let mut tape = Tape::new(&self.fused.buffers, true);
         let x = self.blocks(&mut tape)?;
         let (op, sums) = head::Head::new(self.clone(), targets);
         let loss = tape.apply(x, op)?;
-        tape.backward(loss)?;
+        // The chain: the embedding, the blocks, the head.
+        let blocks = 1..=self.fused.complete_after.len();
+        tape.backward(loss, |place| {
+            if let Some(progress) = progress.as_mut().filter(|_| blocks.contains(&place)) {
+                progress(&self.gradient(), self.fused.complete_after[place - 1]);
+            }
+        })?;
         let mut sums = sums.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         Ok(std::mem::take(&mut *sums))
     }

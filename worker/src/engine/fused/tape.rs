@@ -42,11 +42,13 @@ impl<'a> Tape<'a> {
     }
 
     /// Calls the backward of each operation, last to first, with the gradient that the one after it returned; ends
-    /// at the operation that returns none. `output` is the scalar that the chain ended in; its gradient is 1.
-    pub fn backward(self, mut output: Tensor) -> Result<()> {
+    /// at the operation that returns none. `output` is the scalar that the chain ended in; its gradient is 1. `done` hears
+    /// of each operation whose backward has returned, by its place in the chain.
+    pub fn backward(self, mut output: Tensor, mut done: impl FnMut(usize)) -> Result<()> {
         let mut gradient = output.ones_like()?;
-        for Entry { op, input } in self.entries.into_iter().rev() {
+        for (place, Entry { op, input }) in self.entries.into_iter().enumerate().rev() {
             let of_input = op.bwd(&input, &output, &gradient)?;
+            done(place);
             recycle(self.buffers, output)?;
             recycle(self.buffers, gradient)?;
             let Some(of_input) = of_input else {

@@ -116,6 +116,14 @@ fn gradients_agree_with_finite_differences() {
 }
 
 #[test]
+fn what_is_complete_early_changes_no_more() {
+    for (model, lora) in cases() {
+        let mut engine = adapted(&model, &lora, 2, false);
+        complete_early(&mut engine, &batch(&model, 2, 16));
+    }
+}
+
+#[test]
 fn neither_threads_nor_company_change_a_bit() {
     for (model, lora) in cases() {
         let batches: Vec<Batch> = (0..3)

@@ -17,6 +17,7 @@ use cohort_common::spec::{
 };
 
 use super::{Batch, DeviceChoice, Engine, Gradient, Site};
+use cohort_common::tree::Node;
 
 const SITE: Site = Site {
     seed: 7,
@@ -200,4 +201,35 @@ fn gradient(engine: &mut Engine, batch: &Batch) -> (f64, Vec<f32>) {
         .accumulate(batch, SITE, &mut gradient)
         .expect("a gradient");
     (sums.loss, gradient.to_vec())
+}
+
+/// What an engine says to be complete while backward goes on must be what the gradient has in the end, in one pass and when
+/// a second micro-batch is added; and there must be more of it after each block.
+fn complete_early(engine: &mut Engine, batch: &Batch) {
+    let blocks = engine.model().num_hidden_layers;
+    let mut gradient = Gradient::default();
+    for fresh in [true, false] {
+        let mut told: Vec<Vec<f32>> = Vec::new();
+        let mut tell = |gradient: &Gradient, complete: usize| {
+            told.push(gradient[..complete].to_vec());
+        };
+        let (node, lane) = (Node::leaf(SITE.lane), [(batch, SITE)]);
+        match fresh {
+            true => {
+                let found = engine.gradient_telling(node, &lane, &mut gradient, Some(&mut tell));
+                found.expect("a gradient");
+            }
+            false => {
+                let found = engine.accumulate_telling(batch, SITE, &mut gradient, Some(&mut tell));
+                found.expect("a gradient");
+            }
+        }
+        assert_eq!(told.len(), blocks);
+        let mut before = 0;
+        for part in told {
+            assert!(part.len() > before && part.len() <= gradient.len());
+            assert!(part == gradient[..part.len()], "{before}..{}", part.len());
+            before = part.len();
+        }
+    }
 }

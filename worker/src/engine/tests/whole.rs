@@ -199,6 +199,13 @@ fn lanes_that_share_a_pass_have_the_bits_of_lanes_alone() {
 }
 
 #[test]
+fn what_is_complete_early_changes_no_more() {
+    for model in models().into_iter().chain(classifiers()) {
+        complete_early(&mut engine(&model, 2), &batch(&model, 2, 16));
+    }
+}
+
+#[test]
 fn packed_samples_train_as_if_they_were_alone() {
     let lengths = [7, 1, 20, 13];
     let length: usize = lengths.iter().sum();
