@@ -47,6 +47,9 @@ use peers::Known;
 /// Chunks on their way out that may wait for the connection.
 const OUTBOX: usize = 4;
 
+/// Chunks that are handed out before the rest of their node, at least: fewer are not worth the waking.
+const EARLY: usize = 8;
+
 /// Buffers for roots that wait to be used again, at most.
 const SPARE: usize = 2;
 
@@ -345,7 +348,7 @@ impl ExchangeClient {
         };
         let whole = from..complete / CHUNK_LEN;
         let chunks = from..from + whole.take_while(finite).count();
-        if chunks.is_empty() {
+        if chunks.len() < EARLY {
             return;
         }
         let data = match place {
