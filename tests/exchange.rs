@@ -63,6 +63,20 @@ fn rounded_to_bf16_the_result_does_not_depend_on_the_cluster_either() {
     assert_ne!(exact["state_hash"], alone["state_hash"]);
 }
 
+#[test]
+fn a_worker_listens_for_others_only_where_that_is_safe() {
+    let scene = Scene::new();
+    let listen = |address: &str| {
+        scene.fails(&format!(
+            "worker --coordinator http://127.0.0.1:9 --home cache --exchange-listen {address}"
+        ))
+    };
+    let open = listen("0.0.0.0:0");
+    assert!(open.contains("for other workers without a token"), "{open}");
+    let nonsense = listen("nonsense");
+    assert!(nonsense.contains("expected `auto`, `none`"), "{nonsense}");
+}
+
 #[cfg(unix)]
 #[test]
 fn workers_own_slices_and_the_coordinator_takes_over_from_those_that_fail() {

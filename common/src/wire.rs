@@ -489,6 +489,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::aggregate::ChunkDigest;
     use prost::Message;
 
     fn sums() -> impl Strategy<Value = LaneSums> {
@@ -522,6 +523,54 @@ mod tests {
             }
             let _ = v1::Chunk::decode(bytes.as_slice());
         }
+    }
+
+    #[test]
+    fn slices_follow_each_other_without_a_gap() {
+        let read = |slices: &[(u32, u32)]| {
+            let share = |&(first, below): &(u32, u32)| v1::Share {
+                session: 7,
+                first,
+                below,
+            };
+            let shares = slices.iter().map(share).collect();
+            let kind = v1::owners::Kind::Shares(v1::Shares { shares });
+            owners_from(Some(v1::Owners { kind: Some(kind) }))
+        };
+        let owners = read(&[(0, 3), (3, 4)]).unwrap();
+        assert_eq!(owners_from(Some(owners_to(&owners))), Ok(owners));
+        for wrong in [
+            &[][..],
+            &[(1, 3)],
+            &[(0, 0)],
+            &[(0, 3), (4, 5)],
+            &[(0, 3), (2, 5)],
+        ] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(owners_from(None).is_err());
+    }
+
+    #[test]
+    fn digests_of_a_slice_come_back_to_the_bit() {
+        let digests = vec![
+            ChunkDigest {
+                sum_of_squares: 0.1,
+                hash: [7; 32],
+            };
+            3
+        ];
+        let message = FromWorker::SliceReady {
+            run: run(),
+            step: 5,
+            digests,
+        };
+        let mut sent = from_worker(message.clone());
+        assert_eq!(from_worker_from(sent.clone()), Ok(message));
+        if let Some(v1::from_worker::Kind::SliceReady(slice)) = &mut sent.kind {
+            slice.hashes.truncate(95);
+        }
+        assert!(from_worker_from(sent).is_err());
     }
 
     #[test]

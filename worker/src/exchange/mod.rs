@@ -3,9 +3,11 @@
 //!
 //! The owner is the coordinator, or in some steps each worker of a slice (`owner.rs`, and `peers.rs` for the links
 //! between them). With a coordinator on the same host the nodes are computed in memory that both see, or copied there,
-//! and the root is read where the owner has it (`memory.rs`). `stream.rs` is the traffic.
+//! and the root is read where the owner has it (`memory.rs`). `outgoing.rs` has what waits to be sent, `stream.rs` is the
+//! traffic.
 
 mod memory;
+mod outgoing;
 mod owner;
 mod peers;
 mod stream;
@@ -15,15 +17,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use bytes::Bytes;
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::{Owners, Peer, Share};
-use cohort_common::floats::{bytes_of, round_to_bf16};
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range};
 use cohort_common::net::Credentials;
 use cohort_common::seal::Sealer;
-use cohort_common::spec::Payload;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
@@ -33,22 +32,20 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tracing::{debug, error};
+use tracing::debug;
 
 use crate::engine::Gradient;
 pub use crate::observe::Observer;
 use crate::trace::Open;
 pub use memory::Root;
-use memory::{Arriving, NodeMemory, Place};
+use memory::{Arriving, NodeMemory};
+use outgoing::{Content, EARLY, Early, Outlet};
 pub use owner::{Entrance, Note};
 use owner::{Owner, keep_roots};
 use peers::Known;
 
 /// Chunks on their way out that may wait for the connection.
 const OUTBOX: usize = 4;
-
-/// Chunks that are handed out before the rest of their node, at least: fewer are not worth the waking.
-const EARLY: usize = 8;
 
 /// Buffers for roots that wait to be used again, at most.
 const SPARE: usize = 2;
@@ -126,56 +123,6 @@ struct State {
     /// The owner should know that.
     done: bool,
     closed: bool,
-}
-
-/// What is pushed of a node.
-#[derive(Clone)]
-enum Content {
-    /// All of it.
-    Whole(Arc<Gradient>),
-    /// What there was of it early.
-    Part(Part),
-    /// It lies where the owner reads it.
-    Lent,
-}
-
-/// Some chunks of a node, copied before it was whole.
-#[derive(Clone)]
-struct Part {
-    /// Index of the first.
-    first: usize,
-    data: Arc<Vec<f32>>,
-}
-
-/// The node that is being computed.
-struct Early {
-    step: Step,
-    node: Node,
-    /// Chunks that were handed out, from the first on.
-    chunks: usize,
-}
-
-/// A way out.
-#[derive(Default)]
-struct Outlet {
-    /// Nodes that are not yet pushed whole.
-    pending: Vec<Pending>,
-    /// Chunks below this index may be pushed, by step.
-    credits: BTreeMap<Step, usize>,
-    /// Something can be sent.
-    sendable: Arc<Notify>,
-}
-
-struct Pending {
-    step: Step,
-    node: Node,
-    data: Content,
-    /// What is left to be pushed.
-    chunks: Range<usize>,
-    /// The span from here until it is sent.
-    span: Option<Open>,
-    /// Where the owner reads it, if it does.
-    place: Option<Place>,
 }
 
 /// What an exchange is opened with.
@@ -467,157 +414,6 @@ impl Shared {
             debug!("the coordinator shares no memory: gradients are sent");
             self.dial(&mut state);
         }
-    }
-
-    /// Lets chunks of a node wait at a way out. One that is closed has been told to the coordinator, which will collect.
-    fn hand_out(
-        &self,
-        state: &mut State,
-        to: Option<SessionId>,
-        pushed: (Step, Node, Content),
-        chunks: Range<usize>,
-    ) {
-        self.hand_out_at(state, to, pushed, chunks, None);
-    }
-
-    /// The same of chunks that lie where the owner reads them, if a place is given.
-    fn hand_out_at(
-        &self,
-        state: &mut State,
-        to: Option<SessionId>,
-        (step, node, data): (Step, Node, Content),
-        chunks: Range<usize>,
-        place: Option<Place>,
-    ) {
-        let Some(outlet) = state.outlets.get_mut(&to).filter(|_| !chunks.is_empty()) else {
-            return;
-        };
-        let whole = matches!(data, Content::Whole(_));
-        outlet.pending.push(Pending {
-            step,
-            node,
-            data,
-            chunks,
-            span: whole.then(|| self.observer.spans.begin(step)).flatten(),
-            place,
-        });
-        outlet.sendable.notify_one();
-    }
-
-    /// Lets chunks of a node wait for whoever owns them.
-    fn hand_round(
-        self: &Arc<Self>,
-        state: &mut State,
-        (step, node, data): (Step, Node, Content),
-        chunks: Range<usize>,
-        place: Option<Place>,
-    ) {
-        let Some(shares) = state.shares.get(&step).cloned() else {
-            return self.hand_out_at(state, None, (step, node, data), chunks, place);
-        };
-        for share in shares.iter() {
-            let slice = chunks_of(share);
-            let part = slice.start.max(chunks.start)..slice.end.min(chunks.end);
-            let pushed = (step, node, data.clone());
-            if part.is_empty() {
-                continue;
-            }
-            if share.session == self.owner.session {
-                let shared = self.clone();
-                self.runtime
-                    .spawn_blocking(move || shared.add_own(pushed, part));
-            } else {
-                self.hand_out(state, Some(share.session), pushed, part);
-            }
-        }
-    }
-
-    /// Adds chunks of this worker's slice of a node that it has computed.
-    fn add_own(&self, (step, node, data): (Step, Node, Content), chunks: Range<usize>) {
-        let Owner {
-            exchange,
-            run,
-            session,
-            ..
-        } = &*self.owner;
-        for index in chunks {
-            let Some(bytes) = data.floats(chunk_range(index, self.shape.len)) else {
-                return;
-            };
-            match exchange.offer_here(run, step, node, index, bytes, *session) {
-                Ok(Some(told)) => told.into_iter().for_each(|told| self.owner.told(told)),
-                Ok(None) => return,
-                Err(error) => return error!(%error, "a node of this worker fits no slice"),
-            }
-        }
-    }
-
-    /// How many chunks of a node were handed out already, and where the coordinator reads it, if it does. `None` if nobody
-    /// wants it.
-    fn early(&self, step: Step, node: Node, gradient: &Gradient) -> Option<(usize, Option<Place>)> {
-        let state = self.lock();
-        if state.closed || step <= state.applied {
-            return None;
-        }
-        let shared = state.shares.contains_key(&step);
-        let lent = state.memory.as_ref().filter(|_| state.lends && !shared);
-        let place = lent.and_then(|memory| memory.lies(gradient));
-        Some((state.early_chunks(step, node), place))
-    }
-
-    /// Copies chunks of a gradient that is not whole, rounded as a node is that goes alone.
-    fn copy(&self, gradient: &Gradient, chunks: Range<usize>) -> Part {
-        let elements = chunks.start * CHUNK_LEN..chunks.end * CHUNK_LEN;
-        let mut data = gradient[elements].to_vec();
-        if self.shape.payload == Payload::Bf16 {
-            round_to_bf16(&mut data);
-        }
-        Part {
-            first: chunks.start,
-            data: Arc::new(data),
-        }
-    }
-}
-
-impl Content {
-    /// Some elements as the bytes of f32, where they lie; `None` where only the owner reads them.
-    fn floats(&self, elements: Range<usize>) -> Option<Bytes> {
-        match self {
-            Self::Whole(node) => Some(Bytes::from_owner(ChunkBytes(node.clone(), elements))),
-            Self::Part(part) => {
-                let before = part.first * CHUNK_LEN;
-                let elements = elements.start - before..elements.end - before;
-                Some(Bytes::from_owner(PartBytes(part.data.clone(), elements)))
-            }
-            Self::Lent => None,
-        }
-    }
-}
-
-impl State {
-    /// Chunks of a node that were handed out before it was whole.
-    fn early_chunks(&self, step: Step, node: Node) -> usize {
-        let early = self.early.as_ref();
-        let same = early.filter(|early| (early.step, early.node) == (step, node));
-        same.map_or(0, |early| early.chunks)
-    }
-}
-
-/// A chunk of a node, as bytes.
-struct ChunkBytes(Arc<Gradient>, Range<usize>);
-
-impl AsRef<[u8]> for ChunkBytes {
-    fn as_ref(&self) -> &[u8] {
-        bytes_of(&self.0[self.1.clone()])
-    }
-}
-
-/// A chunk of a part, as bytes.
-struct PartBytes(Arc<Vec<f32>>, Range<usize>);
-
-impl AsRef<[u8]> for PartBytes {
-    fn as_ref(&self) -> &[u8] {
-        bytes_of(&self.0[self.1.clone()])
     }
 }
 

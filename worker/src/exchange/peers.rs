@@ -21,8 +21,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::debug;
 
+use super::outgoing::Outlet;
 use super::stream::send;
-use super::{OUTBOX, Outlet, Shared, State};
+use super::{OUTBOX, Shared, State};
 
 /// First and last pause between attempts to reach a peer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));

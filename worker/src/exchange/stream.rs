@@ -21,7 +21,8 @@ use tokio_stream::StreamExt;
 use tonic::Streaming;
 
 use super::memory::{Arriving, Place};
-use super::{Content, Shared, State};
+use super::outgoing::Content;
+use super::{Shared, State};
 use crate::trace::Open;
 
 /// Messages in which a node is shared: few, as each wakes somebody up, but enough for the owner to begin early.
