@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use cohort_common::home::Home;
+use cohort_common::home::{Holder, Home};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -24,6 +24,9 @@ const COORDINATOR_DEADLINE: Duration = Duration::from_secs(60);
 const WORKERS_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a process may take to end after it was asked to.
 const END_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a coordinator that holds the home is waited for: one that seems to go on, and one that is about to end.
+const STAYS: Duration = Duration::from_secs(1);
+const ENDS: Duration = Duration::from_secs(10);
 /// Between looks at something that has no event to wait for.
 const LOOK: Duration = Duration::from_millis(20);
 /// Lines of a log that are shown when its process has ended.
@@ -76,7 +79,7 @@ impl LocalCluster {
     /// Starts the processes and waits until all workers have joined.
     pub async fn start(options: &Options) -> Result<Self> {
         let home = Home::open(&options.home)?;
-        if let Some(holder) = home.holder() {
+        if let Some(holder) = lasting_holder(&home).await {
             return Err(hinted(
                 format!(
                     "the home directory `{}` is in use by {holder}",
@@ -310,6 +313,20 @@ fn worker(options: &Options, home: &Home, url: &str, number: u32) -> Result<Proc
 pub fn share(workers: u32) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores / workers.max(1) as usize).max(1)
+}
+
+/// Who holds the home, unless it lets go soon: a coordinator that was told to end, or whose parent is gone, is busy with its
+/// last files for a moment. It takes its address back first.
+async fn lasting_holder(home: &Home) -> Option<Holder> {
+    let begun = Instant::now();
+    loop {
+        let holder = home.holder()?;
+        let patience = if holder.url.is_some() { STAYS } else { ENDS };
+        if begun.elapsed() > patience {
+            return Some(holder);
+        }
+        sleep(LOOK).await;
+    }
 }
 
 async fn published_url(home: &Home, coordinator: &mut Process) -> Result<String> {

@@ -243,6 +243,15 @@ impl HomeLock {
         })
     }
 
+    /// Takes that back: the process is about to end. Whoever waits for the home may go on waiting.
+    pub fn withdraw(&mut self) {
+        // Where it cannot be written, others see an address at which nobody listens any more.
+        let _ = self.write(&Holder {
+            pid: std::process::id(),
+            url: None,
+        });
+    }
+
     fn write(&mut self, holder: &Holder) -> Result<(), HomeError> {
         use io::{Seek, SeekFrom};
         let text = serde_json::to_string(holder).expect("a holder is plain data");

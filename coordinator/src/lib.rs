@@ -151,9 +151,6 @@ pub async fn serve(
     runs::take_up(&cluster).await;
     let url = format!("http://{}", listener.local_addr()?);
     lock.publish(&url)?;
-    // It ends with the process: a thread that still removes or writes files may outlive this function, and whoever comes
-    // next must not meet it.
-    std::mem::forget(lock);
     info!(url, home = %config.home.display(), "listening");
     let page = match &config.http {
         Some(http) => http.local_addr()?,
@@ -170,6 +167,10 @@ pub async fn serve(
     notices.close().await;
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
+    // The lock ends with the process: a thread that still removes or writes files may outlive this function, and whoever
+    // comes next must not meet it.
+    lock.withdraw();
+    std::mem::forget(lock);
     served
 }
 
