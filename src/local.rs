@@ -24,8 +24,9 @@ const COORDINATOR_DEADLINE: Duration = Duration::from_secs(60);
 const WORKERS_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a process may take to end after it was asked to.
 const END_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a coordinator that holds the home is waited for: one that seems to go on, and one that is about to end.
+/// How long a coordinator that holds the home, and seems to go on, is waited for.
 const STAYS: Duration = Duration::from_secs(1);
+/// How long one is waited for that is about to end.
 const ENDS: Duration = Duration::from_secs(10);
 /// Between looks at something that has no event to wait for.
 const LOOK: Duration = Duration::from_millis(20);

@@ -15,7 +15,7 @@ use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, LeftReason};
 use crate::cluster::messages::{Owners, Peer, Share, ToWorker};
-use crate::cluster::run::{Phase, StepInFlight};
+use crate::cluster::run::Phase;
 use crate::ids::{Lane, RunId, SessionId, Step};
 
 /// Steps that the coordinator sums after one that the workers could not.
@@ -209,16 +209,11 @@ impl Machine {
         out.push(Action::Note { run, text });
     }
 
-    /// The step in flight and its slices, if it is this one and has some.
-    fn slices(
-        &mut self,
-        run: &RunId,
-        step: Step,
-    ) -> Option<(&mut StepInFlight, &BTreeSet<SessionId>)> {
-        let active = self.active_as(run)?;
-        match &mut active.phase {
-            Phase::Stepping(flight) if flight.step == step => Some((flight, &active.ready)),
-            _ => None,
+    /// The slices of the step in flight, if it is this one and has some.
+    fn slices(&mut self, run: &RunId, step: Step) -> Option<&mut Slices> {
+        match &mut self.flight(run, step)?.owners {
+            Ownership::Shares(slices) => Some(slices),
+            Ownership::Star | Ownership::Alone(_) => None,
         }
     }
 
@@ -232,11 +227,11 @@ impl Machine {
         lanes: &[Lane],
         out: &mut Vec<Action>,
     ) {
-        let Some((flight, _)) = self.slices(run, step) else {
+        let Some(flight) = self.flight(run, step) else {
             return;
         };
         let known = 0..flight.sums.len() as u32;
-        let Ownership::Shares(slices) = &mut flight.owners else {
+        let Some(slices) = self.slices(run, step) else {
             return;
         };
         let Some(held) = slices.held.get_mut(&session) else {
@@ -259,10 +254,7 @@ impl Machine {
         digests: Vec<ChunkDigest>,
         out: &mut Vec<Action>,
     ) {
-        let Some((flight, _)) = self.slices(run, step) else {
-            return;
-        };
-        let Ownership::Shares(slices) = &mut flight.owners else {
+        let Some(slices) = self.slices(run, step) else {
             return;
         };
         let Some(chunks) = slices.chunks(session) else {
@@ -287,10 +279,7 @@ impl Machine {
         step: Step,
         out: &mut Vec<Action>,
     ) {
-        let Some((flight, _)) = self.slices(run, step) else {
-            return;
-        };
-        if let Ownership::Shares(slices) = &mut flight.owners {
+        if let Some(slices) = self.slices(run, step) {
             slices.heard_ms = now;
             slices.rooted.insert(session);
             self.complete_slices(now, run, step, out);
@@ -298,16 +287,13 @@ impl Machine {
     }
 
     fn complete_slices(&mut self, now: u64, run: &RunId, step: Step, out: &mut Vec<Action>) {
-        let Some((flight, ready)) = self.slices(run, step) else {
+        let ready = self.active_as(run).map(|active| active.ready.clone());
+        let slices = self.slices(run, step);
+        let totals = slices.zip(ready).and_then(|(s, ready)| s.totals(&ready));
+        let Some(flight) = self.flight(run, step).filter(|_| totals.is_some()) else {
             return;
         };
-        let Ownership::Shares(slices) = &flight.owners else {
-            return;
-        };
-        let Some(totals) = slices.totals(ready) else {
-            return;
-        };
-        flight.root = Some(totals);
+        flight.root = totals;
         let took = now.saturating_sub(flight.computed_ms);
         let active = self.active.as_mut().expect("a step is in flight");
         active.patience.learn(took);

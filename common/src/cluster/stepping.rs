@@ -26,7 +26,8 @@ const RETHINK: Step = 16;
 const OUTLIER: f64 = 4.0;
 
 impl Machine {
-    fn flight(&mut self, run: &RunId, step: Step) -> Option<&mut StepInFlight> {
+    /// The step in flight, if it is this one.
+    pub(super) fn flight(&mut self, run: &RunId, step: Step) -> Option<&mut StepInFlight> {
         match &mut self.active_as(run)?.phase {
             Phase::Stepping(flight) if flight.step == step => Some(flight),
             _ => None,

@@ -81,7 +81,7 @@ impl Shared {
 
     fn tell_reach(&self, state: &State) {
         let peers: Vec<SessionId> = state.outlets.keys().copied().flatten().collect();
-        debug!(?peers, "reached");
+        debug!(peers = peers.len(), "reached");
         self.owner.note(Report::Reaches { peers });
     }
 
