@@ -57,5 +57,14 @@ if [[ "${CI:-}" == true ]]; then
     fi
 fi
 
+# The Rust benches run once in the tests; this is what brings them together.
+if command -v python3 >/dev/null; then
+    step "benchmarks still work"
+    log=$(mktemp)
+    python3 bench/run.py smoke --profile dev 2>"$log" || { tail -n 40 "$log"; exit 1; }
+else
+    step "benchmarks: skipped, there is no python3"
+fi
+
 step "tests"
 cargo test

@@ -12,10 +12,12 @@
     python3 bench/run.py page              a run of a million steps with 64 workers, looked at
     python3 bench/run.py watching          what a run pays for being watched
     python3 bench/run.py table             BENCHMARKS.md from the results
+    python3 bench/run.py smoke             the smallest run of each that needs neither a GPU nor a browser
 
 Options: --python PATH (an interpreter with torch: `python3 -m venv v && v/bin/pip install torch numpy`; without one, the
 other side is left out), --rounds N (pairs; default 5), --seconds S (of one measurement; default 3), --quick (the smallest
-run that shows that all still works; leaves the results alone), --step PATH (the bench `step`, where it was built elsewhere).
+run that shows that all still works; leaves the results alone, and needs no TEXT), --profile P (default `release`; `dev` is
+built sooner, for --quick), --step PATH (the bench `step`, where it was built elsewhere).
 
 What is compared runs in turn, so that a change of the machine's mood meets both. Figures are medians over the rounds, and a
 ratio is the median of the rounds' ratios. Results lie in bench/results/NAME.json, with every single measurement.
@@ -47,16 +49,17 @@ def run(command, env=None):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def bench_binary(package, name, options=()):
+def bench_binary(args, name, options=()):
     """Builds a bench and returns where it lies."""
-    command = ["cargo", "bench", "-p", package, "--bench", name, "--no-run", "--message-format=json", *options]
+    command = ["cargo", "bench", "--bench", name, "--profile", args.profile, "--no-run", "--message-format=json", *options]
     found = [m for m in run(command) if m.get("target", {}).get("name") == name and m.get("executable")]
     return found[-1]["executable"]
 
 
-def cohort():
-    subprocess.run(["cargo", "build", "--release"], cwd=ROOT, check=True)
-    return ROOT / "target" / "release" / "cohort"
+def cohort(args):
+    """Builds the binary and returns where it lies."""
+    command = ["cargo", "build", "--bin", "cohort", "--profile", args.profile, "--message-format=json"]
+    return [m for m in run(command) if m.get("target", {}).get("name") == "cohort" and m.get("executable")][-1]["executable"]
 
 
 def machine(args):
@@ -82,17 +85,19 @@ def machine(args):
 
 def save(args, name, rows):
     result = {"machine": machine(args), "rounds": args.rounds, "rows": rows}
-    print(json.dumps(result, indent=1))
-    if not args.quick:
+    if args.quick:
+        print(f"{name} works")
+    else:
+        print(json.dumps(result, indent=1))
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def engine(args):
-    ours, rows = bench_binary("cohort-worker", "step"), []
-    models = ["a"] if args.quick else ["a", "b-llama", "b-gpt2", "b-llama --bf16", "b-gpt2 --bf16", "c"]
+    ours, rows = bench_binary(args, "step"), []
+    models = ["a"] if args.quick else ["a", "b-llama", "b-gpt2", "b-llama --bf16", "b-gpt2 --bf16", "c", "b-llama --gradient-checkpointing"]
     for model in models:
-        row = {"model": model.replace(" --", " "), "ours": [], "theirs": []}
+        row = {"model": model.replace(" --", " ").replace("-checkpointing", " checkpointing"), "ours": [], "theirs": []}
         for _ in range(args.rounds):
             row["ours"] += run([ours, *model.split(), "--seconds", str(args.seconds), "--json"])
             if args.python:
@@ -103,7 +108,7 @@ def engine(args):
 
 
 def gpu(args):
-    ours, rows = args.step or bench_binary("cohort-worker", "step", ["--features", "cuda"]), []
+    ours, rows = args.step or bench_binary(args, "step", ["-p", "cohort-worker", "--features", "cuda"]), []
     models = ["b-llama"] if args.quick else ["gpt2", "gpt2 --bf16", "b-llama", "b-llama --bf16", "c", "c --bf16"]
     for model in models:
         row = {"model": model.replace(" --", " "), "ours": [], "theirs": []}
@@ -117,7 +122,7 @@ def gpu(args):
 
 
 def lanes(args):
-    ours = bench_binary("cohort-worker", "step")
+    ours = bench_binary(args, "step")
     save(args, "lanes", [r for _ in range(args.rounds) for r in run([ours, "lanes", "--seconds", str(args.seconds), "--json"])])
 
 
@@ -150,7 +155,7 @@ def text_for_runs():
 
 
 def workers(args):
-    binary, text, rows = cohort(), text_for_runs(), []
+    binary, text, rows = cohort(args), text_for_runs(), []
     models = {"a": 20} if args.quick else {"a": 300, "b": 12}
     for model, steps in models.items():
         row = {"model": model, "one": [], "two": [], "ddp_one": [], "ddp_two": []}
@@ -183,8 +188,8 @@ def ddp(python, model, world):
 
 
 def overhead(args):
-    binary, text, rows = cohort(), text_for_runs(), []
-    ours = bench_binary("cohort-worker", "step")
+    binary, text, rows = cohort(args), text_for_runs(), []
+    ours = bench_binary(args, "step")
     models = {"a": 20} if args.quick else {"a": 400, "b": 12}
     for model, steps in models.items():
         row = {"model": model, "cluster": [], "alone": []}
@@ -197,7 +202,7 @@ def overhead(args):
 
 
 def exchange(args):
-    ours, rows = bench_binary("cohort-train", "exchange"), []
+    ours, rows = bench_binary(args, "exchange"), []
     size = ["--megabytes", "1"] if args.quick else []
 
     def results(command):
@@ -232,10 +237,14 @@ def pretrain_whole(binary, preset, text, options=()):
         shutil.rmtree(home)
 
 
+QUICK = ["--set", "train.steps=3", "--set", "train.eval_samples=16"]
+
+
 def text(args):
-    binary, row = cohort(), {"ours": [], "theirs": []}
+    binary, row = cohort(args), {"quick": [], "ours": [], "theirs": []}
     for _ in range(args.rounds):
-        options = ["--set", "train.steps=20"] if args.quick else []
+        options = QUICK if args.quick else []
+        row["quick"].append(pretrain_whole(binary, "shakespeare-quick", args.text, options))
         row["ours"].append(pretrain_whole(binary, "nanogpt-shakespeare-cpu", args.text, options))
         if args.python:
             script = ["bench/shakespeare_pytorch.py", args.text, "--threads", str(os.cpu_count())]
@@ -244,27 +253,27 @@ def text(args):
 
 
 def preset(args):
-    options = ["--set", "train.steps=3"] if args.quick else []
-    save(args, "preset", [pretrain_whole(cohort(), "shakespeare-cpu", args.text, options)])
+    options = QUICK if args.quick else []
+    save(args, "preset", [pretrain_whole(cohort(args), "shakespeare-cpu", args.text, options)])
 
 
-def script(name, *options):
+def script(args, name, *options):
     """What a benchmark that is a script of its own has found."""
     with tempfile.TemporaryDirectory() as directory:
         found = Path(directory) / "found.json"
-        command = [sys.executable, f"bench/{name}", "--cohort", cohort(), "--json", found, *map(str, options)]
+        command = [sys.executable, f"bench/{name}", "--cohort", cohort(args), "--json", found, *map(str, options)]
         subprocess.run(command, cwd=ROOT, check=True)
         return json.loads(found.read_text())
 
 
 def page(args):
     options = ["--steps", 5000, "--workers", 4, "--times", 1] if args.quick else []
-    save(args, "page", [script("watch.py", *options)])
+    save(args, "page", [script(args, "watch.py", *options)])
 
 
 def watching(args):
     options = ["--phases", 4, "--seconds", 2] if args.quick else []
-    save(args, "watching", [script("watching.py", *options)])
+    save(args, "watching", [script(args, "watching.py", *options)])
 
 
 def ratios(above, below):
@@ -322,12 +331,15 @@ def table(_args):
         exchange_table(rows, lines)
     if rows := section("text", "From raw text to a trained model", "text TEXT"):
         row = rows[0]
-        ours = [r["all_s"] for r in row["ours"]]
-        body = [["Cohort, everything included", f"{median(ours):.1f} s", f"{median(r['evals'][-1][1] for r in row['ours']):.3f}"]]
-        if row["theirs"]:
-            body.append(["PyTorch, training alone", f"{median(r['training_s'] for r in row['theirs']):.1f} s", f"{median(r['loss'] for r in row['theirs']):.3f}"])
-            body.append(["ratio", f"**{median(ratios(ours, [r['training_s'] for r in row['theirs']])):.2f}**", ""])
-        lines(["nanoGPT's CPU recipe, Tiny Shakespeare", "time", "validation loss, nats"], body)
+        theirs = [r["training_s"] for r in row["theirs"]]
+        body = []
+        for side, name in {"quick": "Cohort, its preset shakespeare-quick, everything included", "ours": "Cohort, nanoGPT's recipe, everything included"}.items():
+            times = [r["all_s"] for r in row[side]]
+            compared = f"**{median(ratios(times, theirs)):.2f}**" if theirs else ""
+            body.append([name, f"{median(times):.1f} s", compared, f"{median(r['evals'][-1][1] for r in row[side]):.3f}"])
+        if theirs:
+            body.append(["PyTorch, nanoGPT's recipe, training alone", f"{median(theirs):.1f} s", "1", f"{median(r['loss'] for r in row['theirs']):.3f}"])
+        lines(["Tiny Shakespeare, by characters", "time", "of PyTorch's", "validation loss, nats"], body)
     if rows := section("preset", "The preset shakespeare-cpu", "preset TEXT"):
         lines(["step", "validation loss, nats", "seconds since the start"], [[str(step), f"{loss:.4f}", f"{seconds:.0f}"] for step, loss, seconds in rows[0]["evals"]])
     if rows := section("page", "Looking at a long run", "page"):
@@ -353,8 +365,13 @@ def exchange_table(rows, lines):
     lines(["what", "workers", "MB", "GB/s"], [[what, str(n), str(mb), f"{median(speeds):.2f}"] for (what, n, mb), speeds in sorted(cases.items())])
 
 
+def smoke(args):
+    for command in [engine, lanes, workers, overhead, exchange, text, preset]:
+        command(args)
+
+
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, page, watching, table]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, page, watching, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")
@@ -363,9 +380,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--profile", default="release")
     args = parser.parse_args()
+    args.quick |= args.command == "smoke"
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
+        args.text = args.text or text_for_runs()
     if args.command in ("text", "preset") and not args.text:
         parser.error(f"{args.command} needs a text file")
     next(c for c in commands if c.__name__ == args.command)(args)

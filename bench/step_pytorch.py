@@ -1,7 +1,8 @@
 """The PyTorch side of `cargo bench -p cohort-worker --bench step`: the same models, batches and steps.
 
     pip install torch
-    python bench/step_pytorch.py [a] [b-llama] [b-gpt2] [c] [gpt2] [--device D] [--threads N] [--seconds S] [--bf16] [--json] [--ddp]
+    python bench/step_pytorch.py [a] [b-llama] [b-gpt2] [c] [gpt2] [--device D] [--threads N] [--seconds S] [--bf16] [--gradient-checkpointing]
+                                  [--json] [--ddp]
 
 Plain modules in float32 without TF32 (with --bf16 under autocast), scaled_dot_product_attention, fused AdamW; the median over steps.
 With --ddp it is one process of DistributedDataParallel over gloo; the launcher sets RANK, WORLD_SIZE, MASTER_ADDR and
@@ -18,6 +19,7 @@ import time
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 SHAPES = {  # layers, heads, hidden, context, samples, vocabulary
     "a": (4, 4, 128, 64, 12, 65),
@@ -60,8 +62,9 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, name):
+    def __init__(self, name, checkpointing):
         super().__init__()
+        self.checkpointing = checkpointing
         layers, heads, hidden, context, _, vocab = SHAPES[name]
         self.llama, bias = name == "b-llama", name in ("c", "gpt2")
         self.tokens = nn.Embedding(vocab, hidden)
@@ -81,7 +84,7 @@ class Model(nn.Module):
         if self.positions is not None:
             x = x + self.positions.weight[: inputs.shape[1]]
         for block in self.blocks:
-            x = block(x, self.cos, self.sin)
+            x = checkpoint(block, x, self.cos, self.sin, use_reentrant=False) if self.checkpointing else block(x, self.cos, self.sin)
         logits = F.linear(self.norm(x), self.tokens.weight)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
@@ -89,7 +92,7 @@ class Model(nn.Module):
 def measure(name, args):
     _, _, _, context, samples, vocab = SHAPES[name]
     torch.manual_seed(1)
-    model = Model(name).to(args.device)
+    model = Model(name, args.gradient_checkpointing).to(args.device)
     if args.ddp:
         model = nn.parallel.DistributedDataParallel(model)
     matrices = [p for p in model.parameters() if p.ndim == 2]
@@ -123,6 +126,7 @@ parser.add_argument("--device", default="cpu")
 parser.add_argument("--threads", type=int, default=None)
 parser.add_argument("--seconds", type=float, default=5.0)
 parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--gradient-checkpointing", action="store_true")
 parser.add_argument("--json", action="store_true")
 parser.add_argument("--ddp", action="store_true")
 args = parser.parse_args()

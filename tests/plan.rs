@@ -239,7 +239,7 @@ fn what_cannot_be_planned_is_named() {
     error: `absent.txt` names no file; check the spelling
     ");
     assert_snapshot!(fails("--preset huge"), @r"
-    error: there is no preset `huge`; there are tiny, nanogpt-shakespeare-cpu, shakespeare-cpu, small, gpt2
+    error: there is no preset `huge`; there are tiny, shakespeare-quick, nanogpt-shakespeare-cpu, shakespeare-cpu, small, gpt2
     ");
     assert_snapshot!(fails("--preset tiny --device gpu"), @r"
     error: unknown device `gpu`; use `auto`, `cpu` or `cuda:N`

@@ -21,6 +21,8 @@ fn any_number_of_workers_and_threads_gives_the_same_bits() {
     assert_eq!(hash_of("--local 2"), hash(&one));
     assert_eq!(hash_of("--local 4"), hash(&one));
     assert_eq!(hash_of("--local 1 --threads 3"), hash(&one));
+    let again = "--set train.gradient_checkpointing=true";
+    assert_eq!(hash_of(&format!("--local 2 {again}")), hash(&one));
     // Other lanes are another run: another order of summation.
     assert_ne!(
         hash_of("--local 2 --set train.lanes=12 --set train.accumulate=1"),

@@ -84,6 +84,7 @@ mod tests {
             grad_clip: 1.0,
             precision: Default::default(),
             payload: Payload::F32,
+            gradient_checkpointing: false,
             seed: 1,
             eval_every: 0,
             eval_samples: 0,

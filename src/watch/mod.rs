@@ -111,12 +111,11 @@ async fn open(context: &Context) -> Result<Source> {
 }
 
 fn draw(screen: &mut Screen, state: &mut State, theme: Theme) -> Result<()> {
-    let drawn = screen.terminal.draw(|frame| {
+    let drawn = screen.draw(|frame| {
         state.widen(draw::dots(frame.area()));
         draw::dashboard(frame, state, theme);
     });
-    drawn.context("cannot write to the terminal")?;
-    Ok(())
+    drawn.context("cannot write to the terminal")
 }
 
 /// Keys and changes of size, from a thread of its own: reading a terminal blocks.

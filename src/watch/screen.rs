@@ -5,21 +5,21 @@ use std::io::{Stdout, stdout};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
-use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::{Hide, Show};
-use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{
-    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
+    disable_raw_mode, enable_raw_mode,
 };
+use ratatui::crossterm::{execute, queue};
+use ratatui::{Frame, Terminal};
 
 /// Whether the terminal is to be given back.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// The terminal. Dropping it gives it back.
 pub struct Screen {
-    /// What is drawn on.
-    pub terminal: Terminal<CrosstermBackend<Stdout>>,
+    terminal: Terminal<CrosstermBackend<Stdout>>,
 }
 
 impl Screen {
@@ -42,6 +42,13 @@ impl Screen {
             }
         }
     }
+
+    /// Draws a picture. Terminals that know synchronized output show it at once and whole, however slowly it arrives.
+    pub fn draw(&mut self, picture: impl FnOnce(&mut Frame)) -> std::io::Result<()> {
+        queue!(stdout(), BeginSynchronizedUpdate)?;
+        self.terminal.draw(picture)?;
+        execute!(stdout(), EndSynchronizedUpdate)
+    }
 }
 
 impl Drop for Screen {
@@ -54,7 +61,7 @@ impl Drop for Screen {
 fn give_back() {
     if TAKEN.swap(false, Ordering::SeqCst) {
         // There is nothing left to try if that fails.
-        let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+        let _ = execute!(stdout(), EndSynchronizedUpdate, LeaveAlternateScreen, Show);
         let _ = disable_raw_mode();
     }
 }

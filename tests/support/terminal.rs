@@ -22,7 +22,28 @@ pub struct Terminal {
     /// The process's end. It stays open here, so that its settings can be read when the process has ended.
     theirs: OwnedFd,
     printed: Receiver<Vec<u8>>,
-    parser: vt100::Parser,
+    parser: vt100::Parser<Picture>,
+}
+
+/// Whether a picture is being drawn: what is on the screen then may be the half of it. ("Synchronized output", mode 2026.)
+#[derive(Default)]
+struct Picture {
+    unfinished: bool,
+}
+
+impl vt100::Callbacks for Picture {
+    fn unhandled_csi(
+        &mut self,
+        _: &mut vt100::Screen,
+        mark: Option<u8>,
+        _: Option<u8>,
+        parameters: &[&[u16]],
+        letter: char,
+    ) {
+        if mark == Some(b'?') && parameters == [&[2026]] {
+            self.unfinished = letter == 'h';
+        }
+    }
 }
 
 impl Terminal {
@@ -75,7 +96,12 @@ impl Terminal {
             keyboard,
             theirs,
             printed,
-            parser: vt100::Parser::new(cells(rows), cells(columns), 0),
+            parser: vt100::Parser::new_with_callbacks(
+                cells(rows),
+                cells(columns),
+                0,
+                Picture::default(),
+            ),
         }
     }
 
@@ -94,12 +120,12 @@ impl Terminal {
         self.parser.set_size(cells(rows), cells(columns));
     }
 
-    /// Waits until the screen is as wanted; gives it as text.
+    /// Waits until the screen is as wanted, in a picture that is drawn to its end; gives it as text.
     pub fn wait_until(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let shown = self.shown();
-            if wanted(&shown) {
+            if !self.parser.callbacks().unfinished && wanted(&shown) {
                 return shown;
             }
             let left = deadline.saturating_duration_since(Instant::now());

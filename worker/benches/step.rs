@@ -1,7 +1,7 @@
 //! Speed of one training step (forward, backward, update) in tokens per second: the median over steps.
 //!
 //! ```text
-//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--device D] [--threads N] [--seconds S] [--lanes L] [--bf16] [--json]
+//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--device D] [--threads N] [--seconds S] [--lanes L] [--bf16] [--gradient-checkpointing] [--json]
 //! cargo bench -p cohort-worker --bench step -- lanes [--threads N] [--seconds S] [--json]
 //! cargo bench -p cohort-worker --bench step -- price [--threads N] [--seconds S]
 //! ```
@@ -78,7 +78,14 @@ fn case(name: &'static str) -> Case {
     }
 }
 
-fn train(precision: Precision) -> TrainConfig {
+/// How a step is computed.
+#[derive(Clone, Copy, Default)]
+struct How {
+    precision: Precision,
+    gradient_checkpointing: bool,
+}
+
+fn train(how: How) -> TrainConfig {
     TrainConfig {
         steps: 1,
         lanes: 1,
@@ -94,8 +101,9 @@ fn train(precision: Precision) -> TrainConfig {
         eps: 1e-8,
         weight_decay: 0.1,
         grad_clip: 1.0,
-        precision,
+        precision: how.precision,
         payload: Payload::F32,
+        gradient_checkpointing: how.gradient_checkpointing,
         seed: 1,
         eval_every: 0,
         eval_samples: 0,
@@ -149,8 +157,8 @@ struct Training {
 }
 
 impl Training {
-    fn new(case: &Case, lanes: usize, place: Place, precision: Precision) -> Self {
-        let train = train(precision);
+    fn new(case: &Case, lanes: usize, place: Place, how: How) -> Self {
+        let train = train(how);
         let engine = Engine::new(&case.model, Some(&train), place.device, place.threads);
         let mut engine = engine.expect("an engine");
         engine.init(1).expect("initial weights");
@@ -218,14 +226,8 @@ impl Training {
 }
 
 /// Median seconds per step, and of those the seconds of the update.
-fn measure(
-    case: &Case,
-    lanes: usize,
-    place: Place,
-    budget: Duration,
-    precision: Precision,
-) -> (f64, f64) {
-    let mut training = Training::new(case, lanes, place, precision);
+fn measure(case: &Case, lanes: usize, place: Place, budget: Duration, how: How) -> (f64, f64) {
+    let mut training = Training::new(case, lanes, place, how);
     let (mut steps, mut updates) = (Vec::new(), Vec::new());
     let start = Instant::now();
     while steps.len() < 5 || start.elapsed() < budget {
@@ -241,7 +243,7 @@ fn compare_lanes(place: Place, budget: Duration, json: bool) {
     for tokens in [64, 128, 256] {
         let mut case = case("b-llama");
         (case.model.context, case.samples) = (tokens, 8);
-        let mut trainings = [1, 8].map(|lanes| Training::new(&case, lanes, place, Precision::F32));
+        let mut trainings = [1, 8].map(|lanes| Training::new(&case, lanes, place, How::default()));
         let mut ratios = Vec::new();
         let start = Instant::now();
         while ratios.len() < 5 || start.elapsed() < budget {
@@ -274,9 +276,9 @@ fn peak_megabytes() -> f64 {
 fn price(place: Place, budget: Duration) {
     const LANES: f64 = 8.0;
     let case = case("b-llama");
-    let (step, update) = measure(&case, 1, place, budget, Precision::F32);
+    let (step, update) = measure(&case, 1, place, budget, How::default());
     let step = LANES * (step - update) + update;
-    let train = train(Precision::F32);
+    let train = train(How::default());
     let mut engine =
         Engine::new(&case.model, Some(&train), place.device, place.threads).expect("an engine");
     engine.init(1).expect("initial weights");
@@ -365,7 +367,11 @@ fn main() {
             device: DeviceChoice::Cpu,
             threads: 1,
         };
-        measure(&case("a"), 4, place, Duration::ZERO, Precision::Bf16);
+        let how = How {
+            precision: Precision::Bf16,
+            gradient_checkpointing: true,
+        };
+        measure(&case("a"), 4, place, Duration::ZERO, how);
         return;
     }
     let option = |name: &str, default: f64| -> f64 {
@@ -382,11 +388,15 @@ fn main() {
     };
     let seconds = option("--seconds", 5.0);
     let lanes = option("--lanes", 1.0) as usize;
-    let precision = match args.iter().any(|arg| arg == "--bf16") {
-        true => Precision::Bf16,
-        false => Precision::F32,
+    let given = |flag: &str| args.iter().any(|arg| arg == flag);
+    let how = How {
+        precision: match given("--bf16") {
+            true => Precision::Bf16,
+            false => Precision::F32,
+        },
+        gradient_checkpointing: given("--gradient-checkpointing"),
     };
-    let json = args.iter().any(|arg| arg == "--json");
+    let json = given("--json");
     if args.iter().any(|arg| arg == "lanes") {
         return compare_lanes(place, Duration::from_secs_f64(seconds), json);
     }
@@ -405,7 +415,7 @@ fn main() {
     } {
         let case = case(name);
         let budget = Duration::from_secs_f64(seconds);
-        let (step, update) = measure(&case, lanes, place, budget, precision);
+        let (step, update) = measure(&case, lanes, place, budget, how);
         let tokens = (case.samples * case.model.context) as f64;
         let (speed, gigaflops) = (
             tokens / step,

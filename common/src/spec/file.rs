@@ -217,6 +217,7 @@ pub struct TrainTable {
     pub grad_clip: Option<f64>,
     pub precision: Option<Precision>,
     pub payload: Option<Payload>,
+    pub gradient_checkpointing: Option<bool>,
     pub seed: Option<u64>,
     pub eval_every: Option<u64>,
     pub eval_samples: Option<u64>,

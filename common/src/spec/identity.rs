@@ -66,6 +66,7 @@ impl RunSpec {
     /// - `checkpoint`: writing state does not change it;
     /// - `eval_every`, `eval_samples`, `samples`: validating and writing only read the weights;
     /// - `min_workers`: the result does not depend on the cluster;
+    /// - `gradient_checkpointing`: what is computed again has the same bits;
     /// - a watchdog that only tells;
     /// - of `start`, the name that the user gave and the base corpus: the weights are known by their hash.
     ///
@@ -106,6 +107,7 @@ impl RunSpec {
             grad_clip,
             precision,
             payload,
+            gradient_checkpointing: _,
             seed,
             eval_every: _,
             eval_samples: _,

@@ -66,7 +66,13 @@ pub fn memory_per_worker(model: &ModelConfig, train: &TrainConfig) -> MemoryEsti
     let width = model.attention_width() as f64;
     let heads = 2.0 * width + 2.0 * kv + if model.qk_norm { width + kv } else { 0.0 };
     let layer = 5.0 * hidden + heads + inner_values * inner + attention;
-    let per_token = model.num_hidden_layers as f64 * layer + 2.0 * model.outputs() as f64;
+    let blocks = model.num_hidden_layers as f64;
+    let kept = match train.gradient_checkpointing {
+        // The input of each block, and one block's activations at a time.
+        true => blocks * hidden + layer,
+        false => blocks * layer,
+    };
+    let per_token = kept + 2.0 * model.outputs() as f64;
     let tokens = tokens_of_a_pass(model, train) as f64;
     MemoryEstimate {
         parameters,

@@ -424,6 +424,12 @@ mod tests {
     }
 
     #[test]
+    fn activations_that_are_computed_again_need_no_memory() {
+        let plan = |set: &[&str]| Plan::of(&spec("gpt2", set), None, &[1]).memory.activations;
+        assert!(2 * plan(&["train.gradient_checkpointing=true"]) < plan(&[]));
+    }
+
+    #[test]
     fn time_is_what_the_model_says() {
         let set = [
             "train.steps=100",

@@ -23,6 +23,11 @@ pub const PRESETS: &[Preset] = &[
         toml: include_str!("../../presets/tiny.toml"),
     },
     Preset {
+        name: "shakespeare-quick",
+        summary: "a character model of Shakespeare in less than half a minute",
+        toml: include_str!("../../presets/shakespeare-quick.toml"),
+    },
+    Preset {
         name: "nanogpt-shakespeare-cpu",
         summary: "nanoGPT's character model of Shakespeare for a CPU, 4 layers",
         toml: include_str!("../../presets/nanogpt-shakespeare-cpu.toml"),

@@ -113,6 +113,9 @@ pub struct TrainConfig {
     /// What sums of gradients are rounded to. Runs of before there was a choice do not say it.
     #[serde(default)]
     pub payload: Payload,
+    /// Whether a block's activations are computed again for its backward, instead of kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gradient_checkpointing: bool,
     /// Seed of the initial weights, the sample order and dropout.
     pub seed: u64,
     /// Steps between validations; 0 validates only at the start and the end.

@@ -330,6 +330,7 @@ fn identity_changes_with_what_changes_the_weights_only() {
     assert_eq!(id, with(&|s| s.train.eval_every = 1));
     assert_eq!(id, with(&|s| s.train.eval_samples = 1));
     assert_eq!(id, with(&|s| s.train.min_workers = 2));
+    assert_eq!(id, with(&|s| s.train.gradient_checkpointing = true));
     assert_eq!(id, with(&|s| s.samples = prompts("prompts = 'a'")));
     assert_ne!(id, with(&|s| s.train.seed = 1));
     assert_ne!(id, with(&|s| s.train.steps += 1));

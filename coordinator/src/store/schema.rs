@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{Store, StoreError};
@@ -210,12 +211,7 @@ impl Store {
     /// Opens the database for reading and writing; creates or upgrades it as needed. The caller holds the home's lock.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let sql = StoreError::sql(path);
-        let connection = Connection::open(path).map_err(&sql)?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(&sql)?;
-        let store = Self {
-            connection,
-            path: path.to_owned(),
-        };
+        let store = Self::on(Connection::open(path).map_err(&sql)?, path)?;
         let version = store.check_identity()?;
         // A commit is on the disk when it returns; readers never wait for the writer.
         store.execute_batch(
@@ -256,8 +252,16 @@ impl Store {
             false => Connection::open_with_flags(path, flags),
             true => Connection::open_with_flags(immutable_uri(path), flags),
         };
-        let connection = connection.map_err(&sql)?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(&sql)?;
+        Self::on(connection.map_err(&sql)?, path)
+    }
+
+    fn on(connection: Connection, path: &Path) -> Result<Self, StoreError> {
+        // Statements stay as they were prepared, whatever is bound to them: without this, those with a range are prepared
+        // again for each use.
+        connection
+            .busy_timeout(BUSY_TIMEOUT)
+            .and_then(|()| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true))
+            .map_err(StoreError::sql(path))?;
         Ok(Self {
             connection,
             path: path.to_owned(),

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use cohort_common::layout::{Layout, TensorSpec};
-use cohort_common::spec::{LoraConfig, ModelConfig, TrainConfig};
+use cohort_common::spec::{LoraConfig, ModelConfig, Precision, TrainConfig};
 use cohort_common::tree::Node;
 
 use self::composite::Composite;
@@ -192,12 +192,23 @@ impl Engine {
     ) -> Result<Self> {
         let layout = Layout::adapted(model, lora);
         let precision = train.map(|train| train.precision).unwrap_or_default();
-        let fused = Arc::new(Fused::new(model, &layout, lora, precision)?);
+        let again = train.is_some_and(|train| train.gradient_checkpointing);
+        let fused = Arc::new(Fused::new(model, &layout, lora, precision, again)?);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("engine-{index}"))
             .build()
             .map_err(|source| EngineError::Threads { threads, source })?;
+        if precision == Precision::Bf16 && !composite && !ops::gemm::has_amx() {
+            tracing::warn!(
+                "this processor has no AMX: products in bf16 are slower than in f32 here, to the same bits as elsewhere"
+            );
+        }
+        if again && composite {
+            tracing::warn!(
+                "gradient_checkpointing is for the CPU: this device keeps its activations"
+            );
+        }
         let composite = match composite {
             true => Some(Composite::new(model, &layout, lora, precision, &device)?),
             false => None,

@@ -23,6 +23,7 @@ use crate::engine::parameters::{self, Linear, Norm};
 pub struct Block {
     pass: Arc<Pass>,
     layer: usize,
+    /// Empty where they are computed again.
     saved: Mutex<Option<Activations>>,
 }
 
@@ -98,17 +99,19 @@ impl CustomOp1 for Block {
         let x = elements(x, layout)?;
         let mut y = self.pass.fused.buffers.take(x.len());
         let activations = self.pass.block_forward(self.layer, x, &mut y, None);
-        match self.pass.gradient {
-            Some(_) => *self.saved.lock().expect("no panic while saving") = Some(activations),
-            None => self.pass.recycle(activations),
+        match self.pass.gradient.is_some() && !self.pass.fused.checkpointing {
+            true => *self.saved.lock().expect("no panic while saving") = Some(activations),
+            false => self.pass.recycle(activations),
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let saved = self.saved.lock().expect("no panic while saving").take();
-        let Some(saved) = saved else {
-            candle_core::bail!("backward of block {} ran twice", self.layer);
+        let saved = match (saved, self.pass.fused.checkpointing) {
+            (Some(saved), _) => saved,
+            (None, true) => slice(x, |x| self.pass.activations(self.layer, x))?,
+            (None, false) => candle_core::bail!("backward of block {} ran twice", self.layer),
         };
         let dx = slice(x, |x| {
             slice(dy, |dy| self.pass.block_backward(self.layer, x, dy, &saved))
@@ -119,6 +122,14 @@ impl CustomOp1 for Block {
 }
 
 impl Pass {
+    /// The activations of a block, computed again.
+    fn activations(&self, layer: usize, x: &[f32]) -> Activations {
+        let mut y = self.fused.buffers.take(x.len());
+        let activations = self.block_forward(layer, x, &mut y, None);
+        self.fused.buffers.give(y);
+        activations
+    }
+
     /// Gives the buffers back to the pool.
     pub fn recycle(&self, a: Activations) {
         for buffer in [

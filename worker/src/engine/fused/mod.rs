@@ -48,6 +48,7 @@ const PART_ROWS: usize = 256;
 pub struct Fused {
     model: ModelConfig,
     precision: Precision,
+    checkpointing: bool,
     parameters: Parameters,
     rope: Option<rope::Table>,
     buffers: Buffers,
@@ -60,18 +61,21 @@ pub struct Fused {
 }
 
 impl Fused {
-    /// Prepares the CPU path of a model; `layout` has the adapters of `lora`.
+    /// Prepares the CPU path of a model; `layout` has the adapters of `lora`. With `checkpointing`, a block's activations
+    /// are computed again for its backward.
     pub fn new(
         model: &ModelConfig,
         layout: &Layout,
         lora: Option<&LoraConfig>,
         precision: Precision,
+        checkpointing: bool,
     ) -> Result<Self> {
         let parameters = Parameters::new(model, layout, precision)?;
         let rope = (model.architecture == Architecture::Llama).then(|| rope::Table::of(model));
         Ok(Self {
             model: model.clone(),
             precision,
+            checkpointing,
             parameters,
             rope,
             buffers: Buffers::default(),

@@ -130,6 +130,7 @@ fn train() -> TrainConfig {
         grad_clip: 1.0,
         precision: Default::default(),
         payload: Payload::F32,
+        gradient_checkpointing: false,
         seed: 7,
         eval_every: 0,
         eval_samples: 0,

@@ -133,6 +133,32 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
+fn activations_that_are_computed_again_have_the_same_bits() {
+    for model in models().into_iter().chain(classifiers()) {
+        // Masks are drawn again, too.
+        let dropout = match model.architecture {
+            Architecture::Gpt2 => 0.2,
+            Architecture::Llama => 0.0,
+        };
+        let model = ModelConfig { dropout, ..model };
+        let again = TrainConfig {
+            gradient_checkpointing: true,
+            ..train()
+        };
+        let mut again = Engine::new(&model, Some(&again), DeviceChoice::Cpu, 2).expect("an engine");
+        again.init(7).expect("initial weights");
+        let mut kept = engine(&model, 2);
+        // The second time in buffers that were used before.
+        for batch in [batch(&model, 3, 19), packed(&model, 3, 19)] {
+            assert!(
+                gradient(&mut again, &batch) == gradient(&mut kept, &batch),
+                "{model:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn gradients_add_up_over_micro_batches() {
     let model = model(Architecture::Llama);
     let mut engine = engine(&model, 2);

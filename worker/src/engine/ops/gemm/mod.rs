@@ -23,6 +23,7 @@ use std::sync::Mutex;
 pub use cohort_common::spec::Precision;
 use rayon::prelude::*;
 
+pub use self::bf16::has_amx;
 use self::kernel::{Operands, PANEL, ROWS};
 pub use self::pack::{Aligned, Panels};
 use super::lanes::Lanes;
