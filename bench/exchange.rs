@@ -26,6 +26,7 @@ use cohort_common::cluster::{Owners, Peer, Share as Slice};
 use cohort_common::exchange::{Exchange, ExchangeService, Host, Told};
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::{self, Credentials};
+use cohort_common::security::Whom;
 use cohort_common::spec::Payload;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_MESSAGE;
@@ -398,14 +399,14 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
     let client = runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let entrance = Entrance::open(listener, address, None);
+        let entrance = Entrance::open(listener, address, None, None);
         println!("{address}");
         let credentials = Credentials {
             session: Some(u64::from(rank) + 1),
             run: Some(RUN.into()),
             ..Credentials::default()
         };
-        let channel = net::connect(&share.url)
+        let channel = net::connect(&share.url, None, Whom::Coordinator)
             .await
             .expect("the coordinator is there");
         let setup = Setup {

@@ -11,6 +11,7 @@
     python3 bench/run.py gpu               one training step on the first NVIDIA GPU, against PyTorch
     python3 bench/run.py page              a run of a million steps with 64 workers, looked at
     python3 bench/run.py watching          what a run pays for being watched
+    python3 bench/run.py tls               what encryption costs between three hosts, in network namespaces
     python3 bench/run.py table             BENCHMARKS.md from the results
     python3 bench/run.py smoke             the smallest run of each that needs neither a GPU nor a browser
 
@@ -276,6 +277,11 @@ def watching(args):
     save(args, "watching", [script(args, "watching.py", *options)])
 
 
+def tls(args):
+    options = ["--rounds", 1, "--steps", 6, "--hidden", 32] if args.quick else ["--rounds", args.rounds + 1]
+    save(args, "tls", [script(args, "hosts.py", *options)])
+
+
 def ratios(above, below):
     return [a / b for a, b in zip(above, below)]
 
@@ -347,6 +353,10 @@ def table(_args):
         figures = {"all answers of the page's first requests": "{}_s", "the page's charts drawn in a browser": "page_{}_s"}
         found_in = [[name, *(f"{1e3 * row[key.format(when)]:.0f} ms" for when in ("cold", "warm"))] for name, key in figures.items() if key.format("cold") in row]
         lines([f"{row['steps']:,} steps, {row['workers']} workers", "of a coordinator that was just started", "again"], found_in)
+    if rows := section("tls", "Encryption", "tls"):
+        row = rows[0]
+        body = [[f"{median(row['encrypted']):.1f} ms", f"{median(row['plain']):.1f} ms", f"**{row['ratio']:.3f}**"]]
+        lines(["a step, encrypted", "in plain text", "ratio"], body)
     if rows := section("watching", "Being watched", "watching"):
         row = rows[0]
         coordinator = [median(p["coordinator_percent"] for p in row["phases"] if p["watched"] == watched) for watched in (False, True)]
@@ -371,7 +381,7 @@ def smoke(args):
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, page, watching, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, page, watching, tls, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")

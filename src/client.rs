@@ -9,7 +9,8 @@ use cohort_common::api::{
     NumberedEvent, PrepareCorpus, PrepareEvent, Removed, Resolved, RunInfo, RunView, StepMetrics,
     Submit, Submitted,
 };
-use cohort_common::net::{self, Credentials, Token};
+use cohort_common::net::{self, ConnectError, Credentials, Token};
+use cohort_common::security::Whom;
 use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
 use cohort_proto::v1::client_client::ClientClient;
@@ -39,11 +40,13 @@ pub type Files = Vec<v1::FileInfo>;
 impl Client {
     /// Connects. `same_home` says that the coordinator works on this machine, on the client's own home directory.
     pub async fn connect(url: &str, token: Option<Token>, same_home: bool) -> Result<Self> {
+        let trust = token.as_ref().and_then(Token::trust);
         let credentials = Credentials {
             token,
+            trust,
             ..Credentials::default()
         };
-        let channel = net::connect(url).await?;
+        let channel = connect(url, &credentials).await?;
         let control = ClientClient::with_interceptor(channel, credentials.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
@@ -204,7 +207,7 @@ impl Client {
 
     /// A connection for bulk data.
     pub async fn data(&self) -> Result<Data> {
-        let channel = net::connect(&self.url).await?;
+        let channel = connect(&self.url, &self.credentials).await?;
         let data = DataClient::with_interceptor(channel, self.credentials.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
@@ -396,4 +399,8 @@ fn refused(url: &str, status: &Status) -> anyhow::Error {
         _ if message.is_empty() => anyhow!("the coordinator at {url} failed: {}", status.code()),
         _ => anyhow!("{message}"),
     }
+}
+
+async fn connect(url: &str, credentials: &Credentials) -> Result<Channel, ConnectError> {
+    net::connect(url, credentials.trust.as_ref(), Whom::Coordinator).await
 }

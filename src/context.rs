@@ -16,6 +16,10 @@ const DEFAULT_URL: &str = "http://127.0.0.1:7070";
 pub const COORDINATOR_VARIABLE: &str = "COHORT_COORDINATOR";
 /// Environment variable with the token.
 pub const TOKEN_VARIABLE: &str = "COHORT_TOKEN";
+/// File of an initialised home with the token of clients on its machine.
+pub const OPERATOR_TOKEN: &str = "operator.token";
+/// File of an initialised home with the token of workers on its machine.
+pub const WORKER_TOKEN: &str = "worker.token";
 
 /// A cluster's token, and its text for child processes.
 #[derive(Clone)]
@@ -24,6 +28,13 @@ pub struct Secret {
     pub token: Token,
     /// As typed.
     pub text: String,
+}
+
+impl Secret {
+    /// Whether it is a token of an initialised cluster, and not one that is shared by all.
+    pub fn is_of_cluster(&self) -> bool {
+        self.token.of_cluster().is_some()
+    }
 }
 
 /// The places that a client works with.
@@ -39,10 +50,11 @@ pub struct Context {
 impl Context {
     /// Understands the arguments of a client.
     pub fn of(args: &ConnectArgs) -> Result<Self> {
+        let secret = secret(&args.token)?;
         Ok(Self {
             home: home(&args.home)?,
-            named: coordinator(args.coordinator.as_deref())?,
-            secret: secret(&args.token)?,
+            named: coordinator(args.coordinator.as_deref(), secret.as_ref())?,
+            secret,
         })
     }
 
@@ -69,10 +81,33 @@ impl Context {
 
     /// Connects to a coordinator.
     pub async fn connect_to(&self, url: &str) -> Result<Client> {
-        let token = self.secret.as_ref().map(|secret| secret.token.clone());
+        let token = self.token_for(url)?;
         let same_home = holder_url(&self.home).is_some_and(|held| held == url);
         Client::connect(url, token, same_home).await
     }
+
+    /// What calls to a coordinator carry: the token that the user gives, or else the home's own.
+    pub fn token_for(&self, url: &str) -> Result<Option<Token>> {
+        token_for(url, self.secret.as_ref(), &self.home, OPERATOR_TOKEN)
+    }
+}
+
+/// What calls to a place carry: the token that the user gives, or else, where it is encrypted, one that an initialised home
+/// has for this machine. It is shown to nobody but the home's own cluster.
+pub fn token_for(
+    url: &str,
+    given: Option<&Secret>,
+    home: &Path,
+    own: &str,
+) -> Result<Option<Token>> {
+    if let Some(secret) = given {
+        return Ok(Some(secret.token.clone()));
+    }
+    let path = home.join("security").join(own);
+    if !url.starts_with("https://") || !path.exists() {
+        return Ok(None);
+    }
+    Ok(Some(read_secret(&path)?.token))
 }
 
 /// The home directory that is meant.
@@ -91,14 +126,17 @@ pub fn home(args: &HomeArgs) -> Result<PathBuf> {
         })
 }
 
-/// The coordinator that the user names, if any.
-fn coordinator(argument: Option<&str>) -> Result<Option<String>> {
+/// The coordinator that the user names, if any. Where only a host is named, the token says how it is reached.
+fn coordinator(argument: Option<&str>, secret: Option<&Secret>) -> Result<Option<String>> {
     let variable = std::env::var(COORDINATOR_VARIABLE).ok();
     let named = argument.map(str::to_owned).or(variable);
     Ok(named.filter(|url| !url.is_empty()).map(|url| {
         let url = match url.contains("://") {
             true => url,
-            false => format!("http://{url}"),
+            false => {
+                let private = secret.is_some_and(Secret::is_of_cluster);
+                format!("{}://{url}", if private { "https" } else { "http" })
+            }
         };
         // `http://host:7070/` is the same place.
         match url.strip_suffix('/') {
@@ -109,27 +147,32 @@ fn coordinator(argument: Option<&str>) -> Result<Option<String>> {
 }
 
 /// The coordinator of a worker: named, or of the home directory, or the default.
-pub fn worker_url(argument: Option<&str>, home: &Path) -> Result<String> {
-    let named = coordinator(argument)?.or_else(|| holder_url(home));
+pub fn worker_url(argument: Option<&str>, home: &Path, secret: Option<&Secret>) -> Result<String> {
+    let named = coordinator(argument, secret)?.or_else(|| holder_url(home));
     Ok(named.unwrap_or_else(|| DEFAULT_URL.into()))
 }
 
 /// The token that the user gives, if any: the file wins over the variable.
 pub fn secret(args: &TokenArgs) -> Result<Option<Secret>> {
-    let (text, origin) = match &args.token_file {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read the token from `{}`", path.display()))?;
-            (text, format!("`{}`", path.display()))
-        }
+    match &args.token_file {
+        Some(path) => read_secret(path).map(Some),
         None => match std::env::var(TOKEN_VARIABLE) {
-            Ok(text) if !text.is_empty() => (text, TOKEN_VARIABLE.to_owned()),
-            _ => return Ok(None),
+            Ok(text) if !text.is_empty() => secret_of(&text, TOKEN_VARIABLE).map(Some),
+            _ => Ok(None),
         },
-    };
+    }
+}
+
+fn read_secret(path: &Path) -> Result<Secret> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the token from `{}`", path.display()))?;
+    secret_of(&text, &format!("`{}`", path.display()))
+}
+
+fn secret_of(text: &str, origin: &str) -> Result<Secret> {
     let text = text.trim().to_owned();
     let token = Token::new(&text).map_err(|reason| anyhow!("{origin}: {reason}"))?;
-    Ok(Some(Secret { token, text }))
+    Ok(Secret { token, text })
 }
 
 fn holder_url(home: &Path) -> Option<String> {

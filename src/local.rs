@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::Client;
-use crate::context::{COORDINATOR_VARIABLE, Secret, TOKEN_VARIABLE};
+use crate::context::{self, COORDINATOR_VARIABLE, OPERATOR_TOKEN, Secret, TOKEN_VARIABLE};
 use crate::failure::hinted;
 use crate::logs;
 
@@ -98,7 +98,12 @@ impl LocalCluster {
             workers: Vec::new(),
             set_aside: Vec::new(),
         };
-        let token = options.secret.as_ref().map(|secret| secret.token.clone());
+        let token = context::token_for(
+            &cluster.url,
+            options.secret.as_ref(),
+            &options.home,
+            OPERATOR_TOKEN,
+        )?;
         let mut client = Client::connect(&cluster.url, token, true).await?;
         if options.private {
             cluster.set_aside = set_aside(&mut client).await?;
@@ -220,7 +225,8 @@ impl Process {
             .stderr(file)
             .kill_on_drop(true);
         command.envs(options.variables.iter().cloned());
-        if let Some(secret) = &options.secret {
+        // A token of an initialised cluster says what its bearer is: these processes have their own.
+        if let Some(secret) = options.secret.as_ref().filter(|s| !s.is_of_cluster()) {
             command.env(TOKEN_VARIABLE, &secret.text);
         }
         if std::env::var_os(logs::VARIABLE).is_none() {
@@ -297,6 +303,10 @@ fn coordinator(options: &Options, home: &Home) -> Result<Process> {
     }
     if let Some(directory) = &options.tensorboard {
         arguments.extend(["--tensorboard".as_ref(), directory.as_os_str()]);
+    }
+    if options.private {
+        // Only this machine reaches it, and only for this command.
+        arguments.extend(["--insecure", "open"].map(OsStr::new));
     }
     arguments.extend(options.notify.iter().map(OsStr::new));
     Process::spawn("coordinator".into(), home, options, &arguments)

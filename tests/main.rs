@@ -23,6 +23,8 @@ mod plan;
 mod protocol;
 mod runs;
 mod samples;
+#[cfg(unix)]
+mod security;
 mod support;
 mod traces;
 mod training;

@@ -158,12 +158,12 @@ fn no_coordinator() {
     assert_snapshot!(says(&scene, "cancel tiny-1 --coordinator http://"), @r"
     exit code 1
     --- stderr
-    error: `http://` is not an address of a coordinator; expected something like `http://host:7070`
+    error: `http://` is not an address of a coordinator; expected something like `https://host:7070`, or `http://` where it is not encrypted
     ");
     assert_snapshot!(says(&scene, "cancel tiny-1 --coordinator ftp://host"), @r"
     exit code 1
     --- stderr
-    error: `ftp://host` is not an address of a coordinator; expected something like `http://host:7070`
+    error: `ftp://host` is not an address of a coordinator; expected something like `https://host:7070`, or `http://` where it is not encrypted
     ");
 }
 
@@ -198,7 +198,15 @@ fn listening_for_others_without_a_token() {
     --- stderr
     error: refusing to listen on 0.0.0.0:0 without a token: everybody who reaches this machine could train here and read or delete what is there
 
-    hint: make one with `openssl rand -hex 32 > token` and pass `--token-file token` here, to the workers and to clients
+    hint: make a cluster with `cohort init`; its coordinator listens anywhere, encrypted
+    ");
+    scene.write("shared", "0123456789abcdef");
+    assert_snapshot!(says(&scene, "coordinator --listen 0.0.0.0:0 --token-file shared"), @r"
+    exit code 1
+    --- stderr
+    error: refusing to listen on 0.0.0.0:0 without TLS: everybody on the way could read the token, the text and the weights, and change them
+
+    hint: make a cluster with `cohort init`, and leave the token out; or, on a network that you trust, add `--insecure plaintext`
     ");
     scene.write("token", "short");
     assert_snapshot!(says(&scene, "coordinator --listen 0.0.0.0:0 --token-file token"), @r"

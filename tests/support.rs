@@ -197,8 +197,8 @@ impl Scene {
     /// Starts a coordinator on a free port; gives it and its address.
     pub fn coordinator(&self, flags: &str) -> (Process, String) {
         let mut process = self.start(&format!("coordinator --listen 127.0.0.1:0 {flags}"));
-        let line = process.wait_for("http://");
-        let at = line.find("http://").expect("just found");
+        let line = process.wait_for("://");
+        let at = line.find("http").expect("an address");
         let url = line[at..]
             .split(|c: char| c.is_whitespace() || c == ',' || c == '"')
             .next()

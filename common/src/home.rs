@@ -9,6 +9,7 @@
 //! worker/                               a worker's cache
 //! plans/                                plans of runs, kept by the command line
 //! logs/                                 logs of processes started here
+//! security/                             the authority and the tokens of a cluster (`cohort init`)
 //! lock                                  held by the coordinator that writes here
 //! ```
 //!
@@ -115,6 +116,11 @@ impl Home {
     /// A raw file by its BLAKE3.
     pub fn file(&self, blake3: &[u8; 32]) -> PathBuf {
         self.files().join(hex::encode(blake3))
+    }
+
+    /// The authority and the tokens of a cluster.
+    pub fn security(&self) -> PathBuf {
+        self.root.join("security")
     }
 
     /// All runs.

@@ -24,6 +24,7 @@ pub mod report;
 pub mod rng;
 pub mod schedule;
 pub mod seal;
+pub mod security;
 pub mod segment;
 pub mod spec;
 pub mod supervised;

@@ -2,6 +2,7 @@
 //! the gradients of a star, and keeps runs, ledgers, corpora and checkpoints in its home directory. It never computes a
 //! model and knows no candle.
 
+pub mod access;
 mod actions;
 mod audit;
 mod corpora;
@@ -10,8 +11,8 @@ mod driver;
 mod figures;
 mod happenings;
 mod history;
+mod join;
 mod ledger;
-mod listen;
 mod metrics;
 mod notify;
 pub mod offline;
@@ -37,22 +38,27 @@ use std::future::{Future, pending};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::middleware::from_fn_with_state;
 use cohort_common::cluster::Limits;
 use cohort_common::exchange::ExchangeService;
 use cohort_common::home::{Home, HomeError};
-use cohort_common::net::{self, Token};
+use cohort_common::net;
+use cohort_common::security::{Gate, SecurityError};
 use cohort_common::traces::Traces;
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1::client_server::ClientServer;
 use cohort_proto::v1::data_server::DataServer;
 use cohort_proto::v1::exchange_server::ExchangeServer;
+use cohort_proto::v1::join_server::JoinServer;
 use cohort_proto::v1::workers_server::WorkersServer;
 use tokio::net::TcpListener;
+use tonic::Status;
 use tonic::service::Routes;
-use tonic::{Request, Status};
 use tracing::info;
 
+use crate::access::Access;
 use crate::driver::Cluster;
 use crate::notify::Notices;
 use crate::store::{Store, StoreError, StoreHandle};
@@ -65,8 +71,10 @@ pub use crate::notify::NotifyConfig;
 pub struct Config {
     /// The directory for everything it keeps.
     pub home: PathBuf,
-    /// What every call must carry, if anything.
-    pub token: Option<Token>,
+    /// What guards it. Where it can tell workers by certificates, all connections are private.
+    pub access: Access,
+    /// How long certificates last.
+    pub certificate_life: Duration,
     /// Deadlines.
     pub limits: Limits,
     /// Who sums gradients.
@@ -103,6 +111,9 @@ pub enum Error {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Security(#[from] SecurityError),
     /// The network.
     #[error("cannot serve")]
     Serve(#[from] tonic::transport::Error),
@@ -149,16 +160,25 @@ pub async fn serve(
     );
     let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
-    let url = format!("http://{}", listener.local_addr()?);
+    let gate = match &config.access {
+        Access::Cluster(security) => Some(Gate::of_coordinator(
+            security.clone(),
+            config.certificate_life,
+            access::now,
+        )?),
+        Access::Open | Access::Shared(_) => None,
+    };
+    let scheme = if gate.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listener.local_addr()?);
     lock.publish(&url)?;
     info!(url, home = %config.home.display(), "listening");
     let page = match &config.http {
         Some(http) => http.local_addr()?,
         None => listener.local_addr()?,
     };
-    info!("watch it at {}", page_at(page));
+    info!("watch it at {}", page_at(scheme, page));
     let served = tokio::select! {
-        served = route(cluster, config, listener, shutdown) => served,
+        served = route(cluster, config, listener, gate, shutdown) => served,
         ended = driver => Err(Error::Driver(ended.err().map_or_else(String::new, |e| e.to_string()))),
     };
     if let Some(exporter) = exporter {
@@ -175,14 +195,14 @@ pub async fn serve(
 }
 
 /// The page's address for a browser on this machine.
-fn page_at(mut address: SocketAddr) -> String {
+fn page_at(scheme: &str, mut address: SocketAddr) -> String {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    format!("http://{address}/")
+    format!("{scheme}://{address}/")
 }
 
 /// Starts whoever keeps event files for TensorBoard up to date, if that is wanted.
@@ -222,32 +242,26 @@ async fn route(
     cluster: Cluster,
     config: Config,
     listener: TcpListener,
+    gate: Option<Gate>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
-    let token = config.token;
-    let expected = token.clone();
-    let check = move |request: Request<()>| match &expected {
-        Some(token) if !token.admits(request.metadata().get("authorization")) => {
-            Err(Status::unauthenticated(
-                "the coordinator wants a token that this call does not carry; give --token-file or COHORT_TOKEN",
-            ))
-        }
-        _ => Ok(request),
-    };
-    macro_rules! guarded {
+    macro_rules! bounded {
         ($server:ident, $service:expr) => {
-            tonic::service::interceptor::InterceptedService::new(
-                $server::new($service)
-                    .max_decoding_message_size(MAX_MESSAGE)
-                    .max_encoding_message_size(MAX_MESSAGE),
-                check.clone(),
-            )
+            $server::new($service)
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE)
         };
     }
+    let access = config.access;
     let limits = config.limits;
     let sessions = session::WorkersService {
         cluster: cluster.clone(),
+        access: access.clone(),
         limits,
+    };
+    let join = join::JoinService {
+        access: access.clone(),
+        life: config.certificate_life,
     };
     let exchange = ExchangeService {
         exchange: cluster.exchange().clone(),
@@ -259,25 +273,29 @@ async fn route(
     let client = service::ClientService {
         cluster: cluster.clone(),
     };
-    let web = web::router(cluster, token);
+    let web = web::router(cluster, access.clone());
     let routes = Routes::from(axum::Router::new())
-        .add_service(guarded!(WorkersServer, sessions))
-        .add_service(guarded!(ExchangeServer, exchange))
-        .add_service(guarded!(DataServer, data))
-        .add_service(guarded!(ClientServer, client));
+        .add_service(JoinServer::new(join))
+        .add_service(bounded!(WorkersServer, sessions))
+        .add_service(bounded!(ExchangeServer, exchange))
+        .add_service(bounded!(DataServer, data))
+        .add_service(bounded!(ClientServer, client));
+    let routes = routes
+        .into_axum_router()
+        .route_layer(from_fn_with_state(access, access::guard));
     // What stands around the web's routes, and bounds them, does not stand around gRPC's.
-    let routes = web::only_http2(routes.into_axum_router()).merge(web.clone());
+    let routes = web::only_http2(routes).merge(web.clone());
     let server = net::server()
         .accept_http1(true)
         .add_routes(routes.into())
-        .serve_with_incoming(listen::connections(listener));
+        .serve_with_incoming(net::connections(listener, gate.clone()));
     let web = async {
         match config.http {
             None => pending().await,
             Some(listener) => {
                 let server = net::server().accept_http1(true).add_routes(web.into());
                 server
-                    .serve_with_incoming(listen::connections(listener))
+                    .serve_with_incoming(net::connections(listener, gate))
                     .await
             }
         }

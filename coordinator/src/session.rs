@@ -6,6 +6,7 @@ use cohort_common::cluster::events::LeftReason;
 use cohort_common::cluster::{Event, Limits, ToWorker};
 use cohort_common::ids::SessionId;
 use cohort_common::seal::{Opener, Sealer};
+use cohort_common::security::TokenId;
 use cohort_common::wire::{self, Heard};
 use cohort_proto::v1;
 use cohort_proto::v1::workers_server::Workers;
@@ -15,6 +16,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::access::{Access, Caller};
 use crate::driver::{Cluster, Command, Outbox};
 use crate::status::invalid;
 
@@ -25,6 +27,8 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct WorkersService {
     /// The cluster.
     pub cluster: Cluster,
+    /// Decides whether a worker may stay.
+    pub access: Access,
     /// Decides the heartbeat.
     pub limits: Limits,
 }
@@ -37,6 +41,13 @@ impl Workers for WorkersService {
         &self,
         request: Request<Streaming<v1::Frame>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let stay = Stay {
+            access: self.access.clone(),
+            token: match request.extensions().get::<Caller>() {
+                Some(Caller::Worker(token)) => Some(*token),
+                _ => None,
+            },
+        };
         let mut incoming = request.into_inner();
         let mut opener = Opener::default();
         let mut register = first_message(&mut incoming, &mut opener).await?;
@@ -59,7 +70,7 @@ impl Workers for WorkersService {
         };
         let cluster = self.cluster.clone();
         let beat = Duration::from_millis(self.limits.silence.heartbeat_ms());
-        tokio::spawn(talk(welcome, messages, beat, out));
+        tokio::spawn(talk(welcome, messages, beat, stay, out));
         tokio::spawn(async move {
             let reason = listen(&cluster, session, incoming, opener).await;
             cluster.send(Event::Left { session, reason }).await;
@@ -68,11 +79,30 @@ impl Workers for WorkersService {
     }
 }
 
+/// By what a worker may stay.
+struct Stay {
+    access: Access,
+    /// The token by which it came in, if workers are told apart.
+    token: Option<TokenId>,
+}
+
+impl Stay {
+    /// Whether nobody has taken back what let the worker in.
+    fn check(&self) -> Result<(), Status> {
+        let Some(token) = self.token else {
+            return Ok(());
+        };
+        let stays = self.access.still_admits(token);
+        stays.map_err(|refusal| Status::unauthenticated(refusal.to_string()))
+    }
+}
+
 /// Sends a worker its messages, and signs of life between them.
 async fn talk(
     welcome: v1::Welcome,
     mut messages: Outbox,
     beat: Duration,
+    stay: Stay,
     out: mpsc::Sender<Result<v1::Frame, Status>>,
 ) {
     let mut sealer = Sealer::default();
@@ -93,7 +123,7 @@ async fn talk(
                 Some(message) => message,
                 None => return,
             },
-            _ = beat.tick() => Ok(ping.clone()),
+            _ = beat.tick() => stay.check().map(|()| ping.clone()),
         };
     }
 }

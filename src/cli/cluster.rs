@@ -13,8 +13,8 @@ use super::common::{HomeArgs, NotifyArgs, ObserveArgs, TokenArgs, grace, threads
 #[command(after_help = "\
 Examples:
   cohort coordinator                                             for this machine only
-  cohort coordinator --listen 0.0.0.0:7070 --token-file token    for others too; the token is a must then
-  openssl rand -hex 32 > token                                   makes a token
+  cohort init                                                    makes a cluster of this home: authority and tokens
+  cohort coordinator --listen 0.0.0.0:7070                       for others too, encrypted
   cohort coordinator --notify-command 'cat >> events.jsonl'      notes what becomes of runs; see docs/json-events.md")]
 pub struct CoordinatorArgs {
     /// Address and port to listen on; port 0 takes a free one
@@ -29,7 +29,14 @@ pub struct CoordinatorArgs {
     /// Who sums gradients; the result is the same
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     pub exchange: ExchangeArg,
-    /// Its token.
+    /// Hours that certificates last; they are renewed when two thirds are over, without a restart
+    #[arg(long, value_name = "HOURS", default_value_t = 168.0, value_parser = certificate_hours)]
+    pub certificate_hours: f64,
+    /// Do without what guards a cluster, even beyond this machine: `plaintext` has a shared token (--token-file) but no
+    /// TLS, `open` has neither. For networks that you trust, or that encrypt by themselves
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
+    pub insecure: Option<Insecure>,
+    /// A token that all share.
     #[command(flatten)]
     pub token: TokenArgs,
     /// Whom it tells.
@@ -44,6 +51,22 @@ pub struct CoordinatorArgs {
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+/// What a coordinator does without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Insecure {
+    /// TLS.
+    Plaintext,
+    /// TLS and tokens.
+    Open,
+}
+
+fn certificate_hours(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(hours) if (0.001..=87_600.0).contains(&hours) => Ok(hours),
+        _ => Err("expected hours from 0.001 to 87600".into()),
+    }
 }
 
 /// Who sums gradients.
@@ -74,7 +97,8 @@ impl From<ExchangeArg> for Topology {
 #[command(after_help = "\
 Examples:
   cohort worker                                         for the coordinator of this machine
-  cohort worker --coordinator http://HOST:7070 --token-file token --device cuda:0")]
+  COHORT_TOKEN=cohort_worker_... cohort worker --coordinator https://HOST:7070    as `cohort init` printed it
+  cohort worker --coordinator https://HOST:7070 --device cuda:0                     later; it has a certificate then")]
 pub struct WorkerArgs {
     /// The coordinator [or COHORT_COORDINATOR; default: the one of the home directory, else http://127.0.0.1:7070]
     #[arg(long, value_name = "URL")]

@@ -7,13 +7,14 @@ mod common;
 mod files;
 mod plan;
 mod runs;
+mod security;
 mod train;
 
 use clap::{Parser, Subcommand};
 
 pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
-pub use cluster::{CoordinatorArgs, LocalClusterArgs, WorkerArgs};
+pub use cluster::{CoordinatorArgs, Insecure, LocalClusterArgs, WorkerArgs};
 pub use common::{
     ConnectArgs, HomeArgs, JsonArgs, LocalArgs, LogFormat, NotifyArgs, ObserveArgs, TokenArgs,
 };
@@ -23,6 +24,9 @@ pub use runs::{
     CheckpointArgs, CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs,
     CorpusShowArgs, CorpusVerb, FollowArgs, PauseArgs, PresetsArgs, RemoveArgs, ResumeArgs,
     RunArgs, RunsArgs, WatchArgs,
+};
+pub use security::{
+    InitArgs, TokenCreateArgs, TokenListArgs, TokenRevokeArgs, TokenVerb, TokenVerbArgs,
 };
 pub use train::{FinetuneArgs, PretrainArgs, PreviewArgs, QuickstartArgs, SpecArgs, SubmitArgs};
 
@@ -35,9 +39,9 @@ Examples:
   cohort generate --from RUN@best --prompt 'Once upon a time'
 
 Several machines:
-  cohort coordinator --listen 0.0.0.0:7070 --token-file token      on one of them
-  cohort worker --coordinator http://HOST:7070 --token-file token  on each
-  cohort pretrain spec.toml --corpus books/ --coordinator http://HOST:7070 --token-file token
+  cohort init                                          on one of them; prints the line that starts workers
+  cohort coordinator --listen 0.0.0.0:7070             there, encrypted
+  cohort pretrain spec.toml --corpus books/            there, too
 
 `cohort VERB --help` has examples for each verb. Set COHORT_LOG=info (or debug) to see what happens inside.";
 
@@ -103,6 +107,10 @@ pub enum Verb {
     Coordinator(CoordinatorArgs),
     /// Join a coordinator and compute for it
     Worker(WorkerArgs),
+    /// Make a cluster that others can join: an authority for certificates, and the first tokens
+    Init(InitArgs),
+    /// Make, list and revoke the tokens of a cluster
+    Token(TokenVerbArgs),
     /// Run a standing cluster on this machine until Ctrl-C
     Local(LocalClusterArgs),
     /// Write a checkpoint of a run now; it goes on

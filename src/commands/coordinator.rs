@@ -2,13 +2,18 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::cluster::Limits;
+use cohort_common::security::Security;
 use cohort_common::traces::COORDINATOR;
+use cohort_coordinator::access::Access;
 use tokio::net::{TcpListener, lookup_host};
 
-use crate::cli::CoordinatorArgs;
+use crate::cli::{CoordinatorArgs, Insecure};
 use crate::context::{self, Secret};
 use crate::failure::hinted;
 use crate::local::shutdown;
@@ -17,16 +22,21 @@ use crate::traces;
 /// Runs the verb.
 pub async fn run(args: CoordinatorArgs) -> Result<()> {
     let home = context::home(&args.home)?;
-    let secret = context::secret(&args.token)?;
-    let listener = listen("--listen", &args.listen, secret.as_ref()).await?;
+    let access = access(&home, context::secret(&args.token)?, args.insecure)?;
+    let guard = Guard {
+        access: &access,
+        insecure: args.insecure,
+    };
+    let listener = guard.listen("--listen", &args.listen).await?;
     let http = match &args.http {
-        Some(address) => Some(listen("--http", address, secret.as_ref()).await?),
+        Some(address) => Some(guard.listen("--http", address).await?),
         None => None,
     };
     let traces = traces::open(&args.observe, COORDINATOR)?;
     let config = cohort_coordinator::Config {
         home,
-        token: secret.map(|secret| secret.token),
+        access,
+        certificate_life: Duration::from_secs_f64(args.certificate_hours * 3600.0),
         limits: Limits::default(),
         exchange: args.exchange.into(),
         http,
@@ -39,36 +49,75 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
     Ok(served?)
 }
 
-/// Listens on an address that is this machine's own, or that a token guards.
-async fn listen(flag: &str, address: &str, secret: Option<&Secret>) -> Result<TcpListener> {
-    let addresses: Vec<SocketAddr> = lookup_host(address)
-        .await
-        .with_context(|| {
+/// What guards it: the home's authority where there is one, else the token that is given, if any.
+fn access(home: &Path, secret: Option<Secret>, insecure: Option<Insecure>) -> Result<Access> {
+    // A token of an initialised cluster is a client's, whose environment this process may share.
+    let shared = secret.filter(|secret| !secret.is_of_cluster());
+    let directory = home.join("security");
+    let initialised = insecure.is_none() && Security::is_in(&directory);
+    match (initialised, shared) {
+        (true, None) => Ok(Access::Cluster(Arc::new(Security::open(&directory)?))),
+        (true, Some(_)) => Err(hinted(
             format!(
-                "`{address}` is no address to listen on; expected something like `127.0.0.1:7070`"
-            )
-        })?
-        .collect();
-    check_open(address, &addresses, secret)?;
-    TcpListener::bind(&addresses[..]).await.map_err(|error| match error.kind() {
-        ErrorKind::AddrInUse => hinted(
-            format!("cannot listen on {address}: the port is in use, perhaps by another coordinator"),
-            format!("end that process, choose another port with `{flag}`, or let the system choose with `{flag} 127.0.0.1:0`"),
-        ),
-        _ => anyhow!(error).context(format!("cannot listen on {address}")),
-    })
+                "a shared token is given, but `{}` has an authority whose tokens have roles",
+                home.display()
+            ),
+            "leave the token out, and make others with `cohort token create`",
+        )),
+        (false, Some(secret)) => Ok(Access::Shared(secret.token)),
+        (false, None) => Ok(Access::Open),
+    }
 }
 
-/// Whoever reaches a coordinator can read and delete what it keeps.
-fn check_open(address: &str, addresses: &[SocketAddr], secret: Option<&Secret>) -> Result<()> {
-    if secret.is_some() || addresses.iter().all(|address| address.ip().is_loopback()) {
-        return Ok(());
+/// What stands before the addresses that it listens on.
+struct Guard<'a> {
+    access: &'a Access,
+    insecure: Option<Insecure>,
+}
+
+impl Guard<'_> {
+    /// Listens on an address that is this machine's own, or that is guarded.
+    async fn listen(&self, flag: &str, address: &str) -> Result<TcpListener> {
+        let addresses: Vec<SocketAddr> = lookup_host(address)
+            .await
+            .with_context(|| {
+                format!(
+                    "`{address}` is no address to listen on; expected something like `127.0.0.1:7070`"
+                )
+            })?
+            .collect();
+        if !addresses.iter().all(|address| address.ip().is_loopback()) {
+            self.check_open(address)?;
+        }
+        TcpListener::bind(&addresses[..]).await.map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => hinted(
+                format!("cannot listen on {address}: the port is in use, perhaps by another coordinator"),
+                format!("end that process, choose another port with `{flag}`, or let the system choose with `{flag} 127.0.0.1:0`"),
+            ),
+            _ => anyhow!(error).context(format!("cannot listen on {address}")),
+        })
     }
-    Err(hinted(
-        format!(
-            "refusing to listen on {address} without a token: everybody who reaches this machine could train here and \
-             read or delete what is there"
-        ),
-        "make one with `openssl rand -hex 32 > token` and pass `--token-file token` here, to the workers and to clients",
-    ))
+
+    /// Whoever reaches a coordinator can read and delete what it keeps, and whoever is on the way can read what is said.
+    fn check_open(&self, address: &str) -> Result<()> {
+        match (self.access, self.insecure) {
+            (Access::Cluster(_), _) | (_, Some(Insecure::Open)) => Ok(()),
+            (Access::Shared(_), Some(Insecure::Plaintext)) => Ok(()),
+            (Access::Shared(_), None) => Err(hinted(
+                format!(
+                    "refusing to listen on {address} without TLS: everybody on the way could read the token, the text and \
+                     the weights, and change them"
+                ),
+                "make a cluster with `cohort init`, and leave the token out; or, on a network that you trust, add \
+                 `--insecure plaintext`",
+            )),
+            (Access::Open, _) => Err(hinted(
+                format!(
+                    "refusing to listen on {address} without a token: everybody who reaches this machine could train here \
+                     and read or delete what is there"
+                ),
+                "make a cluster with `cohort init`; its coordinator listens anywhere, encrypted",
+            )),
+        }
+    }
 }

@@ -13,6 +13,7 @@ mod export;
 mod finetune;
 mod follow;
 mod generate;
+mod init;
 mod ledger;
 mod local;
 mod merge;
@@ -29,6 +30,7 @@ mod resume;
 mod rm;
 mod runs;
 mod status;
+mod token;
 mod transfer;
 mod verify;
 mod watch;
@@ -68,6 +70,8 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Plan(args) => done(plan::run(args).await),
         Verb::Coordinator(args) => done(coordinator::run(args).await),
         Verb::Worker(args) => done(worker::run(args).await),
+        Verb::Init(args) => done(init::run(args)),
+        Verb::Token(args) => done(token::run(args.verb)),
         Verb::Local(args) => done(local::run(args).await),
         Verb::Checkpoint(args) => done(checkpoint::run(args).await),
         Verb::Pause(args) => done(pause::run(args).await),

@@ -7,6 +7,7 @@ use cohort_common::api::{AuditReport, ReplayReport, RunInfo};
 use cohort_common::cluster::StateSource;
 use cohort_common::home::Home;
 use cohort_common::ledger::Entry;
+use cohort_common::net::Token;
 use cohort_common::spec::human_bytes;
 use cohort_worker::{EntranceAddress, Replay};
 
@@ -193,9 +194,11 @@ async fn compute(
             false => updates += u64::from(!entry.skipped),
         }
     }
+    let token = context.token_for(client.url())?;
     let config = cohort_worker::Config {
         coordinator: client.url().to_owned(),
-        token: context.secret.as_ref().map(|secret| secret.token.clone()),
+        trust: token.as_ref().and_then(Token::trust),
+        token,
         device: args.device.parse()?,
         threads: args.threads.unwrap_or(0),
         cache: Home::open(&context.home)?.worker(),

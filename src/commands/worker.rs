@@ -7,19 +7,21 @@ use cohort_common::home::Home;
 use cohort_common::traces::WORKER;
 
 use crate::cli::WorkerArgs;
-use crate::context;
+use crate::context::{self, WORKER_TOKEN};
 use crate::local::{interrupt, parent_gone};
 use crate::traces;
 
 /// Runs the verb.
 pub async fn run(args: WorkerArgs) -> Result<()> {
     let home = context::home(&args.home)?;
-    let coordinator = context::worker_url(args.coordinator.as_deref(), &home)?;
     let secret = context::secret(&args.token)?;
+    let coordinator = context::worker_url(args.coordinator.as_deref(), &home, secret.as_ref())?;
+    let token = context::token_for(&coordinator, secret.as_ref(), &home, WORKER_TOKEN)?;
     let traces = traces::open(&args.observe, WORKER)?;
     let config = cohort_worker::Config {
         coordinator,
-        token: secret.map(|secret| secret.token),
+        token,
+        trust: None,
         device: args.device.parse()?,
         threads: args.threads.unwrap_or(0),
         cache: Home::open(&home)?.worker(),

@@ -69,6 +69,8 @@ struct State {
     opened: u64,
     /// Bytes in each direction, of all connections.
     carried: [u64; 2],
+    /// All that passes, while somebody listens.
+    overheard: Option<Vec<u8>>,
 }
 
 /// A deed that waits for its byte. The first connection that has carried so many bytes since then has it done to it.
@@ -158,6 +160,16 @@ impl Proxy {
     /// Bytes that have come so far from the worker, and from the coordinator.
     pub fn carried(&self) -> [u64; 2] {
         self.shared.lock().carried
+    }
+
+    /// Keeps all that passes from now on.
+    pub fn eavesdrop(&self) {
+        self.set(|state| state.overheard = Some(Vec::new()));
+    }
+
+    /// What has passed since.
+    pub fn overheard(&self) -> Vec<u8> {
+        self.shared.lock().overheard.clone().unwrap_or_default()
     }
 
     /// Waits until the deed is done; gives the moment at which the wait ended.
@@ -291,6 +303,9 @@ impl Pump {
                     let mut state = self.shared.lock();
                     state.carried[self.direction as usize] += bytes as u64;
                     let delay = state.delay[self.direction as usize];
+                    if let Some(overheard) = &mut state.overheard {
+                        overheard.extend_from_slice(&buffer[..bytes]);
+                    }
                     drop(state);
                     self.held_bytes += bytes;
                     let bytes = buffer[..bytes].to_vec();

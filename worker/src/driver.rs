@@ -14,6 +14,7 @@ use cohort_common::figures::Figures;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::net::{self, Credentials};
 use cohort_common::process;
+use cohort_common::security::Whom;
 use cohort_common::spec::RunSpec;
 use tokio::sync::mpsc;
 
@@ -412,7 +413,8 @@ impl Driver {
         let entrance = self.entrance.clone();
         let (notes, told) = mpsc::channel(REPORTS);
         let opening = async move {
-            let channel = net::connect(&url).await.map_err(|e| e.to_string())?;
+            let channel = net::connect(&url, credentials.trust.as_ref(), Whom::Coordinator).await;
+            let channel = channel.map_err(|error| error.to_string())?;
             let setup = Setup {
                 channel,
                 credentials,

@@ -30,7 +30,8 @@ pub async fn open(config: &Config) -> Result<Option<Entrance>, Error> {
         return Ok(None);
     };
     let address = wanted.unwrap_or_else(|| SocketAddr::new(here, 0));
-    if config.token.is_none() && !address.ip().is_loopback() {
+    let guarded = config.token.is_some() || config.trust.is_some();
+    if !guarded && !address.ip().is_loopback() {
         // Whoever reaches it could change what is trained.
         if wanted.is_some() {
             return Err(Error::OpenEntrance(address));
@@ -55,12 +56,14 @@ pub async fn open(config: &Config) -> Result<Option<Entrance>, Error> {
         listener,
         address,
         config.token.clone(),
+        config.trust.as_ref(),
     )))
 }
 
 /// The address of this machine by which it would reach a URL. Nothing is sent to find out.
 async fn own_address(url: &str) -> Option<IpAddr> {
-    let authority = url.strip_prefix("http://")?.trim_end_matches('/');
+    let (_, authority) = url.split_once("://")?;
+    let authority = authority.trim_end_matches('/');
     let there = lookup_host(authority).await.ok()?.next()?;
     let any: IpAddr = match there {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -79,6 +82,8 @@ mod tests {
     #[tokio::test]
     async fn whoever_reaches_the_coordinator_by_loopback_is_there() {
         let found = own_address("http://127.0.0.1:7070/").await;
+        assert_eq!(found, Some(Ipv4Addr::LOCALHOST.into()));
+        let found = own_address("https://127.0.0.1:7070").await;
         assert_eq!(found, Some(Ipv4Addr::LOCALHOST.into()));
         assert_eq!(own_address("nonsense").await, None);
     }

@@ -8,6 +8,7 @@ mod entrance;
 mod evaluation;
 pub mod exchange;
 mod figures;
+mod join;
 mod lanes;
 mod measure;
 mod observe;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cohort_common::net::{ConnectError, Token};
+use cohort_common::security::{SecurityError, Trust};
 use cohort_common::traces::Traces;
 use driver::Driver;
 use engine::{DeviceChoice, EngineError};
@@ -39,8 +41,10 @@ pub use replay::{Replay, replay};
 pub struct Config {
     /// Where the coordinator listens, such as `http://host:7070`.
     pub coordinator: String,
-    /// What every call carries, if anything.
+    /// What every call carries, if anything. Where the cluster is encrypted, it gets the worker a certificate instead.
     pub token: Option<Token>,
+    /// By what the cluster is known, and the worker to it, once it has come in.
+    pub trust: Option<Trust>,
     /// What computes.
     pub device: DeviceChoice,
     /// Threads that compute; 0 takes one per core.
@@ -77,6 +81,14 @@ pub enum Error {
     /// The coordinator does not want it.
     #[error("the coordinator refused this worker: {0}")]
     Refused(String),
+    /// It has no certificate, and nothing that would get it one.
+    #[error(
+        "{0} is encrypted, and this worker has no certificate of that cluster yet; start it once with a token of `cohort init` or `cohort token create --role worker`, in COHORT_TOKEN or with --token-file"
+    )]
+    NoIdentity(String),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Security(SecurityError),
     /// The device or the model.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -118,13 +130,14 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// lost, it is looked for again, and what is in memory goes on. The first connection must succeed, so that a wrong
 /// address is noticed at once.
 pub async fn run(
-    config: Config,
+    mut config: Config,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
     std::fs::create_dir_all(&config.cache).map_err(|source| Error::Cache {
         path: config.cache.clone(),
         source,
     })?;
+    join::enter(&mut config).await?;
     let entrance = entrance::open(&config).await?;
     let mut identity = session::Identity::of(&config)?;
     identity.listens = entrance.as_ref().map(|e| e.address().to_owned());

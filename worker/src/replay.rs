@@ -14,6 +14,7 @@ use cohort_common::ids::{Lane, RunId};
 use cohort_common::ledger::Entry;
 use cohort_common::net::{self, Credentials};
 use cohort_common::schedule::gradient_scale;
+use cohort_common::security::Whom;
 use cohort_common::spec::RunSpec;
 use cohort_common::tree::Tree;
 
@@ -52,7 +53,8 @@ pub async fn replay(config: Config, replay: Replay) -> Result<ReplayReport, Erro
         token: config.token.clone(),
         ..Credentials::default()
     };
-    let channel = net::connect(&config.coordinator).await?;
+    let trust = config.trust.as_ref();
+    let channel = net::connect(&config.coordinator, trust, Whom::Coordinator).await?;
     let client = DataClient::new(channel, credentials);
     let run = RunId::new(&replay.run);
     let cache: &PathBuf = &config.cache;

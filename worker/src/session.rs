@@ -11,6 +11,7 @@ use cohort_common::figures::Figures;
 use cohort_common::ids::SessionId;
 use cohort_common::net::{self, Credentials};
 use cohort_common::seal::{Opener, Sealer};
+use cohort_common::security::Whom;
 use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
 use cohort_proto::v1::workers_client::WorkersClient;
@@ -23,7 +24,7 @@ use tracing::info;
 
 use crate::data::DataClient;
 use crate::driver::{Driver, Ended, Link};
-use crate::{Config, Error, engine, peak};
+use crate::{Config, Error, engine, join, peak};
 
 /// Messages to the coordinator that may wait.
 const OUTBOX: usize = 4096;
@@ -91,14 +92,19 @@ pub async fn serve(
     driver: &mut Driver,
     leave: &mut watch::Receiver<bool>,
 ) -> Result<Infallible, Ended> {
-    let channel = net::connect(&config.coordinator)
-        .await
-        .map_err(Error::from)?;
-    let data_channel = net::connect(&config.coordinator)
-        .await
-        .map_err(Error::from)?;
+    join::still_good(config)?;
+    let connect = || {
+        net::connect(
+            &config.coordinator,
+            config.trust.as_ref(),
+            Whom::Coordinator,
+        )
+    };
+    let channel = connect().await.map_err(Error::from)?;
+    let data_channel = connect().await.map_err(Error::from)?;
     let credentials = Credentials {
         token: config.token.clone(),
+        trust: config.trust.clone(),
         ..Credentials::default()
     };
     let mut client = WorkersClient::with_interceptor(channel, credentials.clone())

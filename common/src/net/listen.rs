@@ -1,5 +1,5 @@
 //! The connections of a listener, set up, and only those that say something: one that is opened and then silent is closed
-//! after a while and never takes a place among those that are served.
+//! after a while and never takes a place among those that are served. Where there is a gate, only those that come through.
 
 use std::io;
 use std::time::Duration;
@@ -8,9 +8,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tracing::warn;
+use tracing::{debug, warn};
 
-/// How long a new connection may be silent.
+use super::Stream;
+use crate::security::Gate;
+
+/// How long a new connection may be silent, and how long it may take to become private.
 const SILENT: Duration = Duration::from_secs(30);
 
 /// How long a connection may take nothing of what is sent to it.
@@ -23,8 +26,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Connections that wait to be served.
 const WAITING: usize = 64;
 
-/// The connections of a listener, until nobody takes them any more.
-pub fn connections(listener: TcpListener) -> ReceiverStream<io::Result<TcpStream>> {
+/// The connections of a listener, until nobody takes them any more. With a gate they are private.
+pub fn connections(
+    listener: TcpListener,
+    gate: Option<Gate>,
+) -> ReceiverStream<io::Result<Stream>> {
     let (out, connections) = mpsc::channel(WAITING);
     tokio::spawn(async move {
         loop {
@@ -33,7 +39,7 @@ pub fn connections(listener: TcpListener) -> ReceiverStream<io::Result<TcpStream
                 () = out.closed() => return,
             };
             match accepted {
-                Ok((stream, _)) => drop(tokio::spawn(hand_over(stream, out.clone()))),
+                Ok((stream, _)) => drop(tokio::spawn(hand_over(stream, gate.clone(), out.clone()))),
                 Err(error) => {
                     warn!(%error, "cannot take a connection");
                     sleep(PAUSE).await;
@@ -44,15 +50,24 @@ pub fn connections(listener: TcpListener) -> ReceiverStream<io::Result<TcpStream
     ReceiverStream::new(connections)
 }
 
-async fn hand_over(stream: TcpStream, out: mpsc::Sender<io::Result<TcpStream>>) {
+async fn hand_over(stream: TcpStream, gate: Option<Gate>, out: mpsc::Sender<io::Result<Stream>>) {
     // A look that takes nothing: `readable` alone may be wrong.
     let mut first = [0];
     let word = timeout(SILENT, stream.peek(&mut first));
     // One that is gone already has no options any more.
-    if set_up(&stream).is_ok() && matches!(word.await, Ok(Ok(1))) {
-        // After the server has ended nobody takes it.
-        let _ = out.send(Ok(stream)).await;
+    if set_up(&stream).is_err() || !matches!(word.await, Ok(Ok(1))) {
+        return;
     }
+    let stream = match gate {
+        None => Stream::Plain(stream),
+        Some(gate) => match timeout(SILENT, gate.accept(stream)).await {
+            Ok(Ok(stream)) => Stream::Private(Box::new(stream)),
+            Ok(Err(error)) => return debug!(%error, "a connection did not become private"),
+            Err(_) => return debug!("a connection took too long to become private"),
+        },
+    };
+    // After the server has ended nobody takes it.
+    let _ = out.send(Ok(stream)).await;
 }
 
 fn set_up(stream: &TcpStream) -> io::Result<()> {
@@ -74,12 +89,14 @@ mod tests {
     async fn a_connection_that_is_silent_holds_nobody_up() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections = connections(listener);
+        let mut connections = connections(listener, None);
         let _silent = TcpStream::connect(address).await.unwrap();
         let mut loud = TcpStream::connect(address).await.unwrap();
         loud.write_all(b"x").await.unwrap();
         let served = timeout(SILENT / 2, connections.next()).await.unwrap();
-        let served = served.unwrap().unwrap();
+        let Stream::Plain(served) = served.unwrap().unwrap() else {
+            panic!("there is no gate");
+        };
         assert_eq!(served.peer_addr().unwrap(), loud.local_addr().unwrap());
         assert!(served.nodelay().unwrap());
     }

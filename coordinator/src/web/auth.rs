@@ -1,9 +1,9 @@
-//! Who may ask: whoever has the cluster's token, in a header or in the cookie that the page gets for it. Without a token
-//! the coordinator listens on loopback only, and asks to be called by a loopback name: a page of a foreign name that was
-//! made to point here is not answered.
+//! Who may ask: whoever has a token of the cluster, in a header or in the cookie that the page gets for it; a viewer's
+//! token shows, an operator's also changes. Without a token the coordinator asks to be called by a loopback name: a page of
+//! a foreign name that was made to point here is not answered.
 //!
-//! The cookie is the time at which it ends and a code that only who knows the token can make, so that nothing is kept here
-//! and a coordinator that is started again still knows it. Nobody is told apart from anybody else: a cluster has one token.
+//! The cookie is the time at which it ends, the token's name, and a code that only the coordinator can make, so that nothing
+//! is kept here and a coordinator that is started again still knows it. A token that is revoked takes its cookies with it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,13 +18,14 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use cohort_common::net::Token;
+use cohort_common::net::Peer;
+use cohort_common::security::{Role, TokenId};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tonic::transport::server::TcpConnectInfo;
 
 use super::error::{Failure, Json};
 use super::{MAX_BODY, Web};
+use crate::access::{Access, Caller, Denied};
 use crate::driver::now_ms;
 
 /// The cookie's name.
@@ -49,15 +50,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Every request that changes something carries this: a page of another origin cannot set it unasked.
 const INTENT: &str = "x-cohort";
 
-/// The token, and what follows from it.
+/// What guards the coordinator, and what follows from it.
 pub struct Auth {
-    guard: Option<Guard>,
+    access: Access,
+    /// Makes the codes of cookies; `None` where nothing guards.
+    key: Option<[u8; 32]>,
     tries: Mutex<HashMap<IpAddr, Tries>>,
-}
-
-struct Guard {
-    token: Token,
-    key: [u8; 32],
 }
 
 /// Wrong tokens of an address: how many count at a moment.
@@ -67,26 +65,61 @@ struct Tries {
 }
 
 impl Auth {
-    /// What guards a cluster with this token.
-    pub fn new(token: Option<Token>) -> Self {
-        let guard = |token: Token| Guard {
-            key: token.derive_key(CONTEXT),
-            token,
+    /// Of a coordinator that is guarded so.
+    pub fn new(access: Access) -> Self {
+        let key = match &access {
+            Access::Open => None,
+            Access::Shared(token) => Some(token.derive_key(CONTEXT)),
+            Access::Cluster(security) => Some(security.authority.derive_key(CONTEXT)),
         };
         Self {
-            guard: token.map(guard),
+            access,
+            key,
             tries: Mutex::default(),
         }
     }
 
-    /// Whether a request shows that it may.
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(guard) = &self.guard else {
-            return true;
+    /// Who asks, by the header, or else by a cookie.
+    fn caller(&self, headers: &HeaderMap) -> Result<Caller, Denied> {
+        let bearer = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
+        // A browser shows no certificate of a worker, and a worker asks for no page.
+        self.access.caller(None, bearer).or_else(|denied| {
+            let known = cookies(headers).find_map(|cookie| self.knows(cookie, now_ms()));
+            known.ok_or(denied)
+        })
+    }
+
+    fn code(&self, end: u64, who: &str) -> Option<blake3::Hash> {
+        let text = format!("{end}-{who}");
+        Some(blake3::keyed_hash(self.key.as_ref()?, text.as_bytes()))
+    }
+
+    /// A cookie's value that is good until `end`, in milliseconds since the epoch, for somebody who has shown a token.
+    fn cookie(&self, end: u64, caller: Caller) -> Option<String> {
+        let who = match caller {
+            Caller::Bearer(id, role) => format!("{role}.{id}"),
+            Caller::Anybody | Caller::Worker(_) => String::new(),
         };
-        let bearer = headers.get(AUTHORIZATION);
-        bearer.is_some_and(|value| guard.token.admits_header(value.as_bytes()))
-            || cookies(headers).any(|cookie| guard.knows(cookie, now_ms()))
+        let code = self.code(end, &who)?.to_hex();
+        Some(format!("{end}-{who}-{code}"))
+    }
+
+    /// Whose a cookie's value is, if it is one of ours and still good.
+    fn knows(&self, cookie: &str, now: u64) -> Option<Caller> {
+        let mut parts = cookie.splitn(3, '-');
+        let (end, who, code) = (parts.next()?, parts.next()?, parts.next()?);
+        let end: u64 = end.parse().ok()?;
+        let code = blake3::Hash::from_hex(code).ok()?;
+        // Hashes compare in constant time.
+        if Some(code) != self.code(end, who) || now >= end {
+            return None;
+        }
+        let Some((role, id)) = who.split_once('.') else {
+            return Some(Caller::Anybody);
+        };
+        let (role, id): (Role, TokenId) = (role.parse().ok()?, id.parse().ok()?);
+        self.access.still_admits(id).ok()?;
+        Some(Caller::Bearer(id, role))
     }
 
     /// Whether an address may try another token.
@@ -125,28 +158,6 @@ impl Tries {
     }
 }
 
-impl Guard {
-    fn code(&self, end: u64) -> blake3::Hash {
-        blake3::keyed_hash(&self.key, &end.to_le_bytes())
-    }
-
-    /// A cookie's value that is good until `end`, in milliseconds since the epoch.
-    fn cookie(&self, end: u64) -> String {
-        format!("{end}-{}", self.code(end).to_hex())
-    }
-
-    /// Whether a cookie's value is one of ours and still good.
-    fn knows(&self, cookie: &str, now: u64) -> bool {
-        let known = cookie.split_once('-').and_then(|(end, code)| {
-            let end: u64 = end.parse().ok()?;
-            let code = blake3::Hash::from_hex(code).ok()?;
-            // Hashes compare in constant time.
-            Some(code == self.code(end) && now < end)
-        });
-        known.unwrap_or(false)
-    }
-}
-
 /// The values of all cookies of our name.
 fn cookies(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let texts = headers.get_all(COOKIE).iter();
@@ -155,12 +166,27 @@ fn cookies(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     pairs.filter_map(|pair| pair.trim().strip_prefix(NAME)?.strip_prefix('='))
 }
 
-/// Lets only those pass who have the token.
+/// Lets only those pass who have a token that allows it.
 pub async fn require_token(State(web): State<Arc<Web>>, request: Request, next: Next) -> Response {
-    if web.auth.admits(request.headers()) {
-        return next.run(request).await;
-    }
-    let text = "this coordinator wants its token: sign in on its page, or send the header `authorization: Bearer TOKEN`";
+    let needed = match request.method().is_safe() {
+        true => Role::Viewer,
+        false => Role::Operator,
+    };
+    let denied = match web.auth.caller(request.headers()) {
+        Ok(caller) if caller.may(needed) => return next.run(request).await,
+        Ok(caller) => {
+            let what = format!("{} {}", request.method(), request.uri().path());
+            let text = caller.denied(what, needed).to_string();
+            return Failure::new(StatusCode::FORBIDDEN, text).into_response();
+        }
+        Err(denied) => denied,
+    };
+    let text = match denied {
+        Denied::Missing | Denied::Wrong => {
+            "this coordinator wants its token: sign in on its page, or send the header `authorization: Bearer TOKEN`".into()
+        }
+        other => other.to_string(),
+    };
     let way = [(WWW_AUTHENTICATE, "Bearer")];
     (way, Failure::new(StatusCode::UNAUTHORIZED, text)).into_response()
 }
@@ -171,7 +197,7 @@ pub async fn require_own_name(
     request: Request,
     next: Next,
 ) -> Response {
-    if web.auth.guard.is_some() {
+    if web.auth.access.is_guarded() {
         return next.run(request).await;
     }
     match authority(request.headers(), request.uri()) {
@@ -238,8 +264,9 @@ impl<S: Sync> FromRequestParts<S> for Deliberate {
 /// `GET /api/session`.
 pub async fn session(State(web): State<Arc<Web>>, headers: HeaderMap) -> Json<Value> {
     Json(json!({
-        "required": web.auth.guard.is_some(),
-        "signed_in": web.auth.admits(&headers),
+        "required": web.auth.access.is_guarded(),
+        "signed_in": web.auth.caller(&headers).is_ok_and(|caller| caller.may(Role::Viewer)),
+        "may_act": web.auth.caller(&headers).is_ok_and(|caller| caller.may(Role::Operator)),
         "version": env!("CARGO_PKG_VERSION"),
     }))
 }
@@ -255,12 +282,17 @@ pub async fn sign_in(
     State(web): State<Arc<Web>>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let Some(guard) = &web.auth.guard else {
+    if !web.auth.access.is_guarded() {
         return Ok(StatusCode::NO_CONTENT.into_response());
-    };
-    let peer = request.extensions().get::<TcpConnectInfo>();
-    let peer = peer.and_then(TcpConnectInfo::remote_addr);
-    let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip());
+    }
+    let peer = request
+        .extensions()
+        .get::<Peer>()
+        .copied()
+        .unwrap_or_default();
+    let address = peer
+        .address
+        .map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip());
     if !web.auth.may_try(address, Instant::now()) {
         let text = format!(
             "too many wrong tokens from {address}; try again in {} s",
@@ -271,23 +303,33 @@ pub async fn sign_in(
     }
     let SignIn { token } = read(request.into_body()).await?;
     let shown = format!("Bearer {}", token.trim());
-    if !guard.token.admits_header(shown.as_bytes()) {
-        web.auth.was_wrong(address, Instant::now());
-        let text = "this is not the coordinator's token";
-        return Err(Failure::new(StatusCode::UNAUTHORIZED, text));
-    }
-    let value = guard.cookie(now_ms() + LIFE.as_millis() as u64);
-    Ok(set_cookie(&value, LIFE))
+    let caller = match web.auth.access.caller(None, Some(shown.as_bytes())) {
+        Ok(caller) if caller.may(Role::Viewer) => caller,
+        Ok(caller) => {
+            let text = caller.denied("the page".into(), Role::Viewer).to_string();
+            return Err(Failure::new(StatusCode::FORBIDDEN, text));
+        }
+        Err(denied) => {
+            web.auth.was_wrong(address, Instant::now());
+            let text = match denied {
+                Denied::Missing | Denied::Wrong => "this is not the coordinator's token".into(),
+                other => other.to_string(),
+            };
+            return Err(Failure::new(StatusCode::UNAUTHORIZED, text));
+        }
+    };
+    let value = web.auth.cookie(now_ms() + LIFE.as_millis() as u64, caller);
+    Ok(set_cookie(&value.unwrap_or_default(), LIFE, peer.private))
 }
 
 /// `DELETE /api/session`: the browser forgets its cookie.
 pub async fn sign_out(_: Deliberate) -> Response {
-    set_cookie("", Duration::ZERO)
+    set_cookie("", Duration::ZERO, false)
 }
 
-fn set_cookie(value: &str, life: Duration) -> Response {
-    let age = life.as_secs();
-    let cookie = format!("{NAME}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}");
+fn set_cookie(value: &str, life: Duration, private: bool) -> Response {
+    let (age, only) = (life.as_secs(), if private { "; Secure" } else { "" });
+    let cookie = format!("{NAME}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{only}");
     (StatusCode::NO_CONTENT, [(SET_COOKIE, cookie)]).into_response()
 }
 
@@ -310,34 +352,54 @@ async fn read<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, Failure> 
 
 #[cfg(test)]
 mod tests {
+    use cohort_common::net::Token;
+    use cohort_common::security::Security;
+
     use super::*;
 
-    fn guard() -> Guard {
-        let token = Token::new("0123456789abcdef").unwrap();
-        Auth::new(Some(token)).guard.unwrap()
+    fn shared(token: &str) -> Auth {
+        Auth::new(Access::Shared(Token::new(token).unwrap()))
     }
 
     #[test]
     fn a_cookie_is_good_until_its_end_and_cannot_be_made_up() {
-        let guard = guard();
-        let cookie = guard.cookie(1000);
-        assert!(guard.knows(&cookie, 999));
-        assert!(!guard.knows(&cookie, 1000));
+        let auth = shared("0123456789abcdef");
+        let cookie = auth.cookie(1000, Caller::Anybody).unwrap();
+        assert_eq!(auth.knows(&cookie, 999), Some(Caller::Anybody));
+        assert_eq!(auth.knows(&cookie, 1000), None);
         let longer = cookie.replacen("1000", "9000", 1);
-        assert!(!guard.knows(&longer, 999));
+        assert_eq!(auth.knows(&longer, 999), None);
         for made_up in [
             "",
             "-",
+            "--",
             "1000",
             "1000-",
-            "x-00",
+            "1000--",
+            "x--00",
             &cookie[..cookie.len() - 1],
         ] {
-            assert!(!guard.knows(made_up, 0), "{made_up}");
+            assert_eq!(auth.knows(made_up, 0), None, "{made_up}");
         }
-        let token = Token::new("another-token-of-16").unwrap();
-        let other = Auth::new(Some(token)).guard.unwrap();
-        assert!(!other.knows(&cookie, 999));
+        assert_eq!(shared("another-token-of-16").knows(&cookie, 999), None);
+    }
+
+    #[test]
+    fn a_cookie_has_the_role_of_its_token_and_ends_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let security = Security::create(&directory.path().join("s"), &[], 1).unwrap();
+        let (authority, keyring) = (security.authority.fingerprint(), &security.keyring);
+        let token = keyring
+            .create(Role::Viewer, authority, "", 1, None)
+            .unwrap();
+        let security = Arc::new(security);
+        let auth = Auth::new(Access::Cluster(security.clone()));
+        let caller = Caller::Bearer(token.id, Role::Viewer);
+        let cookie = auth.cookie(1000, caller).unwrap();
+        assert_eq!(auth.knows(&cookie, 1), Some(caller));
+        assert_eq!(auth.knows(&cookie.replace("viewer", "operator"), 1), None);
+        security.keyring.revoke(&token.id.to_string(), 2).unwrap();
+        assert_eq!(auth.knows(&cookie, 1), None);
     }
 
     #[test]
@@ -353,7 +415,7 @@ mod tests {
 
     #[test]
     fn wrong_tokens_are_limited_and_forgiven() {
-        let auth = Auth::new(None);
+        let auth = Auth::new(Access::Open);
         let (here, there) = (IpAddr::from([1, 2, 3, 4]), IpAddr::from([1, 2, 3, 5]));
         let start = Instant::now();
         for _ in 0..TRIES {

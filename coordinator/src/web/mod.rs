@@ -29,13 +29,13 @@ use axum::http::{StatusCode, Version};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use cohort_common::net::Token;
 use tokio::sync::Semaphore;
 use tonic::Status;
 
 use self::auth::Auth;
 use self::error::Failure;
 use self::feed::Feed;
+use crate::access::Access;
 use crate::driver::Cluster;
 
 /// Bytes of a request's body, at most: a token and its frame.
@@ -54,11 +54,11 @@ pub(crate) struct Web {
     streams: Arc<Semaphore>,
 }
 
-/// All routes of a cluster whose calls carry `token`.
-pub fn router(cluster: Cluster, token: Option<Token>) -> Router {
+/// All routes of a cluster that is guarded so.
+pub fn router(cluster: Cluster, access: Access) -> Router {
     let web = Arc::new(Web {
         feed: Feed::start(cluster.clone()),
-        auth: Auth::new(token),
+        auth: Auth::new(access),
         streams: Arc::new(Semaphore::new(live::STREAMS)),
         cluster,
     });

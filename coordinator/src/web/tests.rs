@@ -8,6 +8,7 @@ use axum::http::{Method, Request};
 use cohort_common::api::RunEvent;
 use cohort_common::cluster::Limits;
 use cohort_common::home::Home;
+use cohort_common::net::Token;
 use cohort_common::traces::Traces;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -48,9 +49,12 @@ impl Scene {
             Notices::start(NotifyConfig::default()),
             Traces::default(),
         );
-        let token = token.map(|token| Token::new(token).unwrap());
+        let access = match token {
+            Some(token) => Access::Shared(Token::new(token).unwrap()),
+            None => Access::Open,
+        };
         Self {
-            router: router(cluster.clone(), token),
+            router: router(cluster.clone(), access),
             cluster,
             _home: dir,
         }

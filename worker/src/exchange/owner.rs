@@ -11,13 +11,13 @@ use cohort_common::cluster::worker::Report;
 use cohort_common::exchange::{Exchange, ExchangeService, Host, Told};
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::{self, Token};
+use cohort_common::security::{Gate, Trust};
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1;
 use cohort_proto::v1::exchange_server::{Exchange as Service, ExchangeServer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, error, info};
@@ -46,9 +46,14 @@ pub struct Entrance {
 }
 
 impl Entrance {
-    /// Serves on this listener for as long as the process lives. `address` is where peers find it; what they send must
-    /// carry the token, if there is one.
-    pub fn open(listener: TcpListener, address: SocketAddr, token: Option<Token>) -> Self {
+    /// Serves on this listener for as long as the process lives. `address` is where peers find it. What they send must
+    /// carry the token, if there is one; where the worker has a certificate, so must they.
+    pub fn open(
+        listener: TcpListener,
+        address: SocketAddr,
+        token: Option<Token>,
+        trust: Option<&Trust>,
+    ) -> Self {
         let entrance = Self {
             address: address.to_string(),
             current: Arc::default(),
@@ -62,11 +67,11 @@ impl Entrance {
         let service = ExchangeServer::new(entrance.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        let incoming = TcpListenerStream::new(listener).map(|stream| {
-            let stream = stream?;
-            stream.set_nodelay(true)?;
-            Ok::<_, std::io::Error>(stream)
-        });
+        let gate = trust
+            .and_then(Trust::credential)
+            .cloned()
+            .map(Gate::of_worker);
+        let incoming = net::connections(listener, gate);
         info!(%address, "other workers can push gradients here");
         tokio::spawn(async move {
             let served = net::server()

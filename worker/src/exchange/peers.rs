@@ -10,6 +10,7 @@ use cohort_common::cluster::worker::Report;
 use cohort_common::ids::SessionId;
 use cohort_common::net;
 use cohort_common::seal::{Opener, Sealer};
+use cohort_common::security::Whom;
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
@@ -91,7 +92,9 @@ impl Shared {
         peer: SessionId,
         address: &str,
     ) -> Result<Infallible, String> {
-        let channel = net::connect(&format!("http://{address}"))
+        let trust = self.credentials.trust.as_ref();
+        let scheme = if trust.is_some() { "https" } else { "http" };
+        let channel = net::connect(&format!("{scheme}://{address}"), trust, Whom::Worker)
             .await
             .map_err(|error| error.to_string())?;
         let mut client = GrpcClient::with_interceptor(channel, self.credentials.clone())

@@ -176,8 +176,10 @@ out.addEventListener('click', async () => {
 /** Asks whether a token is wanted, and shows the form if so. @returns {Promise<boolean>} whether the page may go on */
 async function check() {
   try {
-    const { required, signed_in: signedIn } = await session();
+    const { required, signed_in: signedIn, may_act: mayAct } = await session();
     out.hidden = !required || !signedIn;
+    // Who only looks on has no buttons.
+    document.documentElement.classList.toggle('onlooker', !mayAct);
     if (!required || signedIn) return true;
   } catch {
     // It is gone altogether; the stream waits for it.
@@ -187,9 +189,8 @@ async function check() {
   link.replaceChildren();
   lost = false;
   if (!(page instanceof SignIn)) {
-    show(new SignIn(() => {
-      out.hidden = false;
-      show();
+    show(new SignIn(async () => {
+      if (await check()) show();
     }));
   }
   return false;

@@ -1,4 +1,4 @@
-// Asks for the coordinator's token. The answer is a cookie that scripts cannot read; nothing is stored here.
+// Asks for a token of the coordinator. The answer is a cookie that scripts cannot read; nothing is stored here.
 
 import { signIn } from './api.js';
 import { h, setText } from './dom.js';
@@ -17,7 +17,7 @@ export class SignIn {
       'form',
       { class: 'card signin' },
       h('h1', { tabindex: '-1' }, 'Sign in'),
-      h('p', {}, 'This coordinator wants its token: the content of the file that it was started with (', h('code', {}, '--token-file'), ').'),
+      h('p', {}, 'This coordinator wants a token: one that ', h('code', {}, 'cohort token create'), ' printed, or else the content of the file that it was started with (', h('code', {}, '--token-file'), ').'),
       h('label', { for: 'token' }, 'Token'),
       this.#token, this.#error, this.#button,
     );
@@ -35,7 +35,7 @@ export class SignIn {
       await signIn(this.#token.value.trim());
       this.onDone();
     } catch (error) {
-      setText(this.#error, error.status === 401 ? 'This is not the token.' : error.message);
+      setText(this.#error, error.status === 401 && !/revoked|expired/.test(error.message) ? 'This is not the token.' : error.message);
       this.#error.hidden = false;
       this.#token.focus();
     } finally {
