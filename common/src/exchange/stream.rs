@@ -1,9 +1,12 @@
 //! What a worker pushes: chunks of nodes, as bytes or as places in its memory.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
+use rayon::prelude::*;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
@@ -181,16 +184,15 @@ impl Stream {
         let (nodes, sums, from) = (shared.nodes.clone(), held.clone(), self.session);
         // Some megabytes at a time: too long for a thread that others wait for.
         let summing = tokio::task::spawn_blocking(move || {
-            let mut all = Offered::default();
-            for index in chunks.index as usize..chunks.below as usize {
+            let offer = |index: usize| {
                 let bytes = chunk_range(index, sums.sums.len()).len() * 4;
                 let start = (index * CHUNK_LEN * 4) as u64;
                 let start = chunks.offset.checked_add(start);
                 let part = start.and_then(|start| Part::new(&nodes, start, bytes));
                 let part = part.ok_or(OfferError::Outside { index, node })?;
-                all.join(sums.offer(node, index, Data::Shared(part), from)?);
-            }
-            Ok(all)
+                sums.offer(node, index, Data::Shared(part), from)
+            };
+            in_parallel(chunks.index as usize..chunks.below as usize, offer)
         });
         let offered = summing.await.expect("sums do not panic");
         self.offered(&held, offered).await
@@ -207,6 +209,33 @@ impl Stream {
         }
         Ok(())
     }
+}
+
+/// Offers chunks on all cores, nearly in order: roots go out from the first chunk on.
+fn in_parallel(
+    chunks: Range<usize>,
+    offer: impl Fn(usize) -> Result<Offered, OfferError> + Sync,
+) -> Result<Offered, OfferError> {
+    let next = AtomicUsize::new(chunks.start);
+    let some = |_| {
+        let mut all = Offered::default();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= chunks.end {
+                return Ok(all);
+            }
+            all.join(offer(index)?);
+        }
+    };
+    let join = |mut all: Offered, more| {
+        all.join(more);
+        Ok(all)
+    };
+    let threads = rayon::current_num_threads().min(chunks.len());
+    (0..threads)
+        .into_par_iter()
+        .map(some)
+        .try_reduce(Offered::default, join)
 }
 
 /// The worker asked for something that cannot be.
