@@ -12,6 +12,8 @@ mod exchange;
 mod faults;
 mod figures;
 mod files;
+#[cfg(target_os = "linux")]
+mod hostile;
 mod hub;
 mod messages;
 #[cfg(unix)]

@@ -196,7 +196,17 @@ impl Scene {
 
     /// Starts a coordinator on a free port; gives it and its address.
     pub fn coordinator(&self, flags: &str) -> (Process, String) {
-        let mut process = self.start(&format!("coordinator --listen 127.0.0.1:0 {flags}"));
+        let process = self.start(&format!("coordinator --listen 127.0.0.1:0 {flags}"));
+        Self::listening(process)
+    }
+
+    /// The same with limits that a shell sets first.
+    #[cfg(unix)]
+    pub fn coordinator_limited(&self, limits: &str) -> (Process, String) {
+        Self::listening(self.start_limited("coordinator --listen 127.0.0.1:0", limits))
+    }
+
+    fn listening(mut process: Process) -> (Process, String) {
         let line = process.wait_for("://");
         let at = line.find("http").expect("an address");
         let url = line[at..]

@@ -1,5 +1,5 @@
 //! What the system tells of this process: memory and processor time. Linux alone is asked, through `/proc`; elsewhere
-//! nothing is known.
+//! nothing is known. And how many files it may have open.
 
 /// What a process uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,28 @@ pub fn usage() -> Option<Usage> {
     }
     #[cfg(not(target_os = "linux"))]
     None
+}
+
+/// Lets this process have as many files open as the system allows, and says how many that is. Each connection is one, and
+/// shells give few.
+#[cfg(unix)]
+pub fn open_files() -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    let allowed = match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => limit.current,
+        Err(_) => before,
+    };
+    // None is no limit.
+    allowed.map_or(usize::MAX, |files| files.try_into().unwrap_or(usize::MAX))
+}
+
+/// Where it is not known, few.
+#[cfg(not(unix))]
+pub fn open_files() -> usize {
+    512
 }
 
 /// The second number of `/proc/PID/statm`.

@@ -176,6 +176,9 @@ pub async fn guard(State(access): State<Access>, mut request: Request, next: Nex
         .and_then(|caller| caller.permitted(path));
     match caller {
         Ok(caller) => {
+            if let Some(peer) = peer {
+                peer.let_in();
+            }
             request.extensions_mut().insert(caller);
             next.run(request).await
         }

@@ -1,7 +1,10 @@
 //! The connections of a listener, set up, and only those that say something: one that is opened and then silent is closed
 //! after a while and never takes a place among those that are served. Where there is a gate, only those that come through.
 
+use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -11,9 +14,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tracing::{debug, warn};
 
 use super::Stream;
+use super::strangers::{Standing, Strangers};
+use super::stream::Line;
+use crate::process;
 use crate::security::Gate;
 
-/// How long a new connection may be silent, and how long it may take to become private.
+/// How long a new connection may take to say its first word and to become private.
 const SILENT: Duration = Duration::from_secs(30);
 
 /// How long a connection may take nothing of what is sent to it.
@@ -33,13 +39,17 @@ pub fn connections(
 ) -> ReceiverStream<io::Result<Stream>> {
     let (out, connections) = mpsc::channel(WAITING);
     tokio::spawn(async move {
+        let mut strangers = Strangers::new(process::open_files());
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = out.closed() => return,
             };
             match accepted {
-                Ok((stream, _)) => drop(tokio::spawn(hand_over(stream, gate.clone(), out.clone()))),
+                Ok((stream, _)) => {
+                    let handing = hand_over(stream, gate.clone(), strangers.add(), out.clone());
+                    drop(tokio::spawn(handing));
+                }
                 Err(error) => {
                     warn!(%error, "cannot take a connection");
                     sleep(PAUSE).await;
@@ -50,24 +60,39 @@ pub fn connections(
     ReceiverStream::new(connections)
 }
 
-async fn hand_over(stream: TcpStream, gate: Option<Gate>, out: mpsc::Sender<io::Result<Stream>>) {
-    // A look that takes nothing: `readable` alone may be wrong.
-    let mut first = [0];
-    let word = timeout(SILENT, stream.peek(&mut first));
-    // One that is gone already has no options any more.
-    if set_up(&stream).is_err() || !matches!(word.await, Ok(Ok(1))) {
-        return;
-    }
-    let stream = match gate {
-        None => Stream::Plain(stream),
-        Some(gate) => match timeout(SILENT, gate.accept(stream)).await {
-            Ok(Ok(stream)) => Stream::Private(Box::new(stream)),
-            Ok(Err(error)) => return debug!(%error, "a connection did not become private"),
-            Err(_) => return debug!("a connection took too long to become private"),
-        },
+async fn hand_over(
+    stream: TcpStream,
+    gate: Option<Gate>,
+    standing: Arc<Standing>,
+    out: mpsc::Sender<io::Result<Stream>>,
+) {
+    let unwanted = poll_fn(|context| match standing.is_unwanted(context) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    });
+    let line = tokio::select! {
+        line = timeout(SILENT, enter(stream, gate)) => line,
+        () = unwanted => return debug!("a connection made room for others"),
     };
-    // After the server has ended nobody takes it.
-    let _ = out.send(Ok(stream)).await;
+    match line {
+        // After the server has ended nobody takes it.
+        Ok(Ok(line)) => drop(out.send(Ok(Stream::new(line, standing))).await),
+        Ok(Err(error)) => debug!(%error, "a connection was not opened"),
+        Err(_) => debug!("a connection took too long to be opened"),
+    }
+}
+
+/// Waits for the first word, and makes the connection private where there is a gate.
+async fn enter(stream: TcpStream, gate: Option<Gate>) -> io::Result<Line> {
+    set_up(&stream)?;
+    // A look that takes nothing: `readable` alone may be wrong.
+    if stream.peek(&mut [0]).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    match gate {
+        None => Ok(Line::Plain(stream)),
+        Some(gate) => Ok(Line::Private(Box::new(gate.accept(stream).await?))),
+    }
 }
 
 fn set_up(stream: &TcpStream) -> io::Result<()> {
@@ -82,6 +107,7 @@ fn set_up(stream: &TcpStream) -> io::Result<()> {
 mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio_stream::StreamExt;
+    use tonic::transport::server::Connected;
 
     use super::*;
 
@@ -94,10 +120,8 @@ mod tests {
         let mut loud = TcpStream::connect(address).await.unwrap();
         loud.write_all(b"x").await.unwrap();
         let served = timeout(SILENT / 2, connections.next()).await.unwrap();
-        let Stream::Plain(served) = served.unwrap().unwrap() else {
-            panic!("there is no gate");
-        };
-        assert_eq!(served.peer_addr().unwrap(), loud.local_addr().unwrap());
-        assert!(served.nodelay().unwrap());
+        let served = served.unwrap().unwrap().connect_info();
+        assert_eq!(served.address, loud.local_addr().ok());
+        assert!(!served.private);
     }
 }

@@ -1,6 +1,7 @@
 //! How both ends of a connection are set up: limits, windows, keepalive, TLS, and the token that every call carries.
 
 mod listen;
+mod strangers;
 mod stream;
 
 use std::io;
@@ -31,6 +32,9 @@ pub const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Time between keepalive pings, and how long an answer may take: a connection that is cut without a word is given up
 /// within the sum of both.
 pub const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Calls at a time on one connection.
+const STREAMS: u32 = 256;
 
 /// Time between signs of life on an exchange that has nothing to say.
 pub const EXCHANGE_BEAT: Duration = Duration::from_millis(500);
@@ -194,6 +198,7 @@ pub fn server() -> Server {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS)
 }
 
 /// A cluster's shared secret, as the metadata value that calls carry.

@@ -173,7 +173,12 @@ pub async fn require_token(State(web): State<Arc<Web>>, request: Request, next: 
         false => Role::Operator,
     };
     let denied = match web.auth.caller(request.headers()) {
-        Ok(caller) if caller.may(needed) => return next.run(request).await,
+        Ok(caller) if caller.may(needed) => {
+            if let Some(peer) = request.extensions().get::<Peer>() {
+                peer.let_in();
+            }
+            return next.run(request).await;
+        }
         Ok(caller) => {
             let what = format!("{} {}", request.method(), request.uri().path());
             let text = caller.denied(what, needed).to_string();
@@ -288,7 +293,7 @@ pub async fn sign_in(
     let peer = request
         .extensions()
         .get::<Peer>()
-        .copied()
+        .cloned()
         .unwrap_or_default();
     let address = peer
         .address

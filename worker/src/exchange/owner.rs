@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use cohort_common::cluster::worker::Report;
 use cohort_common::exchange::{Exchange, ExchangeService, Host, Told};
 use cohort_common::ids::{RunId, SessionId, Step};
-use cohort_common::net::{self, Token};
+use cohort_common::net::{self, Peer, Token};
 use cohort_common::security::{Gate, Trust};
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1;
@@ -62,7 +62,12 @@ impl Entrance {
             Some(token) if !token.admits(request.metadata().get("authorization")) => Err(
                 Status::unauthenticated("this worker wants the cluster's token"),
             ),
-            _ => Ok(request),
+            _ => {
+                if let Some(peer) = request.extensions().get::<Peer>() {
+                    peer.let_in();
+                }
+                Ok(request)
+            }
         };
         let service = ExchangeServer::new(entrance.clone())
             .max_decoding_message_size(MAX_MESSAGE)
