@@ -111,8 +111,13 @@ impl From<Denied> for Status {
 }
 
 impl Access {
-    /// Who calls, by the certificate of the connection or else by what `authorization` carries.
-    pub fn caller(&self, peer: Option<&Peer>, bearer: Option<&[u8]>) -> Result<Caller, Denied> {
+    /// Who calls: the worker whose certificate the connection has (of this token), or else the bearer of what `authorization`
+    /// carries.
+    pub fn caller(
+        &self,
+        certified: Option<TokenId>,
+        bearer: Option<&[u8]>,
+    ) -> Result<Caller, Denied> {
         let security = match self {
             Self::Open => return Ok(Caller::Anybody),
             Self::Shared(token) => {
@@ -124,7 +129,7 @@ impl Access {
             }
             Self::Cluster(security) => security,
         };
-        if let Some(worker) = peer.and_then(|peer| peer.worker) {
+        if let Some(worker) = certified {
             security.keyring.still_admits(worker, now())?;
             return Ok(Caller::Worker(worker));
         }
@@ -172,7 +177,10 @@ pub async fn guard(State(access): State<Access>, mut request: Request, next: Nex
     let peer = request.extensions().get::<Peer>();
     let path = request.uri().path();
     let caller = access
-        .caller(peer, bearer.map(|value| value.as_bytes()))
+        .caller(
+            peer.and_then(|peer| peer.worker),
+            bearer.map(|value| value.as_bytes()),
+        )
         .and_then(|caller| caller.permitted(path));
     match caller {
         Ok(caller) => {
@@ -259,15 +267,10 @@ mod tests {
             .create(Role::Worker, authority, "", now(), None);
         let token = token.unwrap();
         let access = Access::Cluster(Arc::new(security));
-        let peer = Peer {
-            worker: Some(token.id),
-            private: true,
-            ..Peer::default()
-        };
-        let caller = access.caller(Some(&peer), Some(b"Bearer nonsense"));
+        let caller = access.caller(Some(token.id), Some(b"Bearer nonsense"));
         assert_eq!(caller.unwrap(), Caller::Worker(token.id));
         let bearer = format!("Bearer {token}");
-        let caller = access.caller(Some(&Peer::default()), Some(bearer.as_bytes()));
+        let caller = access.caller(None, Some(bearer.as_bytes()));
         assert_eq!(caller.unwrap(), Caller::Bearer(token.id, Role::Worker));
         let Access::Cluster(security) = &access else {
             panic!("just made");
@@ -276,7 +279,7 @@ mod tests {
             .keyring
             .revoke(&token.id.to_string(), now())
             .unwrap();
-        let refused = access.caller(Some(&peer), None);
+        let refused = access.caller(Some(token.id), None);
         assert!(matches!(
             refused,
             Err(Denied::Refused(Refusal::Revoked { .. }))
