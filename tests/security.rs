@@ -171,6 +171,9 @@ fn who_may_not_come_in_is_told_why() {
         &viewer,
     );
     assert!(said.contains("use `https://` instead"), "{said}");
+    let line = format!("worker --coordinator {plain} --home elsewhere");
+    let said = refused(&scene, &line, &brief);
+    assert!(said.contains("use `https://` instead"), "{said}");
     let cut = &viewer[..viewer.len() - 3];
     let said = refused(&scene, &at("runs"), cut);
     assert!(said.contains("copy it again, whole"), "{said}");

@@ -33,6 +33,20 @@ fn any_number_of_workers_and_threads_gives_the_same_bits() {
 }
 
 #[test]
+fn frozen_layers_travel_nowhere_and_the_bits_are_the_same_on_any_cluster() {
+    let scene = Scene::new();
+    let frozen = format!("{TRAIN} --new --set train.freeze_layers=1");
+    let one = scene.finished(&format!("{frozen} --local 1"));
+    let two = scene.finished(&format!("{frozen} --local 2"));
+    assert_eq!(hash(&two), hash(&one));
+    // With activations computed again, and layers that learn later, too.
+    let more = "--set train.unfreeze_every=3 --set train.gradient_checkpointing=true";
+    let one = scene.finished(&format!("{frozen} {more} --local 1"));
+    let three = scene.finished(&format!("{frozen} {more} --local 3"));
+    assert_eq!(hash(&three), hash(&one));
+}
+
+#[test]
 fn processors_of_different_width_train_together_to_the_same_bits() {
     let scene = Scene::new();
     // In bf16 the wide one has an instruction for what the narrow one does step by step, where it has AMX.

@@ -133,7 +133,13 @@ impl Layout {
         &self.frozen
     }
 
-    /// Elements that are trained: the length of gradients and moments.
+    /// Elements before the last tensors, as far up as all of them are `left_out`.
+    pub fn len_without(&self, left_out: impl Fn(&TensorSpec) -> bool) -> usize {
+        let last = self.tensors.iter().rev().take_while(|t| left_out(t)).last();
+        last.map_or(self.len, |tensor| tensor.offset)
+    }
+
+    /// Elements that are trained: the length of moments, and of gradients where no layer is frozen for the whole run.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.len

@@ -1,7 +1,6 @@
 //! Who may call what: by a shared token, or in an initialised cluster by tokens with roles and by workers' certificates.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -11,6 +10,8 @@ use axum::response::Response;
 use cohort_common::net::{Peer, Token};
 use cohort_common::security::{Refusal, Role, Security, TokenId};
 use tonic::Status;
+
+use crate::driver::now_ms;
 
 /// What guards a coordinator.
 #[derive(Clone, Debug)]
@@ -196,8 +197,7 @@ pub async fn guard(State(access): State<Access>, mut request: Request, next: Nex
 
 /// Seconds since the epoch.
 pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
+    now_ms() / 1000
 }
 
 #[cfg(test)]

@@ -291,7 +291,7 @@ impl Driver {
                 let spec = &self.runs.get(&run)?.plan.spec;
                 let shape = Shape {
                     lanes: spec.train.lanes,
-                    len: spec.layout().len(),
+                    len: spec.gradient_len(),
                     payload: spec.train.payload,
                 };
                 let all = 0..shape.chunks();

@@ -58,8 +58,8 @@ pub async fn enqueue(
         let chat_template = chat_template(&home, &name, &spec, &corpus)?;
         let prompts = Prompts::of(&spec, &corpus, chat_template.as_deref())?;
         let lora_base = spec.lora.is_some().then(|| start_directory(&home, &name));
-        let spec_len = spec.layout().len();
-        let root = spec_len * size_of::<f32>();
+        let gradient_len = spec.gradient_len();
+        let root = gradient_len * size_of::<f32>();
         let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
         let (mut splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
@@ -86,7 +86,7 @@ pub async fn enqueue(
                 recent: history.recent,
                 expected,
                 retain,
-                chunks: chunk_count(spec_len) as u32,
+                chunks: chunk_count(gradient_len) as u32,
                 losses: history.losses,
                 history: history.steps,
             },

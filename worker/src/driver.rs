@@ -407,7 +407,7 @@ impl Driver {
         };
         let shape = Shape {
             lanes: spec.train.lanes,
-            len: spec.layout().len(),
+            len: spec.gradient_len(),
             payload: spec.train.payload,
         };
         let entrance = self.entrance.clone();

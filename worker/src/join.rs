@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cohort_common::net::{self, Credentials, Token};
+use cohort_common::net::{self, ConnectError, Credentials, Token};
 use cohort_common::security::{
     ClusterToken, Credential, Request, Role, SecurityError, Trust, Whom,
 };
@@ -25,11 +25,15 @@ const LOOK: Duration = Duration::from_secs(60);
 /// # Errors
 /// If it has neither a certificate that is still good nor a token, or if the token gets it none.
 pub async fn enter(config: &mut Config) -> Result<(), Error> {
+    let wanted = config.token.as_ref().and_then(Token::of_cluster);
     if !config.coordinator.starts_with("https://") {
-        return Ok(());
+        return match wanted {
+            // It would be read by everybody on the way.
+            Some(_) => Err(ConnectError::Unencrypted(config.coordinator.clone()).into()),
+            None => Ok(()),
+        };
     }
     let token = config.token.take();
-    let wanted = token.as_ref().and_then(Token::of_cluster);
     let file = identity_file(&config.cache);
     let kept = kept(&file, wanted.as_ref())?;
     let credential = match (kept, wanted, token) {

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::hex;
 
 pub use authority::{Authority, Certified, Subject};
-pub use credential::{Credential, Request, Stored};
+pub use credential::{Credential, Request};
 pub use keyring::{Keyring, Listed, Refusal};
 pub use role::Role;
 pub use tls::{Gate, Trust, Whom};

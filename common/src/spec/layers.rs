@@ -6,6 +6,7 @@
 //! 2003.10555), and 0 where the layer is frozen.
 
 use super::{ModelConfig, TrainConfig};
+use crate::layout::Layout;
 
 /// The rates of a model's layers.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,11 @@ impl LayerRates {
             decay: train.layer_decay.unwrap_or(1.0),
             unfreeze_every: train.unfreeze_every,
         })
+    }
+
+    /// Elements of the flat buffer that ever have a gradient: those before the layers that stay frozen, which stand at its end.
+    pub fn gradient_len(&self, layout: &Layout) -> usize {
+        layout.len_without(|tensor| self.depth(&tensor.name) < self.frozen)
     }
 
     /// The depth of a tensor, by its name.

@@ -328,7 +328,7 @@ impl Wire {
                 coordinator_sent: 0,
             };
         }
-        let gradient = spec.trained_parameters() * spec.train.payload.bytes() as u64;
+        let gradient = spec.gradient_len() as u64 * spec.train.payload.bytes() as u64;
         let tree = Tree::new(lanes);
         let sent = ranges
             .into_values()
@@ -411,6 +411,22 @@ mod tests {
             &[2],
         );
         assert_eq!(half.wire[0].sent, gradient);
+    }
+
+    #[test]
+    fn what_stays_frozen_does_not_travel() {
+        let sent = |set: &[&str]| Plan::of(&spec("tiny", set), None, &[2]).wire[0].sent;
+        let embeddings = 4 * Layout::of(&spec("tiny", &[]).model)
+            .tensors()
+            .last()
+            .unwrap()
+            .len();
+        let without = sent(&["train.freeze_layers=0"]);
+        // Each of two workers sends half of the lanes' tree, which is one gradient.
+        assert_eq!(sent(&[]) - without, embeddings as u64);
+        assert!(sent(&["train.freeze_layers=1"]) < without);
+        // Layers that learn later travel from the start.
+        assert_eq!(sent(&["train.unfreeze_every=10"]), sent(&[]));
     }
 
     #[test]

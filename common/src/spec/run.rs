@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::layers::LayerRates;
 use super::{LoraConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig};
 use crate::layout::Layout;
 
@@ -226,6 +227,15 @@ impl RunSpec {
                 let frozen = whole - (attention * self.model.context) as f64;
                 frozen * 2.0 / 3.0 + 6.0 * layout.len() as f64 + (attention * length) as f64
             }
+        }
+    }
+
+    /// Elements of a gradient: of the parameters that are trained, without layers that are frozen for the whole run.
+    pub fn gradient_len(&self) -> usize {
+        let layout = self.layout();
+        match LayerRates::of(&self.model, &self.train) {
+            Some(rates) => rates.gradient_len(&layout),
+            None => layout.len(),
         }
     }
 

@@ -128,6 +128,8 @@ pub struct Engine {
     pool: rayon::ThreadPool,
     params: Arc<Vec<f32>>,
     optimizer: Option<Optimizer>,
+    /// Elements of a gradient: of what is trained, without layers that are frozen for the whole run.
+    gradient_len: usize,
     /// The CPU path; also generates where `composite` trains.
     fused: Arc<Fused>,
     /// The path of other devices.
@@ -193,7 +195,15 @@ impl Engine {
         let layout = Layout::adapted(model, lora);
         let precision = train.map(|train| train.precision).unwrap_or_default();
         let again = train.is_some_and(|train| train.gradient_checkpointing);
-        let fused = Arc::new(Fused::new(model, &layout, lora, precision, again)?);
+        let optimizer = train.map(|train| Optimizer {
+            adamw: AdamW::new(train, model, &layout),
+            moments: Moments::zeros(layout.len()),
+        });
+        let gradient_len = optimizer
+            .as_ref()
+            .map_or(layout.len(), |optimizer| optimizer.adamw.gradient_len());
+        let setup = (precision, again);
+        let fused = Arc::new(Fused::new(model, &layout, gradient_len, lora, setup)?);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("engine-{index}"))
@@ -210,13 +220,12 @@ impl Engine {
             );
         }
         let composite = match composite {
-            true => Some(Composite::new(model, &layout, lora, precision, &device)?),
+            true => {
+                let shape = (model, &layout, gradient_len);
+                Some(Composite::new(shape, lora, precision, &device)?)
+            }
             false => None,
         };
-        let optimizer = train.map(|train| Optimizer {
-            adamw: AdamW::new(train, model, &layout),
-            moments: Moments::zeros(layout.len()),
-        });
         Ok(Self {
             model: model.clone(),
             params: Arc::new(vec![0.0; layout.total()]),
@@ -224,6 +233,7 @@ impl Engine {
             layout,
             pool,
             optimizer,
+            gradient_len,
             fused,
             composite,
         })
@@ -344,7 +354,7 @@ impl Engine {
             return Ok(sums[0]);
         }
         self.check_batch(batch)?;
-        self.check_length("the gradients", grad.len())?;
+        self.check_gradient(grad.len())?;
         let progress = self.telling(progress);
         let sums = self.pool.install(|| match &self.composite {
             Some(composite) => Ok(composite.accumulate(batch, site, grad)?),
@@ -402,7 +412,7 @@ impl Engine {
                 "{batches} micro-batches for {node}"
             )));
         }
-        grad.fit(self.layout.len());
+        grad.fit(self.gradient_len);
         let progress = self.telling(progress);
         let sums = self.pool.install(|| match &self.composite {
             Some(composite) => {
@@ -427,7 +437,10 @@ impl Engine {
     fn freeze(&self, step: u64, grad: &mut [f32]) {
         let rates = self.optimizer.as_ref().and_then(|o| o.adamw.rates());
         let Some(rates) = rates else { return };
-        for tensor in self.layout.tensors() {
+        // Layers that are frozen for the whole run lie behind the gradient.
+        let len = grad.len();
+        let has = |tensor: &&TensorSpec| tensor.range().end <= len;
+        for tensor in self.layout.tensors().iter().take_while(has) {
             if rates.rate(rates.depth(&tensor.name), step) == 0.0 {
                 grad[tensor.range()].fill(0.0);
             }
@@ -436,7 +449,7 @@ impl Engine {
 
     /// One AdamW step by the gradient `root`.
     pub fn update(&mut self, root: &[f32], update: Update) -> Result<()> {
-        self.check_length("the gradients", root.len())?;
+        self.check_gradient(root.len())?;
         if update.step == 0 || update.count == 0 {
             return Err(EngineError::Step(0));
         }
@@ -489,14 +502,11 @@ impl Engine {
     }
 
     fn check_length(&self, what: &'static str, got: usize) -> Result<()> {
-        match self.layout.len() {
-            expected if expected == got => Ok(()),
-            expected => Err(EngineError::Length {
-                what,
-                got,
-                expected,
-            }),
-        }
+        expect_length(what, got, self.layout.len())
+    }
+
+    fn check_gradient(&self, got: usize) -> Result<()> {
+        expect_length("the gradients", got, self.gradient_len)
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
@@ -557,5 +567,16 @@ impl Engine {
             )),
             None => Ok(()),
         }
+    }
+}
+
+fn expect_length(what: &'static str, got: usize, expected: usize) -> Result<()> {
+    match got == expected {
+        true => Ok(()),
+        false => Err(EngineError::Length {
+            what,
+            got,
+            expected,
+        }),
     }
 }

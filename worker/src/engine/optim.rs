@@ -4,7 +4,7 @@
 //! p -= lr·decay·p (matrices only),   m += (1 - β1)(g - m),   v = β2 v + (1 - β2) g²,
 //! p -= lr/(1 - β1^t) · m / (sqrt(v)/sqrt(1 - β2^t) + eps),   with g = scale · root gradient
 
-use cohort_common::layout::Layout;
+use cohort_common::layout::{Layout, TensorSpec};
 use cohort_common::spec::{LayerRates, ModelConfig, TrainConfig};
 use rayon::prelude::*;
 
@@ -49,6 +49,7 @@ pub struct AdamW {
     eps: f64,
     weight_decay: f64,
     pieces: Vec<Piece>,
+    gradient_len: usize,
     rates: Option<LayerRates>,
 }
 
@@ -66,7 +67,7 @@ struct Factors {
 }
 
 impl AdamW {
-    /// Partitions `layout`.
+    /// Partitions what of `layout` has a gradient.
     pub fn new(train: &TrainConfig, model: &ModelConfig, layout: &Layout) -> Self {
         let rates = LayerRates::of(model, train);
         Self {
@@ -75,6 +76,7 @@ impl AdamW {
             eps: train.eps,
             weight_decay: train.weight_decay,
             pieces: pieces(layout, rates.as_ref()),
+            gradient_len: gradient_len(layout, rates.as_ref()),
             rates,
         }
     }
@@ -93,8 +95,14 @@ impl AdamW {
             eps: train.eps,
             weight_decay: train.weight_decay,
             pieces,
+            gradient_len: len,
             rates: None,
         }
+    }
+
+    /// Elements of a gradient. What is behind them stays as it is.
+    pub fn gradient_len(&self) -> usize {
+        self.gradient_len
     }
 
     /// The rates of layers, where they have some of their own.
@@ -153,9 +161,15 @@ impl AdamW {
     }
 }
 
+fn gradient_len(layout: &Layout, rates: Option<&LayerRates>) -> usize {
+    rates.map_or(layout.len(), |rates| rates.gradient_len(layout))
+}
+
 fn pieces(layout: &Layout, rates: Option<&LayerRates>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
-    for tensor in layout.tensors() {
+    let end = gradient_len(layout, rates);
+    let with_gradient = |tensor: &&TensorSpec| tensor.range().end <= end;
+    for tensor in layout.tensors().iter().filter(with_gradient) {
         let (mut left, decays) = (tensor.len(), tensor.decays());
         let depth = rates.map_or(0, |rates| rates.depth(&tensor.name));
         let alike = |last: &&mut Piece| last.decays == decays && last.depth == depth;

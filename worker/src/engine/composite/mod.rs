@@ -31,6 +31,7 @@ const LANES: usize = 8;
 pub struct Composite {
     model: ModelConfig,
     layout: Layout,
+    gradient_len: usize,
     device: Device,
     lora: Option<LoraConfig>,
     /// What is trained.
@@ -49,10 +50,9 @@ pub struct Table {
 }
 
 impl Composite {
-    /// All-zero parameters on `device`.
+    /// All-zero parameters on `device`. Parameters beyond `gradient_len` have no gradient.
     pub fn new(
-        model: &ModelConfig,
-        layout: &Layout,
+        (model, layout, gradient_len): (&ModelConfig, &Layout, usize),
         lora: Option<&LoraConfig>,
         precision: Precision,
         device: &Device,
@@ -68,6 +68,7 @@ impl Composite {
         Ok(Self {
             model: model.clone(),
             layout: layout.clone(),
+            gradient_len,
             device: device.clone(),
             lora: lora.cloned(),
             weights: layout.tensors().iter().map(zeros).collect::<Result<_>>()?,
@@ -141,7 +142,9 @@ impl Composite {
             Some(part) => part.flatten_all(),
             None => candle_core::bail!("`{}` has no gradient: the graph is cut", spec.name),
         };
-        let parts = self.layout.tensors().iter().zip(&self.weights).map(part);
+        let has_gradient = |(spec, _): &(&TensorSpec, &Var)| spec.range().end <= self.gradient_len;
+        let tensors = self.layout.tensors().iter().zip(&self.weights);
+        let parts = tensors.take_while(has_gradient).map(part);
         let gradient = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
         Ok((sums(&losses, batch)?, gradient))
     }

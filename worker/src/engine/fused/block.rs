@@ -108,6 +108,10 @@ impl CustomOp1 for Block {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let saved = self.saved.lock().expect("no panic while saving").take();
+        if self.layer < self.pass.fused.still {
+            saved.into_iter().for_each(|saved| self.pass.recycle(saved));
+            return Ok(None);
+        }
         let saved = match (saved, self.pass.fused.checkpointing) {
             (Some(saved), _) => saved,
             (None, true) => slice(x, |x| self.pass.activations(self.layer, x))?,

@@ -54,6 +54,8 @@ pub struct Fused {
     buffers: Buffers,
     /// Elements of the flat buffer that are trained; the rest behind them has no gradient.
     trained: usize,
+    /// The lowest blocks of which nothing is trained, nor anything below them: backward ends above them.
+    still: usize,
     /// How many of them are complete once backward has passed a block.
     complete_after: Vec<usize>,
     adapter_scale: f32,
@@ -62,13 +64,13 @@ pub struct Fused {
 
 impl Fused {
     /// Prepares the CPU path of a model; `layout` has the adapters of `lora`. With `checkpointing`, a block's activations
-    /// are computed again for its backward.
+    /// are computed again for its backward. Parameters beyond `gradient_len` have no gradient.
     pub fn new(
         model: &ModelConfig,
         layout: &Layout,
+        gradient_len: usize,
         lora: Option<&LoraConfig>,
-        precision: Precision,
-        checkpointing: bool,
+        (precision, checkpointing): (Precision, bool),
     ) -> Result<Self> {
         let parameters = Parameters::new(model, layout, precision)?;
         let rope = (model.architecture == Architecture::Llama).then(|| rope::Table::of(model));
@@ -79,9 +81,15 @@ impl Fused {
             parameters,
             rope,
             buffers: Buffers::default(),
-            trained: layout.len(),
+            still: match lora {
+                Some(_) => 0,
+                None => (0..model.num_hidden_layers)
+                    .take_while(|&block| layout.complete_after(block) > gradient_len)
+                    .count(),
+            },
+            trained: gradient_len,
             complete_after: (0..model.num_hidden_layers)
-                .map(|block| layout.complete_after(block))
+                .map(|block| layout.complete_after(block).min(gradient_len))
                 .collect(),
             adapter_scale: lora.map_or(0.0, LoraConfig::scale),
             adapter_dropout: lora.map_or(0.0, |lora| lora.dropout),

@@ -159,6 +159,55 @@ fn activations_that_are_computed_again_have_the_same_bits() {
 }
 
 #[test]
+fn layers_that_stay_frozen_have_no_gradient_and_the_others_the_one_they_have_anyhow() {
+    for model in models() {
+        let frozen = TrainConfig {
+            freeze_layers: Some(1),
+            ..train()
+        };
+        let device = candle_core::Device::Cpu;
+        let with_path = |composite: bool| {
+            let shape = (&model, None);
+            let engine = Engine::with_path(shape, Some(&frozen), device.clone(), 2, composite);
+            let mut engine = engine.expect("an engine");
+            engine.init(7).expect("initial weights");
+            engine
+        };
+        for (mut part, mut whole) in [
+            (with_path(false), engine(&model, 2)),
+            (with_path(true), composite(&model)),
+        ] {
+            let batch = packed(&model, 3, 19);
+            let ((loss, gradient), (expected, of_all)) =
+                (gradient(&mut part, &batch), gradient(&mut whole, &batch));
+            assert_eq!(loss, expected);
+            assert!(gradient == of_all[..gradient.len()]);
+            let tensors = part.layout().tensors().iter();
+            let without: Vec<_> = tensors.filter(|t| t.offset >= gradient.len()).collect();
+            let is_low = |name: &str| {
+                ["layers.0.", "h.0.", "embed", "wte", "wpe"]
+                    .iter()
+                    .any(|low| name.contains(low))
+            };
+            assert!(
+                !without.is_empty() && without.iter().all(|t| is_low(&t.name)),
+                "{without:?}"
+            );
+            let before = part.params().to_vec();
+            let update = crate::engine::Update {
+                step: 1,
+                count: 1,
+                scale: 0.1,
+                learning_rate: 1e-3,
+            };
+            part.update(&gradient, update).expect("an update");
+            let (learned, still) = part.params().split_at(gradient.len());
+            assert!(still == &before[gradient.len()..] && learned != &before[..gradient.len()]);
+        }
+    }
+}
+
+#[test]
 fn gradients_add_up_over_micro_batches() {
     let model = model(Architecture::Llama);
     let mut engine = engine(&model, 2);
