@@ -274,3 +274,100 @@ impl ResolvesServerCert for Issuing {
             .ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::super::Request;
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A cluster in a directory of its own.
+    fn cluster() -> (tempfile::TempDir, Arc<Security>) {
+        let directory = tempfile::tempdir().unwrap();
+        let made = Security::create(
+            &directory.path().join("security"),
+            &[],
+            now_of_the_machine(),
+        );
+        (directory, Arc::new(made.unwrap()))
+    }
+
+    fn worker(security: &Security) -> Arc<Credential> {
+        let (request, token) = (Request::new().unwrap(), "00000007".parse().unwrap());
+        let span = (now_of_the_machine(), HOUR);
+        let signed = security.authority.certify(request.der(), token, span);
+        let authority = security.authority.certificate().to_vec();
+        let certificate = signed.unwrap().certificate.to_vec();
+        let granted = request.granted(authority, certificate, span.0, span.0 + 3600);
+        Arc::new(granted.unwrap())
+    }
+
+    /// rustls asks the machine what time it is.
+    #[allow(clippy::disallowed_methods)]
+    fn now_of_the_machine() -> u64 {
+        let now = std::time::SystemTime::now();
+        now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+    }
+
+    fn coordinator(security: &Arc<Security>) -> Gate {
+        Gate::of_coordinator(security.clone(), HOUR, now_of_the_machine).unwrap()
+    }
+
+    /// Whether a byte gets from the server to the client, who each trust what they see.
+    async fn meet(gate: Gate, trust: Trust, whom: Whom) -> io::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let serving = async {
+            let (stream, _) = listener.accept().await?;
+            let mut stream = gate.accept(stream).await?;
+            stream.write_all(b"x").await?;
+            stream.shutdown().await
+        };
+        let calling = async {
+            let stream = TcpStream::connect(address).await?;
+            let mut stream = trust.connect(stream, whom).await?;
+            stream.read_exact(&mut [0]).await
+        };
+        let (served, called) = tokio::join!(serving, calling);
+        called?;
+        served
+    }
+
+    #[tokio::test]
+    async fn those_of_one_cluster_trust_each_other() {
+        let (_directory, security) = cluster();
+        let stranger = Trust::in_authority(security.authority.fingerprint());
+        let member = Trust::with(worker(&security));
+        let gate = coordinator(&security);
+        meet(gate.clone(), stranger, Whom::Coordinator)
+            .await
+            .unwrap();
+        meet(gate, member.clone(), Whom::Coordinator).await.unwrap();
+        let gate = Gate::of_worker(worker(&security));
+        meet(gate, member, Whom::Worker).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_poses_as_somebody_else() {
+        let ((_one, ours), (_two, theirs)) = (cluster(), cluster());
+        let refused = async |gate: Gate, trust: &Trust, whom: Whom| {
+            assert!(meet(gate, trust.clone(), whom).await.is_err());
+        };
+        let stranger = Trust::in_authority(ours.authority.fingerprint());
+        let (member, foreign) = (worker(&ours), worker(&theirs));
+        // Another cluster's coordinator; a worker as the coordinator; the coordinator as a worker.
+        refused(coordinator(&theirs), &stranger, Whom::Coordinator).await;
+        let as_worker = Gate::of_worker(member.clone());
+        let trust = Trust::with(member.clone());
+        refused(as_worker.clone(), &trust, Whom::Coordinator).await;
+        refused(coordinator(&ours), &trust, Whom::Worker).await;
+        // Who has no certificate, or one of another cluster, at a worker's gate, and at the coordinator's.
+        refused(as_worker, &stranger, Whom::Worker).await;
+        refused(Gate::of_worker(foreign.clone()), &trust, Whom::Worker).await;
+        refused(coordinator(&ours), &Trust::with(foreign), Whom::Coordinator).await;
+    }
+}
