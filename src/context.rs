@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
-use cohort_common::home::Home;
+use cohort_common::home::{Home, SECURITY};
 use cohort_common::net::Token;
 
 use crate::cli::{ConnectArgs, HomeArgs, TokenArgs};
@@ -103,7 +103,7 @@ pub fn token_for(
     if let Some(secret) = given {
         return Ok(Some(secret.token.clone()));
     }
-    let path = home.join("security").join(own);
+    let path = home.join(SECURITY).join(own);
     if !url.starts_with("https://") || !path.exists() {
         return Ok(None);
     }

@@ -96,12 +96,14 @@ fn is_number(cell: &str) -> bool {
 
 /// How long ago a moment was, in milliseconds since the epoch.
 pub fn ago(then_ms: u64) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now_ms = now.map_or(0, |d| d.as_millis() as u64);
-    format!(
-        "{} ago",
-        duration(now_ms.saturating_sub(then_ms) as f64 / 1000.0)
-    )
+    let passed = now_ms().saturating_sub(then_ms);
+    format!("{} ago", duration(passed as f64 / 1000.0))
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// A duration for people.

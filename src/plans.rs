@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result};
 use cohort_common::spec::{Estimate, Plan, RunSpec, Speed};
 use serde::{Deserialize, Serialize};
 
+use crate::output::now_ms;
+
 /// The directory below the home.
 const DIRECTORY: &str = "plans";
 /// The version of the file. Those of another version are passed over.
@@ -126,11 +128,6 @@ fn alike(planned: &RunSpec, run: &RunSpec) -> bool {
         && other.model == run.model
         && other.train == run.train
         && other.lora == run.lora
-}
-
-fn now_ms() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -240,6 +240,11 @@ fn a_home_is_made_a_cluster_once() {
         said.contains("holds the authority of a cluster already"),
         "{said}"
     );
+    scene.run("init --if-needed");
+    let automatic = Scene::new();
+    automatic.run("init --if-needed --worker-token join.token");
+    let given = std::fs::read_to_string(automatic.path("join.token")).expect("a token");
+    assert!(given.starts_with("cohort_worker_"), "{given}");
     let said = scene.fails("token revoke 00000000");
     assert!(said.contains("there is no token `00000000`"), "{said}");
     scene.write("token", "0123456789abcdef");

@@ -29,6 +29,9 @@ use crate::checkpoint::{directory_name, hex};
 
 pub use lock::{Holder, HomeLock};
 
+/// Name of the directory in a home that has the authority and the tokens of a cluster.
+pub const SECURITY: &str = "security";
+
 /// Longest name of a run, in bytes.
 pub const MAX_RUN_NAME: usize = 64;
 
@@ -120,7 +123,7 @@ impl Home {
 
     /// The authority and the tokens of a cluster.
     pub fn security(&self) -> PathBuf {
-        self.root.join("security")
+        self.root.join(SECURITY)
     }
 
     /// All runs.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::cluster::Limits;
+use cohort_common::home::SECURITY;
 use cohort_common::security::Security;
 use cohort_common::traces::COORDINATOR;
 use cohort_coordinator::access::Access;
@@ -53,7 +54,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
 fn access(home: &Path, secret: Option<Secret>, insecure: Option<Insecure>) -> Result<Access> {
     // A token of an initialised cluster is a client's, whose environment this process may share.
     let shared = secret.filter(|secret| !secret.is_of_cluster());
-    let directory = home.join("security");
+    let directory = home.join(SECURITY);
     let initialised = insecure.is_none() && Security::is_in(&directory);
     match (initialised, shared) {
         (true, None) => Ok(Access::Cluster(Arc::new(Security::open(&directory)?))),

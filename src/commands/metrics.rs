@@ -2,14 +2,13 @@
 
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use cohort_common::api::{EvalEvent, MetricsRequest, StepMetrics};
 use cohort_common::tensorboard::Board;
 
 use crate::cli::MetricsArgs;
-use crate::output::table;
+use crate::output::{now_ms, table};
 use crate::source::Source;
 
 /// Steps that people are shown.
@@ -169,11 +168,6 @@ async fn tensorboard(source: &mut Source, run: &str, directory: &Path) -> Result
         directory.display()
     );
     Ok(())
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| now.as_millis() as u64)
 }
 
 fn json_line(out: &mut impl Write, value: &impl serde::Serialize) -> io::Result<()> {

@@ -1,8 +1,6 @@
 //! `cohort token`: makes, lists and revokes the tokens of a cluster. Works on the files of the home: a coordinator that
 //! runs sees the change with the next call.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::Result;
 use cohort_common::home::Home;
 use cohort_common::security::{Listed, Security};
@@ -11,7 +9,7 @@ use crate::cli::{HomeArgs, TokenCreateArgs, TokenListArgs, TokenRevokeArgs, Toke
 use crate::commands::init::until;
 use crate::context;
 use crate::failure::hinted;
-use crate::output::table;
+use crate::output::{now_ms, table};
 
 /// Runs the verb.
 pub fn run(verb: TokenVerb) -> Result<()> {
@@ -89,6 +87,5 @@ fn open(home: &HomeArgs) -> Result<Security> {
 
 /// Seconds since the epoch.
 pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
+    now_ms() / 1000
 }

@@ -12,7 +12,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use ratatui::crossterm::event::{self, Event};
@@ -26,6 +26,7 @@ use self::screen::Screen;
 use self::state::State;
 use crate::context::Context;
 use crate::local;
+use crate::output::now_ms;
 use crate::source::Source;
 
 /// Between two pictures, at least.
@@ -42,9 +43,7 @@ pub async fn run(context: Context, run: Option<String>) -> Result<String> {
         // An unknown name is an error before anything is drawn.
         source.view(run).await?;
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now_ms = now.map_or(0, |since| since.as_millis() as u64);
-    let mut state = State::new(run, feed::link(&source), now_ms);
+    let mut state = State::new(run, feed::link(&source), now_ms());
     let (look, looks) = watch::channel(state.look.clone());
     let (asks, asked) = mpsc::channel(WAITING);
     let (news, mut arrived) = mpsc::channel(WAITING);

@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 
 use super::authority::certificate_error;
-use super::files::{make_private, read, write_private};
+use super::files::{read, write_private};
 use super::{Fingerprint, SecurityError, Subject, TokenId};
 
 /// A key that wants a certificate.
@@ -99,9 +99,6 @@ impl Credential {
 
     /// Keeps it in a file that only its owner may read.
     pub fn save(&self, path: &Path) -> Result<(), SecurityError> {
-        if let Some(directory) = path.parent() {
-            make_private(directory)?;
-        }
         let text = serde_json::to_string_pretty(&self.read().0).expect("texts and numbers");
         write_private(path, text.as_bytes())
     }
@@ -237,7 +234,7 @@ mod tests {
         let security = Security::create(&directory.path().join("security"), &[], 1000).unwrap();
         let token = "00c0ffee".parse().unwrap();
         let credential = granted(&security.authority, token).unwrap();
-        let path = directory.path().join("worker/identity.json");
+        let path = directory.path().join("identity.json");
         credential.save(&path).unwrap();
         let opened = Credential::open(&path).unwrap();
         assert_eq!(opened.token(), Some(token));

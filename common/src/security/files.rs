@@ -50,9 +50,9 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(unix)]
 fn keep_owner(file: &fs::File, path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, fchown};
-    let directory = path
-        .parent()
-        .map_or_else(|| fs::metadata("."), fs::metadata)?;
+    // That of a bare name is the working directory.
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let directory = fs::metadata(directory.unwrap_or(Path::new(".")))?;
     let own = file.metadata()?;
     match (own.uid(), own.gid()) == (directory.uid(), directory.gid()) {
         true => Ok(()),

@@ -268,10 +268,12 @@ impl<S: Sync> FromRequestParts<S> for Deliberate {
 
 /// `GET /api/session`.
 pub async fn session(State(web): State<Arc<Web>>, headers: HeaderMap) -> Json<Value> {
+    let caller = web.auth.caller(&headers).ok();
+    let may = |role: Role| caller.is_some_and(|caller| caller.may(role));
     Json(json!({
         "required": web.auth.access.is_guarded(),
-        "signed_in": web.auth.caller(&headers).is_ok_and(|caller| caller.may(Role::Viewer)),
-        "may_act": web.auth.caller(&headers).is_ok_and(|caller| caller.may(Role::Operator)),
+        "signed_in": may(Role::Viewer),
+        "may_act": may(Role::Operator),
         "version": env!("CARGO_PKG_VERSION"),
     }))
 }

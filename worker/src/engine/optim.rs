@@ -49,7 +49,6 @@ pub struct AdamW {
     eps: f64,
     weight_decay: f64,
     pieces: Vec<Piece>,
-    gradient_len: usize,
     rates: Option<LayerRates>,
 }
 
@@ -76,7 +75,6 @@ impl AdamW {
             eps: train.eps,
             weight_decay: train.weight_decay,
             pieces: pieces(layout, rates.as_ref()),
-            gradient_len: gradient_len(layout, rates.as_ref()),
             rates,
         }
     }
@@ -95,14 +93,13 @@ impl AdamW {
             eps: train.eps,
             weight_decay: train.weight_decay,
             pieces,
-            gradient_len: len,
             rates: None,
         }
     }
 
     /// Elements of a gradient. What is behind them stays as it is.
     pub fn gradient_len(&self) -> usize {
-        self.gradient_len
+        self.pieces.iter().map(|piece| piece.len).sum()
     }
 
     /// The rates of layers, where they have some of their own.
@@ -161,13 +158,9 @@ impl AdamW {
     }
 }
 
-fn gradient_len(layout: &Layout, rates: Option<&LayerRates>) -> usize {
-    rates.map_or(layout.len(), |rates| rates.gradient_len(layout))
-}
-
 fn pieces(layout: &Layout, rates: Option<&LayerRates>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
-    let end = gradient_len(layout, rates);
+    let end = rates.map_or(layout.len(), |rates| rates.gradient_len(layout));
     let with_gradient = |tensor: &&TensorSpec| tensor.range().end <= end;
     for tensor in layout.tensors().iter().filter(with_gradient) {
         let (mut left, decays) = (tensor.len(), tensor.decays());

@@ -23,7 +23,7 @@ use crate::engine::parameters::{self, Linear, Norm};
 pub struct Block {
     pass: Arc<Pass>,
     layer: usize,
-    /// Empty where they are computed again.
+    /// Empty where they are computed again, and where nothing needs them.
     saved: Mutex<Option<Activations>>,
 }
 
@@ -99,7 +99,9 @@ impl CustomOp1 for Block {
         let x = elements(x, layout)?;
         let mut y = self.pass.fused.buffers.take(x.len());
         let activations = self.pass.block_forward(self.layer, x, &mut y, None);
-        match self.pass.gradient.is_some() && !self.pass.fused.checkpointing {
+        let fused = &self.pass.fused;
+        let needed = self.pass.gradient.is_some() && self.layer >= fused.still;
+        match needed && !fused.checkpointing {
             true => *self.saved.lock().expect("no panic while saving") = Some(activations),
             false => self.pass.recycle(activations),
         }
@@ -107,11 +109,10 @@ impl CustomOp1 for Block {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let saved = self.saved.lock().expect("no panic while saving").take();
         if self.layer < self.pass.fused.still {
-            saved.into_iter().for_each(|saved| self.pass.recycle(saved));
             return Ok(None);
         }
+        let saved = self.saved.lock().expect("no panic while saving").take();
         let saved = match (saved, self.pass.fused.checkpointing) {
             (Some(saved), _) => saved,
             (None, true) => slice(x, |x| self.pass.activations(self.layer, x))?,

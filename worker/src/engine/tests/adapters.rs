@@ -165,12 +165,7 @@ fn an_update_leaves_the_model_behind_the_adapters_alone() {
     let mut engine = adapted(&model, &lora, 2, false);
     let before = engine.all_params().to_vec();
     let (_, gradient) = gradient(&mut engine, &batch(&model, 2, 19));
-    let update = crate::engine::Update {
-        step: 1,
-        count: 1,
-        scale: 0.1,
-        learning_rate: 1e-2,
-    };
+    let update = first_update(0.1, 1e-2);
     engine.update(&gradient, update).expect("an update");
     let trained = engine.layout().len();
     assert_eq!(engine.all_params()[trained..], before[trained..]);

@@ -95,12 +95,7 @@ fn the_gpu_has_the_same_bits_each_time() {
                 let (loss, found) = gradient(&mut engine, &batch);
                 let again = gradient(&mut engine, &batch);
                 assert!((loss, found) == again, "{}", model.architecture);
-                let update = crate::engine::Update {
-                    step: 1,
-                    count: 1,
-                    scale: 0.02,
-                    learning_rate: 1e-3,
-                };
+                let update = first_update(0.02, 1e-3);
                 engine.update(&again.1, update).expect("an update");
                 Some((again, gradient(&mut engine, &batch), engine.state_hash()))
             });

@@ -16,7 +16,7 @@ use cohort_common::spec::{
     Architecture, ModelConfig, Payload, RopeScaling, ScheduleKind, TrainConfig,
 };
 
-use super::{Batch, DeviceChoice, Engine, Gradient, Site};
+use super::{Batch, DeviceChoice, Engine, Gradient, Site, Update};
 use cohort_common::tree::Node;
 
 const SITE: Site = Site {
@@ -193,6 +193,16 @@ fn batch(model: &ModelConfig, samples: usize, length: usize) -> Batch {
         starts: Vec::new(),
         samples,
         length,
+    }
+}
+
+/// The first update.
+fn first_update(scale: f64, learning_rate: f64) -> Update {
+    Update {
+        step: 1,
+        count: 1,
+        scale,
+        learning_rate,
     }
 }
 

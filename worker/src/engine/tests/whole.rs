@@ -112,12 +112,7 @@ fn threads_do_not_change_a_bit() {
             let mut engine = engine(&wide, threads);
             let result = gradient(&mut engine, &batch);
             let scale = 1.0 / 50.0;
-            let update = crate::engine::Update {
-                step: 1,
-                count: 1,
-                scale,
-                learning_rate: 1e-3,
-            };
+            let update = first_update(scale, 1e-3);
             engine.update(&result.1, update).expect("an update");
             (
                 result,
@@ -194,12 +189,7 @@ fn layers_that_stay_frozen_have_no_gradient_and_the_others_the_one_they_have_any
                 "{without:?}"
             );
             let before = part.params().to_vec();
-            let update = crate::engine::Update {
-                step: 1,
-                count: 1,
-                scale: 0.1,
-                learning_rate: 1e-3,
-            };
+            let update = first_update(0.1, 1e-3);
             part.update(&gradient, update).expect("an update");
             let (learned, still) = part.params().split_at(gradient.len());
             assert!(still == &before[gradient.len()..] && learned != &before[..gradient.len()]);
@@ -454,12 +444,7 @@ fn bad_requests_are_refused_before_anything_changes() {
         refused(&Batch { length: 49, ..good }),
         "bad batch: 2 samples of 49 tokens for a context of 48"
     );
-    let update = crate::engine::Update {
-        step: 1,
-        count: 1,
-        scale: 1.0,
-        learning_rate: 1.0,
-    };
+    let update = first_update(1.0, 1.0);
     assert!(matches!(
         engine.update(&[0.0; 3], update),
         Err(EngineError::Length { got: 3, .. })
