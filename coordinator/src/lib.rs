@@ -30,6 +30,7 @@ mod status;
 pub mod store;
 mod system;
 mod tensorboard;
+mod tokenizing;
 mod trace;
 mod view;
 mod web;
@@ -51,6 +52,7 @@ use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1::client_server::ClientServer;
 use cohort_proto::v1::data_server::DataServer;
 use cohort_proto::v1::join_server::JoinServer;
+use cohort_proto::v1::tokenize_server::TokenizeServer;
 use cohort_proto::v1::workers_server::WorkersServer;
 use tokio::net::TcpListener;
 use tonic::Status;
@@ -269,6 +271,9 @@ async fn route(
     let data = data::DataService {
         cluster: cluster.clone(),
     };
+    let tokenize = tokenizing::TokenizeService {
+        cluster: cluster.clone(),
+    };
     let client = service::ClientService {
         cluster: cluster.clone(),
     };
@@ -278,6 +283,7 @@ async fn route(
         .add_service(bounded!(WorkersServer, sessions))
         .add_service(ExchangeServer::new(exchange))
         .add_service(bounded!(DataServer, data))
+        .add_service(bounded!(TokenizeServer, tokenize))
         .add_service(bounded!(ClientServer, client));
     let routes = routes
         .into_axum_router()
