@@ -16,6 +16,7 @@ mod files;
 mod hostile;
 mod hub;
 mod messages;
+mod mixture;
 #[cfg(unix)]
 mod notify;
 #[cfg(unix)]

@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use cohort_common::api::{CorpusInfo, PrepareCorpus, PrepareEvent, Removed, SourceRef, SplitInfo};
+use cohort_common::api::{
+    CorpusInfo, PrepareCorpus, PrepareEvent, Removed, SourceRef, SplitInfo, TokenizerRef,
+};
 use cohort_common::corpus::{
     self, Corpus, PrepareRequest, Progress, SourceFile, Sources, Split, SplitConfig, SplitIndex,
-    SplitMethod, Stage,
+    SplitMethod, Stage, TokenizerConfig,
 };
 use cohort_common::home::Home;
 use tonic::Status;
 
-use crate::data::stored_file;
-use crate::runs::tokenizer_config;
+use crate::data::{open_corpus, stored_file};
 use crate::status::{chain, failed, invalid, missing};
 use crate::tokenizing::Tokenizing;
 
@@ -40,7 +41,11 @@ pub fn prepare(
         text_field: request.text_field,
         skip_bad: request.skip_bad,
         supervised: request.supervised.clone(),
-        ..PrepareRequest::new(request.name, sources, tokenizer_config(request.tokenizer))
+        ..PrepareRequest::new(
+            request.name,
+            sources,
+            tokenizer_config(home, request.tokenizer)?,
+        )
     };
     let progress = |p: Progress| {
         tell(PrepareEvent::Progress {
@@ -65,6 +70,23 @@ pub fn prepare(
     let mut info = describe(&prepared.corpus);
     info.reused = prepared.reused;
     Ok(info)
+}
+
+/// The tokenizer that a request means.
+fn tokenizer_config(home: &Home, tokenizer: TokenizerRef) -> Result<TokenizerConfig, Status> {
+    let (json, eos) = match tokenizer {
+        TokenizerRef::Bpe { vocab_size } => return Ok(TokenizerConfig::Bpe { vocab_size }),
+        TokenizerRef::Char => return Ok(TokenizerConfig::Char),
+        TokenizerRef::Json(json) => (json.into_bytes(), None),
+        TokenizerRef::Known { json, eos } => (json.into_bytes(), Some(eos)),
+        TokenizerRef::Corpus(fingerprint) => {
+            let corpus = open_corpus(home, &fingerprint)?;
+            let tokenizer = corpus.tokenizer().map_err(failed)?;
+            let eos = tokenizer.spelling(tokenizer.eos());
+            (tokenizer.to_json().into(), eos)
+        }
+    };
+    Ok(TokenizerConfig::File { json, eos })
 }
 
 fn stage_name(stage: Stage, workers: usize) -> String {

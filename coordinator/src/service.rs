@@ -119,8 +119,9 @@ impl Client for ClientService {
         let directory = self.cluster.home().corpora();
         let removed = blocking(move || {
             let corpus = corpora::find(&directory, &name)?;
+            let fingerprint = corpus.index().fingerprint.as_str();
             let needs = |r: &&RunInfo| {
-                query::is_under_way(&r.status) && r.spec.corpus == corpus.index().fingerprint
+                query::is_under_way(&r.status) && r.spec.training_corpora().contains(&fingerprint)
             };
             if let Some(run) = runs.iter().find(needs) {
                 return Err(refused(format!(
