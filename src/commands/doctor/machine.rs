@@ -116,7 +116,7 @@ fn memory(machine: &Machine) -> Finding {
         usable = usable.min(limit);
     }
     let parameters = human_count(usable / BYTES_PER_PARAMETER);
-    text += &format!(": room for about {parameters} parameters and nothing else");
+    text += &format!(": room for the state of about {parameters} parameters");
     match usable < LITTLE_MEMORY {
         true => Finding::note(
             "memory",
@@ -201,7 +201,7 @@ mod tests {
         insta::assert_snapshot!(render(&findings(&good())), @r"
         ok       processor      Example 9000: AVX-512, AMX for bf16
         ok       cores          16, all usable
-        ok       memory         64.4 GB of 68.7 GB available: room for about 2.0B parameters and nothing else
+        ok       memory         64.4 GB of 68.7 GB available: room for the state of about 2.0B parameters
         ok       open files     1048576 at most
         ok       shared memory  works: gradients need not travel within this machine
         ok       gpu            none; workers compute on the processor
@@ -233,7 +233,7 @@ mod tests {
                                 -> use machines with AVX2, or only machines without: the workers of a run must compute the same bits
         note     cores          3 usable of 16, but the control group leaves the time of 2.5
                                 -> limit it to whole cores, or start workers with `--threads 2`: threads that share a core hold each other up
-        note     memory         64.4 GB of 68.7 GB available, the control group leaves 536.9 MB: room for about 16.8M parameters and nothing else
+        note     memory         64.4 GB of 68.7 GB available, the control group leaves 536.9 MB: room for the state of about 16.8M parameters
                                 -> `cohort plan` says what a run needs; end other programs, or raise the limit
         note     open files     256 at most; a coordinator needs some for each worker and each client, and as many for strangers
                                 -> raise the limit: `ulimit -Hn`, `LimitNOFILE=` of systemd, or /etc/security/limits.conf
