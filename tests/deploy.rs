@@ -143,7 +143,12 @@ fn compose_file_is_sound() {
     assert!(services.contains_key("coordinator") && services.contains_key("worker"));
     for (name, service) in services {
         let place = format!("compose.yaml, service {name}");
-        check_arguments(&place, &strings(&service["command"]));
+        let command = strings(&service["command"]);
+        check_arguments(&place, &command);
+        if name != "init" {
+            let waits = text(service, "/stop_grace_period").trim_end_matches('s');
+            check_grace(&place, &command, waits.parse().expect("seconds"));
+        }
         for secret in strings(&service["secrets"]) {
             assert!(!compose["secrets"][&secret].is_null(), "{place}: {secret}");
         }
@@ -166,10 +171,25 @@ fn compose_file_is_sound() {
     assert!(replicas.and_then(Value::as_u64) >= Some(2));
 }
 
+/// Seconds that a process has for its hand-over, as a `cohort` command says or leaves to the default.
+fn grace_of(arguments: &[String]) -> u64 {
+    let given = arguments.iter().skip_while(|a| *a != "--grace").nth(1);
+    given.map_or(20, |seconds| seconds.parse().expect("whole seconds"))
+}
+
+/// Checks that whoever ends a process waits longer than its hand-over takes.
+fn check_grace(place: &str, arguments: &[String], waits: u64) {
+    let grace = grace_of(arguments);
+    assert!(
+        waits > grace,
+        "{place}: killed after {waits} s, and --grace is {grace} s"
+    );
+}
+
 /// All objects of the Kubernetes manifests, each with the file it is from.
 fn manifests() -> Vec<(String, Value)> {
     let mut found = Vec::new();
-    for path in files("deploy/kubernetes", "yaml") {
+    for path in files("deploy/kubernetes/base", "yaml") {
         let name = path.file_name().expect("a name").to_string_lossy();
         for document in yaml(&path) {
             found.push((name.clone().into_owned(), document));
@@ -222,6 +242,60 @@ fn kubernetes_manifests_are_sound() {
     assert_eq!(set["spec"]["replicas"], 1, "one coordinator owns the home");
 }
 
+/// What kustomize itself would refuse is `deploy/validate.sh`'s to find.
+#[test]
+fn overlays_patch_what_is_there() {
+    let base = manifests();
+    for overlay in ["gpu"] {
+        let folder = format!("deploy/kubernetes/{overlay}");
+        let [kustomization] = &yaml(&repository(&format!("{folder}/kustomization.yaml")))[..] else {
+            panic!("{folder}: one document");
+        };
+        assert_eq!(strings(&kustomization["resources"]), ["../base"]);
+        for patch in list(kustomization, "/patches") {
+            let path = repository(&format!("{folder}/{}", text(patch, "/path")));
+            for document in yaml(&path) {
+                let target = &base[index_of(&base, text(&document, "/kind"))].1;
+                let name = text(target, "/metadata/name");
+                assert_eq!(text(&document, "/metadata/name"), name, "{folder}");
+                for container in list(&document, "/spec/template/spec/containers") {
+                    let known = list(target, "/spec/template/spec/containers");
+                    let there = known.iter().any(|known| known["name"] == container["name"]);
+                    assert!(there, "{folder}: {container}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_slurm_job_is_sound() {
+    let script = read(&repository("deploy/slurm/cohort.sbatch"));
+    let whole = script.replace("\\\n", " ");
+    let mut verbs = Vec::new();
+    for line in whole.lines().map(str::trim) {
+        let line = line.strip_prefix("exec ").unwrap_or(line);
+        let Some(command) = line.strip_prefix("cohort ") else {
+            continue;
+        };
+        let arguments: Vec<String> = command.split_whitespace().map(String::from).collect();
+        // Which verb is to be run is said by whoever submits the job.
+        if arguments[0] != "\"$verb\"" {
+            check_arguments("cohort.sbatch", &arguments);
+        }
+        verbs.push(arguments[0].clone());
+    }
+    assert_eq!(verbs, ["init", "coordinator", "runs", "worker", "\"$verb\""]);
+    // `#SBATCH --signal=B:TERM@120`, and `${COHORT_GRACE:-60}`.
+    let number_after = |what: &str| {
+        let (_, rest) = script.split_once(what).expect(what);
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
+        digits.and_then(|digits| digits.parse::<u64>().ok()).expect(what)
+    };
+    assert!(number_after("--signal=B:TERM@") > number_after("COHORT_GRACE:-") + 20);
+    assert!(script.contains("#SBATCH --requeue"));
+}
+
 fn index_of(all: &[(String, Value)], kind: &str) -> usize {
     let found = all.iter().position(|(_, object)| object["kind"] == kind);
     found.unwrap_or_else(|| panic!("no {kind}"))
@@ -255,7 +329,10 @@ fn check_workload(file: &str, object: &Value, secrets: &[&str]) {
     assert!(!containers.is_empty(), "{file}: no container");
     for container in containers {
         let place = format!("{file}, container {}", text(container, "/name"));
-        check_arguments(&place, &strings(&container["args"]));
+        let arguments = strings(&container["args"]);
+        check_arguments(&place, &arguments);
+        let waits = pod["terminationGracePeriodSeconds"].as_u64();
+        check_grace(&place, &arguments, waits.expect("seconds"));
         for mount in list(container, "/volumeMounts") {
             let name = text(mount, "/name");
             assert!(volumes.contains(name), "{place}: no volume `{name}`");
@@ -307,6 +384,8 @@ fn systemd_units_are_sound() {
             &found.unwrap_or_else(|| panic!("{place}: no {key}")).1
         };
         assert_eq!(value("DynamicUser"), "yes", "{place}");
+        let stop = value("TimeoutStopSec").parse().expect("seconds");
+        check_grace(&place, &words(value("ExecStart")), stop);
         let commands = service
             .iter()
             .filter(|(key, _)| key.starts_with("ExecStart"));
@@ -339,8 +418,13 @@ fn dockerfile(path: &Path) -> Vec<(String, String)> {
 }
 
 #[test]
-fn dockerfile_is_sound() {
-    let instructions = dockerfile(&repository("deploy/Dockerfile"));
+fn dockerfiles_are_sound() {
+    for name in ["deploy/Dockerfile", "deploy/Dockerfile.cuda"] {
+        check_dockerfile(&dockerfile(&repository(name)));
+    }
+}
+
+fn check_dockerfile(instructions: &[(String, String)]) {
     let known = [
         "ARG",
         "CMD",
@@ -351,11 +435,12 @@ fn dockerfile_is_sound() {
         "FROM",
         "LABEL",
         "RUN",
+        "SHELL",
         "USER",
         "WORKDIR",
     ];
     let mut stages = BTreeSet::new();
-    for (name, rest) in &instructions {
+    for (name, rest) in instructions {
         assert!(known.contains(&name.as_str()), "unknown instruction {name}");
         match name.as_str() {
             "FROM" => stages.extend(rest.split_once(" AS ").map(|(_, stage)| stage)),
@@ -366,7 +451,6 @@ fn dockerfile_is_sound() {
             _ => {}
         }
     }
-    assert_eq!(instructions[0].0, "FROM");
     let last = |wanted: &str| {
         let found = instructions.iter().rev().find(|(name, _)| name == wanted);
         found.map(|(_, rest)| rest.as_str())
@@ -378,8 +462,10 @@ fn dockerfile_is_sound() {
     );
     let entry: Vec<String> =
         serde_json::from_str(last("ENTRYPOINT").expect("an entry point")).expect("the exec form");
-    let copied = last("COPY").and_then(|rest| rest.split(' ').next_back());
-    assert_eq!(entry, [copied.expect("the binary is copied")]);
+    let built = instructions.iter().any(|(name, rest)| {
+        name == "RUN" && rest.split(' ').any(|word| word.ends_with(&entry[0]))
+    });
+    assert!(built && last("COPY").is_some(), "{entry:?} is made");
     let default: Vec<String> =
         serde_json::from_str(last("CMD").expect("a default command")).expect("the exec form");
     check_arguments("Dockerfile, CMD", &default);
