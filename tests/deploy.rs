@@ -248,7 +248,8 @@ fn overlays_patch_what_is_there() {
     let base = manifests();
     for overlay in ["gpu"] {
         let folder = format!("deploy/kubernetes/{overlay}");
-        let [kustomization] = &yaml(&repository(&format!("{folder}/kustomization.yaml")))[..] else {
+        let [kustomization] = &yaml(&repository(&format!("{folder}/kustomization.yaml")))[..]
+        else {
             panic!("{folder}: one document");
         };
         assert_eq!(strings(&kustomization["resources"]), ["../base"]);
@@ -285,12 +286,17 @@ fn the_slurm_job_is_sound() {
         }
         verbs.push(arguments[0].clone());
     }
-    assert_eq!(verbs, ["init", "coordinator", "runs", "worker", "\"$verb\""]);
+    assert_eq!(
+        verbs,
+        ["init", "coordinator", "runs", "worker", "\"$verb\""]
+    );
     // `#SBATCH --signal=B:TERM@120`, and `${COHORT_GRACE:-60}`.
     let number_after = |what: &str| {
         let (_, rest) = script.split_once(what).expect(what);
         let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
-        digits.and_then(|digits| digits.parse::<u64>().ok()).expect(what)
+        digits
+            .and_then(|digits| digits.parse::<u64>().ok())
+            .expect(what)
     };
     assert!(number_after("--signal=B:TERM@") > number_after("COHORT_GRACE:-") + 20);
     assert!(script.contains("#SBATCH --requeue"));
@@ -462,9 +468,9 @@ fn check_dockerfile(instructions: &[(String, String)]) {
     );
     let entry: Vec<String> =
         serde_json::from_str(last("ENTRYPOINT").expect("an entry point")).expect("the exec form");
-    let built = instructions.iter().any(|(name, rest)| {
-        name == "RUN" && rest.split(' ').any(|word| word.ends_with(&entry[0]))
-    });
+    let built = instructions
+        .iter()
+        .any(|(name, rest)| name == "RUN" && rest.split(' ').any(|word| word.ends_with(&entry[0])));
     assert!(built && last("COPY").is_some(), "{entry:?} is made");
     let default: Vec<String> =
         serde_json::from_str(last("CMD").expect("a default command")).expect("the exec form");

@@ -19,7 +19,7 @@ Examples:
   COHORT_TOKEN=cohort_worker_... cohort doctor --coordinator https://HOST:7070    before a worker is
   cohort doctor --json | jq 'select(.level != \"ok\")'")]
 pub struct DoctorArgs {
-    /// Where a coordinator is to listen [default: 127.0.0.1:7070, if no coordinator is named]
+    /// Where a coordinator is to listen [default: 127.0.0.1:7070, unless one is named or runs here]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
     /// How it prints.

@@ -31,10 +31,9 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let context = Context::of(&args.connect)?;
     let out = args.json.output();
     let running = context.running();
-    // A machine for workers need not listen where a coordinator does.
-    let named = args.connect.coordinator.is_some() && args.listen.is_none();
-    let listen = args.listen.as_deref().unwrap_or("127.0.0.1:7070");
-    let (home, listen) = (context.home.clone(), (!named).then(|| listen.to_owned()));
+    // Where there is a coordinator none need be started.
+    let default = || running.is_none().then(|| "127.0.0.1:7070".to_owned());
+    let (home, listen) = (context.home.clone(), args.listen.or_else(default));
     let look = move || {
         let mut found = machine::findings(&probe::machine());
         found.extend(place::findings(&probe::place(&home, listen.as_deref())));
