@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use cohort_common::exchange::ExchangeServer;
 use cohort_proto::v1;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
@@ -104,13 +105,14 @@ impl HealthService {
 
 /// Whether there is such a service. All are as ready as the coordinator; no name means the coordinator.
 fn is_known(service: &str) -> bool {
-    use v1::{client_server, data_server, exchange_server, join_server, workers_server};
+    use v1::{client_server, data_server, join_server, tokenize_server, workers_server};
     [
         "",
         client_server::ClientServer::<()>::NAME,
         data_server::DataServer::<()>::NAME,
-        exchange_server::ExchangeServer::<()>::NAME,
+        ExchangeServer::<()>::NAME,
         join_server::JoinServer::<()>::NAME,
+        tokenize_server::TokenizeServer::<()>::NAME,
         workers_server::WorkersServer::<()>::NAME,
     ]
     .contains(&service)
