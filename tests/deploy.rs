@@ -1,6 +1,8 @@
 //! The files under `deploy/` and the commands in the documentation: their syntax, and that each verb and flag in them
 //! exists in the real binary. No container, cluster or service is started.
 
+mod kubernetes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -143,7 +145,12 @@ fn compose_file_is_sound() {
     assert!(services.contains_key("coordinator") && services.contains_key("worker"));
     for (name, service) in services {
         let place = format!("compose.yaml, service {name}");
-        check_arguments(&place, &strings(&service["command"]));
+        let command = strings(&service["command"]);
+        check_arguments(&place, &command);
+        if name != "init" {
+            let waits = text(service, "/stop_grace_period").trim_end_matches('s');
+            check_grace(&place, &command, waits.parse().expect("seconds"));
+        }
         for secret in strings(&service["secrets"]) {
             assert!(!compose["secrets"][&secret].is_null(), "{place}: {secret}");
         }
@@ -166,101 +173,52 @@ fn compose_file_is_sound() {
     assert!(replicas.and_then(Value::as_u64) >= Some(2));
 }
 
-/// All objects of the Kubernetes manifests, each with the file it is from.
-fn manifests() -> Vec<(String, Value)> {
-    let mut found = Vec::new();
-    for path in files("deploy/kubernetes", "yaml") {
-        let name = path.file_name().expect("a name").to_string_lossy();
-        for document in yaml(&path) {
-            found.push((name.clone().into_owned(), document));
-        }
-    }
-    found
+/// Seconds that a process has for its hand-over, as a `cohort` command says or leaves to the default.
+fn grace_of(arguments: &[String]) -> u64 {
+    let given = arguments.iter().skip_while(|a| *a != "--grace").nth(1);
+    given.map_or(20, |seconds| seconds.parse().expect("whole seconds"))
+}
+
+/// Checks that whoever ends a process waits longer than its hand-over takes.
+fn check_grace(place: &str, arguments: &[String], waits: u64) {
+    let grace = grace_of(arguments);
+    assert!(
+        waits > grace,
+        "{place}: killed after {waits} s, and --grace is {grace} s"
+    );
 }
 
 #[test]
-fn kustomization_names_every_manifest() {
-    let all = manifests();
-    let (_, kustomization) = all
-        .iter()
-        .find(|(file, _)| file == "kustomization.yaml")
-        .expect("a kustomization");
-    let named: BTreeSet<String> = strings(&kustomization["resources"]).into_iter().collect();
-    let there = all.iter().map(|(file, _)| file.clone());
-    let there: BTreeSet<String> = there.filter(|f| f != "kustomization.yaml").collect();
-    assert_eq!(named, there);
-}
-
-#[test]
-fn kubernetes_manifests_are_sound() {
-    let all = manifests();
-    let made = list(&all[index_of(&all, "Kustomization")].1, "/secretGenerator");
-    let secrets: Vec<&str> = made.iter().map(|secret| text(secret, "/name")).collect();
-    let mut workloads = BTreeSet::new();
-    for (file, object) in &all {
-        let kind = text(object, "/kind");
-        text(object, "/apiVersion");
-        if kind != "Kustomization" {
-            text(object, "/metadata/name");
+fn the_slurm_job_is_sound() {
+    let script = read(&repository("deploy/slurm/cohort.sbatch"));
+    let whole = script.replace("\\\n", " ");
+    let mut verbs = Vec::new();
+    for line in whole.lines().map(str::trim) {
+        let line = line.strip_prefix("exec ").unwrap_or(line);
+        let Some(command) = line.strip_prefix("cohort ") else {
+            continue;
+        };
+        let arguments: Vec<String> = command.split_whitespace().map(String::from).collect();
+        // Which verb is to be run is said by whoever submits the job.
+        if arguments[0] != "\"$verb\"" {
+            check_arguments("cohort.sbatch", &arguments);
         }
-        if matches!(kind, "Deployment" | "StatefulSet") {
-            check_workload(file, object, &secrets);
-            workloads.insert(kind);
-        }
+        verbs.push(arguments[0].clone());
     }
-    assert_eq!(workloads.len(), 2, "a StatefulSet and a Deployment");
-    let service = &all[index_of(&all, "Service")].1;
-    let set = &all[index_of(&all, "StatefulSet")].1;
     assert_eq!(
-        text(set, "/spec/serviceName"),
-        text(service, "/metadata/name")
+        verbs,
+        ["init", "coordinator", "runs", "worker", "\"$verb\""]
     );
-    assert_eq!(
-        service["spec"]["selector"],
-        set["spec"]["selector"]["matchLabels"]
-    );
-    assert_eq!(set["spec"]["replicas"], 1, "one coordinator owns the home");
-}
-
-fn index_of(all: &[(String, Value)], kind: &str) -> usize {
-    let found = all.iter().position(|(_, object)| object["kind"] == kind);
-    found.unwrap_or_else(|| panic!("no {kind}"))
-}
-
-fn check_workload(file: &str, object: &Value, secrets: &[&str]) {
-    let labels = object.pointer("/spec/template/metadata/labels");
-    assert_eq!(
-        labels,
-        object.pointer("/spec/selector/matchLabels"),
-        "{file}"
-    );
-    let pod = &object["spec"]["template"]["spec"];
-    assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{file}");
-    let volumes: BTreeSet<&str> = list(pod, "/volumes")
-        .iter()
-        .map(|volume| text(volume, "/name"))
-        .chain(
-            list(object, "/spec/volumeClaimTemplates")
-                .iter()
-                .map(|claim| text(claim, "/metadata/name")),
-        )
-        .collect();
-    for volume in list(pod, "/volumes") {
-        if volume.get("secret").is_some() {
-            let name = text(volume, "/secret/secretName");
-            assert!(secrets.contains(&name), "{file}: {name}");
-        }
-    }
-    let containers = list(pod, "/containers");
-    assert!(!containers.is_empty(), "{file}: no container");
-    for container in containers {
-        let place = format!("{file}, container {}", text(container, "/name"));
-        check_arguments(&place, &strings(&container["args"]));
-        for mount in list(container, "/volumeMounts") {
-            let name = text(mount, "/name");
-            assert!(volumes.contains(name), "{place}: no volume `{name}`");
-        }
-    }
+    // `#SBATCH --signal=B:TERM@120`, and `${COHORT_GRACE:-60}`.
+    let number_after = |what: &str| {
+        let (_, rest) = script.split_once(what).expect(what);
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
+        digits
+            .and_then(|digits| digits.parse::<u64>().ok())
+            .expect(what)
+    };
+    assert!(number_after("--signal=B:TERM@") > number_after("COHORT_GRACE:-") + 20);
+    assert!(script.contains("#SBATCH --requeue"));
 }
 
 /// The sections of a systemd unit: name, then keys and values in order.
@@ -307,6 +265,8 @@ fn systemd_units_are_sound() {
             &found.unwrap_or_else(|| panic!("{place}: no {key}")).1
         };
         assert_eq!(value("DynamicUser"), "yes", "{place}");
+        let stop = value("TimeoutStopSec").parse().expect("seconds");
+        check_grace(&place, &words(value("ExecStart")), stop);
         let commands = service
             .iter()
             .filter(|(key, _)| key.starts_with("ExecStart"));
@@ -339,8 +299,13 @@ fn dockerfile(path: &Path) -> Vec<(String, String)> {
 }
 
 #[test]
-fn dockerfile_is_sound() {
-    let instructions = dockerfile(&repository("deploy/Dockerfile"));
+fn dockerfiles_are_sound() {
+    for name in ["deploy/Dockerfile", "deploy/Dockerfile.cuda"] {
+        check_dockerfile(&dockerfile(&repository(name)));
+    }
+}
+
+fn check_dockerfile(instructions: &[(String, String)]) {
     let known = [
         "ARG",
         "CMD",
@@ -351,11 +316,12 @@ fn dockerfile_is_sound() {
         "FROM",
         "LABEL",
         "RUN",
+        "SHELL",
         "USER",
         "WORKDIR",
     ];
     let mut stages = BTreeSet::new();
-    for (name, rest) in &instructions {
+    for (name, rest) in instructions {
         assert!(known.contains(&name.as_str()), "unknown instruction {name}");
         match name.as_str() {
             "FROM" => stages.extend(rest.split_once(" AS ").map(|(_, stage)| stage)),
@@ -366,7 +332,6 @@ fn dockerfile_is_sound() {
             _ => {}
         }
     }
-    assert_eq!(instructions[0].0, "FROM");
     let last = |wanted: &str| {
         let found = instructions.iter().rev().find(|(name, _)| name == wanted);
         found.map(|(_, rest)| rest.as_str())
@@ -378,8 +343,10 @@ fn dockerfile_is_sound() {
     );
     let entry: Vec<String> =
         serde_json::from_str(last("ENTRYPOINT").expect("an entry point")).expect("the exec form");
-    let copied = last("COPY").and_then(|rest| rest.split(' ').next_back());
-    assert_eq!(entry, [copied.expect("the binary is copied")]);
+    let built = instructions
+        .iter()
+        .any(|(name, rest)| name == "RUN" && rest.split(' ').any(|word| word.ends_with(&entry[0])));
+    assert!(built && last("COPY").is_some(), "{entry:?} is made");
     let default: Vec<String> =
         serde_json::from_str(last("CMD").expect("a default command")).expect("the exec form");
     check_arguments("Dockerfile, CMD", &default);

@@ -12,9 +12,13 @@ mod exchange;
 mod faults;
 mod figures;
 mod files;
+#[cfg(unix)]
+mod health;
 #[cfg(target_os = "linux")]
 mod hostile;
 mod hub;
+#[cfg(unix)]
+mod machine;
 mod messages;
 mod mixture;
 #[cfg(unix)]

@@ -20,6 +20,7 @@ pub use view::{
     SampleInfo, SystemView, TimeSplit, TimelineEntry, WorkerView,
 };
 
+use crate::security::Role;
 use crate::spec::RunSpec;
 
 /// Something that happened to a run. `--json` prints one a line.
@@ -338,6 +339,21 @@ pub struct ClusterInfo {
     pub active: Option<String>,
     /// The runs behind it, in order.
     pub queued: Vec<String>,
+}
+
+/// Whom a coordinator takes a caller for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whoami {
+    /// Version of the coordinator's binary.
+    pub version: String,
+    /// What the coordinator's clock says, in milliseconds since the epoch.
+    pub time_ms: u64,
+    /// What the caller may do; `None` where nobody is told apart, and all may do everything.
+    pub role: Option<Role>,
+    /// The name of the token by which it came in.
+    pub token: Option<String>,
+    /// When that token ends, in seconds since the epoch, if it does.
+    pub expires: Option<u64>,
 }
 
 /// A worker.

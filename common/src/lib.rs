@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod net;
 pub mod order;
 pub mod process;
+pub mod protocol;
 pub mod report;
 pub mod rng;
 pub mod schedule;

@@ -24,9 +24,6 @@ pub use self::figures::{Heard, figures_to, heard_from, peak_from};
 use evaluation::{split_from, split_to, unit_from, unit_to};
 use sharing::{digests_from, owners_from, owners_to, peer_from, peer_to};
 
-/// Version of the protocol. Both ends must agree: mixing builds could mix results.
-pub const PROTOCOL: u32 = 6;
-
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
 pub const MAX_MESSAGE: usize = 4 << 20;
 

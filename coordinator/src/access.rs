@@ -7,7 +7,9 @@ use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::Response;
+use cohort_common::api::Whoami;
 use cohort_common::net::{Peer, Token};
+use cohort_common::protocol::{self, Mismatch, PROTOCOL_KEY, Speaker};
 use cohort_common::security::{Refusal, Role, Security, TokenId};
 use tonic::Status;
 
@@ -144,6 +146,30 @@ impl Access {
         !matches!(self, Self::Open)
     }
 
+    /// What a caller is told of itself.
+    pub fn whoami(&self, caller: Option<Caller>) -> Whoami {
+        let (role, token) = match caller {
+            Some(Caller::Bearer(token, role)) => (Some(role), Some(token)),
+            Some(Caller::Worker(token)) => (Some(Role::Worker), Some(token)),
+            Some(Caller::Anybody) | None => (None, None),
+        };
+        let token = token.map(|token| token.to_string());
+        let listed = match self {
+            Self::Cluster(security) => security.keyring.list().unwrap_or_default(),
+            Self::Open | Self::Shared(_) => Vec::new(),
+        };
+        let kept = listed
+            .into_iter()
+            .find(|kept| Some(&kept.id) == token.as_ref());
+        Whoami {
+            version: env!("CARGO_PKG_VERSION").into(),
+            time_ms: now_ms(),
+            role,
+            token,
+            expires: kept.and_then(|kept| kept.expires),
+        }
+    }
+
     /// Whether who was let in by a token may stay.
     pub fn still_admits(&self, token: TokenId) -> Result<(), Refusal> {
         match self {
@@ -159,7 +185,7 @@ fn allowed(path: &str) -> &'static [Role] {
     let (service, method) = path.rsplit_once('/').unwrap_or((path, ""));
     let service = service.rsplit_once('.').map_or(service, |(_, name)| name);
     match (service, method) {
-        ("Join", _) => &[],
+        ("Join", _) | ("Client", "Whoami") | ("Data", "Echo") => &[],
         ("Workers" | "Exchange" | "Tokenize", _) | ("Data", "UploadState") => &[Role::Worker],
         ("Data", "MissingFiles" | "UploadFile") => &[Role::Operator],
         ("Data", _) => &[Role::Viewer, Role::Worker],
@@ -172,8 +198,29 @@ fn allowed(path: &str) -> &'static [Role] {
     }
 }
 
+/// Whether anybody may call that: who watches over processes has no token.
+fn is_open(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.Health/")
+}
+
+/// Whether a caller speaks the coordinator's protocol. Workers must say what they speak.
+fn speaks(request: &Request) -> Result<(), Mismatch> {
+    let here = Speaker::here();
+    let said = request.headers().get(PROTOCOL_KEY);
+    let said = said.map(|said| String::from_utf8_lossy(said.as_bytes()));
+    let caller = protocol::admit(said.as_deref(), &here)?;
+    let must_say = request.uri().path().starts_with("/cohort.v1.Workers/");
+    match caller {
+        None if must_say => Err(Mismatch::Silent(here)),
+        _ => Ok(()),
+    }
+}
+
 /// Lets only those pass who may, and tells the handlers who that is.
 pub async fn guard(State(access): State<Access>, mut request: Request, next: Next) -> Response {
+    if let Err(mismatch) = speaks(&request) {
+        return Status::failed_precondition(mismatch.to_string()).into_http::<Body>();
+    }
     let bearer = request.headers().get(AUTHORIZATION);
     let peer = request.extensions().get::<Peer>();
     let path = request.uri().path();
@@ -191,6 +238,8 @@ pub async fn guard(State(access): State<Access>, mut request: Request, next: Nex
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
+        // A stranger stays one.
+        Err(_) if is_open(request.uri().path()) => next.run(request).await,
         Err(denied) => Status::from(denied).into_http::<Body>(),
     }
 }
@@ -232,6 +281,9 @@ mod tests {
             ("Exchange/PushPull", [false, false, false, true, true]),
             // The call itself looks at whom it certifies.
             ("Join/Certify", [true; 5]),
+            // Whoever is let in may see as whom, and how good the connection is.
+            ("Client/Whoami", [true; 5]),
+            ("Data/Echo", [true; 5]),
         ] {
             let may = callers.map(|caller| caller.permitted(&path(call)).is_ok());
             assert_eq!(may, expected, "{call}");

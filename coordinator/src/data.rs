@@ -30,6 +30,9 @@ const PIECES: usize = 4;
 /// Files in one question.
 const MAX_FILES: usize = 100_000;
 
+/// Bytes that come back to whoever measures a connection, at most.
+const MAX_ECHO: usize = 64 << 20;
+
 /// Serves [`Data`].
 pub struct DataService {
     /// The cluster.
@@ -196,6 +199,33 @@ impl Data for DataService {
         drop(pieces);
         writer.await.map_err(failed)??;
         Ok(Response::new(v1::Empty {}))
+    }
+
+    type EchoStream = PieceStream;
+
+    async fn echo(
+        &self,
+        request: Request<Streaming<v1::Piece>>,
+    ) -> Result<Response<PieceStream>, Status> {
+        let mut incoming = request.into_inner();
+        let (out, outgoing) = mpsc::channel(PIECES);
+        tokio::spawn(async move {
+            let mut left = MAX_ECHO;
+            while let Some(Ok(piece)) = incoming.next().await {
+                let fits = left.checked_sub(piece.data.len());
+                let back = fits
+                    .map(|_| piece)
+                    .ok_or_else(|| invalid(format!("an echo has at most {} MiB", MAX_ECHO >> 20)));
+                if out.send(back).await.is_err() {
+                    return;
+                }
+                match fits {
+                    Some(rest) => left = rest,
+                    None => return,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
     }
 }
 

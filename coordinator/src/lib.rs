@@ -7,9 +7,11 @@ mod actions;
 mod audit;
 mod corpora;
 mod data;
+mod drain;
 mod driver;
 mod figures;
 mod happenings;
+mod health;
 mod history;
 mod join;
 mod ledger;
@@ -57,10 +59,12 @@ use cohort_proto::v1::workers_server::WorkersServer;
 use tokio::net::TcpListener;
 use tonic::Status;
 use tonic::service::Routes;
+use tonic_health::pb::health_server::HealthServer;
 use tracing::info;
 
 use crate::access::Access;
 use crate::driver::Cluster;
+use crate::health::{HealthService, Readiness};
 use crate::notify::Notices;
 use crate::store::{Store, StoreError, StoreHandle};
 use crate::tensorboard::Exporter;
@@ -78,6 +82,8 @@ pub struct Config {
     pub certificate_life: Duration,
     /// Deadlines.
     pub limits: Limits,
+    /// How long a run may take to be checkpointed when the process is asked to end.
+    pub grace: Duration,
     /// Who sums gradients.
     pub exchange: Topology,
     /// Where the page is served besides the coordinator's own address.
@@ -137,7 +143,7 @@ impl From<Status> for Error {
     }
 }
 
-/// Serves until `shutdown` completes. Takes the home's lock for the rest of the process's life, publishes its own address there, takes in runs that the
+/// Serves until `shutdown` completes and the run that trains is checkpointed. Takes the home's lock for the rest of the process's life, publishes its own address there, takes in runs that the
 /// database does not know, and takes up those that were under way.
 pub async fn serve(
     config: Config,
@@ -276,9 +282,12 @@ async fn route(
     };
     let client = service::ClientService {
         cluster: cluster.clone(),
+        access: access.clone(),
     };
-    let web = web::router(cluster, access.clone());
+    let readiness = Arc::new(Readiness::new(cluster.clone()));
+    let web = web::router(cluster.clone(), access.clone(), readiness.clone());
     let routes = Routes::from(axum::Router::new())
+        .add_service(HealthServer::new(HealthService::new(readiness.clone())))
         .add_service(JoinServer::new(join))
         .add_service(bounded!(WorkersServer, sessions))
         .add_service(ExchangeServer::new(exchange))
@@ -305,10 +314,15 @@ async fn route(
             }
         }
     };
+    let ended = async {
+        shutdown.await;
+        readiness.end();
+        drain::drain(&cluster, config.grace).await;
+    };
     // Streams of workers and followers never end by themselves, so there is nothing to wait for: they are cut.
     tokio::select! {
         served = server => Ok(served?),
         served = web => Ok(served?),
-        () = shutdown => Ok(()),
+        () = ended => Ok(()),
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::access::{Access, Caller};
 use crate::data::blocking;
 use crate::driver::{Cluster, Command};
 use crate::status::{failed, invalid, refused, store_status};
@@ -25,6 +26,8 @@ const EVENTS: u32 = 512;
 pub struct ClientService {
     /// The cluster.
     pub cluster: Cluster,
+    /// Who may come in, and as what.
+    pub access: Access,
 }
 
 type Reply = Result<Response<v1::Json>, Status>;
@@ -257,6 +260,11 @@ impl Client for ClientService {
 
     async fn resume(&self, request: Request<v1::Name>) -> Reply {
         reply(&actions::resume(&self.cluster, run_name(request)?).await?)
+    }
+
+    async fn whoami(&self, request: Request<v1::Empty>) -> Reply {
+        let caller = request.extensions().get::<Caller>();
+        reply(&self.access.whoami(caller.copied()))
     }
 }
 

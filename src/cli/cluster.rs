@@ -32,6 +32,10 @@ pub struct CoordinatorArgs {
     /// Hours that certificates last; they are renewed when two thirds are over, without a restart
     #[arg(long, value_name = "HOURS", default_value_t = 168.0, value_parser = certificate_hours)]
     pub certificate_hours: f64,
+    /// Seconds that a checkpoint of the run that trains may take when it is asked to end (SIGTERM, Ctrl-C); a second time
+    /// ends it at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 20.0, value_parser = grace)]
+    pub grace: f64,
     /// Do without what guards a cluster, even beyond this machine: `plaintext` has a shared token (--token-file) but no
     /// TLS, `open` has neither. For networks that you trust, or that encrypt by themselves
     #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]

@@ -5,6 +5,7 @@ mod checkpoints;
 mod cluster;
 mod common;
 mod files;
+mod machine;
 mod plan;
 mod runs;
 mod security;
@@ -19,6 +20,7 @@ pub use common::{
     ConnectArgs, HomeArgs, JsonArgs, LocalArgs, LogFormat, NotifyArgs, ObserveArgs, TokenArgs,
 };
 pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};
+pub use machine::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use plan::PlanArgs;
 pub use runs::{
     CheckpointArgs, CorpusArgs, CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs,
@@ -119,4 +121,10 @@ pub enum Verb {
     Pause(PauseArgs),
     /// Go on with a run that rests, from its newest checkpoint
     Resume(ResumeArgs),
+    /// Look whether this machine is fit to train on, and say what to do
+    Doctor(DoctorArgs),
+    /// Print a script that completes commands in a shell
+    Completions(CompletionsArgs),
+    /// Write manual pages
+    Man(ManArgs),
 }

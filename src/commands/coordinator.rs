@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, lookup_host};
 use crate::cli::{CoordinatorArgs, Insecure};
 use crate::context::{self, Secret};
 use crate::failure::hinted;
-use crate::local::shutdown;
+use crate::local::{end_at_the_next_signal, shutdown};
 use crate::traces;
 
 /// Runs the verb.
@@ -39,15 +39,27 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         access,
         certificate_life: Duration::from_secs_f64(args.certificate_hours * 3600.0),
         limits: Limits::default(),
+        // Whoever started it on this machine decides what happens to its run.
+        grace: match args.exit_with_parent {
+            true => Duration::ZERO,
+            false => Duration::from_secs_f64(args.grace),
+        },
         exchange: args.exchange.into(),
         http,
         tensorboard: args.tensorboard,
         notify: args.notify.config(),
         traces: traces.clone(),
     };
-    let served = cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await;
+    let served =
+        cohort_coordinator::serve(config, listener, asked_to_end(args.exit_with_parent)).await;
     traces::finish(traces).await;
     Ok(served?)
+}
+
+/// Completes when the process is asked to end; a second signal ends it at once.
+async fn asked_to_end(exit_with_parent: bool) {
+    shutdown(exit_with_parent).await;
+    tokio::spawn(end_at_the_next_signal());
 }
 
 /// What guards it: the home's authority where there is one, else the token that is given, if any.

@@ -4,8 +4,10 @@ mod cancel;
 mod chat;
 mod checkpoint;
 mod compare;
+mod completions;
 mod coordinator;
 mod corpus;
+mod doctor;
 mod eval;
 mod eval_local;
 mod eval_samples;
@@ -16,6 +18,7 @@ mod generate;
 mod init;
 mod ledger;
 mod local;
+mod man;
 mod merge;
 mod metrics;
 mod pause;
@@ -76,6 +79,9 @@ pub async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Checkpoint(args) => done(checkpoint::run(args).await),
         Verb::Pause(args) => done(pause::run(args).await),
         Verb::Resume(args) => done(resume::verb(args).await),
+        Verb::Doctor(args) => doctor::run(args).await,
+        Verb::Completions(args) => done(completions::run(&args)),
+        Verb::Man(args) => done(man::run(&args)),
     }
 }
 

@@ -8,7 +8,7 @@ use cohort_common::traces::WORKER;
 
 use crate::cli::WorkerArgs;
 use crate::context::{self, WORKER_TOKEN};
-use crate::local::{interrupt, parent_gone};
+use crate::local::{end_at_the_next_signal, interrupt, parent_gone};
 use crate::traces;
 
 /// Runs the verb.
@@ -42,8 +42,5 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
 /// Completes at the first signal; the second ends the process at once.
 async fn asked_to_end() {
     interrupt().await;
-    tokio::spawn(async {
-        interrupt().await;
-        std::process::exit(130);
-    });
+    tokio::spawn(end_at_the_next_signal());
 }

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use cohort_common::net::Credentials;
 use cohort_common::seal::{Opener, Sealer, checksum};
-use cohort_common::wire::{PROTOCOL, RUN_KEY, SESSION_KEY};
+use cohort_common::wire::{RUN_KEY, SESSION_KEY};
 use cohort_proto::v1;
 use cohort_proto::v1::exchange_client::ExchangeClient;
 use cohort_proto::v1::workers_client::WorkersClient;
@@ -143,7 +144,6 @@ fn message(kind: v1::from_worker::Kind) -> v1::FromWorker {
 async fn register(url: &str) -> (u64, mpsc::Sender<v1::Frame>, Sealer) {
     let (device, fingerprint) = describe_device(DeviceChoice::Cpu).expect("there is a CPU");
     let register = v1::Register {
-        protocol: PROTOCOL,
         version: "rogue".into(),
         host: "rogue".into(),
         device,
@@ -151,9 +151,12 @@ async fn register(url: &str) -> (u64, mpsc::Sender<v1::Frame>, Sealer) {
         fingerprint,
         ..v1::Register::default()
     };
-    let mut client = WorkersClient::connect(url.to_owned())
+    let channel = tonic::transport::Endpoint::from_shared(url.to_owned())
+        .expect("an address")
+        .connect()
         .await
         .expect("it listens");
+    let mut client = WorkersClient::with_interceptor(channel, Credentials::default());
     let (said, heard) = mpsc::channel(64);
     let mut sealer = Sealer::default();
     let register = sealer.frame(&message(v1::from_worker::Kind::Register(register)));

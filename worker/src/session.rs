@@ -65,7 +65,6 @@ impl Identity {
 
     fn register(&self, holding: Option<Holding>) -> v1::Register {
         v1::Register {
-            protocol: wire::PROTOCOL,
             version: env!("CARGO_PKG_VERSION").into(),
             host: hostname(),
             pid: std::process::id(),

@@ -14,6 +14,12 @@ use super::split::{Split, SplitConfig, SplitPlan};
 /// The version of the index and of everything that decides tokens besides the request.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// What every version of the index has.
+#[derive(Deserialize)]
+struct Versioned {
+    format: u32,
+}
+
 /// A prepared corpus, all but its tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CorpusIndex {
@@ -231,8 +237,15 @@ impl CorpusIndex {
 
     /// Reads an index and checks that it holds together. Nothing in it is trusted before.
     pub fn from_json(json: &[u8]) -> Result<Self, CorpusError> {
-        let index: Self = serde_json::from_slice(json)
-            .map_err(|error| CorpusError::BadIndex(error.to_string()))?;
+        let bad = |error: serde_json::Error| CorpusError::BadIndex(error.to_string());
+        // What else is there may be of another form.
+        let Versioned { format } = serde_json::from_slice(json).map_err(bad)?;
+        if format > FORMAT_VERSION {
+            return Err(CorpusError::BadIndex(format!(
+                "its format `{format}` is newer than this build of cohort, which reads up to `{FORMAT_VERSION}`; update cohort"
+            )));
+        }
+        let index: Self = serde_json::from_slice(json).map_err(bad)?;
         index.validate()?;
         Ok(index)
     }
@@ -246,7 +259,7 @@ impl CorpusIndex {
         let bad = |reason: String| Err(CorpusError::BadIndex(reason));
         if self.format != FORMAT_VERSION {
             return bad(format!(
-                "its format is `{}`, but this build reads `{FORMAT_VERSION}`",
+                "its format is `{}`, but this build reads `{FORMAT_VERSION}`; prepare it again",
                 self.format
             ));
         }
@@ -342,5 +355,20 @@ impl CorpusIndex {
             side.shards.iter().for_each(|shard| text(&shard.hash));
         }
         hasher.finalize().to_hex().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_of_a_newer_build_is_refused_whatever_else_is_in_it() {
+        let refused = CorpusIndex::from_json(br#"{"format":2,"shards":"of another form"}"#);
+        let error = refused.unwrap_err().to_string();
+        assert!(
+            error.contains("its format `2` is newer than this build of cohort, which reads up to `1`; update cohort"),
+            "{error}"
+        );
     }
 }

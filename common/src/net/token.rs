@@ -1,9 +1,10 @@
-//! What calls carry: the cluster's token, the session, the run.
+//! What calls carry: the version of the protocol, the cluster's token, the session, the run.
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
+use crate::protocol::{PROTOCOL_KEY, Speaker};
 use crate::security::{ClusterToken, Trust};
 use crate::wire::{RUN_KEY, SESSION_KEY};
 
@@ -82,6 +83,11 @@ pub struct Credentials {
 impl Interceptor for Credentials {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let metadata = request.metadata_mut();
+        let version = Speaker::here().header();
+        metadata.insert(
+            PROTOCOL_KEY,
+            version.parse().expect("digits, dots and letters"),
+        );
         if let Some(Token(value)) = &self.token {
             metadata.insert("authorization", value.clone());
         }

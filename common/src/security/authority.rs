@@ -15,12 +15,15 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::files::{read, write_private};
-use super::{Fingerprint, SecurityError, TokenId, random};
+use super::{Fingerprint, SecurityError, TokenId, check_version, random};
 
 /// The file with the private key.
 pub const KEY: &str = "authority.key";
 const CERTIFICATE: &str = "authority.pem";
 const CLUSTER: &str = "cluster.json";
+
+/// The version of what is known of a cluster.
+const VERSION: u32 = 1;
 
 /// How long an authority lasts.
 const LIFE: Duration = Duration::from_secs(20 * 365 * 86_400);
@@ -120,7 +123,7 @@ impl Authority {
         (params.not_before, params.not_after) = span(now, LIFE)?;
         let certificate = params.self_signed(&key).map_err(certificate_error)?;
         let cluster = Cluster {
-            version: 1,
+            version: VERSION,
             names: names.to_vec(),
         };
         let cluster = serde_json::to_string_pretty(&cluster).expect("names are plain data");
@@ -144,8 +147,10 @@ impl Authority {
             .map_err(|error| damaged(KEY, &error))?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| damaged(CERTIFICATE, &error))?;
-        let cluster: Cluster = serde_json::from_str(&read(&directory.join(CLUSTER))?)
-            .map_err(|error| damaged(CLUSTER, &error))?;
+        let path = directory.join(CLUSTER);
+        let cluster: Cluster =
+            serde_json::from_str(&read(&path)?).map_err(|error| damaged(CLUSTER, &error))?;
+        check_version(&path, cluster.version, VERSION)?;
         Ok(Self {
             issuer,
             certificate,

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::files::{at, read, write_private};
-use super::{ClusterToken, Fingerprint, Role, SecurityError, TokenId};
+use super::{ClusterToken, Fingerprint, Role, SecurityError, TokenId, check_version};
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -64,6 +64,11 @@ struct Entry {
     listed: Listed,
     /// BLAKE3 of the secret.
     hash: String,
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -216,14 +221,13 @@ impl Keyring {
             path: self.path.clone(),
             reason,
         };
-        let kept: Kept =
-            serde_json::from_str(&read(&self.path)?).map_err(|error| damaged(error.to_string()))?;
-        match kept.version {
-            VERSION => Ok(kept.tokens),
-            other => Err(damaged(format!(
-                "it has version {other}, this build knows {VERSION}"
-            ))),
-        }
+        let text = read(&self.path)?;
+        let damaged = |error: serde_json::Error| damaged(error.to_string());
+        // What else is there may be of another form.
+        let Versioned { version } = serde_json::from_str(&text).map_err(damaged)?;
+        check_version(&self.path, version, VERSION)?;
+        let kept: Kept = serde_json::from_str(&text).map_err(damaged)?;
+        Ok(kept.tokens)
     }
 
     /// Changes the list; one process at a time.
@@ -350,6 +354,29 @@ mod tests {
         assert!(keyring.revoke(&token.id.to_string(), 3).is_err());
         let error = keyring.list().unwrap_err().to_string();
         assert!(error.contains("is damaged"), "{error}");
+    }
+
+    #[test]
+    fn the_file_of_a_newer_build_lets_nobody_in_and_stays_as_it_is() {
+        let (directory, keyring, authority) = keyring();
+        let token = keyring
+            .create(Role::Viewer, authority, "", 1, None)
+            .unwrap();
+        let file = directory.path().join("tokens.json");
+        let newer = r#"{"version":2,"tokens":{"of":"another form"}}"#;
+        fs::write(&file, newer).unwrap();
+        let error = keyring.list().unwrap_err().to_string();
+        assert!(
+            error.contains("has version 2, this build of cohort knows up to 1; update cohort"),
+            "{error}"
+        );
+        assert!(keyring.admit(&token, 2).is_err());
+        assert!(
+            keyring
+                .create(Role::Viewer, authority, "", 1, None)
+                .is_err()
+        );
+        assert_eq!(fs::read_to_string(&file).unwrap(), newer);
     }
 
     #[test]

@@ -58,6 +58,19 @@ pub enum SecurityError {
         /// What is wrong.
         reason: String,
     },
+    /// A file is of a newer build.
+    #[error(
+        "`{}` has version {found}, this build of cohort knows up to {known}; update cohort",
+        path.display()
+    )]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest version of this build.
+        known: u32,
+    },
     /// There is an authority already.
     #[error(
         "`{}` holds the authority of a cluster already; `cohort token create` makes tokens of it",
@@ -143,6 +156,18 @@ impl Security {
             authority: Authority::create(directory, names, now)?,
             keyring: Keyring::at(directory),
         })
+    }
+}
+
+/// Refuses a file of a newer build.
+fn check_version(path: &Path, found: u32, known: u32) -> Result<(), SecurityError> {
+    match found <= known {
+        true => Ok(()),
+        false => Err(SecurityError::Newer {
+            path: path.to_owned(),
+            found,
+            known,
+        }),
     }
 }
 

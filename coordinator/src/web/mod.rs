@@ -37,6 +37,7 @@ use self::error::Failure;
 use self::feed::Feed;
 use crate::access::Access;
 use crate::driver::Cluster;
+use crate::health::Readiness;
 
 /// Bytes of a request's body, at most: a token and its frame.
 const MAX_BODY: usize = 4096;
@@ -50,16 +51,18 @@ pub(crate) struct Web {
     cluster: Cluster,
     auth: Auth,
     feed: Feed,
+    readiness: Arc<Readiness>,
     /// Places of live streams.
     streams: Arc<Semaphore>,
 }
 
 /// All routes of a cluster that is guarded so.
-pub fn router(cluster: Cluster, access: Access) -> Router {
+pub fn router(cluster: Cluster, access: Access, readiness: Arc<Readiness>) -> Router {
     let web = Arc::new(Web {
         feed: Feed::start(cluster.clone()),
         auth: Auth::new(access),
         streams: Arc::new(Semaphore::new(live::STREAMS)),
+        readiness,
         cluster,
     });
     let guarded = Router::new()

@@ -28,6 +28,7 @@ const TOKEN: &str = "0123456789abcdef";
 struct Scene {
     cluster: Cluster,
     router: Router,
+    readiness: Arc<Readiness>,
     _home: TempDir,
 }
 
@@ -49,12 +50,14 @@ impl Scene {
             Notices::start(NotifyConfig::default()),
             Traces::default(),
         );
+        let readiness = Arc::new(Readiness::new(cluster.clone()));
         let access = match token {
             Some(token) => Access::Shared(Token::new(token).unwrap()),
             None => Access::Open,
         };
         Self {
-            router: router(cluster.clone(), access),
+            router: router(cluster.clone(), access, readiness.clone()),
+            readiness,
             cluster,
             _home: dir,
         }
