@@ -27,6 +27,8 @@ mod runs;
 mod samples;
 #[cfg(unix)]
 mod security;
+#[cfg(unix)]
+mod store;
 mod support;
 mod traces;
 mod training;

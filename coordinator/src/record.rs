@@ -339,6 +339,9 @@ impl RunRecord {
                 }
             });
         }
+        if let Some(remote) = cluster.remote() {
+            remote.changed(&self.name);
+        }
         cluster.announce();
     }
 

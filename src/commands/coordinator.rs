@@ -43,6 +43,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         http,
         tensorboard: args.tensorboard,
         notify: args.notify.config(),
+        store: args.store,
         traces: traces.clone(),
     };
     let served = cohort_coordinator::serve(config, listener, shutdown(args.exit_with_parent)).await;

@@ -19,6 +19,7 @@ use crate::figures::Book;
 use crate::history::Histories;
 use crate::notify::Notices;
 use crate::readers::Readers;
+use crate::remote::Remote;
 use crate::store::StoreHandle;
 use crate::system::watch_system;
 use crate::trace::StepSpans;
@@ -38,6 +39,7 @@ struct Shared {
     pub events: watch::Sender<u64>,
     histories: Histories,
     readers: Readers,
+    remote: Option<Remote>,
 }
 
 impl Cluster {
@@ -49,6 +51,7 @@ impl Cluster {
         (limits, topology): (Limits, Topology),
         notices: Notices,
         traces: Traces,
+        remote: Option<Remote>,
     ) -> (Self, JoinHandle<()>) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let cluster = Self(Arc::new(Shared {
@@ -61,6 +64,7 @@ impl Cluster {
             sessions: std::sync::Mutex::default(),
             events: watch::Sender::new(0),
             histories: Histories::default(),
+            remote,
         }));
         let boot = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -109,6 +113,11 @@ impl Cluster {
     /// The steps of the runs that somebody looks at.
     pub fn histories(&self) -> &Histories {
         &self.0.histories
+    }
+
+    /// The object store that outlives this machine, if there is one.
+    pub fn remote(&self) -> Option<&Remote> {
+        self.0.remote.as_ref()
     }
 
     /// Connections for looks at the store.

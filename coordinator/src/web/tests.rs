@@ -48,6 +48,7 @@ impl Scene {
             (Limits::default(), Topology::default()),
             Notices::start(NotifyConfig::default()),
             Traces::default(),
+            None,
         );
         let access = match token {
             Some(token) => Access::Shared(Token::new(token).unwrap()),
