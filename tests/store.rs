@@ -108,12 +108,16 @@ fn a_dataset_of_the_hub_is_fetched_once() {
     }
     let (_coordinator, url) = scene.coordinator("");
     let all = prepared(&scene, &format!("hf://datasets/ada/books --coordinator {url}"));
-    assert_eq!(all["train"]["documents"], 1);
+    scene.write("a.txt", &words(1, 4000));
+    scene.write("b.txt", &words(2, 4000));
+    let local = prepared(&scene, &format!("a.txt b.txt --coordinator {url}"));
+    assert_eq!(all["fingerprint"], local["fingerprint"]);
     hub.asked();
     let one = prepared(&scene, &format!("hf://datasets/ada/books/data/a.txt --coordinator {url}"));
     assert_ne!(one["fingerprint"], all["fingerprint"]);
     let asked = hub.asked();
-    assert!(asked.iter().all(|path| path.starts_with("/api/") || path.contains("resolve")));
+    let whole = asked.iter().filter(|path| path.contains("/data/b.txt"));
+    assert_eq!(whole.count(), 0, "{asked:?}");
     let nobody = scene.fails(&format!("corpus prepare hf://datasets/ada/none --coordinator {url}"));
     assert!(nobody.contains("`hf://datasets/ada/none`"), "{nobody}");
 }
@@ -143,7 +147,8 @@ fn everything_is_killed_and_an_empty_home_goes_on_to_the_same_bits() {
     let step = found["step"].as_u64().expect("a step");
     assert!((20..120).contains(&step), "{found}");
     let _worker = worker(&second, &url);
-    let events = second.events(&format!("resume cut --coordinator {url}"));
+    second.run(&format!("resume cut --coordinator {url}"));
+    let events = second.events(&format!("follow cut --coordinator {url}"));
     assert_eq!(finished(&events)["state_hash"], expected["state_hash"]);
     assert!(s3.faults() > 0);
     second.run(&format!("verify cut --coordinator {url}"));
@@ -184,6 +189,45 @@ fn training_goes_on_while_the_store_is_away() {
     assert!(names.contains("runs/alone/checkpoints/step-00000012.json"), "{names}\n{printed}");
 }
 
+/// An address of this machine that is not its loopback's, if it has one.
+fn outer_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent: the system only says which address it would use.
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+#[test]
+fn workers_elsewhere_read_shards_from_the_store() {
+    let Some(address) = outer_address() else {
+        println!("skipped: this machine has no address but its loopback's");
+        return;
+    };
+    let s3 = S3::serve();
+    let scene = scene(&s3);
+    let (_coordinator, url) = scene.coordinator_at(address, &format!("{STORE} --insecure open"));
+    prepared(&scene, &format!("text.txt --spec spec.toml --coordinator {url}"));
+    eventually("the corpus in the store", || {
+        s3.names().iter().any(|name| name.contains("/corpora/") && name.ends_with("manifest.json"))
+    });
+    s3.asked();
+    let mut worker = scene.start(&format!("worker --coordinator {url} --threads 1 --home cache --exchange-listen none"));
+    let line = format!("{TRAIN} --coordinator {url}");
+    let last = scene.finished(&format!("{line} --name near"));
+    let shards = |s3: &S3| {
+        let asked = s3.asked().into_iter();
+        asked.filter(|asked| asked.starts_with("GET") && asked.ends_with(".shard")).count()
+    };
+    assert!(shards(&s3) > 0);
+    // Without it the coordinator gives them, and the run is the same.
+    worker.kill();
+    s3.mood(Mood::Away);
+    let _other = scene.start(&format!("worker --coordinator {url} --threads 1 --home other --exchange-listen none"));
+    let again = scene.finished(&format!("{line} --new --name far"));
+    assert_eq!(again["state_hash"], last["state_hash"]);
+}
+
 #[test]
 fn a_run_that_was_taken_over_is_not_written_any_more() {
     let s3 = S3::serve();
@@ -197,7 +241,7 @@ fn a_run_that_was_taken_over_is_not_written_any_more() {
     working.kill();
     let second = scene(&s3);
     let (_other, other) = second.coordinator(STORE);
-    second.run(&format!("resume ours --coordinator {other} --detach"));
+    second.run(&format!("resume ours --coordinator {other}"));
     // The first one comes back, and does not train what another trains.
     let (mut back, url) = first.coordinator(STORE);
     let found = run(&first, &url, "ours");

@@ -206,6 +206,12 @@ impl Scene {
         Self::listening(process)
     }
 
+    /// The same at a free port of another address than the loopback's.
+    pub fn coordinator_at(&self, address: std::net::IpAddr, flags: &str) -> (Process, String) {
+        let process = self.start(&format!("coordinator --listen {address}:0 {flags}"));
+        Self::listening(process)
+    }
+
     /// The same with limits that a shell sets first.
     #[cfg(unix)]
     pub fn coordinator_limited(&self, limits: &str) -> (Process, String) {

@@ -213,8 +213,8 @@ pub async fn serve(
 
 /// Opens the object store, and takes in what only it knows. One that cannot be reached is tried again later.
 async fn open_remote(url: &str, home: &Home, store: &StoreHandle) -> Result<Remote, Error> {
-    let remote = Remote::open(url, home).await?;
-    if let Err(error) = remote::take_in(&remote, store).await {
+    let (remote, reached) = Remote::open(url, home).await?;
+    if reached && let Err(error) = remote::take_in(&remote, store).await {
         let error = status::chain(&error);
         tracing::warn!(error, "cannot see which runs the store has; it is tried again");
     }

@@ -156,6 +156,12 @@ async fn last_event(cluster: &Cluster) -> Result<u64, Status> {
 
 /// Checks that the run's corpus is here and fits.
 async fn check(cluster: &Cluster, spec: &RunSpec) -> Result<Corpus, Status> {
+    if let Some(remote) = cluster.remote()
+        && let Err(error) = remote.bring_corpora(spec).await
+    {
+        let error = chain(&error);
+        tracing::warn!(error, "cannot bring a corpus back from the store");
+    }
     let home = cluster.home().clone();
     let spec = spec.clone();
     blocking(move || {

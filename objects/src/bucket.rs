@@ -206,12 +206,20 @@ impl Bucket {
     pub async fn create(&self, name: &str, content: Vec<u8>) -> Result<bool, ObjectError> {
         let mode = PutOptions::from(PutMode::Create);
         let key = self.key(name)?;
+        let again = content.clone();
         match self.store.put_opts(&key, content.into(), mode).await {
             Ok(_) => Ok(true),
             Err(
                 object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
             ) => Ok(false),
-            Err(error) => Err(self.failed(name)(error)),
+            Err(error) => match self.failed(name)(error) {
+                // Some servers do not know the condition; asking first is the next best.
+                ObjectError::Server { status: 501, .. } => match self.head(name).await? {
+                    Some(_) => Ok(false),
+                    None => self.write(name, again).await.map(|()| true),
+                },
+                error => Err(error),
+            },
         }
     }
 

@@ -75,6 +75,8 @@ pub enum ObjectError {
         url: String,
         /// What it says.
         reason: String,
+        /// The status of HTTP.
+        status: u16,
         /// Whether another try may help.
         transient: bool,
     },
@@ -190,7 +192,8 @@ impl ObjectError {
             status => Self::Server {
                 url,
                 reason: format!("{status}{}", said(&reason)),
-                transient: status.is_server_error()
+                status: status.as_u16(),
+                transient: (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
                     || matches!(
                         status,
                         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS

@@ -22,6 +22,7 @@ use url::Url;
 
 use crate::bucket::{Bucket, Meta};
 use crate::error::ObjectError;
+use crate::location::{Location, shown};
 use crate::web::Web;
 
 /// Tries without progress.
@@ -56,6 +57,25 @@ pub struct WebFile {
 }
 
 impl WebFile {
+    /// A file that a signed URL gives to whoever has it; `None` if it is no URL of the web.
+    pub fn signed(web: Web, url: &str) -> Option<Self> {
+        let Ok(Location::Web(url)) = Location::parse(url) else {
+            return None;
+        };
+        Some(Self::of(web, url))
+    }
+
+    /// A file that is there for everybody.
+    pub fn of(web: Web, url: Url) -> Self {
+        Self {
+            web,
+            shown: shown(&url),
+            url,
+            headers: HeaderMap::new(),
+            version: None,
+        }
+    }
+
     /// The content of a small file.
     pub async fn read(&self, most: u64) -> Result<Bytes, ObjectError> {
         let failed = |error| ObjectError::of_http(&self.shown, &error);

@@ -129,6 +129,7 @@ impl Hub {
         let nonsense = |reason: String| ObjectError::Server {
             url: shown.clone(),
             reason,
+            status: 200,
             transient: false,
         };
         let info: Info = serde_json::from_slice(&content)
@@ -146,6 +147,7 @@ impl Hub {
             return Err(ObjectError::Server {
                 url: shown,
                 reason: "with a file name that could lead elsewhere".into(),
+                status: 200,
                 transient: false,
             });
         }

@@ -8,7 +8,6 @@ use cohort_objects::web::Web;
 use cohort_objects::{
     Bucket, BucketUrl, Location, ObjectError, Reach, Selection, Source, WebFile, shown,
 };
-use http::HeaderMap;
 use url::Url;
 
 use super::hub;
@@ -101,15 +100,10 @@ fn page(url: &Url, reach: Reach) -> Result<Named, ObjectError> {
             reason: "servers of the web cannot be asked for all files of a pattern; name each file".into(),
         });
     }
+    let file = WebFile::of(Web::new(reach, true), url.clone());
     Ok(Named {
         name: shown(url),
         bytes: None,
-        found: Found::There(Box::new(Source::Web(WebFile {
-            web: Web::new(reach, true),
-            url: url.clone(),
-            headers: HeaderMap::new(),
-            shown: shown(url),
-            version: None,
-        }))),
+        found: Found::There(Box::new(Source::Web(file))),
     })
 }

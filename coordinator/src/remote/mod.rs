@@ -41,6 +41,8 @@ use crate::store::StoreError;
 
 /// Longest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 64 << 20;
+/// How long a URL that was signed for a worker can be used.
+const SIGNED: Duration = Duration::from_secs(3600);
 /// How long what is still to be copied may take when the coordinator ends.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -59,6 +61,8 @@ struct Shared {
     wake: Notify,
     /// There is nothing to do any more.
     rest: Notify,
+    /// There is little time left: no pause is too short now.
+    hurry: Notify,
 }
 
 /// What is known, and what is to be done.
@@ -129,8 +133,9 @@ impl Remote {
     /// Opens the store that a URL names, and makes sure that it can be used: by reading, or writing, whose format it has.
     ///
     /// # Errors
-    /// A URL that names no store, a store that refuses, one of a newer build. A store that cannot be reached now is none.
-    pub async fn open(url: &str, home: &Home) -> Result<Self, Error> {
+    /// A URL that names no store, a store that refuses, one of a newer build. That it cannot be reached now is none; the answer
+    /// says whether it can.
+    pub async fn open(url: &str, home: &Home) -> Result<(Self, bool), Error> {
         let answer = |error: &dyn std::error::Error| Error::Answer(chain(error));
         let location = Location::parse(url).map_err(|error| answer(&error))?;
         let bucket = Bucket::open(&location).map_err(|error| answer(&error))?;
@@ -144,16 +149,20 @@ impl Remote {
             state: Mutex::default(),
             wake: Notify::new(),
             rest: Notify::new(),
+            hurry: Notify::new(),
         }));
         match remote.check_format().await {
-            Ok(()) => info!(url = remote.url(), "checkpoints and corpora are copied to the store"),
+            Ok(()) => {
+                info!(url = remote.url(), "checkpoints and corpora are copied to the store");
+                Ok((remote, true))
+            }
             Err(RemoteError::Object(error)) if error.is_transient() => {
                 let error = chain(&error);
                 warn!(error, "the store cannot be reached; it is tried again");
+                Ok((remote, false))
             }
-            Err(error) => return Err(answer(&error)),
+            Err(error) => Err(answer(&error)),
         }
-        Ok(remote)
     }
 
     async fn check_format(&self) -> Result<(), RemoteError> {
@@ -209,6 +218,21 @@ impl Remote {
             steps: steps.into_iter().flatten().copied().collect(),
             waiting: known.map_or(0, |known| known.waiting),
             problem: known.and_then(|known| known.problem.clone()),
+        }
+    }
+
+    /// A URL by which somebody without credentials can read a file of a corpus for a while, if it is there.
+    pub async fn place(&self, fingerprint: &str, file: &str) -> Option<String> {
+        if !self.state().corpora.contains(fingerprint) {
+            return None;
+        }
+        let name = layout::corpus_file(fingerprint, file);
+        match self.bucket().sign(&name, SIGNED).await {
+            Ok(url) => url.map(Into::into),
+            Err(error) => {
+                warn!(error = chain(&error), "cannot sign a URL; the coordinator gives the shard itself");
+                None
+            }
         }
     }
 
@@ -282,6 +306,7 @@ pub struct Uploader {
 impl Uploader {
     /// Waits until everything is copied, but not for ever, and ends.
     pub async fn finish(self) {
+        self.remote.0.hurry.notify_one();
         let idle = async {
             loop {
                 let rest = self.remote.0.rest.notified();

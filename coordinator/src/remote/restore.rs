@@ -140,9 +140,7 @@ impl Remote {
         newest: Option<u64>,
         take_over: bool,
     ) -> Result<(), RemoteError> {
-        for fingerprint in corpora_of(spec) {
-            self.bring_corpus(&fingerprint).await?;
-        }
+        self.bring_corpora(spec).await?;
         if let Some(step) = newest {
             self.bring_checkpoint(run, step).await?;
         }
@@ -191,8 +189,16 @@ impl Remote {
         Ok(())
     }
 
+    /// Brings the corpora back that a run reads and that are not here, if the store has them.
+    pub async fn bring_corpora(&self, spec: &RunSpec) -> Result<(), RemoteError> {
+        for fingerprint in corpora_of(spec) {
+            self.bring_corpus(&fingerprint).await?;
+        }
+        Ok(())
+    }
+
     /// Brings a corpus back that is not here, if the store has it.
-    pub async fn bring_corpus(&self, fingerprint: &str) -> Result<(), RemoteError> {
+    async fn bring_corpus(&self, fingerprint: &str) -> Result<(), RemoteError> {
         let target = self.home().corpora().join(fingerprint);
         let hexadecimal = fingerprint.bytes().all(|b| b.is_ascii_hexdigit());
         if target.is_dir() || !hexadecimal || fingerprint.is_empty() {

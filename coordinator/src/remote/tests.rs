@@ -26,7 +26,8 @@ impl Side {
     async fn open(directory: &TempDir, name: &str) -> Self {
         let home = Home::open(&directory.path().join(name)).unwrap();
         let (store, _) = StoreHandle::spawn(Store::open(&home.database()).unwrap());
-        let remote = Remote::open(&url(directory), &home).await.unwrap();
+        let (remote, reached) = Remote::open(&url(directory), &home).await.unwrap();
+        assert!(reached);
         take_in(&remote, &store).await.unwrap();
         let (cluster, _driver) = Cluster::start(
             home.clone(),

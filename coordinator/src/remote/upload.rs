@@ -76,7 +76,10 @@ pub async fn run(remote: Remote, cluster: Cluster) {
         }
         if failed {
             // What comes meanwhile waits for the same store.
-            sleep(pause).await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = remote.0.hurry.notified() => {}
+            }
             pause = (pause * 2).min(LONGEST);
         }
     }
