@@ -9,8 +9,10 @@ use cohort_common::corpus::{
     BadInput, CorpusError, Event, Problem, ReadOptions, Sources, Split, SupervisedConfig,
     Tokenizer, expand, read_documents, samples,
 };
+use cohort_common::spec::{
+    CorpusFacts, CorpusOptions, MixedOptions, MixtureConfig, MixtureOptions, TokenizerChoice,
+};
 use cohort_objects::{Location, is_location};
-use cohort_common::spec::{CorpusFacts, CorpusOptions, TokenizerChoice};
 
 use crate::client::Client;
 use crate::facts;
@@ -201,6 +203,57 @@ impl Material {
         Err(anyhow!(
             "the coordinator ended the preparation without a result; see its log"
         ))
+    }
+}
+
+/// The corpora that are mixed with a run's own, each read like it.
+pub struct Mixed {
+    options: MixtureOptions,
+    materials: Vec<Material>,
+}
+
+impl Mixed {
+    /// Understands what a spec says of them. See [`Text::find`].
+    pub fn find(meant: Option<&MixtureOptions>, own: &CorpusOptions) -> Result<Option<Self>> {
+        let Some(options) = meant else {
+            return Ok(None);
+        };
+        let material = |mixed: &MixedOptions| {
+            let options = CorpusOptions {
+                paths: mixed.paths.clone(),
+                ..own.clone()
+            };
+            Ok(Material {
+                name: mixed.name.clone(),
+                ..Material::find(&options)?
+            })
+        };
+        let materials = options.corpora.iter().map(material);
+        Ok(Some(Self {
+            options: options.clone(),
+            materials: materials.collect::<Result<_>>()?,
+        }))
+    }
+
+    /// Has the coordinator prepare them with the tokenizer of the run's own corpus; gives what the run is told.
+    pub async fn prepare(
+        &self,
+        own: &CorpusInfo,
+        supervised: Option<&SupervisedConfig>,
+        client: &mut Client,
+        out: Output,
+    ) -> Result<MixtureConfig> {
+        let tokenizer = TokenizerRef::Corpus(own.fingerprint.clone());
+        let mut fingerprints = Vec::new();
+        let mut tokens = vec![own.train.tokens];
+        for material in &self.materials {
+            let corpus = material
+                .prepare(tokenizer.clone(), supervised.cloned(), client, out)
+                .await?;
+            tokens.push(corpus.train.tokens);
+            fingerprints.push(corpus.fingerprint);
+        }
+        Ok(self.options.resolve(fingerprints, &tokens))
     }
 }
 

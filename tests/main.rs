@@ -16,6 +16,7 @@ mod files;
 mod hostile;
 mod hub;
 mod messages;
+mod mixture;
 #[cfg(unix)]
 mod notify;
 #[cfg(unix)]
@@ -30,6 +31,7 @@ mod security;
 #[cfg(unix)]
 mod store;
 mod support;
+mod tokenizing;
 mod traces;
 mod training;
 mod transfer;

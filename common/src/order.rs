@@ -16,7 +16,11 @@
 //!
 //! This file does not know what a sample is, where shards begin, or who computes what.
 
+mod mixture;
+
 use std::ops::Range;
+
+pub use mixture::{Mixture, Shares};
 
 use crate::rng::{derive_key, philox};
 use crate::spec::TrainConfig;
@@ -126,64 +130,6 @@ impl Order {
             return q;
         }
         permute(key, USE_BLOCKS, full_blocks, block) * self.block + within
-    }
-}
-
-/// Which corpus a sample of a run is from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The run's own.
-    Own,
-    /// That of the run it started from.
-    Replayed,
-}
-
-/// The samples of a run that may replay some of another corpus: a fixed share of the positions, evenly spaced, stand for
-/// those. Each corpus is walked in its own order, every sample once in an epoch of its own.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mixture {
-    own: Order,
-    replayed: Option<(Order, u32)>,
-}
-
-/// Parts of a share of replayed samples.
-const PARTS: f64 = 1_000_000.0;
-
-impl Mixture {
-    /// The run's own samples, and a share of others, in millionths at best.
-    pub fn new(own: Order, replayed: Option<(Order, f64)>) -> Self {
-        let parts = |share: f64| (share * PARTS).round().clamp(0.0, PARTS) as u32;
-        Self {
-            own,
-            replayed: replayed.map(|(order, share)| (order, parts(share))),
-        }
-    }
-
-    /// The order of the samples of one origin; `None` where nothing is replayed.
-    pub fn order(&self, origin: Origin) -> Option<&Order> {
-        match origin {
-            Origin::Own => Some(&self.own),
-            Origin::Replayed => self.replayed.as_ref().map(|(order, _)| order),
-        }
-    }
-
-    /// The sample at a position of the run, and where it is from.
-    pub fn sample(&self, position: u64) -> (Origin, SampleAt) {
-        let Some((order, parts)) = &self.replayed else {
-            return (Origin::Own, self.own.sample(position));
-        };
-        let before =
-            |position: u64| (u128::from(position) * u128::from(*parts) / PARTS as u128) as u64;
-        let replayed = before(position);
-        match before(position + 1) > replayed {
-            true => (Origin::Replayed, order.sample(replayed)),
-            false => (Origin::Own, self.own.sample(position - replayed)),
-        }
-    }
-
-    /// See [`Order::positions`].
-    pub fn positions(&self, step: u64, lane: u32, train: &TrainConfig) -> Range<u64> {
-        self.own.positions(step, lane, train)
     }
 }
 

@@ -3,29 +3,32 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use cohort_common::api::{CorpusInfo, PrepareCorpus, PrepareEvent, Removed, SourceRef, SplitInfo};
+use cohort_common::api::{
+    CorpusInfo, PrepareCorpus, PrepareEvent, Removed, SourceRef, SplitInfo, TokenizerRef,
+};
 use cohort_common::corpus::{
     self, BadInput, Corpus, PrepareRequest, Problem, Progress, SourceFile, Sources, Split,
-    SplitConfig, SplitIndex, SplitMethod, Stage,
+    SplitConfig, SplitIndex, SplitMethod, Stage, TokenizerConfig,
 };
 use cohort_common::home::Home;
 use cohort_objects::{Location, ObjectError, Reach};
 use tonic::Status;
 
-use crate::data::stored_file;
+use crate::data::{open_corpus, stored_file};
 use crate::fetched;
-use crate::runs::tokenizer_config;
 use crate::status::{chain, failed, invalid, missing};
+use crate::tokenizing::Tokenizing;
 
 /// Tokens of the sample that `corpus show` prints.
 const SAMPLE_TOKENS: usize = 120;
 
-/// Prepares a corpus; blocks. What URLs name is fetched as far as whoever asks may reach. `tell` gets the progress and may be
-/// called often.
+/// Prepares a corpus, on workers as far as some take text; blocks. What URLs name is fetched as far as whoever asks may reach.
+/// `tell` gets the progress and may be called often.
 pub fn prepare(
     home: &Home,
     request: PrepareCorpus,
     reach: Reach,
+    tokenizing: &Tokenizing,
     tell: &dyn Fn(PrepareEvent),
 ) -> Result<CorpusInfo, Status> {
     let method = match request.split.as_str() {
@@ -43,16 +46,20 @@ pub fn prepare(
         text_field: request.text_field,
         skip_bad: request.skip_bad,
         supervised: request.supervised.clone(),
-        ..PrepareRequest::new(request.name, sources, tokenizer_config(request.tokenizer))
+        ..PrepareRequest::new(
+            request.name,
+            sources,
+            tokenizer_config(home, request.tokenizer)?,
+        )
     };
     let progress = |p: Progress| {
         tell(PrepareEvent::Progress {
-            stage: stage_name(p.stage).into(),
+            stage: stage_name(p.stage, tokenizing.workers()),
             done: p.done,
             total: p.total,
         });
     };
-    let prepared = corpus::prepare(&home.corpora(), &prepare, &progress)
+    let prepared = corpus::prepare_with(&home.corpora(), &prepare, tokenizing, &progress)
         .map_err(|error| invalid(chain(&error)))?;
     // Corpora of before there were baselines get theirs now.
     let index = prepared.corpus.index();
@@ -70,12 +77,31 @@ pub fn prepare(
     Ok(info)
 }
 
-fn stage_name(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Hash => "hashing files",
-        Stage::Scan => "reading text",
-        Stage::Tokenizer => "training the tokenizer",
-        Stage::Encode => "tokenizing",
+/// The tokenizer that a request means.
+fn tokenizer_config(home: &Home, tokenizer: TokenizerRef) -> Result<TokenizerConfig, Status> {
+    let (json, eos) = match tokenizer {
+        TokenizerRef::Bpe { vocab_size } => return Ok(TokenizerConfig::Bpe { vocab_size }),
+        TokenizerRef::Char => return Ok(TokenizerConfig::Char),
+        TokenizerRef::Json(json) => (json.into_bytes(), None),
+        TokenizerRef::Known { json, eos } => (json.into_bytes(), Some(eos)),
+        TokenizerRef::Corpus(fingerprint) => {
+            let corpus = open_corpus(home, &fingerprint)?;
+            let tokenizer = corpus.tokenizer().map_err(failed)?;
+            let eos = tokenizer.spelling(tokenizer.eos());
+            (tokenizer.to_json().into(), eos)
+        }
+    };
+    Ok(TokenizerConfig::File { json, eos })
+}
+
+fn stage_name(stage: Stage, workers: usize) -> String {
+    match (stage, workers) {
+        (Stage::Hash, _) => "hashing files".into(),
+        (Stage::Scan, _) => "reading text".into(),
+        (Stage::Tokenizer, _) => "training the tokenizer".into(),
+        (Stage::Encode, 0) => "tokenizing".into(),
+        (Stage::Encode, 1) => "tokenizing on a worker".into(),
+        (Stage::Encode, many) => format!("tokenizing on {many} workers"),
     }
 }
 

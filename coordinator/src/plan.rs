@@ -15,7 +15,8 @@ use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
 use cohort_common::layout::chunk_count;
 use cohort_common::ledger::{Chain, Entry, genesis};
-use cohort_common::spec::{RunKind, RunSpec};
+use cohort_common::order::Shares;
+use cohort_common::spec::{MixtureConfig, RunKind, RunSpec};
 use tonic::Status;
 
 use crate::data::{blocking, open_corpus, start_directory};
@@ -58,11 +59,19 @@ pub async fn enqueue(
         let chat_template = chat_template(&home, &name, &spec, &corpus)?;
         let prompts = Prompts::of(&spec, &corpus, chat_template.as_deref())?;
         let lora_base = spec.lora.is_some().then(|| start_directory(&home, &name));
+        let shares = Shares::of(&spec);
         let gradient_len = spec.gradient_len();
         let root = gradient_len * size_of::<f32>();
         let retain = (RETAINED / root.max(1)).clamp(3, MOST_RETAINED) as u64;
         let base = base.and_then(|fingerprint| open_corpus(&home, &fingerprint).ok());
-        let (mut splits, facts) = eval_splits(&spec, &corpus, base.as_ref()).map_err(invalid)?;
+        let mixed = spec.mixture.iter().flat_map(|mixture| &mixture.corpora);
+        let mixed = mixed.map(|mixed| {
+            let corpus = open_corpus(&home, &mixed.corpus)?;
+            Ok((MixtureConfig::label(&mixed.name), corpus))
+        });
+        let mixed = mixed.collect::<Result<Vec<_>, Status>>()?;
+        let (mut splits, facts) =
+            eval_splits(&spec, &corpus, &mixed, base.as_ref()).map_err(invalid)?;
         // Last, so that what is written at the end is written once it is known to be the end.
         splits.extend(prompts.as_ref().map(Prompts::split));
         let epoch_samples = match spec.kind {
@@ -94,6 +103,7 @@ pub async fn enqueue(
             splits: facts,
             prompts,
             epoch_samples,
+            shares,
             facts: run_facts,
             tokenizer,
             chat_template,
@@ -152,12 +162,15 @@ pub fn facts_of(spec: &RunSpec, corpus: &Corpus, notes: Vec<String>) -> RunFacts
 fn eval_splits(
     spec: &RunSpec,
     corpus: &Corpus,
+    mixed: &[(String, Corpus)],
     base: Option<&Corpus>,
 ) -> Result<(Vec<EvalSplit>, Vec<SplitFacts>), CorpusError> {
     let mut parts = vec![(corpus, Split::Validation, OWN_SPLIT)];
     if spec.kind == RunKind::Eval {
         parts.insert(0, (corpus, Split::Train, "train"));
     }
+    let mixed = mixed.iter();
+    parts.extend(mixed.map(|(label, corpus)| (corpus, Split::Validation, label.as_str())));
     // A classifier has no loss on text, and rows of another length cannot be scored.
     let comparable = |base: &&Corpus| {
         let index = base.index();

@@ -14,6 +14,7 @@ use cohort_common::cluster::{Anomaly, Event, RunPlan};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
 use cohort_common::ids::{RunId, Step};
+use cohort_common::order::Shares;
 use cohort_common::traces::StepTrace;
 use tracing::{error, warn};
 
@@ -43,6 +44,8 @@ pub struct RunRecord {
     pub prompts: Option<Prompts>,
     /// Samples in one epoch.
     pub epoch_samples: u64,
+    /// Which samples are of the run's own corpus.
+    pub shares: Shares,
     /// What does not change while it trains.
     pub facts: RunFacts,
     /// Content of `tokenizer.json`.
@@ -145,6 +148,7 @@ impl RunRecord {
         let speed = |millis: u64| new as f64 * 1000.0 / millis.max(1) as f64;
         let loss = entry.loss();
         let bits = loss / std::f64::consts::LN_2;
+        let own = self.shares.of_first(entry.first_position + entry.samples)[0];
         let row = StepRow {
             step: entry.step,
             horizon: train.steps,
@@ -154,7 +158,7 @@ impl RunRecord {
             tokens,
             // Unknown where another coordinator led the step.
             tokens_per_second: step.millis.map_or(0.0, speed),
-            epoch: (entry.first_position + entry.samples) as f64 / self.epoch_samples as f64,
+            epoch: own as f64 / self.epoch_samples as f64,
             bits_per_byte: self.facts.bytes_per_token.map(|bytes| bits / bytes),
             mfu: self.mfu(step.millis.map(speed)),
             time_ms: now_ms(),

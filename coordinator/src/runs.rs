@@ -11,7 +11,7 @@ use cohort_common::checkpoint::{
     WEIGHTS_INDEX, hex, is_plain_name,
 };
 use cohort_common::cluster::StateSource;
-use cohort_common::corpus::{Corpus, TokenizerConfig};
+use cohort_common::corpus::Corpus;
 use cohort_common::home::{Home, RunName};
 use cohort_common::spec::{RunKind, RunSpec};
 use tonic::Status;
@@ -178,7 +178,10 @@ async fn check(cluster: &Cluster, spec: &RunSpec) -> Result<Corpus, Status> {
             index.samples(spec.sample_length()).map_err(invalid)?;
         }
         if spec.train.replay.is_some() {
-            check_replay(&home, &spec, &corpus)?;
+            check_replay(&spec)?;
+        }
+        for other in &spec.training_corpora()[1..] {
+            check_other(&home, &spec, &corpus, other)?;
         }
         let labels = index.supervised.as_ref().map_or(&[][..], |s| &s.labels);
         if labels != spec.model.labels {
@@ -193,30 +196,31 @@ async fn check(cluster: &Cluster, spec: &RunSpec) -> Result<Corpus, Status> {
 }
 
 /// Checks that the base's corpus can be mixed into the run's.
-fn check_replay(home: &Home, spec: &RunSpec, corpus: &Corpus) -> Result<(), Status> {
-    let base = spec
-        .start
-        .as_ref()
-        .and_then(|start| start.base_corpus.as_deref());
-    let Some(base) = base else {
+fn check_replay(spec: &RunSpec) -> Result<(), Status> {
+    if spec.replayed_corpus().is_none() {
         return Err(invalid(
             "`train.replay` needs the corpus that the checkpoint was trained on, and it is not here",
         ));
-    };
+    }
     if spec.model.classifies() {
         return Err(invalid(
             "`train.replay` mixes text in, and a classifier has no head for text",
         ));
     }
-    let base = open_corpus(home, base)?;
-    if base.index().tokenizer.fingerprint != corpus.index().tokenizer.fingerprint {
-        return Err(invalid(
-            "`train.replay` needs a corpus of the same tokenizer, and that of the checkpoint's corpus is another",
-        ));
+    Ok(())
+}
+
+/// Checks that another corpus can be mixed into the run's.
+fn check_other(home: &Home, spec: &RunSpec, own: &Corpus, other: &str) -> Result<(), Status> {
+    let other = open_corpus(home, other)?;
+    let (index, own) = (other.index(), own.index());
+    if index.tokenizer.fingerprint != own.tokenizer.fingerprint {
+        return Err(invalid(format!(
+            "the corpora `{}` and `{}` have different tokenizers; only texts of one tokenizer can be mixed or replayed",
+            own.name, index.name
+        )));
     }
-    base.index()
-        .samples(spec.sample_length())
-        .map_err(invalid)?;
+    index.samples(spec.sample_length()).map_err(invalid)?;
     Ok(())
 }
 
@@ -494,22 +498,5 @@ pub fn checkpoint_info(row: CheckpointRow) -> CheckpointInfo {
         bytes: row.bytes,
         val_loss: row.val_loss,
         state_hash: hex::encode(&row.state_hash),
-    }
-}
-
-/// Which tokenizer a preparation asks for.
-pub fn tokenizer_config(tokenizer: cohort_common::api::TokenizerRef) -> TokenizerConfig {
-    use cohort_common::api::TokenizerRef;
-    match tokenizer {
-        TokenizerRef::Bpe { vocab_size } => TokenizerConfig::Bpe { vocab_size },
-        TokenizerRef::Char => TokenizerConfig::Char,
-        TokenizerRef::Json(json) => TokenizerConfig::File {
-            json: json.into_bytes(),
-            eos: None,
-        },
-        TokenizerRef::Known { json, eos } => TokenizerConfig::File {
-            json: json.into_bytes(),
-            eos: Some(eos),
-        },
     }
 }

@@ -95,11 +95,12 @@ impl Client for ClientService {
         let request: PrepareCorpus = parse(request)?;
         let cluster = self.cluster.clone();
         let home = cluster.home().clone();
+        let tokenizing = cluster.tokenizing().clone();
         let (out, outgoing) = mpsc::channel(16);
         tokio::task::spawn_blocking(move || {
             // Progress that finds the channel full is left out: a newer one follows.
             let tell = |event: PrepareEvent| drop(out.try_send(Ok(json(&event))));
-            let done = corpora::prepare(&home, request, reach, &tell);
+            let done = corpora::prepare(&home, request, reach, &tokenizing, &tell);
             if let (Ok(corpus), Some(remote)) = (&done, cluster.remote()) {
                 remote.prepared(&corpus.fingerprint);
             }
@@ -126,8 +127,9 @@ impl Client for ClientService {
         let directory = self.cluster.home().corpora();
         let doomed = blocking(move || {
             let corpus = corpora::find(&directory, &name)?;
+            let fingerprint = corpus.index().fingerprint.as_str();
             let needs = |r: &&RunInfo| {
-                query::is_under_way(&r.status) && r.spec.corpus == corpus.index().fingerprint
+                query::is_under_way(&r.status) && r.spec.training_corpora().contains(&fingerprint)
             };
             if let Some(run) = runs.iter().find(needs) {
                 return Err(refused(format!(

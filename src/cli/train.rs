@@ -19,6 +19,9 @@ pub struct SpecArgs {
     /// Labelled texts to classify: files of JSON lines
     #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with_all = ["corpus", "sft"])]
     pub classify: Vec<String>,
+    /// Mix in other text, so many times as often as the run's own: `--mix tales/=0.5`; may be repeated
+    #[arg(long, value_name = "PATH=WEIGHT", conflicts_with = "classify")]
+    pub mix: Vec<String>,
     /// Change a value of the spec, such as `train.steps=500`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,

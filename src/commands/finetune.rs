@@ -20,7 +20,7 @@ use cohort_common::supervised::chat_template_of;
 use crate::cli::FinetuneArgs;
 use crate::commands::pretrain::{read_spec, spec_file, take_prompts};
 use crate::commands::{resume, transfer};
-use crate::prepare::{self, Material};
+use crate::prepare::{self, Material, Mixed};
 use crate::references::{self, name_of};
 use crate::submit::{Session, submission};
 use crate::uploads;
@@ -137,6 +137,7 @@ pub async fn plan(
         model: &base.model,
         train: base.train.as_ref(),
     })?;
+    let mixed = Mixed::find(meant.mixture.as_ref(), &meant.corpus)?;
     let mut supervised = material.supervised(meant.sample_length(), base.template.clone());
     adopt_labels(supervised.as_mut(), base)?;
     let json = base.tokenizer.to_json().to_owned();
@@ -155,7 +156,12 @@ pub async fn plan(
         }
     }
     let corpus = material
-        .prepare(tokenizer, supervised, &mut session.client, session.out)
+        .prepare(
+            tokenizer,
+            supervised.clone(),
+            &mut session.client,
+            session.out,
+        )
         .await?;
     prepare::check_length(&corpus, meant.sample_length())?;
     for note in &meant.notes {
@@ -164,6 +170,11 @@ pub async fn plan(
     let start = Some(base.start.clone());
     let notes = meant.notes.clone();
     let mut spec = meant.run_spec(prepare::facts_of(&corpus), start)?;
+    if let Some(mixed) = mixed {
+        let (client, out) = (&mut session.client, session.out);
+        let mixture = mixed.prepare(&corpus, supervised.as_ref(), client, out);
+        spec.mixture = Some(mixture.await?);
+    }
     session.adapt(&mut spec);
     Ok(Planned {
         spec,

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use cohort_common::spec::{ObjectiveKind, Preset, SpecFile, SpecMeant, SpecSource};
+use cohort_common::spec::{MixedTable, ObjectiveKind, Preset, SpecFile, SpecMeant, SpecSource};
 
 use crate::cli::{PretrainArgs, SpecArgs, SubmitArgs};
 use crate::commands::resume;
-use crate::prepare::{self, Material};
+use crate::failure::hinted;
+use crate::prepare::{self, Material, Mixed};
 use crate::submit::{Session, submission};
 
 /// Runs the verb.
@@ -30,8 +31,9 @@ pub async fn run(args: PretrainArgs) -> Result<ExitCode> {
     take_prompts(&mut file, &args.submit);
     let meant = file.validate()?;
     let material = Material::find(&meant.corpus)?;
+    let mixed = Mixed::find(meant.mixture.as_ref(), &meant.corpus)?;
     let mut session = open(&args).await?;
-    let result = train(&mut session, &args, meant, &material, stem).await;
+    let result = train(&mut session, &args, meant, (&material, mixed), stem).await;
     session.close().await;
     result
 }
@@ -51,13 +53,18 @@ async fn train(
     session: &mut Session,
     args: &PretrainArgs,
     meant: SpecMeant,
-    material: &Material,
+    (material, mixed): (&Material, Option<Mixed>),
     stem: String,
 ) -> Result<ExitCode> {
     let tokenizer = prepare::tokenizer(&meant.tokenizer)?;
     let supervised = material.supervised(meant.sample_length(), None);
     let corpus = material
-        .prepare(tokenizer, supervised, &mut session.client, session.out)
+        .prepare(
+            tokenizer,
+            supervised.clone(),
+            &mut session.client,
+            session.out,
+        )
         .await?;
     prepare::check_length(&corpus, meant.sample_length())?;
     for note in &meant.notes {
@@ -65,6 +72,11 @@ async fn train(
     }
     let notes = meant.notes.clone();
     let mut spec = meant.run_spec(prepare::facts_of(&corpus), None)?;
+    if let Some(mixed) = mixed {
+        let (client, out) = (&mut session.client, session.out);
+        let mixture = mixed.prepare(&corpus, supervised.as_ref(), client, out);
+        spec.mixture = Some(mixture.await?);
+    }
     session.adapt(&mut spec);
     let mut submit = submission(spec, &args.submit, stem);
     submit.notes = notes;
@@ -99,7 +111,27 @@ pub fn spec_file(mut source: SpecSource, args: &SpecArgs) -> Result<SpecFile> {
     if args.skip_bad {
         file.corpus.skip_bad = Some(true);
     }
+    for mix in &args.mix {
+        let corpora = file.mixture.corpora.get_or_insert_default();
+        corpora.push(mixed_of(mix)?);
+    }
     Ok(file)
+}
+
+/// What is mixed in, and how much of it: `PATH=WEIGHT`.
+fn mixed_of(text: &str) -> Result<MixedTable> {
+    let (path, weight) = text.rsplit_once('=').unwrap_or((text, ""));
+    let weight: f64 = weight.parse().map_err(|_| {
+        hinted(
+            format!("`--mix {text}` is no path with a weight"),
+            "write `--mix PATH=WEIGHT`, such as `--mix tales/=0.5`",
+        )
+    })?;
+    Ok(MixedTable {
+        name: None,
+        paths: Some(vec![path.to_owned()]),
+        weight: Some(weight),
+    })
 }
 
 /// Puts the prompts that were typed in the place of the spec's.

@@ -118,6 +118,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         tokenizer,
         train,
         checkpoint: _,
+        mixture,
         lora,
         samples: _,
         watchdog,
@@ -139,6 +140,7 @@ fn refuse_others(changes: &SpecFile) -> Result<()> {
         ("corpus", *corpus != kept.corpus),
         ("tokenizer", *tokenizer != kept.tokenizer),
         ("train", *train != kept.train),
+        ("mixture", *mixture != kept.mixture),
         ("lora", *lora != kept.lora),
         ("watchdog", *watchdog != kept.watchdog),
     ];

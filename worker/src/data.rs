@@ -14,7 +14,7 @@ use cohort_common::corpus::{
 };
 use cohort_common::ids::{Lane, Step};
 use cohort_common::net::Credentials;
-use cohort_common::order::{Mixture, Origin};
+use cohort_common::order::Mixture;
 use cohort_common::spec::{RunKind, RunSpec, TrainConfig};
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1;
@@ -239,25 +239,14 @@ pub enum Unit<'a> {
 
 struct Train {
     mixture: Mixture,
-    own: Text,
-    /// What is replayed.
-    old: Option<Text>,
+    /// Where the samples of each corpus lie.
+    texts: Vec<Text>,
 }
 
 /// One side of a corpus.
 struct Text {
     reader: SampleReader,
     shards: Arc<CachedShards>,
-}
-
-impl Train {
-    /// Where the samples of an origin lie.
-    fn text(&self, origin: Origin) -> &Text {
-        match (origin, &self.old) {
-            (Origin::Replayed, Some(old)) => old,
-            _ => &self.own,
-        }
-    }
 }
 
 struct EvalReader {
@@ -278,20 +267,13 @@ impl RunData {
         let cache = cache.join("shards");
         std::fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
         let mut indices = HashMap::new();
-        let base = spec
-            .start
-            .as_ref()
-            .and_then(|start| start.base_corpus.as_ref());
-        let replayed = spec.train.replay.zip(base);
         let scored = splits.iter().filter_map(|split| match &split.work {
-            EvalWork::Score { corpus, .. } => Some(corpus),
+            EvalWork::Score { corpus, .. } => Some(corpus.as_str()),
             EvalWork::Write { .. } => None,
         });
-        let fingerprints = scored.chain([&spec.corpus]);
-        let fingerprints = fingerprints.chain(replayed.map(|(_, base)| base));
-        for fingerprint in fingerprints {
+        for fingerprint in scored.chain(spec.training_corpora()) {
             if !indices.contains_key(fingerprint) {
-                indices.insert(fingerprint.clone(), client.corpus(fingerprint).await?);
+                indices.insert(fingerprint.to_owned(), client.corpus(fingerprint).await?);
             }
         }
         let open = |fingerprint: &str, split: Split| {
@@ -311,24 +293,18 @@ impl RunData {
         let train = match spec.kind {
             RunKind::Eval => None,
             _ => {
-                let order = |fingerprint: &String, share: Option<f64>| {
+                let order = |fingerprint: &str, share: Option<f64>| {
                     let index = &indices[fingerprint];
                     let order = order_of(index, spec.train.seed, context, share);
                     order.map_err(|error| error.to_string())
                 };
-                let text = |fingerprint: &String| {
+                let text = |fingerprint: &str| {
                     let (reader, shards) = open(fingerprint, Split::Train);
                     Text { reader, shards }
                 };
-                let old =
-                    replayed.map(|(share, base)| Ok::<_, String>((order(base, None)?, share)));
                 Some(Train {
-                    mixture: Mixture::new(
-                        order(&spec.corpus, spec.train.data_share)?,
-                        old.transpose()?,
-                    ),
-                    own: text(&spec.corpus),
-                    old: replayed.map(|(_, base)| text(base)),
+                    mixture: Mixture::of(spec, order)?,
+                    texts: spec.training_corpora().into_iter().map(text).collect(),
                 })
             }
         };
@@ -391,8 +367,8 @@ impl RunData {
                 };
                 let mut samples = Vec::with_capacity(positions.len());
                 for &position in positions {
-                    let (origin, at) = data.mixture.sample(position);
-                    let window = data.text(origin).reader.sample(at.index, self.context);
+                    let (corpus, at) = data.mixture.sample(position);
+                    let window = data.texts[corpus].reader.sample(at.index, self.context);
                     append(&mut batch, window.map_err(|error| error.to_string())?);
                     samples.push(at.index);
                 }
@@ -405,8 +381,8 @@ impl RunData {
     pub fn prefetch(&self, train: &TrainConfig, step: Step, lane: Lane) {
         let Some(data) = &self.train else { return };
         let later = data.mixture.positions(step - 1 + AHEAD, lane, train).start;
-        let (origin, at) = data.mixture.sample(later);
-        let Text { reader, shards } = data.text(origin);
+        let (corpus, at) = data.mixture.sample(later);
+        let Text { reader, shards } = &data.texts[corpus];
         for index in reader.shards_for(reader.range(at.index, self.context)) {
             let entry = &shards.entries[index];
             let here = shards.cache.join(format!("{}.shard", entry.hash));

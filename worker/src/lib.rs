@@ -17,6 +17,7 @@ mod peak;
 mod replay;
 mod session;
 mod state;
+mod tokenizing;
 mod trace;
 mod trainer;
 

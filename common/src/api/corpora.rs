@@ -74,6 +74,8 @@ pub enum TokenizerRef {
         /// The spelling of that token.
         eos: String,
     },
+    /// That of a corpus at the coordinator, by its fingerprint.
+    Corpus(String),
 }
 
 /// Progress of a preparation, or its result.

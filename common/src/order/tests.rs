@@ -184,29 +184,3 @@ fn small_permutations_are_balanced() {
         }
     }
 }
-
-#[test]
-fn replayed_samples_have_their_share_and_an_order_of_their_own() {
-    let (own, old) = (Order::new(1, 60, 10), Order::new(2, 7, 3));
-    for (share, expected) in [(0.0, 0), (0.05, 10), (0.333, 66), (1.0, 200)] {
-        let mixture = Mixture::new(own.clone(), Some((old.clone(), share)));
-        let (mut owns, mut olds) = (0, 0);
-        for position in 0..200 {
-            match mixture.sample(position) {
-                (Origin::Own, at) => {
-                    assert_eq!(at, own.sample(owns));
-                    owns += 1;
-                }
-                (Origin::Replayed, at) => {
-                    assert_eq!(at, old.sample(olds));
-                    olds += 1;
-                }
-            }
-            let exact = (position + 1) as f64 * share;
-            assert!((exact - olds as f64).abs() <= 1.0, "{share} {position}");
-        }
-        assert_eq!(olds, expected);
-    }
-    let alone = Mixture::new(own.clone(), None);
-    assert_eq!(alone.sample(77), (Origin::Own, own.sample(77)));
-}

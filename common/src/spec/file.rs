@@ -27,6 +27,8 @@ pub struct SpecFile {
     pub train: TrainTable,
     /// When checkpoints are written.
     pub checkpoint: CheckpointTable,
+    /// Other corpora that are trained on, too.
+    pub mixture: MixtureTable,
     /// Adapters in place of the weights.
     pub lora: LoraTable,
     /// What is written while it trains.
@@ -101,6 +103,43 @@ pub struct CorpusTable {
     pub labels: Option<Vec<String>>,
     /// `classify` only: the field of a JSON line that holds the label. Default: `label`, or another usual name.
     pub label_field: Option<String>,
+}
+
+/// `[mixture]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MixtureTable {
+    /// The corpora besides `[corpus]`.
+    pub corpora: Option<Vec<MixedTable>>,
+    /// How often samples of `[corpus]` are taken, relative to the others. Default 1.
+    pub weight: Option<f64>,
+    /// In place of weights: how much small corpora are favoured.
+    pub temperature: Option<f64>,
+    /// Other weights from some step on.
+    pub schedule: Option<Vec<PhaseTable>>,
+}
+
+/// `[[mixture.corpora]]`. It is read as `[corpus]` is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MixedTable {
+    /// What its validations are called. Default: the last part of the first path.
+    pub name: Option<String>,
+    /// Files, directories and globs; one string or a list.
+    #[serde(deserialize_with = "one_or_many")]
+    pub paths: Option<Vec<String>>,
+    /// How often its samples are taken, relative to the others. Default 1.
+    pub weight: Option<f64>,
+}
+
+/// `[[mixture.schedule]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PhaseTable {
+    /// Steps before it.
+    pub step: Option<u64>,
+    /// The weights from there on, that of `[corpus]` first.
+    pub weights: Option<Vec<f64>>,
 }
 
 /// What is learned from a corpus.
@@ -456,6 +495,7 @@ fn table_keys(table: &str) -> Option<&'static [&'static str]> {
         "tokenizer" => fields_of::<TokenizerTable>(),
         "train" => fields_of::<TrainTable>(),
         "checkpoint" => fields_of::<CheckpointTable>(),
+        "mixture" => fields_of::<MixtureTable>(),
         "lora" => fields_of::<LoraTable>(),
         "samples" => fields_of::<SamplesTable>(),
         "watchdog" => fields_of::<WatchdogTable>(),

@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::bounds::number;
 use super::memory::{human_bytes, human_count, memory_per_worker};
 use super::{
-    LoraConfig, ModelConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind, StartPoint,
-    TrainConfig, WatchdogConfig,
+    LoraConfig, MixturePhase, ModelConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind,
+    StartPoint, TrainConfig, WatchdogConfig,
 };
 
 /// Everything that decides the weights after every step, in a fixed order.
@@ -55,6 +55,9 @@ struct Identity<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     watchdog: Option<&'a WatchdogConfig>,
     corpus: &'a str,
+    // What, and how much of it. Its names change no weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mixture: Option<(Vec<&'a str>, &'a [MixturePhase])>,
     start: Option<&'a str>,
 }
 
@@ -85,6 +88,7 @@ impl RunSpec {
             train,
             checkpoint: _,
             corpus,
+            mixture,
             start,
             lora,
             samples: _,
@@ -152,6 +156,11 @@ impl RunSpec {
             lora: lora.as_ref(),
             watchdog: watchdog.as_ref().filter(|w| w.action.skips()),
             corpus,
+            mixture: mixture.as_ref().map(|mixture| {
+                let corpora = mixture.corpora.iter();
+                let fingerprints = corpora.map(|mixed| mixed.corpus.as_str());
+                (fingerprints.collect(), &mixture.phases[..])
+            }),
             start: start.as_ref().map(
                 |StartPoint {
                      source: _,
@@ -250,6 +259,9 @@ impl RunSpec {
                 "  data        the first {} of the training samples",
                 number(share)
             )?;
+        }
+        if let Some(mixture) = &self.mixture {
+            writeln!(out, "  mixture     {mixture}")?;
         }
         if let Some(share) = t.replay {
             writeln!(

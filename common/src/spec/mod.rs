@@ -12,6 +12,7 @@ mod identity;
 mod layers;
 mod lora;
 mod memory;
+mod mixture;
 mod model;
 mod options;
 mod plan;
@@ -30,8 +31,9 @@ pub use bounds::{
 };
 pub use error::{Place, SpecError};
 pub use file::{
-    CheckpointTable, CorpusTable, LoraTable, ModelTable, ObjectiveKind, SamplesTable, SpecFile,
-    SpecSource, SplitKind, TokenizerKind, TokenizerTable, TrainTable, WatchdogTable,
+    CheckpointTable, CorpusTable, LoraTable, MixedTable, MixtureTable, ModelTable, ObjectiveKind,
+    PhaseTable, SamplesTable, SpecFile, SpecSource, SplitKind, TokenizerKind, TokenizerTable,
+    TrainTable, WatchdogTable,
 };
 pub use finetune::FinetuneBase;
 pub use layers::LayerRates;
@@ -39,6 +41,9 @@ pub use lora::{LoraConfig, linear_modules};
 pub use memory::{
     LOGITS_ALIVE, MemoryEstimate, SHARED_TOKENS, counted, human_bytes, human_count, human_flops,
     memory_per_worker,
+};
+pub use mixture::{
+    MixedCorpus, MixedOptions, MixtureConfig, MixtureOptions, MixturePhase, MixtureWeights,
 };
 pub use model::{Architecture, ModelConfig, RopeScaling};
 pub use plan::{

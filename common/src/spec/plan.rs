@@ -20,6 +20,7 @@ use crate::corpus::share_of;
 use crate::ids::SessionId;
 use crate::lanes::assign;
 use crate::layout::Layout;
+use crate::order::Shares;
 use crate::tree::Tree;
 
 /// Bytes of an f32.
@@ -304,8 +305,11 @@ impl Validations {
 
 fn epochs(spec: &RunSpec, corpus: &CorpusSize) -> f64 {
     let samples = share_of(corpus.samples.max(1), spec.train.data_share) as f64;
-    let walked = spec.train.samples_per_step() as f64 * spec.train.steps as f64;
-    walked * (1.0 - spec.train.replay.unwrap_or(0.0)) / samples
+    let walked = spec
+        .train
+        .samples_per_step()
+        .saturating_mul(spec.train.steps);
+    Shares::of(spec).of_first(walked)[0] as f64 / samples
 }
 
 impl Wire {

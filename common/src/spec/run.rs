@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::layers::LayerRates;
-use super::{LoraConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig};
+use super::{LoraConfig, MixtureConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig};
 use crate::layout::Layout;
 
 /// Why a run exists. The loop is the same; data, start and defaults differ.
@@ -185,6 +185,9 @@ pub struct RunSpec {
     pub checkpoint: CheckpointConfig,
     /// Fingerprint of the corpus that is trained on.
     pub corpus: String,
+    /// Corpora besides it. Runs of before there were mixtures do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixture: Option<MixtureConfig>,
     /// Where the weights start, if not from the seed.
     pub start: Option<StartPoint>,
     /// Adapters that are trained in place of the weights.
@@ -202,6 +205,20 @@ impl RunSpec {
     /// Tokens of one sample.
     pub fn sample_length(&self) -> usize {
         self.train.max_length.unwrap_or(self.model.context)
+    }
+
+    /// The fingerprints of the corpora that are trained on: the run's own, what is mixed in, and last what is replayed.
+    pub fn training_corpora(&self) -> Vec<&str> {
+        let mixed = self.mixture.iter().flat_map(|mixture| &mixture.corpora);
+        let mixed = mixed.map(|mixed| mixed.corpus.as_str());
+        let own = std::iter::once(self.corpus.as_str());
+        own.chain(mixed).chain(self.replayed_corpus()).collect()
+    }
+
+    /// The fingerprint of the corpus that is replayed.
+    pub fn replayed_corpus(&self) -> Option<&str> {
+        self.train.replay?;
+        self.start.as_ref()?.base_corpus.as_deref()
     }
 
     /// The watchdog, where it looks at all.

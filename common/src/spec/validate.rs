@@ -15,6 +15,7 @@ use super::file::{
     CheckpointTable, CorpusTable, SpecFile, SplitKind, TokenizerKind, TokenizerTable, TrainTable,
 };
 use super::lora::{LoraConfig, lora_of};
+use super::mixture::{MixtureOptions, mixture_of};
 use super::options::{
     data_share, forgetting, freeze_layers, layer_decay, max_length, patience, replay,
     supervised_of, unfreeze_every,
@@ -145,6 +146,8 @@ pub struct SpecMeant {
     pub model: ModelConfig,
     /// The text.
     pub corpus: CorpusOptions,
+    /// Other corpora that are trained on, too.
+    pub mixture: Option<MixtureOptions>,
     /// The tokenizer.
     pub tokenizer: TokenizerChoice,
     /// The optimizer steps.
@@ -162,7 +165,7 @@ pub struct SpecMeant {
 }
 
 impl SpecMeant {
-    /// The complete spec, once the corpus is prepared. A tokenizer with more tokens than the checkpoint that is
+    /// The complete spec, once the corpus is prepared; of corpora that are mixed in, only the shares are known. A tokenizer with more tokens than the checkpoint that is
     /// finetuned has embeddings is an error; fewer are fine, as many published models pad.
     pub fn run_spec(
         self,
@@ -195,6 +198,7 @@ impl SpecMeant {
             train: self.train,
             checkpoint: self.checkpoint,
             corpus: corpus.fingerprint,
+            mixture: self.mixture.as_ref().map(MixtureOptions::assumed),
             start,
             lora: self.lora,
             samples: self.samples,
@@ -240,6 +244,7 @@ impl SpecFile {
         let meant = SpecMeant {
             kind,
             samples: SampleConfig::of(&self.samples, &corpus)?,
+            mixture: mixture_of(&self.mixture)?,
             corpus,
             checkpoint: checkpoint_of(&self.checkpoint, &train)?,
             lora: lora_of(&self.lora, &model)?,
@@ -257,6 +262,18 @@ impl SpecFile {
                 frozen,
                 format!("the model has {layers} blocks"),
                 "freeze fewer; the head always learns, unless it is tied to the embedding",
+            ));
+        }
+        let classifies = matches!(
+            &meant.corpus.supervised,
+            Some(supervised) if supervised.objective == Objective::Classify
+        );
+        if let Some(mixture) = meant.mixture.as_ref().filter(|_| classifies) {
+            return Err(SpecError::impossible(
+                "mixture.corpora",
+                mixture.corpora.len(),
+                "a classifier has one set of labels",
+                "put all labelled texts into `corpus.paths`",
             ));
         }
         Ok(meant)

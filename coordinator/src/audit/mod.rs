@@ -79,16 +79,17 @@ fn mixture_of(home: &Home, spec: &RunSpec) -> Result<Mixture, String> {
         let order = order_of(corpus.index(), spec.train.seed, spec.sample_length(), share);
         order.map_err(|error| error.to_string())
     };
-    let base = spec
-        .start
-        .as_ref()
-        .and_then(|start| start.base_corpus.as_deref());
-    let replayed = spec.train.replay.zip(base);
-    let replayed = replayed.map(|(share, base)| Ok::<_, String>((order(base, None)?, share)));
-    Ok(Mixture::new(
-        order(&spec.corpus, spec.train.data_share)?,
-        replayed.transpose()?,
-    ))
+    Mixture::of(spec, order)
+}
+
+/// What the samples are that a run takes from corpora besides its own.
+fn others_of(spec: &RunSpec) -> Vec<String> {
+    let mixed = spec.mixture.iter().flat_map(|mixture| &mixture.corpora);
+    let mixed = mixed.map(|mixed| format!("of the corpus `{}`", mixed.name));
+    let replayed = spec.replayed_corpus();
+    mixed
+        .chain(replayed.map(|_| "replayed from the base's corpus".to_owned()))
+        .collect()
 }
 
 /// [`audit`], with the samples that the run walks, or why they are not known.
@@ -164,7 +165,7 @@ impl Audit<'_> {
         }
         self.report.head = hex::encode(&chain.head());
         if let Some(walk) = walk {
-            walk.report(&mut self.report);
+            walk.report(&others_of(&self.spec), &mut self.report);
         }
         let last = chain.next_step() - 1;
         if row.step != last {

@@ -2,15 +2,15 @@
 //! epoch, and each exactly once in an epoch that is complete.
 
 use cohort_common::api::AuditReport;
-use cohort_common::order::{Mixture, Origin, SampleAt};
+use cohort_common::order::{Mixture, SampleAt};
 
 /// The walk along a run's line of positions.
 pub struct Walk {
     mixture: Mixture,
     /// The position after the last one.
     next: u64,
-    own: Epochs,
-    replayed: Option<Epochs>,
+    /// Of each corpus, the run's own first.
+    epochs: Vec<Epochs>,
     broken: bool,
 }
 
@@ -30,14 +30,9 @@ struct Epochs {
 impl Walk {
     /// A walk that begins with the first position.
     pub fn new(mixture: Mixture) -> Self {
-        let epochs = |origin| {
-            mixture
-                .order(origin)
-                .map(|order| Epochs::of(order.samples()))
-        };
+        let orders = mixture.orders().iter();
         Self {
-            own: epochs(Origin::Own).expect("every run has samples of its own"),
-            replayed: epochs(Origin::Replayed),
+            epochs: orders.map(|order| Epochs::of(order.samples())).collect(),
             mixture,
             next: 0,
             broken: false,
@@ -63,24 +58,23 @@ impl Walk {
     }
 
     fn at(&mut self, step: u64, position: u64) -> Result<(), String> {
-        match (self.mixture.sample(position), &mut self.replayed) {
-            ((Origin::Replayed, at), Some(replayed)) => replayed.at(step, position, at),
-            ((_, at), _) => self.own.at(step, position, at),
-        }
+        let (corpus, at) = self.mixture.sample(position);
+        self.epochs[corpus].at(step, position, at)
     }
 
-    /// Writes down what was walked.
-    pub fn report(self, report: &mut AuditReport) {
-        let own = self.own;
+    /// Writes down what was walked. `others` says what the samples of the corpora besides the run's own are.
+    pub fn report(self, others: &[String], report: &mut AuditReport) {
+        let mut epochs = self.epochs.into_iter();
+        let own = epochs.next().expect("every run has a corpus");
         let whole = own.count == own.all;
         report.samples = own.samples;
         report.epoch_samples = own.all;
         report.epochs = own.complete + u64::from(whole);
         report.partial_samples = if whole { 0 } else { own.count };
-        if let Some(replayed) = self.replayed {
-            let (samples, all) = (replayed.samples, replayed.all);
+        for (walked, what) in epochs.zip(others) {
+            let (samples, all) = (walked.samples, walked.all);
             report.notes.push(format!(
-                "{samples} samples besides were replayed from the base's corpus, each once in an epoch of its {all}"
+                "{samples} samples besides were {what}, each once in an epoch of its {all}"
             ));
         }
     }

@@ -79,7 +79,7 @@ fn state() -> [u8; 32] {
 
 impl Scene {
     fn audit(&self) -> AuditReport {
-        let order = Mixture::new(Order::new(spec().train.seed, SAMPLES, 8), None);
+        let order = Mixture::alone(Order::new(spec().train.seed, SAMPLES, 8));
         with_samples(&self.store, &self.home, &name("tiny-1"), false, Ok(order)).unwrap()
     }
 
@@ -390,12 +390,12 @@ fn checkpoints_and_their_rows() {
 
 #[test]
 fn a_walk_ends_where_positions_do_not_follow() {
-    let mut walk = Walk::new(Mixture::new(Order::new(1, SAMPLES, 8), None));
+    let mut walk = Walk::new(Mixture::alone(Order::new(1, SAMPLES, 8)));
     walk.consume(1, 0, 50).unwrap();
     walk.consume(2, 10, 20).unwrap();
     walk.consume(3, 50, 20).unwrap();
     let mut report = AuditReport::default();
-    walk.report(&mut report);
+    walk.report(&[], &mut report);
     let counts = (report.samples, report.epochs, report.partial_samples);
     assert_eq!(counts, (50, 1, 10));
 }

@@ -22,6 +22,7 @@ use crate::readers::Readers;
 use crate::remote::Remote;
 use crate::store::StoreHandle;
 use crate::system::watch_system;
+use crate::tokenizing::Tokenizing;
 use crate::trace::StepSpans;
 
 /// The way to the driver and to what all services share. Cheap to clone.
@@ -40,6 +41,7 @@ struct Shared {
     histories: Histories,
     readers: Readers,
     remote: Option<Remote>,
+    tokenizing: Tokenizing,
 }
 
 impl Cluster {
@@ -58,6 +60,7 @@ impl Cluster {
             commands,
             exchange: Arc::new(Exchange::new(topology != Topology::Sharded)),
             readers: Readers::new(home.database()),
+            tokenizing: Tokenizing::default(),
             home,
             store,
             notices,
@@ -118,6 +121,11 @@ impl Cluster {
     /// The object store that outlives this machine, if there is one.
     pub fn remote(&self) -> Option<&Remote> {
         self.0.remote.as_ref()
+    }
+
+    /// Batches of text for workers.
+    pub(crate) fn tokenizing(&self) -> &Tokenizing {
+        &self.0.tokenizing
     }
 
     /// Connections for looks at the store.

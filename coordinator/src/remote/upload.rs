@@ -328,9 +328,10 @@ impl Remote {
 
 /// The corpora that a run reads.
 pub(super) fn corpora_of(spec: &RunSpec) -> Vec<String> {
-    let base = spec.start.as_ref().and_then(|start| start.base_corpus.clone());
-    let base = base.filter(|base| *base != spec.corpus);
-    std::iter::once(spec.corpus.clone()).chain(base).collect()
+    let base = spec.start.as_ref().and_then(|start| start.base_corpus.as_deref());
+    let all = spec.training_corpora().into_iter().chain(base);
+    let all: BTreeSet<&str> = all.collect();
+    all.into_iter().map(str::to_owned).collect()
 }
 
 async fn record_of(cluster: &Cluster, run: &RunRow, step: u64) -> Result<Record, RemoteError> {

@@ -187,6 +187,7 @@ pub(crate) mod tests {
                 keep: 2,
             },
             corpus: "c0ffee".into(),
+            mixture: None,
             start: None,
             lora: None,
             samples: None,

@@ -90,6 +90,7 @@ fn spec(model: ModelConfig) -> RunSpec {
             keep: 2,
         },
         corpus: "c0ffee".into(),
+        mixture: None,
         start: None,
         lora: None,
         samples: None,

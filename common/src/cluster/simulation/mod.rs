@@ -96,6 +96,7 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
             train,
             checkpoint: CheckpointConfig { every: 9, keep: 2 },
             corpus: "corpus".into(),
+            mixture: None,
             start: None,
             lora: None,
             samples: None,

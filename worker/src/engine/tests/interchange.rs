@@ -46,6 +46,7 @@ pub(super) fn meta(model: &ModelConfig) -> CheckpointMeta {
                 train: train(),
                 checkpoint: CheckpointConfig { every: 10, keep: 1 },
                 corpus: "c0ffee".into(),
+                mixture: None,
                 start: None,
                 lora: None,
                 samples: None,
