@@ -301,7 +301,26 @@ fn checkpoints(run: &RunInfo) -> String {
             checkpoint.path.clone(),
         ]);
     }
-    format!("\n{}\n", table(&rows))
+    format!("\n{}\n{}", table(&rows), stored(run))
+}
+
+/// What of a run is in the coordinator's object store.
+fn stored(run: &RunInfo) -> String {
+    let Some(stored) = &run.stored else {
+        return String::new();
+    };
+    let steps: Vec<String> = stored.steps.iter().map(u64::to_string).collect();
+    let mut text = match steps.is_empty() {
+        true => "in the store    nothing yet".to_owned(),
+        false => format!("in the store    steps {}", steps.join(", ")),
+    };
+    if stored.waiting > 0 {
+        text += &format!("; {} still to be copied", stored.waiting);
+    }
+    if let Some(problem) = &stored.problem {
+        text += &format!("; {problem}");
+    }
+    text + "\n"
 }
 
 /// What finetuning has changed: the loss on the new and on the old validation text, before and after; of a classifier,

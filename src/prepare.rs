@@ -12,6 +12,7 @@ use cohort_common::corpus::{
 use cohort_common::spec::{
     CorpusFacts, CorpusOptions, MixedOptions, MixtureConfig, MixtureOptions, TokenizerChoice,
 };
+use cohort_objects::{Location, is_location};
 
 use crate::client::Client;
 use crate::facts;
@@ -45,6 +46,8 @@ pub struct Text {
 enum Input {
     /// A path as the coordinator sees it.
     Remote(String),
+    /// What the coordinator fetches.
+    Url(String),
     /// A path here, and the files it stands for.
     Local(PathBuf, Sources),
     /// Files here, each with a group.
@@ -63,6 +66,11 @@ impl Text {
         for path in &options.paths {
             if let Some(remote) = path.strip_prefix(REMOTE) {
                 text.inputs.push(Input::Remote(remote.into()));
+                continue;
+            }
+            if is_location(path) {
+                Location::parse(path)?;
+                text.inputs.push(Input::Url(path.clone()));
                 continue;
             }
             let absolute =
@@ -91,6 +99,7 @@ impl Text {
         for input in &self.inputs {
             match input {
                 Input::Remote(path) => refs.push(SourceRef::Paths(vec![path.clone()])),
+                Input::Url(url) => refs.push(SourceRef::Url(url.clone())),
                 Input::Local(path, _) if client.same_home() => {
                     refs.push(SourceRef::Paths(vec![path_text(path)?]));
                 }
@@ -251,7 +260,12 @@ impl Mixed {
 /// A name for people: that of the first path.
 pub fn name_of(paths: &[String]) -> String {
     let first = paths.first().map_or("corpus", String::as_str);
-    let path = Path::new(first.strip_prefix(REMOTE).unwrap_or(first));
+    // Of a URL as it is shown: its query may be a secret.
+    let shown = match is_location(first) {
+        true => Location::parse(first).map_or_else(|_| "corpus".into(), |url| url.to_string()),
+        false => first.strip_prefix(REMOTE).unwrap_or(first).to_owned(),
+    };
+    let path = Path::new(&shown);
     let stem = path.file_name().or(path.parent().and_then(Path::file_name));
     let stem = stem.map_or_else(|| "corpus".into(), |name| name.to_string_lossy());
     let stem = stem
@@ -400,5 +414,7 @@ mod tests {
         assert_eq!(name("a/tiny shakespeare.txt"), "tiny-shakespeare");
         assert_eq!(name("coordinator:/data/x.jsonl.gz"), "x");
         assert_eq!(name("*.txt"), "corpus");
+        assert_eq!(name("https://host/books.txt?sig=secret"), "books");
+        assert_eq!(name("s3://bucket/"), "bucket");
     }
 }

@@ -32,6 +32,8 @@ mod runs;
 mod samples;
 #[cfg(unix)]
 mod security;
+#[cfg(unix)]
+mod store;
 mod support;
 mod tokenizing;
 mod traces;

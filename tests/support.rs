@@ -11,6 +11,7 @@ pub mod hub;
 pub mod proxy;
 #[cfg(unix)]
 pub mod random;
+pub mod s3;
 #[cfg(unix)]
 pub mod signal;
 #[cfg(unix)]
@@ -72,12 +73,15 @@ keep = 2
 /// A temporary directory with a home, a corpus and a spec.
 pub struct Scene {
     dir: TempDir,
+    /// Variables of all its processes.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Scene {
     pub fn new() -> Self {
         let scene = Self {
             dir: tempfile::tempdir().expect("a temporary directory"),
+            environment: Vec::new(),
         };
         scene.write("text.txt", &words(1, 12_000));
         scene.write("spec.toml", SPEC);
@@ -105,7 +109,9 @@ impl Scene {
             .env_remove("COHORT_OTLP")
             .env_remove("COHORT_OTLP_EVERY")
             .env_remove("COHORT_INSTRUCTION_SET")
+            .env_remove("COHORT_STORE")
             .env("COHORT_HOME", self.path("home"))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }
@@ -197,6 +203,12 @@ impl Scene {
     /// Starts a coordinator on a free port; gives it and its address.
     pub fn coordinator(&self, flags: &str) -> (Process, String) {
         let process = self.start(&format!("coordinator --listen 127.0.0.1:0 {flags}"));
+        Self::listening(process)
+    }
+
+    /// The same at a free port of another address than the loopback's.
+    pub fn coordinator_at(&self, address: std::net::IpAddr, flags: &str) -> (Process, String) {
+        let process = self.start(&format!("coordinator --listen {address}:0 {flags}"));
         Self::listening(process)
     }
 

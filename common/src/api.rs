@@ -409,6 +409,20 @@ pub struct RunInfo {
     /// What its newest state with samples wrote, by prompt.
     #[serde(default)]
     pub samples: Vec<SampleInfo>,
+    /// What of it is in the coordinator's object store; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<StoredInfo>,
+}
+
+/// What of a run is in an object store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredInfo {
+    /// The steps of its checkpoints there, oldest first.
+    pub steps: Vec<u64>,
+    /// Checkpoints that are still to be copied.
+    pub waiting: usize,
+    /// Why copying fails at present.
+    pub problem: Option<String>,
 }
 
 /// Something that happened to a worker of a run, or that a run made good.

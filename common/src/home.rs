@@ -4,7 +4,8 @@
 //! ```text
 //! cohort.db                             runs, ledgers, metrics (the coordinator's store)
 //! corpora/                              prepared corpora
-//! files/                                raw files that clients sent, by BLAKE3
+//! files/                                raw files that clients sent or URLs named, by BLAKE3
+//! fetched/                              downloads under way, and notes of what was fetched
 //! runs/RUN/checkpoints/step-00000100/   checkpoints
 //! worker/                               a worker's cache
 //! plans/                                plans of runs, kept by the command line
@@ -111,9 +112,14 @@ impl Home {
         self.root.join("corpora")
     }
 
-    /// Raw files that clients sent.
+    /// Raw files that clients sent or URLs named.
     pub fn files(&self) -> PathBuf {
         self.root.join("files")
+    }
+
+    /// Downloads under way, and notes of what was fetched.
+    pub fn fetched(&self) -> PathBuf {
+        self.root.join("fetched")
     }
 
     /// A raw file by its BLAKE3.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use cohort_common::api::{RunEvent, RunInfo};
+use cohort_common::api::{RunEvent, RunInfo, StoredInfo};
 use cohort_common::cluster::Event;
 use cohort_common::home::RunName;
 use cohort_common::ids::RunId;
@@ -25,7 +25,14 @@ pub async fn describe(cluster: &Cluster, name: RunName) -> Result<RunInfo, Statu
         .await?;
     let queued = cluster.ask(Command::Describe).await?.queued;
     info.queue_place = query::place(&queued, &info.name);
+    info.stored = stored(cluster, &info.name);
     Ok(info)
+}
+
+/// What of a run is in the object store, if there is one.
+pub fn stored(cluster: &Cluster, run: &str) -> Option<StoredInfo> {
+    let name = RunName::new(run).ok()?;
+    Some(cluster.remote()?.describe(&name))
 }
 
 /// Checkpoints a run, lets it rest until it is resumed, and waits for that.

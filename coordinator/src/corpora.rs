@@ -1,28 +1,33 @@
 //! Corpora on the coordinator's side: prepared from files that lie here or were uploaded, listed, shown, deleted.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use cohort_common::api::{
     CorpusInfo, PrepareCorpus, PrepareEvent, Removed, SourceRef, SplitInfo, TokenizerRef,
 };
 use cohort_common::corpus::{
-    self, Corpus, PrepareRequest, Progress, SourceFile, Sources, Split, SplitConfig, SplitIndex,
-    SplitMethod, Stage, TokenizerConfig,
+    self, BadInput, Corpus, PrepareRequest, Problem, Progress, SourceFile, Sources, Split,
+    SplitConfig, SplitIndex, SplitMethod, Stage, TokenizerConfig,
 };
 use cohort_common::home::Home;
+use cohort_objects::{Location, ObjectError, Reach};
 use tonic::Status;
 
 use crate::data::{open_corpus, stored_file};
+use crate::fetched;
 use crate::status::{chain, failed, invalid, missing};
 use crate::tokenizing::Tokenizing;
 
 /// Tokens of the sample that `corpus show` prints.
 const SAMPLE_TOKENS: usize = 120;
 
-/// Prepares a corpus, on workers as far as some take text; blocks. `tell` gets the progress and may be called often.
+/// Prepares a corpus, on workers as far as some take text; blocks. What URLs name is fetched as far as whoever asks may reach.
+/// `tell` gets the progress and may be called often.
 pub fn prepare(
     home: &Home,
     request: PrepareCorpus,
+    reach: Reach,
     tokenizing: &Tokenizing,
     tell: &dyn Fn(PrepareEvent),
 ) -> Result<CorpusInfo, Status> {
@@ -32,7 +37,7 @@ pub fn prepare(
         "tail" => SplitMethod::Tail,
         other => return Err(invalid(format!("`{other}` is no way to split a corpus"))),
     };
-    let sources = gather(home, &request)?;
+    let sources = gather(home, &request, reach, tell)?;
     let prepare = PrepareRequest {
         split: SplitConfig {
             method,
@@ -100,13 +105,24 @@ fn stage_name(stage: Stage, workers: usize) -> String {
     }
 }
 
-fn gather(home: &Home, request: &PrepareCorpus) -> Result<Sources, Status> {
+fn gather(
+    home: &Home,
+    request: &PrepareCorpus,
+    reach: Reach,
+    tell: &dyn Fn(PrepareEvent),
+) -> Result<Sources, Status> {
     let mut all = Sources::default();
+    let mut brought = bring(home, request, reach, tell)?.into_iter();
     for source in &request.sources {
         match source {
             SourceRef::Paths(paths) => {
                 let found = corpus::expand(paths, request.skip_bad)
                     .map_err(|error| invalid(chain(&error)))?;
+                all.files.extend(found.files);
+                all.skipped.extend(found.skipped);
+            }
+            SourceRef::Url(_) => {
+                let found = brought.next().expect("each URL was looked at");
                 all.files.extend(found.files);
                 all.skipped.extend(found.skipped);
             }
@@ -123,6 +139,60 @@ fn gather(home: &Home, request: &PrepareCorpus) -> Result<Sources, Status> {
         }
     }
     Ok(all)
+}
+
+/// Fetches what the URLs of a request name; for each of them the files, or that there are none where that is skipped. A file
+/// that several of them name counts once.
+fn bring(
+    home: &Home,
+    request: &PrepareCorpus,
+    reach: Reach,
+    tell: &dyn Fn(PrepareEvent),
+) -> Result<Vec<Sources>, Status> {
+    let unusable = |error: ObjectError| invalid(chain(&error));
+    let telling = |progress: fetched::Progress| {
+        tell(PrepareEvent::Progress {
+            stage: "fetching".into(),
+            done: progress.done,
+            total: progress.total,
+        });
+    };
+    let fetching = async {
+        let (mut found, mut seen, mut wanted) = (Vec::new(), HashSet::new(), Vec::new());
+        for source in &request.sources {
+            let SourceRef::Url(url) = source else {
+                continue;
+            };
+            let location = Location::parse(url).map_err(invalid)?;
+            let mut sources = Sources::default();
+            let mut count = 0;
+            match fetched::find(&location, reach).await {
+                Ok(named) => {
+                    let new = named.into_iter().filter(|n| seen.insert(n.name.clone()));
+                    let new: Vec<_> = new.collect();
+                    count = new.len();
+                    wanted.extend(new);
+                }
+                Err(error) if request.skip_bad && error.is_missing() => {
+                    sources.skipped.push(BadInput {
+                        file: location.to_string(),
+                        line: None,
+                        problem: Problem::Missing,
+                    });
+                }
+                Err(error) => return Err(unusable(error)),
+            }
+            found.push((sources, count));
+        }
+        let files = fetched::bring(home, wanted, &telling).await;
+        let mut files = files.map_err(unusable)?.into_iter();
+        let filled = found.into_iter().map(|(mut sources, count)| {
+            sources.files.extend(files.by_ref().take(count));
+            sources
+        });
+        Ok(filled.collect())
+    };
+    tokio::runtime::Handle::current().block_on(fetching)
 }
 
 /// All corpora of a home.

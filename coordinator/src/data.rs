@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use cohort_common::api::CheckpointInfo;
 use cohort_common::checkpoint::{CheckpointMeta, CheckpointWriter, hex};
 use cohort_common::cluster::{Event, StateSource};
-use cohort_common::corpus::{Corpus, Split};
+use cohort_common::corpus::{Corpus, ShardEntry, Split};
 use cohort_common::exchange::session_of;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
+use cohort_common::net::Peer;
 use cohort_common::wire::{self, MAX_PIECE};
 use cohort_proto::v1;
 use cohort_proto::v1::data_server::Data;
@@ -68,20 +69,33 @@ impl Data for DataService {
         let request = request.into_inner();
         let home = self.cluster.home().clone();
         let path = blocking(move || {
-            let corpus = open_corpus(&home, &request.fingerprint)?;
-            let split = Split::ALL
-                .into_iter()
-                .find(|s| s.name() == request.split)
-                .ok_or_else(|| invalid(format!("`{}` is no split", request.split)))?;
-            let shards = &corpus.index().split(split).shards;
-            let entry = shards.get(request.index as usize).ok_or_else(|| {
-                let (index, count) = (request.index, shards.len());
-                invalid(format!("shard {index} of {count} does not exist"))
-            })?;
-            Ok(corpus.shard_path(&entry.file))
+            let entry = shard_entry(&home, &request)?;
+            Ok(open_corpus(&home, &request.fingerprint)?.shard_path(&entry.file))
         })
         .await?;
         Ok(Response::new(send_file(path)))
+    }
+
+    async fn shard_place(
+        &self,
+        request: Request<v1::ShardRequest>,
+    ) -> Result<Response<v1::Place>, Status> {
+        let peer = request.extensions().get::<Peer>();
+        let address = peer.and_then(|peer| peer.address);
+        let near = address.is_some_and(|address| address.ip().to_canonical().is_loopback());
+        let request = request.into_inner();
+        let url = match self.cluster.remote() {
+            // To a worker of this machine the coordinator's disk is nearer.
+            Some(remote) if !near => {
+                let home = self.cluster.home().clone();
+                let fingerprint = request.fingerprint.clone();
+                let entry = blocking(move || shard_entry(&home, &request)).await?;
+                remote.place(&fingerprint, &entry.file).await
+            }
+            _ => None,
+        };
+        let url = url.unwrap_or_default();
+        Ok(Response::new(v1::Place { url }))
     }
 
     async fn state_files(
@@ -324,6 +338,21 @@ pub fn open_corpus(home: &Home, fingerprint: &str) -> Result<Corpus, Status> {
         return Err(invalid(format!("`{fingerprint}` is no fingerprint")));
     }
     Corpus::open(&home.corpora().join(fingerprint)).map_err(failed)
+}
+
+/// What the index says of a shard.
+fn shard_entry(home: &Home, request: &v1::ShardRequest) -> Result<ShardEntry, Status> {
+    let corpus = open_corpus(home, &request.fingerprint)?;
+    let split = Split::ALL
+        .into_iter()
+        .find(|s| s.name() == request.split)
+        .ok_or_else(|| invalid(format!("`{}` is no split", request.split)))?;
+    let shards = &corpus.index().split(split).shards;
+    let entry = shards.get(request.index as usize).ok_or_else(|| {
+        let (index, count) = (request.index, shards.len());
+        invalid(format!("shard {index} of {count} does not exist"))
+    })?;
+    Ok(entry.clone())
 }
 
 /// Where a file of the content store lies.

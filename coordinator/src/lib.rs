@@ -9,6 +9,7 @@ mod corpora;
 mod data;
 mod drain;
 mod driver;
+mod fetched;
 mod figures;
 mod happenings;
 mod health;
@@ -24,6 +25,7 @@ mod query;
 mod readers;
 mod record;
 mod recover;
+mod remote;
 mod runs;
 mod samples;
 mod service;
@@ -66,6 +68,7 @@ use crate::access::Access;
 use crate::driver::Cluster;
 use crate::health::{HealthService, Readiness};
 use crate::notify::Notices;
+use crate::remote::Remote;
 use crate::store::{Store, StoreError, StoreHandle};
 use crate::tensorboard::Exporter;
 
@@ -92,6 +95,8 @@ pub struct Config {
     pub tensorboard: Option<PathBuf>,
     /// Who is told what becomes of runs.
     pub notify: NotifyConfig,
+    /// The URL of the object store that checkpoints and corpora are copied to, if there is one.
+    pub store: Option<String>,
     /// Where traces of steps go, if anywhere.
     pub traces: Traces,
 }
@@ -156,6 +161,10 @@ pub async fn serve(
     let store = Store::open(&home.database())?;
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
+    let remote = match &config.store {
+        Some(url) => Some(open_remote(url, &home, &store).await?),
+        None => None,
+    };
     let notices = Notices::start(config.notify.clone());
     let traces = config.traces.clone();
     let (cluster, driver) = Cluster::start(
@@ -164,9 +173,14 @@ pub async fn serve(
         (config.limits, config.exchange),
         notices.clone(),
         traces,
+        remote.clone(),
     );
     let exporter = exporter(&cluster, config.tensorboard.as_deref())?;
     runs::take_up(&cluster).await;
+    let uploader = match &remote {
+        Some(remote) => Some(remote.start(&cluster).await),
+        None => None,
+    };
     let gate = match &config.access {
         Access::Cluster(security) => Some(Gate::of_coordinator(
             security.clone(),
@@ -191,6 +205,9 @@ pub async fn serve(
     if let Some(exporter) = exporter {
         exporter.finish().await;
     }
+    if let Some(uploader) = uploader {
+        uploader.finish().await;
+    }
     notices.close().await;
     // The store closes when its last handle is gone; whatever was recorded is then on disk.
     drop(thread);
@@ -199,6 +216,16 @@ pub async fn serve(
     lock.withdraw();
     std::mem::forget(lock);
     served
+}
+
+/// Opens the object store, and takes in what only it knows. One that cannot be reached is tried again later.
+async fn open_remote(url: &str, home: &Home, store: &StoreHandle) -> Result<Remote, Error> {
+    let (remote, reached) = Remote::open(url, home).await?;
+    if reached && let Err(error) = remote::take_in(&remote, store).await {
+        let error = status::chain(&error);
+        tracing::warn!(error, "cannot see which runs the store has; it is tried again");
+    }
+    Ok(remote)
 }
 
 /// The page's address for a browser on this machine.

@@ -1,6 +1,8 @@
 //! What clients ask about runs and checkpoints. The same answers come from a running coordinator's store and, read-only,
 //! from a home directory without one.
 
+use std::path::Path;
+
 use cohort_common::api::{CheckpointInfo, FaultInfo, Resolved, RunInfo};
 use cohort_common::home::{CheckpointRef, RunName, Which};
 use tonic::Status;
@@ -8,7 +10,7 @@ use tonic::Status;
 use crate::driver::Cluster;
 use crate::runs::{checkpoint_info, eval_event};
 use crate::samples::sample_info;
-use crate::status::{invalid, missing};
+use crate::status::{chain, invalid, missing, refused};
 use crate::store::{FaultRow, RunRow, RunStatus, Store, StoreError};
 
 /// Steps whose samples are in the description of a run.
@@ -58,6 +60,7 @@ fn describe(store: &Store, row: RunRow) -> Result<RunInfo, StoreError> {
             .into_iter()
             .map(|row| sample_info(&name, row))
             .collect(),
+        stored: None,
     })
 }
 
@@ -116,11 +119,19 @@ fn pick(info: &RunInfo, which: Which) -> Result<CheckpointInfo, Status> {
     })
 }
 
-/// [`find`], in a running coordinator.
+/// [`find`], in a running coordinator, which brings it back from its object store if it is only there.
 pub async fn resolve(cluster: &Cluster, reference: &str) -> Result<Resolved, Status> {
     let reference = reference.to_owned();
     let look = move |store: &Store| Ok(find(store, &reference));
-    cluster.read_settled(look).await?
+    let found = cluster.read_settled(look).await??;
+    if let Some(remote) = cluster.remote()
+        && !Path::new(&found.checkpoint.path).is_dir()
+    {
+        let run = RunName::new(&found.run).map_err(invalid)?;
+        let brought = remote.bring_checkpoint(&run, found.checkpoint.step).await;
+        brought.map_err(|error| refused(chain(&error)))?;
+    }
+    Ok(found)
 }
 
 /// A run's place in the queue; 1 is next.

@@ -343,6 +343,9 @@ impl RunRecord {
                 }
             });
         }
+        if let Some(remote) = cluster.remote() {
+            remote.changed(&self.name);
+        }
         cluster.announce();
     }
 

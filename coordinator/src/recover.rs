@@ -19,6 +19,7 @@ use crate::data::blocking;
 use crate::driver::now_ms;
 use crate::plan::first_chain;
 use crate::record::record_event;
+use crate::remote::Record;
 use crate::status::failed;
 use crate::store::{CheckpointRow, NewRun, RunStatus, Store, StoreError, StoreHandle};
 
@@ -56,14 +57,19 @@ pub async fn take_in(home: &Home, store: &StoreHandle) {
 }
 
 /// A run, as its checkpoints know it.
-struct Found {
-    name: RunName,
+pub struct Found {
+    /// Its name.
+    pub name: RunName,
     /// Where the newest checkpoint that is intact stood.
-    state: RunState,
+    pub state: RunState,
     /// All that can be opened, oldest first.
-    checkpoints: Vec<CheckpointRow>,
+    pub checkpoints: Vec<CheckpointRow>,
     /// The ledger up to the state, or why there is none.
-    ledger: Result<Vec<Entry>, String>,
+    pub ledger: Result<Vec<Entry>, String>,
+    /// What else was known of it.
+    pub record: Record,
+    /// Where all this was found, for people.
+    pub from: &'static str,
 }
 
 /// Reads the checkpoints of a run; `None` if it has none.
@@ -94,6 +100,8 @@ fn find(home: &Home, name: &RunName) -> Result<Option<Found>, String> {
         state: state.clone(),
         ledger: read_ledger(newest.dir(), state),
         checkpoints: open.iter().map(|(c, state)| row(c, state)).collect(),
+        record: Record::default(),
+        from: "its checkpoints",
     }))
 }
 
@@ -127,7 +135,7 @@ fn written_ms(directory: &Path) -> u64 {
 }
 
 /// Reads and checks the ledger in a checkpoint: its chain is whole and ends where the checkpoint says.
-fn read_ledger(directory: &Path, state: &RunState) -> Result<Vec<Entry>, String> {
+pub fn read_ledger(directory: &Path, state: &RunState) -> Result<Vec<Entry>, String> {
     let mut chain = first_chain(&state.spec);
     let mut entries = Vec::new();
     if state.step == 0 {
@@ -161,17 +169,22 @@ fn read_ledger(directory: &Path, state: &RunState) -> Result<Vec<Entry>, String>
 }
 
 impl Found {
-    /// Enters the run with all that its checkpoints know.
-    fn record(self, store: &Store, now_ms: u64) -> Result<(), StoreError> {
+    /// Enters the run with all that is known of it.
+    pub fn record(self, store: &Store, now_ms: u64) -> Result<(), StoreError> {
         let name = &self.name;
-        let created = self.checkpoints.first().map_or(now_ms, |c| c.time_ms);
+        let record = &self.record;
+        let first = self.checkpoints.first().map_or(now_ms, |c| c.time_ms);
+        let created = match record.created_ms {
+            0 => first,
+            created => created,
+        };
         let ended = self.checkpoints.last().map_or(now_ms, |c| c.time_ms);
         let new = NewRun {
             name: name.clone(),
             spec: self.state.spec.clone(),
             identity: self.state.spec.identity(),
-            parent: None,
-            facts: None,
+            parent: record.parent.clone(),
+            facts: record.facts.clone(),
         };
         store.create_run(&new, created)?;
         store.set_progress(name, self.state.step)?;
@@ -181,8 +194,14 @@ impl Found {
         for entry in self.ledger.iter().flatten() {
             store.append_entry(name, entry)?;
         }
+        for eval in &record.evals {
+            store.record_eval(name, eval)?;
+        }
         let run = name.to_string();
-        let text = "taken in again from its checkpoints: the database did not know it".into();
+        let text = format!(
+            "taken in again from {}: the database did not know it",
+            self.from
+        );
         record_event(store, name, &RunEvent::Note { run, text })?;
         let (status, event) = self.rests();
         let error = match &event {
@@ -231,7 +250,7 @@ impl Found {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use cohort_common::checkpoint::{CheckpointMeta, write_checkpoint};
     use cohort_common::cluster::messages::LaneSums;
     use cohort_common::home::Which;
@@ -248,7 +267,8 @@ mod tests {
         (dir, home, store, RunName::new("tiny-1").unwrap())
     }
 
-    fn state(step: u64) -> RunState {
+    /// The state of the run after that many steps.
+    pub fn state(step: u64) -> RunState {
         let spec = new_run("tiny-1").spec;
         RunState {
             run: "tiny-1".into(),
@@ -262,7 +282,8 @@ mod tests {
         }
     }
 
-    fn ledger(steps: u64) -> Vec<Entry> {
+    /// Its ledger up to that step.
+    pub fn ledger(steps: u64) -> Vec<Entry> {
         let mut chain = first_chain(&new_run("tiny-1").spec);
         let entry = |step: u64| {
             let entry = Entry {
@@ -288,7 +309,8 @@ mod tests {
         (1..=steps).map(entry).collect()
     }
 
-    fn checkpoint(home: &Home, step: u64, entries: Option<&[Entry]>) {
+    /// Writes a checkpoint of that step.
+    pub fn checkpoint(home: &Home, step: u64, entries: Option<&[Entry]>) {
         let state = state(step);
         let zeros = vec![0.0; state.spec.layout().len()];
         let lines = entries.iter().flat_map(|e| e.iter());

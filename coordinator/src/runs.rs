@@ -19,6 +19,7 @@ use tonic::Status;
 use crate::data::{blocking, open_corpus, start_directory, stored_file};
 use crate::driver::{Cluster, now_ms};
 use crate::plan::{check_prompts, enqueue, facts_of};
+use crate::remote::RemoteError;
 use crate::status::{chain, failed, invalid, missing, refused};
 use crate::store::{CheckpointRow, EvalRow, NewRun, RunRow, RunStatus, Store, StoreError};
 
@@ -84,7 +85,7 @@ pub async fn take_up(cluster: &Cluster) {
     let was_under_way = |r: &RunRow| matches!(r.status, RunStatus::Queued | RunStatus::Running);
     for row in rows.into_iter().filter(was_under_way) {
         let name = row.name.clone();
-        if let Err(status) = take_up_one(cluster, row).await {
+        if let Err(status) = take_up_one(cluster, row, false).await {
             let error = status.message().to_owned();
             tracing::error!(run = %name, error, "cannot go on with this run");
             cluster.notices().event(&RunEvent::Failed {
@@ -100,8 +101,10 @@ pub async fn take_up(cluster: &Cluster) {
     }
 }
 
-async fn take_up_one(cluster: &Cluster, row: RunRow) -> Result<(), Status> {
+/// Takes a run up; with `take_over` even if another coordinator has written it to the object store last.
+async fn take_up_one(cluster: &Cluster, row: RunRow, take_over: bool) -> Result<(), Status> {
     let spec = row.spec.clone();
+    bring_back(cluster, &row.name, &spec, take_over).await?;
     let corpus = check(cluster, &spec).await?;
     let source = newest_state(cluster, &row.name, &spec).await?;
     // Workers of a run that rests have forgotten its state.
@@ -127,7 +130,7 @@ pub async fn resume_as_it_is(cluster: &Cluster, name: &RunName) -> Result<(), St
         ))),
         RunStatus::Running => Err(under_way(name)),
         RunStatus::Paused | RunStatus::Interrupted | RunStatus::Failed | RunStatus::Cancelled => {
-            take_up_one(cluster, row).await
+            take_up_one(cluster, row, true).await
         }
     }
 }
@@ -153,6 +156,12 @@ async fn last_event(cluster: &Cluster) -> Result<u64, Status> {
 
 /// Checks that the run's corpus is here and fits.
 async fn check(cluster: &Cluster, spec: &RunSpec) -> Result<Corpus, Status> {
+    if let Some(remote) = cluster.remote()
+        && let Err(error) = remote.bring_corpora(spec).await
+    {
+        let error = chain(&error);
+        tracing::warn!(error, "cannot bring a corpus back from the store");
+    }
     let home = cluster.home().clone();
     let spec = spec.clone();
     blocking(move || {
@@ -292,6 +301,7 @@ async fn resume(
             ..submitted(row.step)
         });
     }
+    bring_back(cluster, &row.name, &spec, true).await?;
     check_prompts(cluster, &row.name, &spec, &corpus).await?;
     let source = newest_state(cluster, &row.name, &spec).await?;
     let (name, new) = (row.name.clone(), spec.clone());
@@ -307,6 +317,35 @@ async fn resume(
     cluster.store().call(updated).await.map_err(failed)?;
     enqueue(cluster, &row.name, row.status, 0, spec, corpus, source).await?;
     Ok(submitted(source.step()))
+}
+
+/// Brings back from the object store what a run needs to go on and this home lacks.
+async fn bring_back(
+    cluster: &Cluster,
+    name: &RunName,
+    spec: &RunSpec,
+    take_over: bool,
+) -> Result<(), Status> {
+    let Some(remote) = cluster.remote() else {
+        return Ok(());
+    };
+    let run = name.clone();
+    let recorded = cluster.store().call(move |s| s.checkpoints(&run)).await;
+    let newest = recorded.map_err(failed)?.last().map(|row| row.step);
+    let brought = remote.bring_back(name, spec, newest, take_over).await;
+    let Err(error) = brought else {
+        return Ok(());
+    };
+    let here = |step| cluster.home().checkpoint(name, step).is_dir();
+    match &error {
+        // Training does not wait for the store where everything is here.
+        RemoteError::Object(away) if away.is_transient() && newest.is_none_or(here) => {
+            let error = chain(&error);
+            tracing::warn!(run = %name, error, "the store cannot be asked; the run goes on with what is here");
+            Ok(())
+        }
+        _ => Err(refused(chain(&error))),
+    }
 }
 
 /// The newest state of a run on disk. A damaged checkpoint is an error, not a reason to go further back unasked.

@@ -5,6 +5,7 @@ use cohort_common::api::{
     StepMetrics, Submit,
 };
 use cohort_common::home::RunName;
+use cohort_common::net::Peer;
 use cohort_common::wire::{from_json, json};
 use cohort_proto::v1;
 use cohort_proto::v1::client_server::Client;
@@ -15,7 +16,8 @@ use tonic::{Request, Response, Status};
 use crate::access::{Access, Caller};
 use crate::data::blocking;
 use crate::driver::{Cluster, Command};
-use crate::status::{failed, invalid, refused, store_status};
+use crate::fetched::reach_of;
+use crate::status::{chain, failed, invalid, refused, store_status};
 use crate::store::Store;
 use crate::{actions, audit, corpora, ledger, metrics, query, runs, view};
 
@@ -91,14 +93,20 @@ impl Client for ClientService {
         &self,
         request: Request<v1::Json>,
     ) -> Result<Response<JsonStream>, Status> {
+        let peer = request.extensions().get::<Peer>();
+        let reach = reach_of(peer.and_then(|peer| peer.address));
         let request: PrepareCorpus = parse(request)?;
-        let home = self.cluster.home().clone();
-        let tokenizing = self.cluster.tokenizing().clone();
+        let cluster = self.cluster.clone();
+        let home = cluster.home().clone();
+        let tokenizing = cluster.tokenizing().clone();
         let (out, outgoing) = mpsc::channel(16);
         tokio::task::spawn_blocking(move || {
             // Progress that finds the channel full is left out: a newer one follows.
             let tell = |event: PrepareEvent| drop(out.try_send(Ok(json(&event))));
-            let done = corpora::prepare(&home, request, &tokenizing, &tell);
+            let done = corpora::prepare(&home, request, reach, &tokenizing, &tell);
+            if let (Ok(corpus), Some(remote)) = (&done, cluster.remote()) {
+                remote.prepared(&corpus.fingerprint);
+            }
             let last = done.map(|info| json(&PrepareEvent::Done(Box::new(info))));
             let _ = out.blocking_send(last);
         });
@@ -120,7 +128,7 @@ impl Client for ClientService {
         let name = request.into_inner().name;
         let runs = self.cluster.read_settled(query::runs).await?;
         let directory = self.cluster.home().corpora();
-        let removed = blocking(move || {
+        let doomed = blocking(move || {
             let corpus = corpora::find(&directory, &name)?;
             let fingerprint = corpus.index().fingerprint.as_str();
             let needs = |r: &&RunInfo| {
@@ -132,9 +140,15 @@ impl Client for ClientService {
                     run.name
                 )));
             }
-            corpora::remove(&directory, &name)
+            Ok(corpus.index().fingerprint.clone())
         });
-        reply(&removed.await?)
+        let doomed = doomed.await?;
+        if let Some(remote) = self.cluster.remote() {
+            let removed = remote.remove_corpus(&doomed).await;
+            removed.map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
+        }
+        let directory = self.cluster.home().corpora();
+        reply(&blocking(move || corpora::remove(&directory, &doomed)).await?)
     }
 
     async fn submit(&self, request: Request<v1::Json>) -> Reply {
@@ -145,8 +159,10 @@ impl Client for ClientService {
     async fn list_runs(&self, _: Request<v1::Empty>) -> Reply {
         let mut runs = self.cluster.read_settled(query::runs).await?;
         let cluster = self.cluster.ask(Command::Describe).await?;
-        runs.iter_mut()
-            .for_each(|run| run.queue_place = query::place(&cluster.queued, &run.name));
+        for run in &mut runs {
+            run.queue_place = query::place(&cluster.queued, &run.name);
+            run.stored = actions::stored(&self.cluster, &run.name);
+        }
         reply(&runs)
     }
 
@@ -191,6 +207,10 @@ impl Client for ClientService {
                 "run `{name}` is {}; cancel it first",
                 info.status
             )));
+        }
+        if let Some(remote) = self.cluster.remote().filter(|_| !dry_run) {
+            let removed = remote.remove_run(&name).await;
+            removed.map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
         }
         let directory = self.cluster.home().run(&name);
         let removed = blocking(move || {

@@ -15,6 +15,7 @@ Examples:
   cohort coordinator                                             for this machine only
   cohort init                                                    makes a cluster of this home: authority and tokens
   cohort coordinator --listen 0.0.0.0:7070                       for others too, encrypted
+  cohort coordinator --store s3://BUCKET/cohort                  what it keeps outlives this machine
   cohort coordinator --notify-command 'cat >> events.jsonl'      notes what becomes of runs; see docs/json-events.md")]
 pub struct CoordinatorArgs {
     /// Address and port to listen on; port 0 takes a free one
@@ -26,6 +27,10 @@ pub struct CoordinatorArgs {
     /// Keep event files for TensorBoard in this directory, a sub-directory for each run that trains
     #[arg(long, value_name = "DIR")]
     pub tensorboard: Option<PathBuf>,
+    /// Copy checkpoints and corpora to this object store (s3, gs, az) while runs train, and take up runs from it that this
+    /// home does not know; its credentials are in the environment [or COHORT_STORE]
+    #[arg(long, value_name = "URL", env = "COHORT_STORE", hide_env = true)]
+    pub store: Option<String>,
     /// Who sums gradients; the result is the same
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     pub exchange: ExchangeArg,

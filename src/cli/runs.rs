@@ -141,10 +141,11 @@ pub enum CorpusVerb {
 Examples:
   cohort corpus prepare books/ --name books
   cohort corpus prepare data.jsonl.zst --text-field content --vocab-size 8192
-  cohort corpus prepare 'coordinator:/data/*.txt' --spec spec.toml"
+  cohort corpus prepare 'coordinator:/data/*.txt' --spec spec.toml
+  cohort corpus prepare 's3://BUCKET/books/*.jsonl.zst' hf://datasets/OWNER/NAME"
 )]
 pub struct CorpusPrepareArgs {
-    /// Files, directories, patterns; `coordinator:PATH` lies on the coordinator's machine
+    /// Files, directories, patterns, URLs (s3, gs, az, https, hf); `coordinator:PATH` lies on the coordinator's machine
     #[arg(required = true)]
     pub paths: Vec<String>,
     /// Name for people [default: that of the first path]

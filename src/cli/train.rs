@@ -9,7 +9,8 @@ use super::common::{ConnectArgs, JsonArgs, LocalArgs, NotifyArgs};
 /// Where a spec comes from.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SpecArgs {
-    /// Text to train on: files, directories, patterns; `coordinator:PATH` lies on the coordinator's machine
+    /// Text to train on: files, directories, patterns, URLs (s3, gs, az, https, hf); `coordinator:PATH` lies on the
+    /// coordinator's machine
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub corpus: Vec<String>,
     /// Prompts with responses, or conversations, to train on: files of JSON lines

@@ -48,6 +48,7 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         http,
         tensorboard: args.tensorboard,
         notify: args.notify.config(),
+        store: args.store,
         traces: traces.clone(),
     };
     let served =

@@ -10,6 +10,7 @@ use cohort_common::corpus::{
     prepare, prepared, samples, windows,
 };
 use cohort_common::home::Home;
+use cohort_objects::{Location, is_location};
 use cohort_common::spec::{
     CorpusFacts, CorpusSize, FinetuneBase, Plan, Preset, RunKind, RunSpec, SpecMeant, SpecSource,
     Speed, TokenizerChoice, human_bytes, human_count, human_flops, worker_counts,
@@ -175,6 +176,13 @@ impl Asked {
         if let Some(path) = options.paths.iter().find(|path| path.starts_with(REMOTE)) {
             assumed.push(format!(
                 "`{path}` lies on the coordinator's machine: nothing is known of its size"
+            ));
+            return Ok(None);
+        }
+        if let Some(url) = options.paths.iter().find(|path| is_location(path)) {
+            let shown = Location::parse(url)?;
+            assumed.push(format!(
+                "`{shown}` is fetched by the coordinator: nothing is known of its size"
             ));
             return Ok(None);
         }

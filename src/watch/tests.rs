@@ -116,6 +116,7 @@ pub fn run(name: &str, status: &str, at: u64) -> RunView {
             faults: Vec::new(),
             workers: 2,
             samples: Vec::new(),
+            stored: None,
         },
         facts: RunFacts {
             parameters: 1_234_567,

@@ -110,8 +110,13 @@ fn answer(
     log.lock().expect("no panic in the server").push(log_line);
     let path = request
         .path
+        .split('?')
+        .next()
+        .unwrap_or_default()
         .trim_start_matches("/cdn")
-        .trim_start_matches("/api/models");
+        .trim_start_matches("/api/models")
+        .trim_start_matches("/api/datasets")
+        .trim_start_matches("/datasets");
     let mut parts = path.trim_start_matches('/').splitn(5, '/');
     let name = [parts.next(), parts.next()]
         .map(Option::unwrap_or_default)

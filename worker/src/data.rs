@@ -1,5 +1,5 @@
-//! A run's text on the worker: shards come over gRPC when a lane needs them, are verified, and stay on disk by content
-//! hash; the next ones are fetched ahead.
+//! A run's text on the worker: shards come when a lane needs them, from the coordinator's object store or over gRPC, are
+//! verified, and stay on disk by content hash; the next ones are fetched ahead.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,6 +25,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use crate::elsewhere::Elsewhere;
 use crate::engine::Batch;
 use crate::figures::{Doing, Meter};
 
@@ -37,9 +38,13 @@ const MAPPED: usize = 16;
 /// The connection for bulk data. Cheap to clone.
 #[derive(Clone)]
 pub struct DataClient {
-    inner: GrpcClient<InterceptedService<Channel, Credentials>>,
+    inner: Inner,
+    elsewhere: Arc<Elsewhere>,
     runtime: Handle,
 }
+
+/// The service behind it.
+pub(crate) type Inner = GrpcClient<InterceptedService<Channel, Credentials>>;
 
 impl DataClient {
     /// Over this connection, from this runtime.
@@ -49,6 +54,7 @@ impl DataClient {
             .max_encoding_message_size(MAX_MESSAGE);
         Self {
             inner,
+            elsewhere: Arc::default(),
             runtime: Handle::current(),
         }
     }
@@ -178,6 +184,14 @@ impl CachedShards {
             index: index as u32,
         };
         let mut client = self.client.inner.clone();
+        let elsewhere = &self.client.elsewhere;
+        let found = elsewhere.fetch(&mut client, &request, &part, entry.bytes);
+        if self.client.runtime.block_on(found) {
+            match verify_file(&part, entry) {
+                Ok(()) => return publish(&part, path),
+                Err(error) => tracing::warn!(%error, "the store gave another shard; the coordinator is asked for it"),
+            }
+        }
         let fetched = self.client.runtime.block_on(async {
             let pieces = client.shard(request).await.map_err(text)?;
             save(pieces.into_inner(), &part).await
@@ -188,8 +202,16 @@ impl CachedShards {
         };
         fetched.map_err(|error| broken(format!("it cannot be fetched: {error}")))?;
         verify_file(&part, entry)?;
-        std::fs::rename(&part, path).map_err(|error| broken(error.to_string()))
+        publish(&part, path)
     }
+}
+
+/// Gives a shard its name.
+fn publish(part: &Path, path: &Path) -> Result<(), CorpusError> {
+    std::fs::rename(part, path).map_err(|error| CorpusError::Damaged {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 /// Everything a run reads.

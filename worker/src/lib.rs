@@ -3,6 +3,7 @@
 
 mod data;
 mod driver;
+mod elsewhere;
 pub mod engine;
 mod entrance;
 mod evaluation;

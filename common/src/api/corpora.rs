@@ -32,6 +32,8 @@ pub struct PrepareCorpus {
 pub enum SourceRef {
     /// Files, directories and globs on the coordinator's machine.
     Paths(Vec<String>),
+    /// What a URL names, fetched by the coordinator. Credentials are in its environment.
+    Url(String),
     /// A file in the coordinator's content store.
     Uploaded {
         /// The file's name where it came from.

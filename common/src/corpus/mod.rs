@@ -50,7 +50,9 @@ pub use reader::{
 };
 pub use rows::{Packer, Row, Sample};
 pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
-pub use source::{Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand};
+pub use source::{
+    Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand, is_text_name,
+};
 pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, SplitPlan};
 pub use store::{
     Corpus, INDEX_FILE, Listing, TOKENIZER_FILE, find, list, remove, remove_unfinished,

@@ -202,7 +202,8 @@ fn walk(directory: &Path, found: &mut Vec<PathBuf>) -> Result<(), CorpusError> {
     Ok(())
 }
 
-fn is_text_name(name: &str) -> bool {
+/// Whether a file of that name is taken from a directory: it has one of [`TEXT_EXTENSIONS`], packed or not.
+pub fn is_text_name(name: &str) -> bool {
     let lower = name.to_lowercase();
     let stem = lower
         .strip_suffix(".gz")

@@ -10,6 +10,7 @@ use cohort_common::ledger::Entry;
 
 use super::{Audit, RESTORE};
 use crate::plan::first_chain;
+use crate::remote::note;
 use crate::status::chain;
 use crate::store::{CheckpointRow, StoreError};
 
@@ -44,6 +45,13 @@ impl Audit<'_> {
                     .checkpoint(self.run, Which::Step(step))?
                     .is_none()
             {
+                continue;
+            }
+            if let Ok(store) = std::fs::read_to_string(note(&self.home.run(self.run), step)) {
+                self.report.notes.push(format!(
+                    "the checkpoint of step {step} is not here, but in the store {}",
+                    store.trim()
+                ));
                 continue;
             }
             let path = self.home.checkpoint(self.run, step);

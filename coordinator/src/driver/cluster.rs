@@ -19,6 +19,7 @@ use crate::figures::Book;
 use crate::history::Histories;
 use crate::notify::Notices;
 use crate::readers::Readers;
+use crate::remote::Remote;
 use crate::store::StoreHandle;
 use crate::system::watch_system;
 use crate::tokenizing::Tokenizing;
@@ -39,6 +40,7 @@ struct Shared {
     pub events: watch::Sender<u64>,
     histories: Histories,
     readers: Readers,
+    remote: Option<Remote>,
     tokenizing: Tokenizing,
 }
 
@@ -51,6 +53,7 @@ impl Cluster {
         (limits, topology): (Limits, Topology),
         notices: Notices,
         traces: Traces,
+        remote: Option<Remote>,
     ) -> (Self, JoinHandle<()>) {
         let (commands, queue) = mpsc::channel(QUEUE);
         let cluster = Self(Arc::new(Shared {
@@ -64,6 +67,7 @@ impl Cluster {
             sessions: std::sync::Mutex::default(),
             events: watch::Sender::new(0),
             histories: Histories::default(),
+            remote,
         }));
         let boot = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -112,6 +116,11 @@ impl Cluster {
     /// The steps of the runs that somebody looks at.
     pub fn histories(&self) -> &Histories {
         &self.0.histories
+    }
+
+    /// The object store that outlives this machine, if there is one.
+    pub fn remote(&self) -> Option<&Remote> {
+        self.0.remote.as_ref()
     }
 
     /// Batches of text for workers.

@@ -225,7 +225,7 @@ pub struct WorkerTimesRow {
 }
 
 /// A validation.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
     /// After that many steps.
     pub step: u64,

@@ -49,6 +49,7 @@ impl Scene {
             (Limits::default(), Topology::default()),
             Notices::start(NotifyConfig::default()),
             Traces::default(),
+            None,
         );
         let readiness = Arc::new(Readiness::new(cluster.clone()));
         let access = match token {

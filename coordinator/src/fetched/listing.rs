@@ -1,0 +1,109 @@
+//! Which files a URL means: an object, all below a prefix, those that a pattern matches, a file of the web, or files of a
+//! dataset. From what was not named itself, only what is text by its name is taken, as from a directory.
+
+use std::path::PathBuf;
+
+use cohort_common::corpus::is_text_name;
+use cohort_objects::web::Web;
+use cohort_objects::{
+    Bucket, BucketUrl, Location, ObjectError, Reach, Selection, Source, WebFile, shown,
+};
+use url::Url;
+
+use super::hub;
+
+/// A file that a URL means.
+#[derive(Debug)]
+pub struct Named {
+    /// Its own URL, without secrets; the extension decides how it is read.
+    pub name: String,
+    /// Its size, if that is known before it is asked for.
+    pub bytes: Option<u64>,
+    /// Where it is.
+    pub found: Found,
+}
+
+/// Where a file is.
+#[derive(Debug)]
+pub enum Found {
+    /// On this machine already.
+    Here(PathBuf),
+    /// To be fetched.
+    There(Box<Source>),
+}
+
+/// Finds the files that a URL means, by name.
+///
+/// # Errors
+/// A URL that means nothing, or nothing that is text; a place that cannot be read.
+pub async fn find(location: &Location, reach: Reach) -> Result<Vec<Named>, ObjectError> {
+    let found = match location {
+        Location::Bucket(url) => objects(url).await?,
+        Location::Web(url) => vec![page(url, reach)?],
+        Location::Hub(dataset) => hub::files(dataset).await?,
+        Location::File(path) => vec![Named {
+            name: location.to_string(),
+            bytes: Some(0),
+            found: Found::Here(path.clone()),
+        }],
+    };
+    match found.is_empty() {
+        false => Ok(found),
+        true => Err(ObjectError::Missing {
+            url: location.to_string(),
+            reason: "nothing of that name, and no text below it".into(),
+        }),
+    }
+}
+
+async fn objects(url: &BucketUrl) -> Result<Vec<Named>, ObjectError> {
+    let selection = Selection::of(&url.key)?;
+    let bucket = Bucket::open(&Location::Bucket(url.with_key("")))?;
+    if let Selection::Name(name) = &selection
+        && let Some(meta) = bucket.head(name).await?
+    {
+        let source = Source::Object(bucket, meta);
+        return Ok(vec![named(url, source)]);
+    }
+    let prefix = match &selection {
+        Selection::Name(name) => format!("{name}/"),
+        selection => selection.prefix().to_owned(),
+    };
+    let listed = bucket.list(&prefix).await?;
+    let taken = listed.into_iter().filter(|meta| {
+        let name = meta.name.as_str();
+        meta.bytes > 0
+            && selection.takes(name)
+            && (selection.names(name) || is_text_name(name))
+    });
+    Ok(taken
+        .map(|meta| named(url, Source::Object(bucket.clone(), meta)))
+        .collect())
+}
+
+fn named(url: &BucketUrl, source: Source) -> Named {
+    let (key, bytes) = match &source {
+        Source::Object(_, meta) => (meta.name.as_str(), Some(meta.bytes)),
+        Source::Web(_) => ("", None),
+    };
+    Named {
+        name: url.with_key(key).to_string(),
+        bytes,
+        found: Found::There(Box::new(source)),
+    }
+}
+
+fn page(url: &Url, reach: Reach) -> Result<Named, ObjectError> {
+    if url.path().contains(['*', '[']) {
+        return Err(ObjectError::Setup {
+            url: shown(url),
+            reason: "servers of the web cannot be asked for all files of a pattern; name each file".into(),
+        });
+    }
+    let file = WebFile::of(Web::new(reach, true), url.clone());
+    Ok(Named {
+        name: shown(url),
+        bytes: None,
+        found: Found::There(Box::new(Source::Web(file))),
+    })
+}

@@ -1,0 +1,354 @@
+//! The object store that outlives this machine (`--store`): checkpoints and corpora are copied to it while training goes on,
+//! and a coordinator on an empty machine takes runs up from it.
+//!
+//! The home stays what is true while the machine lives; nothing here ever waits for the store while a run trains. The store
+//! follows: `upload.rs` compares what a run keeps at home with what the store has, and copies the newest that is missing,
+//! until nothing is; `keep.rs` deletes what the run does not keep any more; `restore.rs` is the way back. `layout.rs` * says
+//! what lies where. A star marks what is pure.
+//!
+//! A run has one owner: the home that last took it up. Another one stops copying when it sees that.
+
+mod keep;
+mod layout;
+mod restore;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+pub use layout::Record;
+pub use restore::{note, take_in};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use cohort_common::api::StoredInfo;
+use cohort_common::checkpoint::hex;
+use cohort_common::home::{Home, RunName};
+use cohort_objects::{Bucket, Location, ObjectError};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use self::layout::{FORMAT, MARKER, ManifestError, Marker, Owner};
+use crate::Error;
+use crate::driver::Cluster;
+use crate::status::chain;
+use crate::store::StoreError;
+
+/// Longest manifest that is read, in bytes.
+const MAX_MANIFEST: u64 = 64 << 20;
+/// How long a URL that was signed for a worker can be used.
+const SIGNED: Duration = Duration::from_secs(3600);
+/// How long what is still to be copied may take when the coordinator ends.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// A coordinator's object store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Remote(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    bucket: Bucket,
+    home: Home,
+    /// The id of this home among those that write to the store.
+    id: String,
+    state: Mutex<State>,
+    /// There is something to do.
+    wake: Notify,
+    /// There is nothing to do any more.
+    rest: Notify,
+    /// There is little time left: no pause is too short now.
+    hurry: Notify,
+}
+
+/// What is known, and what is to be done.
+#[derive(Debug, Default)]
+struct State {
+    runs: BTreeMap<RunName, InStore>,
+    /// Runs of which something may be missing there.
+    due: BTreeSet<RunName>,
+    /// Corpora that may be missing there.
+    corpora_due: BTreeSet<String>,
+    /// Corpora that are there.
+    corpora: BTreeSet<String>,
+    /// Whether runs of the store that this home does not know have been looked for.
+    taken_in: bool,
+    /// Something is being copied.
+    busy: bool,
+}
+
+/// What is known of a run in the store.
+#[derive(Debug, Default)]
+struct InStore {
+    /// Its checkpoints there, once they were listed.
+    steps: Option<BTreeSet<u64>>,
+    /// Contents there, once they were listed.
+    objects: Option<BTreeMap<String, u64>>,
+    /// What its start directory holds; it does not change.
+    start: Option<Vec<cohort_common::checkpoint::FileEntry>>,
+    /// Checkpoints that are to be copied.
+    waiting: usize,
+    /// Why they are not.
+    problem: Option<String>,
+}
+
+/// Why something is not copied, or not brought back.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The store.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// Something in the store cannot be used.
+    #[error("`{url}` cannot be used: {source}")]
+    Manifest {
+        /// What.
+        url: String,
+        /// Why.
+        source: ManifestError,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something of this home.
+    #[error("{0}")]
+    Local(String),
+    /// Somebody else writes this run.
+    #[error(
+        "run `{run}` belongs to another coordinator in the store `{url}`, which took it up last; `cohort resume {run}` here \
+         takes it over, once it does not train there any more"
+    )]
+    Taken {
+        /// The run.
+        run: RunName,
+        /// The store.
+        url: String,
+    },
+}
+
+impl Remote {
+    /// Opens the store that a URL names, and makes sure that it can be used: by reading, or writing, whose format it has.
+    ///
+    /// # Errors
+    /// A URL that names no store, a store that refuses, one of a newer build. That it cannot be reached now is none; the answer
+    /// says whether it can.
+    pub async fn open(url: &str, home: &Home) -> Result<(Self, bool), Error> {
+        let answer = |error: &dyn std::error::Error| Error::Answer(chain(error));
+        let location = Location::parse(url).map_err(|error| answer(&error))?;
+        let bucket = Bucket::open(&location).map_err(|error| answer(&error))?;
+        let id = home_id(home).map_err(|error| {
+            Error::Answer(format!("cannot write to `{}`: {error}", home.root().display()))
+        })?;
+        let remote = Self(Arc::new(Shared {
+            bucket,
+            home: home.clone(),
+            id,
+            state: Mutex::default(),
+            wake: Notify::new(),
+            rest: Notify::new(),
+            hurry: Notify::new(),
+        }));
+        match remote.check_format().await {
+            Ok(()) => {
+                info!(url = remote.url(), "checkpoints and corpora are copied to the store");
+                Ok((remote, true))
+            }
+            Err(RemoteError::Object(error)) if error.is_transient() => {
+                let error = chain(&error);
+                warn!(error, "the store cannot be reached; it is tried again");
+                Ok((remote, false))
+            }
+            Err(error) => Err(answer(&error)),
+        }
+    }
+
+    async fn check_format(&self) -> Result<(), RemoteError> {
+        let ours = serde_json::to_vec(&Marker { format: FORMAT }).expect("plain data");
+        if self.bucket().create(MARKER, ours).await? {
+            return Ok(());
+        }
+        let found = self.bucket().read(MARKER, MAX_MANIFEST).await?;
+        let marker: Result<Marker, _> = layout::parse(&found);
+        marker.map(|_| ()).map_err(|source| self.unusable(MARKER, source))
+    }
+
+    fn unusable(&self, name: &str, source: ManifestError) -> RemoteError {
+        let url = self.bucket().url(name);
+        RemoteError::Manifest { url, source }
+    }
+
+    /// Where it is, for people.
+    pub fn url(&self) -> String {
+        self.0.bucket.url("")
+    }
+
+    fn bucket(&self) -> &Bucket {
+        &self.0.bucket
+    }
+
+    fn home(&self) -> &Home {
+        &self.0.home
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("no panic under this lock")
+    }
+
+    /// Something of a run has changed at home.
+    pub fn changed(&self, run: &RunName) {
+        self.state().due.insert(run.clone());
+        self.0.wake.notify_one();
+    }
+
+    /// A corpus has been prepared.
+    pub fn prepared(&self, fingerprint: &str) {
+        self.state().corpora_due.insert(fingerprint.into());
+        self.0.wake.notify_one();
+    }
+
+    /// What of a run is there, as far as that is known.
+    pub fn describe(&self, run: &RunName) -> StoredInfo {
+        let state = self.state();
+        let known = state.runs.get(run);
+        let steps = known.and_then(|known| known.steps.as_ref());
+        StoredInfo {
+            steps: steps.into_iter().flatten().copied().collect(),
+            waiting: known.map_or(0, |known| known.waiting),
+            problem: known.and_then(|known| known.problem.clone()),
+        }
+    }
+
+    /// A URL by which somebody without credentials can read a file of a corpus for a while, if it is there.
+    pub async fn place(&self, fingerprint: &str, file: &str) -> Option<String> {
+        if !self.state().corpora.contains(fingerprint) {
+            return None;
+        }
+        let name = layout::corpus_file(fingerprint, file);
+        match self.bucket().sign(&name, SIGNED).await {
+            Ok(url) => url.map(Into::into),
+            Err(error) => {
+                warn!(error = chain(&error), "cannot sign a URL; the coordinator gives the shard itself");
+                None
+            }
+        }
+    }
+
+    /// Who writes a run, if somebody does.
+    async fn owner(&self, run: &RunName) -> Result<Option<Owner>, RemoteError> {
+        let name = layout::owner(run);
+        match self.bucket().read(&name, MAX_MANIFEST).await {
+            Ok(json) => {
+                let owner = serde_json::from_slice(&json);
+                let owner = owner.map_err(|error| self.unusable(&name, error.into()))?;
+                Ok(Some(owner))
+            }
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes sure that this home writes a run: nobody else does.
+    async fn own(&self, run: &RunName) -> Result<(), RemoteError> {
+        let ours = Owner {
+            home: self.0.id.clone(),
+        };
+        let json = serde_json::to_vec(&ours).expect("plain data");
+        let found = match self.owner(run).await? {
+            Some(owner) => Some(owner),
+            None => match self.bucket().create(&layout::owner(run), json).await? {
+                true => return Ok(()),
+                false => self.owner(run).await?,
+            },
+        };
+        match found == Some(ours) {
+            true => Ok(()),
+            false => Err(RemoteError::Taken {
+                run: run.clone(),
+                url: self.url(),
+            }),
+        }
+    }
+
+    /// Makes this home the one that writes a run.
+    async fn take_over(&self, run: &RunName) -> Result<(), RemoteError> {
+        let ours = Owner {
+            home: self.0.id.clone(),
+        };
+        let found = self.owner(run).await?;
+        if found.as_ref().is_some_and(|owner| *owner != ours) {
+            let json = serde_json::to_vec(&ours).expect("plain data");
+            self.bucket().write(&layout::owner(run), json).await?;
+            info!(%run, "taken over from another coordinator");
+        }
+        Ok(())
+    }
+
+    /// Starts to copy. What is missing of all runs is found out at once.
+    pub async fn start(&self, cluster: &Cluster) -> Uploader {
+        let runs = cluster.store().call(|store| store.runs()).await;
+        let names = runs.unwrap_or_default().into_iter().map(|run| run.name);
+        self.state().due.extend(names);
+        let remote = self.clone();
+        let task = tokio::spawn(upload::run(remote.clone(), cluster.clone()));
+        Uploader { remote, task }
+    }
+}
+
+/// The task that copies.
+pub struct Uploader {
+    remote: Remote,
+    task: JoinHandle<()>,
+}
+
+impl Uploader {
+    /// Waits until everything is copied, but not for ever, and ends.
+    pub async fn finish(self) {
+        self.remote.0.hurry.notify_one();
+        let idle = async {
+            loop {
+                let rest = self.remote.0.rest.notified();
+                let state = {
+                    let state = self.remote.state();
+                    state.busy || !state.due.is_empty() || !state.corpora_due.is_empty()
+                };
+                if !state {
+                    return;
+                }
+                rest.await;
+            }
+        };
+        if tokio::time::timeout(GRACE, idle).await.is_err() {
+            warn!(
+                url = self.remote.url(),
+                "the coordinator ends, and the store does not have everything yet; the rest is copied when it starts again"
+            );
+        }
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+/// The id of a home, made when it is first asked for.
+fn home_id(home: &Home) -> std::io::Result<String> {
+    let path = home.root().join("id");
+    if let Ok(id) = fs::read_to_string(&path) {
+        return Ok(id.trim().to_owned());
+    }
+    let mut bytes = [0; 32];
+    let random = SystemRandom::new().fill(&mut bytes);
+    random.map_err(|_| std::io::Error::other("the system gives no random bytes"))?;
+    let id = hex::encode(&bytes)[..32].to_owned();
+    write_file(&path, id.as_bytes())?;
+    Ok(id)
+}
+
+/// Writes a file, whole or not at all.
+fn write_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, content)?;
+    fs::File::open(&temporary)?.sync_all()?;
+    fs::rename(temporary, path)
+}

@@ -1,0 +1,427 @@
+//! Copies to the store, one thing at a time: corpora that were prepared, then of each run the newest checkpoint that is
+//! missing, until none is. What is to be done follows from what is there and what is not, so nothing is lost when the
+//! coordinator or the store dies in the middle.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use cohort_common::api::RunEvent;
+use cohort_common::checkpoint::{FileEntry, MANIFEST, Manifest, RUN, RunState, is_plain_name};
+use cohort_common::home::RunName;
+use cohort_common::spec::RunSpec;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::layout::{self, FORMAT, Record, StoredCheckpoint, StoredCorpus};
+use super::{InStore, Remote, RemoteError, restore};
+use crate::data::start_directory;
+use crate::driver::Cluster;
+use crate::record::record_event;
+use crate::status::chain;
+use crate::store::{CheckpointRow, RunRow, Store, StoreError};
+
+/// The pause after an error; each further one is twice as long, up to the longest.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What there is to do.
+enum Job {
+    TakeIn,
+    Corpus(String),
+    Run(RunName),
+}
+
+/// What became of a job.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// All of it is done.
+    All,
+    /// There is more to do.
+    More,
+}
+
+/// Copies until it is stopped.
+pub async fn run(remote: Remote, cluster: Cluster) {
+    let mut pause = PAUSE;
+    loop {
+        let Some(job) = remote.next() else {
+            remote.0.rest.notify_one();
+            remote.0.wake.notified().await;
+            continue;
+        };
+        let done = match &job {
+            Job::TakeIn => restore::take_in(&remote, cluster.store()).await.map(|()| Done::All),
+            Job::Corpus(fingerprint) => remote.copy_corpus(fingerprint).await.map(|()| Done::All),
+            Job::Run(run) => remote.follow(&cluster, run).await,
+        };
+        let failed = remote.settle(&job, &done);
+        match done {
+            Ok(_) => {
+                pause = PAUSE;
+                if let Job::Run(run) = &job {
+                    remote.tell(&cluster, run, None).await;
+                }
+            }
+            Err(error) => {
+                let text = chain(&error);
+                warn!(error = text, "cannot copy to the store; it is tried again");
+                if let Job::Run(run) = &job {
+                    remote.tell(&cluster, run, Some(text)).await;
+                }
+            }
+        }
+        if failed {
+            // What comes meanwhile waits for the same store.
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = remote.0.hurry.notified() => {}
+            }
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+}
+
+impl Remote {
+    /// The next thing to do.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.state();
+        state.busy = true;
+        if !state.taken_in {
+            return Some(Job::TakeIn);
+        }
+        if let Some(fingerprint) = state.corpora_due.pop_first() {
+            return Some(Job::Corpus(fingerprint));
+        }
+        if let Some(run) = state.due.pop_first() {
+            return Some(Job::Run(run));
+        }
+        state.busy = false;
+        None
+    }
+
+    /// Puts back what is not done. Says whether that is for an error that may pass.
+    fn settle(&self, job: &Job, done: &Result<Done, RemoteError>) -> bool {
+        let again = match done {
+            Ok(Done::All) => false,
+            Ok(Done::More) => true,
+            // Nothing changes that before somebody resumes the run.
+            Err(RemoteError::Taken { .. }) => false,
+            Err(_) => true,
+        };
+        let mut state = self.state();
+        match job {
+            Job::TakeIn => state.taken_in = !again,
+            Job::Corpus(fingerprint) if again => {
+                state.corpora_due.insert(fingerprint.clone());
+            }
+            Job::Run(run) if again => {
+                state.due.insert(run.clone());
+            }
+            Job::Corpus(_) | Job::Run(_) => {}
+        }
+        state.busy = false;
+        again && done.is_err()
+    }
+
+    /// Writes down that a run's copy fails, or that it goes on, when that changes.
+    async fn tell(&self, cluster: &Cluster, run: &RunName, problem: Option<String>) {
+        let before = {
+            let mut state = self.state();
+            let known = state.runs.entry(run.clone()).or_default();
+            std::mem::replace(&mut known.problem, problem.clone())
+        };
+        let text = match (&before, &problem) {
+            (None, Some(why)) => format!("the store does not have the newest of this run: {why}; training goes on"),
+            (Some(_), None) => "the store follows this run again".to_owned(),
+            _ => return,
+        };
+        let name = run.clone();
+        let note = RunEvent::Note {
+            run: run.to_string(),
+            text,
+        };
+        let written = cluster.store().call(move |store| record_event(store, &name, &note));
+        match written.await {
+            Ok(()) => cluster.announce(),
+            Err(error) => warn!(%run, %error, "cannot write that down"),
+        }
+    }
+
+    /// Copies the newest checkpoint of a run that is missing, and deletes there what the run does not keep.
+    pub(super) async fn follow(&self, cluster: &Cluster, run: &RunName) -> Result<Done, RemoteError> {
+        let wanted = run.clone();
+        let read = move |store: &Store| {
+            let row = store.run(&wanted)?;
+            Ok((row, store.checkpoints(&wanted)?))
+        };
+        let (row, rows) = match cluster.store().call(read).await {
+            Ok(found) => found,
+            Err(StoreError::UnknownRun(_)) => return Ok(Done::All),
+            Err(error) => return Err(error.into()),
+        };
+        let there = self.steps(run).await?;
+        let is_here = |row: &&CheckpointRow| self.home().checkpoint(run, row.step).is_dir();
+        let missing = rows.iter().filter(|row| !there.contains(&row.step));
+        let missing: Vec<&CheckpointRow> = missing.filter(is_here).collect();
+        self.known(run, |known| known.waiting = missing.len());
+        let Some(newest) = missing.last() else {
+            self.keep(run, &rows).await?;
+            return Ok(Done::All);
+        };
+        self.own(run).await?;
+        for fingerprint in corpora_of(&row.spec) {
+            self.copy_corpus(&fingerprint).await?;
+        }
+        let copied = self.copy_checkpoint(cluster, &row, newest).await?;
+        if copied {
+            self.known(run, |known| known.waiting = missing.len() - 1);
+            self.keep(run, &rows).await?;
+        }
+        Ok(match missing.len() > 1 || !copied {
+            true => Done::More,
+            false => Done::All,
+        })
+    }
+
+    /// Changes what is known of a run.
+    pub(super) fn known<T>(&self, run: &RunName, change: impl FnOnce(&mut InStore) -> T) -> T {
+        change(self.state().runs.entry(run.clone()).or_default())
+    }
+
+    /// The checkpoints that the store has of a run; it is asked once.
+    async fn steps(&self, run: &RunName) -> Result<BTreeSet<u64>, RemoteError> {
+        if let Some(steps) = self.known(run, |known| known.steps.clone()) {
+            return Ok(steps);
+        }
+        let listed = self.bucket().list(&layout::checkpoints(run)).await?;
+        let steps = listed.iter().filter_map(|meta| layout::parse_checkpoint(&meta.name));
+        let steps: BTreeSet<u64> = steps.map(|(_, step)| step).collect();
+        self.known(run, |known| known.steps = Some(steps.clone()));
+        Ok(steps)
+    }
+
+    /// Copies a checkpoint; it counts when its manifest is there. Says whether it was still here.
+    async fn copy_checkpoint(
+        &self,
+        cluster: &Cluster,
+        run: &RunRow,
+        row: &CheckpointRow,
+    ) -> Result<bool, RemoteError> {
+        let (name, step) = (&run.name, row.step);
+        let directory = self.home().checkpoint(name, step);
+        // Open files stay readable when the run deletes the checkpoint meanwhile.
+        let opened = {
+            let directory = directory.clone();
+            blocking(move || open_checkpoint(&directory)).await?
+        };
+        let Some((state, mut files)) = opened else {
+            return Ok(false);
+        };
+        let start = self.start_files(run).await?;
+        let start_directory = start_directory(self.home(), name);
+        for entry in &start {
+            let path = start_directory.join(&entry.name);
+            let file = File::open(&path).map_err(|error| local(&path, &error))?;
+            files.push((entry.clone(), file));
+        }
+        let manifest = StoredCheckpoint {
+            format: FORMAT,
+            state,
+            record: record_of(cluster, run, step).await?,
+            time_ms: row.time_ms,
+            files: files[..files.len() - start.len()].iter().map(|(entry, _)| entry.clone()).collect(),
+            start,
+        };
+        let mut sent = 0;
+        for (entry, file) in files {
+            sent += self.copy_file(name, &entry, file).await?;
+        }
+        // Somebody may have taken the run over while this took its time.
+        self.own(name).await?;
+        let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
+        self.bucket().write(&layout::checkpoint(name, step), json).await?;
+        self.remember(name, &manifest)?;
+        self.known(name, |known| known.steps.get_or_insert_default().insert(step));
+        info!(run = %name, step, sent, "the checkpoint is in the store");
+        cluster.announce();
+        Ok(true)
+    }
+
+    /// Copies a content that is not there. Says how many bytes that were.
+    async fn copy_file(
+        &self,
+        run: &RunName,
+        entry: &FileEntry,
+        file: File,
+    ) -> Result<u64, RemoteError> {
+        let object = layout::object(run, &entry.blake3);
+        if self.known(run, |known| known.objects.is_none()) {
+            let listed = self.bucket().list(&layout::objects(run)).await?;
+            let objects = listed.into_iter().map(|meta| (meta.name, meta.bytes)).collect();
+            self.known(run, |known| known.objects = Some(objects));
+        }
+        let has = |known: &mut InStore| {
+            let objects = known.objects.get_or_insert_default();
+            objects.get(&object) == Some(&entry.bytes)
+        };
+        if self.known(run, has) {
+            return Ok(0);
+        }
+        self.bucket().put(&object, file, &entry.blake3).await?;
+        self.known(run, |known| {
+            let objects = known.objects.get_or_insert_default();
+            objects.insert(object, entry.bytes);
+        });
+        Ok(entry.bytes)
+    }
+
+    /// What a run starts from, hashed once.
+    async fn start_files(&self, run: &RunRow) -> Result<Vec<FileEntry>, RemoteError> {
+        if let Some(files) = self.known(&run.name, |known| known.start.clone()) {
+            return Ok(files);
+        }
+        let directory = start_directory(self.home(), &run.name);
+        let files = match run.spec.start.is_some() && directory.is_dir() {
+            true => blocking(move || entries(&directory)).await?,
+            false => Vec::new(),
+        };
+        self.known(&run.name, |known| known.start = Some(files.clone()));
+        Ok(files)
+    }
+
+    /// Copies a corpus that is not there; it counts when its manifest is there.
+    pub(super) async fn copy_corpus(&self, fingerprint: &str) -> Result<(), RemoteError> {
+        if self.state().corpora.contains(fingerprint) {
+            return Ok(());
+        }
+        let name = layout::corpus_manifest(fingerprint);
+        if self.bucket().head(&name).await?.is_none() {
+            let directory = self.home().corpora().join(fingerprint);
+            if !directory.is_dir() {
+                // It was removed; whoever needs it prepares it again.
+                return Ok(());
+            }
+            let listed = directory.clone();
+            let files = blocking(move || entries(&listed)).await?;
+            for entry in &files {
+                let path = directory.join(&entry.name);
+                let file = File::open(&path).map_err(|error| local(&path, &error))?;
+                let object = layout::corpus_file(fingerprint, &entry.name);
+                self.bucket().put(&object, file, &entry.blake3).await?;
+            }
+            let manifest = StoredCorpus {
+                format: FORMAT,
+                files,
+            };
+            let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
+            self.bucket().write(&name, json).await?;
+            info!(fingerprint, "the corpus is in the store");
+        }
+        self.state().corpora.insert(fingerprint.into());
+        Ok(())
+    }
+}
+
+/// The corpora that a run reads.
+pub(super) fn corpora_of(spec: &RunSpec) -> Vec<String> {
+    let base = spec.start.as_ref().and_then(|start| start.base_corpus.as_deref());
+    let all = spec.training_corpora().into_iter().chain(base);
+    let all: BTreeSet<&str> = all.collect();
+    all.into_iter().map(str::to_owned).collect()
+}
+
+async fn record_of(cluster: &Cluster, run: &RunRow, step: u64) -> Result<Record, RemoteError> {
+    let name = run.name.clone();
+    let read = move |store: &Store| Ok((store.facts(&name)?, store.evals(&name, None)?));
+    let (facts, mut evals) = cluster.store().call(read).await?;
+    evals.retain(|eval| eval.step <= step);
+    Ok(Record {
+        created_ms: run.created_ms,
+        parent: run.parent.clone(),
+        facts,
+        evals,
+    })
+}
+
+/// The files of a checkpoint, each open; `None` if it is not there any more.
+fn open_checkpoint(directory: &Path) -> Result<Option<(RunState, Vec<(FileEntry, File)>)>, RemoteError> {
+    let open = |name: &str| {
+        let path = directory.join(name);
+        match File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !directory.is_dir() => Ok(None),
+            Err(error) => Err(local(&path, &error)),
+        }
+    };
+    let read = |name: &str| {
+        let path = directory.join(name);
+        match fs::read(&path) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !directory.is_dir() => Ok(None),
+            Err(error) => Err(local(&path, &error)),
+        }
+    };
+    let (Some(manifest), Some(state)) = (read(MANIFEST)?, read(RUN)?) else {
+        return Ok(None);
+    };
+    let damaged = |name: &str, error: &dyn std::fmt::Display| {
+        RemoteError::Local(format!("`{}` is damaged: {error}", directory.join(name).display()))
+    };
+    let text = String::from_utf8_lossy(&manifest);
+    let parsed = Manifest::parse(&text).map_err(|error| damaged(MANIFEST, &error))?;
+    let state = serde_json::from_slice(&state).map_err(|error| damaged(RUN, &error))?;
+    let own = FileEntry {
+        name: MANIFEST.into(),
+        bytes: manifest.len() as u64,
+        blake3: *blake3::hash(&manifest).as_bytes(),
+    };
+    let mut files = Vec::new();
+    for entry in parsed.files.into_iter().chain([own]) {
+        match open(&entry.name)? {
+            Some(file) => files.push((entry, file)),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some((state, files)))
+}
+
+/// The files of a directory, hashed.
+fn entries(directory: &Path) -> Result<Vec<FileEntry>, RemoteError> {
+    let mut found = Vec::new();
+    let listed = fs::read_dir(directory).map_err(|error| local(directory, &error))?;
+    for entry in listed {
+        let entry = entry.map_err(|error| local(directory, &error))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = entry.path();
+        if !is_plain_name(&name) || !path.is_file() {
+            continue;
+        }
+        let mut hasher = blake3::Hasher::new();
+        let file = File::open(&path).map_err(|error| local(&path, &error))?;
+        let bytes = file.metadata().map_err(|error| local(&path, &error))?.len();
+        hasher.update_reader(file).map_err(|error| local(&path, &error))?;
+        found.push(FileEntry {
+            name,
+            bytes,
+            blake3: *hasher.finalize().as_bytes(),
+        });
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+pub(super) fn local(path: &Path, error: &dyn std::fmt::Display) -> RemoteError {
+    RemoteError::Local(format!("`{}`: {error}", path.display()))
+}
+
+/// Runs file work on a blocking thread.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
+) -> Result<T, RemoteError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| RemoteError::Local(error.to_string()))?
+}
