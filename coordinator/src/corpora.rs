@@ -1,11 +1,15 @@
 //! Corpora on the coordinator's side: prepared from files that lie here or were uploaded, listed, shown, deleted.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use cohort_common::api::{CorpusInfo, PrepareCorpus, PrepareEvent, Removed, SourceRef, SplitInfo};
+use cohort_common::api::{
+    CorpusHead, CorpusInfo, CountedCorpus, HeadRequest, PrepareCorpus, PrepareEvent, Removed,
+    SourceRef, SplitInfo,
+};
 use cohort_common::corpus::{
-    self, Corpus, PrepareRequest, Progress, SourceFile, Sources, Split, SplitConfig, SplitIndex,
-    SplitMethod, Stage,
+    self, Corpus, HeadLimits, PrepareRequest, Progress, SourceFile, Sources, Split, SplitConfig,
+    SplitIndex, SplitMethod, Stage,
 };
 use cohort_common::home::Home;
 use tonic::Status;
@@ -14,6 +18,10 @@ use crate::data::stored_file;
 use crate::runs::tokenizer_config;
 use crate::status::{chain, failed, invalid, missing};
 
+/// Documents that `corpus head` shows at most.
+const HEAD_DOCUMENTS: u64 = 1000;
+/// Bytes of their text, so that they fit into one message however they are escaped.
+const HEAD_BYTES: usize = 512 << 10;
 /// Tokens of the sample that `corpus show` prints.
 const SAMPLE_TOKENS: usize = 120;
 
@@ -38,6 +46,7 @@ pub fn prepare(
         text_field: request.text_field,
         skip_bad: request.skip_bad,
         supervised: request.supervised.clone(),
+        selection: request.selection.clone(),
         ..PrepareRequest::new(request.name, sources, tokenizer_config(request.tokenizer))
     };
     let progress = |p: Progress| {
@@ -69,6 +78,7 @@ fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::Hash => "hashing files",
         Stage::Scan => "reading text",
+        Stage::Select => "filtering",
         Stage::Tokenizer => "training the tokenizer",
         Stage::Encode => "tokenizing",
     }
@@ -133,6 +143,37 @@ pub fn show(directory: &Path, wanted: &str) -> Result<CorpusInfo, Status> {
     Ok(info)
 }
 
+/// The first documents of one corpus.
+pub fn head(directory: &Path, request: &HeadRequest) -> Result<CorpusHead, Status> {
+    let corpus = find(directory, &request.corpus)?;
+    let limits = HeadLimits {
+        documents: request.documents.min(HEAD_DOCUMENTS),
+        chars: usize::try_from(request.chars)
+            .unwrap_or(usize::MAX)
+            .min(HEAD_BYTES),
+        bytes: HEAD_BYTES,
+    };
+    let index = corpus.index();
+    Ok(CorpusHead {
+        name: index.name.clone(),
+        fingerprint: index.fingerprint.clone(),
+        split: request.split,
+        of: index.split(request.split).documents,
+        documents: corpus::head(&corpus, request.split, limits).map_err(failed)?,
+    })
+}
+
+/// What is in one corpus.
+pub fn count(directory: &Path, wanted: &str) -> Result<CountedCorpus, Status> {
+    let corpus = find(directory, wanted)?;
+    let begun = Instant::now();
+    Ok(CountedCorpus {
+        stats: corpus::stats(&corpus).map_err(failed)?,
+        read_bytes: corpus.index().shard_bytes(),
+        seconds: begun.elapsed().as_secs_f64(),
+    })
+}
+
 /// Deletes a corpus.
 pub fn remove(directory: &Path, wanted: &str) -> Result<Removed, Status> {
     let corpus = find(directory, wanted)?;
@@ -167,6 +208,7 @@ fn describe(corpus: &Corpus) -> CorpusInfo {
         reused: false,
         sample: None,
         supervised: index.supervised.clone(),
+        selection: index.selection.clone(),
         // Only for people, who can do without.
         baselines: corpus::baselines(corpus).unwrap_or_default(),
     }

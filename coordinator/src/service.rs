@@ -1,8 +1,8 @@
 //! The service of clients: rpcs of a few lines that check, ask and answer.
 
 use cohort_common::api::{
-    HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo,
-    StepMetrics, Submit,
+    HeadRequest, HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent,
+    Removed, RunInfo, StepMetrics, Submit,
 };
 use cohort_common::home::RunName;
 use cohort_common::wire::{from_json, json};
@@ -110,6 +110,18 @@ impl Client for ClientService {
         let name = request.into_inner().name;
         let directory = self.cluster.home().corpora();
         reply(&blocking(move || corpora::show(&directory, &name)).await?)
+    }
+
+    async fn head_corpus(&self, request: Request<v1::Json>) -> Reply {
+        let request: HeadRequest = parse(request)?;
+        let directory = self.cluster.home().corpora();
+        reply(&blocking(move || corpora::head(&directory, &request)).await?)
+    }
+
+    async fn count_corpus(&self, request: Request<v1::Name>) -> Reply {
+        let name = request.into_inner().name;
+        let directory = self.cluster.home().corpora();
+        reply(&blocking(move || corpora::count(&directory, &name)).await?)
     }
 
     async fn remove_corpus(&self, request: Request<v1::Name>) -> Reply {

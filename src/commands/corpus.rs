@@ -2,15 +2,18 @@
 
 use anyhow::{Result, bail};
 use cohort_common::api::CorpusInfo;
-use cohort_common::corpus::{Split, find};
+use cohort_common::corpus::{Dedup, Split, find};
 use cohort_common::home::Home;
-use cohort_common::spec::{SpecFile, SpecSource, TokenizerKind, TokenizerTable, human_bytes};
+use cohort_common::spec::{
+    CorpusTable, SpecFile, SpecSource, TokenizerKind, TokenizerTable, human_bytes,
+};
 use cohort_coordinator::offline;
 
 use crate::cli::{
-    CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb, LocalArgs,
-    NotifyArgs,
+    CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb, DedupKind,
+    LocalArgs, NotifyArgs, SelectionArgs,
 };
+use crate::commands::contents;
 use crate::commands::pretrain::read_spec;
 use crate::context::Context;
 use crate::facts;
@@ -27,6 +30,8 @@ pub async fn run(verb: CorpusVerb) -> Result<()> {
         CorpusVerb::Prepare(args) => prepare(args).await,
         CorpusVerb::Ls(args) => list(args).await,
         CorpusVerb::Show(args) => show(args).await,
+        CorpusVerb::Head(args) => contents::head(args).await,
+        CorpusVerb::Stats(args) => contents::stats(args).await,
         CorpusVerb::Rm(args) => remove(args).await,
     }
 }
@@ -67,6 +72,7 @@ fn spec_of(args: &CorpusPrepareArgs) -> Result<SpecFile> {
     if args.skip_bad {
         file.corpus.skip_bad = Some(true);
     }
+    select(&args.selection, &mut file.corpus);
     if args.characters || args.vocab_size.is_some() || args.tokenizer.is_some() {
         file.tokenizer = TokenizerTable {
             kind: args.characters.then_some(TokenizerKind::Char),
@@ -75,6 +81,21 @@ fn spec_of(args: &CorpusPrepareArgs) -> Result<SpecFile> {
         };
     }
     Ok(file)
+}
+
+/// What is typed wins over what the spec says.
+fn select(args: &SelectionArgs, table: &mut CorpusTable) {
+    let dedup = args.dedup.map(|kind| match kind {
+        DedupKind::Exact => Dedup::Exact,
+        DedupKind::Near => Dedup::Near,
+    });
+    table.dedup = dedup.or(table.dedup);
+    table.dedup_threshold = args.dedup_threshold.or(table.dedup_threshold);
+    table.min_chars = args.min_chars.or(table.min_chars);
+    table.max_chars = args.max_chars.or(table.max_chars);
+    if !args.languages.is_empty() {
+        table.languages = Some(args.languages.clone());
+    }
 }
 
 async fn list(args: CorpusListArgs) -> Result<()> {

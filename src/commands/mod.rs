@@ -4,6 +4,7 @@ mod cancel;
 mod chat;
 mod checkpoint;
 mod compare;
+mod contents;
 mod coordinator;
 mod corpus;
 mod eval;

@@ -1,8 +1,8 @@
-//! Prepares a corpus: hash the files (and stop if the same request was met before), scan the text, decide the split, make
-//! the tokenizer, encode into shards, publish.
+//! Prepares a corpus: hash the files (and stop if the same request was met before), scan the text, select documents where
+//! that is asked for, decide the split, make the tokenizer, encode into shards, publish.
 //!
 //! Each stage streams over the files anew, so memory does not grow with the corpus, but for 16 bytes per document (the
-//! split key, and a copy that is sorted) and the bounded sample for BPE.
+//! split key, and a copy that is sorted), what a selection needs (see `select/`) and the bounded sample for BPE.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -16,6 +16,7 @@ use super::error::{BadInput, CorpusError, Problem};
 use super::index::{CorpusIndex, FORMAT_VERSION, OptionsSummary, SourceSummary, TokenizerSummary};
 use super::objective::{Objective, SupervisedConfig, texts_of};
 use super::scan::{FileScan, Scan};
+use super::select::{SELECTION_VERSION, Selection, Selector};
 use super::shard::DEFAULT_SHARD_TOKENS;
 use super::source::{SourceFile, Sources};
 use super::split::{Split, SplitConfig, SplitMethod, SplitPlan, plan};
@@ -54,6 +55,8 @@ pub struct PrepareRequest {
     pub max_file_bytes: Option<u64>,
     /// Read lines as supervised samples; `None` is plain text.
     pub supervised: Option<SupervisedConfig>,
+    /// Which documents stay.
+    pub selection: Selection,
 }
 
 impl PrepareRequest {
@@ -74,6 +77,7 @@ impl PrepareRequest {
             shard_tokens: DEFAULT_SHARD_TOKENS,
             max_file_bytes: None,
             supervised: None,
+            selection: Selection::default(),
         }
     }
 }
@@ -98,6 +102,8 @@ pub enum Stage {
     Hash,
     /// Reading and checking the text.
     Scan,
+    /// Filtering, and looking for duplicates.
+    Select,
     /// Making the tokenizer.
     Tokenizer,
     /// Encoding and writing shards.
@@ -143,8 +149,11 @@ pub fn prepare(
             reused: true,
         });
     }
-    let scan = job.scan()?;
-    let plan = plan(&request.split_of_samples(), &scan.keys, scan.chars)?;
+    let mut scan = job.scan()?;
+    if !request.selection.is_empty() {
+        job.select(directory, &mut scan)?;
+    }
+    let plan = plan(&request.split_of_samples(), &scan.kept_keys(), scan.chars)?;
     let tokenizer = job.make_tokenizer(&scan, plan)?;
     let unfinished = Unfinished::create(directory)?;
     let index = job.encode(&scan, plan, &tokenizer, unfinished.path())?;
@@ -188,6 +197,7 @@ fn check_options(request: &PrepareRequest) -> Result<(), CorpusError> {
             bound: "at least 1",
         });
     }
+    request.selection.check()?;
     if let TokenizerConfig::Bpe { vocab_size } = request.tokenizer {
         BpeTraining::new(vocab_size)?;
     }
@@ -275,6 +285,9 @@ impl<'a> Job<'a> {
         if let Some(supervised) = &request.supervised {
             part(format!("{supervised:?}").as_bytes());
         }
+        if !request.selection.is_empty() {
+            part(format!("{SELECTION_VERSION} {:?}", request.selection).as_bytes());
+        }
         part(
             format!(
                 "{} {} {:?}",
@@ -344,6 +357,20 @@ impl<'a> Job<'a> {
         Ok(scan)
     }
 
+    /// Decides which documents stay, and leaves the others out of what the scan has found.
+    fn select(&self, directory: &Path, scan: &mut Scan) -> Result<(), CorpusError> {
+        let files = Unfinished::create(directory)?;
+        let request = self.request;
+        let supervised = request.supervised.as_ref();
+        let mut selector = Selector::new(&request.selection, supervised, files.path())?;
+        // Any plan that keeps documents whole will do.
+        let whole = SplitPlan::Document { last_key: 0 };
+        self.walk(Stage::Select, scan, whole, &mut |_, routed| {
+            selector.push(routed)
+        })?;
+        scan.select(selector.finish()?)
+    }
+
     /// Reads everything again, for `stage`, and sends each stretch of text with its side and file number to `sink`.
     fn walk(
         &self,
@@ -352,7 +379,7 @@ impl<'a> Job<'a> {
         plan: SplitPlan,
         sink: &mut dyn FnMut(usize, Routed<'_>) -> Result<(), CorpusError>,
     ) -> Result<(), CorpusError> {
-        let mut router = Router::new(plan, &scan.keys);
+        let mut router = Router::new(plan, &scan.keys).without(&scan.dropped);
         let read = Cell::new(0);
         let on_read = |bytes| {
             read.set(read.get() + bytes);
@@ -436,15 +463,19 @@ impl<'a> Job<'a> {
     }
 
     fn make_tokenizer(&self, scan: &Scan, plan: SplitPlan) -> Result<Tokenizer, CorpusError> {
+        let supervised = self.request.supervised.is_some();
         match &self.request.tokenizer {
             TokenizerConfig::File { json, eos } => Ok(Tokenizer::from_json(json, eos.as_deref())?),
-            TokenizerConfig::Char if self.request.supervised.is_some() => {
+            // What the scan has seen is more than what is to be learned.
+            TokenizerConfig::Char if supervised || scan.selection.is_some() => {
                 let mut characters = BTreeSet::new();
                 self.walk_texts(scan, plan, &mut |_, text| {
                     characters.extend(text.unwrap_or_default().chars());
                 })?;
-                // What parts a prompt from its response, and the default template's own words.
-                characters.extend(DEFAULT_TEMPLATE.chars().chain(['\n']));
+                if supervised {
+                    // What parts a prompt from its response, and the default template's own words.
+                    characters.extend(DEFAULT_TEMPLATE.chars().chain(['\n']));
+                }
                 Ok(char_tokenizer(characters))
             }
             TokenizerConfig::Char => Ok(char_tokenizer(scan.characters.iter().copied())),
@@ -470,13 +501,14 @@ impl<'a> Job<'a> {
     ) -> Result<CorpusIndex, CorpusError> {
         let file_name = |number: usize| self.files()[number].name.clone();
         let shard_tokens = self.request.shard_tokens;
-        let ([train, validation], supervised, skipped) = match &self.request.supervised {
+        let ([train, validation], supervised, skipped, sources) = match &self.request.supervised {
             None => {
                 let mut encoder = Encoder::new(tokenizer, directory, shard_tokens, &file_name);
                 self.walk(Stage::Encode, scan, plan, &mut |number, routed| {
                     encoder.push(number, routed)
                 })?;
-                (encoder.finish()?, None, scan.skipped.clone())
+                let (sides, sources) = encoder.finish()?;
+                (sides, None, scan.skipped.clone(), sources)
             }
             Some(config) => {
                 let labels = self.labels(scan, plan, config)?;
@@ -488,9 +520,16 @@ impl<'a> Job<'a> {
                     encoder.push(number, routed)
                 })?;
                 let done = encoder.finish()?;
-                (done.sides, Some(done.supervised), done.skipped)
+                (
+                    done.sides,
+                    Some(done.supervised),
+                    done.skipped,
+                    done.sources,
+                )
             }
         };
+        // Rows mix the samples of several files.
+        sources.write(directory, self.files(), supervised.is_none())?;
         let usable = || {
             self.files()
                 .iter()
@@ -528,6 +567,7 @@ impl<'a> Job<'a> {
                     .collect(),
             },
             skipped,
+            selection: scan.selection.clone(),
             supervised,
         };
         index.fingerprint = index.compute_fingerprint();
