@@ -24,7 +24,7 @@ const BATCH_BYTES_PER_THREAD: usize = 2 << 20;
 /// What a document weighs in memory besides its text.
 const DOCUMENT_OVERHEAD: usize = 96;
 /// Between the parts of a sample, where its identity is concerned: a character that is neither white space nor text.
-const PART: char = '\u{1f}';
+const PART: &str = "\u{1f}";
 
 /// The decision about all documents.
 pub struct Selected {
@@ -264,18 +264,20 @@ impl Document {
     }
 }
 
-/// What makes two samples the same: the words, who says them, and the label.
+/// What makes two samples the same: the words, who says them, and the label. White space at the ends of a part is none
+/// of it.
 fn spelled_out(record: &Record) -> String {
-    match record {
+    let parts: Vec<&str> = match record {
         Record::Conversation(messages) => {
             let turns = messages.iter();
             turns
-                .map(|turn| format!("{}{PART}{}{PART}", turn.role, turn.content))
+                .flat_map(|turn| [turn.role.name(), turn.content.trim()])
                 .collect()
         }
-        Record::Pair { prompt, response } => format!("{prompt}{PART}{response}"),
-        Record::Labelled { text, label } => format!("{text}{PART}{label}"),
-    }
+        Record::Pair { prompt, response } => vec![prompt.trim(), response.trim()],
+        Record::Labelled { text, label } => vec![text.trim(), label.trim()],
+    };
+    parts.join(PART)
 }
 
 /// 128 bits of BLAKE3 over a text in which every run of white space (Unicode's) is one space, and none stands at the
