@@ -23,14 +23,13 @@ use std::time::{Instant, SystemTime};
 use cohort_common::aggregate::{Shape, leaf, parent};
 use cohort_common::cluster::worker::Report;
 use cohort_common::cluster::{Owners, Peer, Share as Slice};
-use cohort_common::exchange::{Exchange, ExchangeService, Host, Told};
+use cohort_common::exchange::{Exchange, ExchangeServer, ExchangeService, Host, Told};
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::{self, Credentials};
 use cohort_common::security::Whom;
 use cohort_common::spec::Payload;
 use cohort_common::tree::{Node, Tree};
-use cohort_common::wire::MAX_MESSAGE;
-use cohort_proto::v1::exchange_server::ExchangeServer;
+use cohort_worker::engine::Gradient;
 use cohort_worker::exchange::{Entrance, ExchangeClient, Note, Observer, Setup, Sharing};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -329,9 +328,7 @@ async fn coordinator(shape: Shape) {
         exchange: exchange.clone(),
         shape,
     });
-    let service = ExchangeServer::new(ExchangeService { exchange, host })
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+    let service = ExchangeServer::new(ExchangeService { exchange, host });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     println!("http://{}", listener.local_addr().expect("it is bound"));
     let incoming = TcpListenerStream::new(listener).map(|stream| {
@@ -430,14 +427,19 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         while !linked(told.blocking_recv().expect("the exchange is open")) {}
     }
     std::thread::spawn(move || while told.blocking_recv().is_some() {});
-    let own = gradient(rank, shape);
+    let own: Arc<Gradient> = Arc::new(gradient(rank, shape).into());
     let expected = sum(Tree::new(shape.lanes).root(), shape);
     let mut times = Vec::new();
     for step in 1..=share.steps as Step {
-        // As an engine would, straight into the memory that is shared, if there is such.
-        let mut node = client.buffer().unwrap_or_else(|| own.clone().into());
-        node.copy_from_slice(&own);
-        let node = Arc::new(node);
+        // As an engine would, straight into the memory that is shared, if there is such. Otherwise the gradient stays where
+        // it is, as that of an all-reduce does: to fill it is not what is measured.
+        let node = match client.buffer() {
+            Some(mut buffer) => {
+                buffer.copy_from_slice(&own);
+                Arc::new(buffer)
+            }
+            None => own.clone(),
+        };
         let began = Instant::now();
         client.own(step, &owners);
         client.push(step, Node::leaf(rank), node.clone());

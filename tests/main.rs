@@ -29,6 +29,7 @@ mod samples;
 #[cfg(unix)]
 mod security;
 mod support;
+mod tokenizing;
 mod traces;
 mod training;
 mod transfer;

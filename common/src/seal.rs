@@ -118,6 +118,29 @@ pub fn checksum(data: &[u8]) -> u32 {
     crc32fast::hash(data)
 }
 
+/// CRC-32 of texts, each followed by its length in bytes.
+pub fn texts_check(texts: &[String]) -> u32 {
+    let mut hasher = Hasher::new();
+    for text in texts {
+        hasher.update(text.as_bytes());
+        hasher.update(&(text.len() as u32).to_le_bytes());
+    }
+    hasher.finalize()
+}
+
+/// CRC-32 of the tokens of texts, those of each followed by their number.
+pub fn tokens_check<'a>(texts: impl IntoIterator<Item = &'a [u32]>) -> u32 {
+    let mut hasher = Hasher::new();
+    for ids in texts {
+        for part in ids.chunks(1024) {
+            let bytes: Vec<u8> = part.iter().flat_map(|id| id.to_le_bytes()).collect();
+            hasher.update(&bytes);
+        }
+        hasher.update(&(ids.len() as u32).to_le_bytes());
+    }
+    hasher.finalize()
+}
+
 fn frame_check(number: u64, body: &[u8]) -> u32 {
     let mut hasher = Hasher::new();
     hasher.update(&number.to_le_bytes());

@@ -160,7 +160,7 @@ fn allowed(path: &str) -> &'static [Role] {
     let service = service.rsplit_once('.').map_or(service, |(_, name)| name);
     match (service, method) {
         ("Join", _) => &[],
-        ("Workers" | "Exchange", _) | ("Data", "UploadState") => &[Role::Worker],
+        ("Workers" | "Exchange" | "Tokenize", _) | ("Data", "UploadState") => &[Role::Worker],
         ("Data", "MissingFiles" | "UploadFile") => &[Role::Operator],
         ("Data", _) => &[Role::Viewer, Role::Worker],
         (
@@ -228,6 +228,7 @@ mod tests {
             ("Data/Shard", [true, true, false, true, true]),
             ("Data/UploadFile", [false, true, false, false, true]),
             ("Data/UploadState", [false, false, false, true, true]),
+            ("Tokenize/Batches", [false, false, false, true, true]),
             ("Workers/Session", [false, false, false, true, true]),
             ("Exchange/PushPull", [false, false, false, true, true]),
             // The call itself looks at whom it certifies.

@@ -17,6 +17,7 @@ use tonic::Status;
 use crate::data::stored_file;
 use crate::runs::tokenizer_config;
 use crate::status::{chain, failed, invalid, missing};
+use crate::tokenizing::Tokenizing;
 
 /// Documents that `corpus head` shows at most.
 const HEAD_DOCUMENTS: u64 = 1000;
@@ -25,10 +26,11 @@ const HEAD_BYTES: usize = 512 << 10;
 /// Tokens of the sample that `corpus show` prints.
 const SAMPLE_TOKENS: usize = 120;
 
-/// Prepares a corpus; blocks. `tell` gets the progress and may be called often.
+/// Prepares a corpus, on workers as far as some take text; blocks. `tell` gets the progress and may be called often.
 pub fn prepare(
     home: &Home,
     request: PrepareCorpus,
+    tokenizing: &Tokenizing,
     tell: &dyn Fn(PrepareEvent),
 ) -> Result<CorpusInfo, Status> {
     let method = match request.split.as_str() {
@@ -51,12 +53,12 @@ pub fn prepare(
     };
     let progress = |p: Progress| {
         tell(PrepareEvent::Progress {
-            stage: stage_name(p.stage).into(),
+            stage: stage_name(p.stage, tokenizing.workers()),
             done: p.done,
             total: p.total,
         });
     };
-    let prepared = corpus::prepare(&home.corpora(), &prepare, &progress)
+    let prepared = corpus::prepare_with(&home.corpora(), &prepare, tokenizing, &progress)
         .map_err(|error| invalid(chain(&error)))?;
     // Corpora of before there were baselines get theirs now.
     let index = prepared.corpus.index();
@@ -74,13 +76,15 @@ pub fn prepare(
     Ok(info)
 }
 
-fn stage_name(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Hash => "hashing files",
-        Stage::Scan => "reading text",
-        Stage::Select => "filtering",
-        Stage::Tokenizer => "training the tokenizer",
-        Stage::Encode => "tokenizing",
+fn stage_name(stage: Stage, workers: usize) -> String {
+    match (stage, workers) {
+        (Stage::Hash, _) => "hashing files".into(),
+        (Stage::Scan, _) => "reading text".into(),
+        (Stage::Select, _) => "filtering".into(),
+        (Stage::Tokenizer, _) => "training the tokenizer".into(),
+        (Stage::Encode, 0) => "tokenizing".into(),
+        (Stage::Encode, 1) => "tokenizing on a worker".into(),
+        (Stage::Encode, many) => format!("tokenizing on {many} workers"),
     }
 }
 

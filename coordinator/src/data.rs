@@ -9,6 +9,7 @@ use cohort_common::api::CheckpointInfo;
 use cohort_common::checkpoint::{CheckpointMeta, CheckpointWriter, hex};
 use cohort_common::cluster::{Event, StateSource};
 use cohort_common::corpus::{Corpus, Split};
+use cohort_common::exchange::session_of;
 use cohort_common::home::{Home, RunName};
 use cohort_common::ids::RunId;
 use cohort_common::wire::{self, MAX_PIECE};
@@ -111,7 +112,7 @@ impl Data for DataService {
         request: Request<Streaming<v1::StatePiece>>,
     ) -> Result<Response<v1::Empty>, Status> {
         // Only that the session exists matters here: a snapshot of a worker that is lost meanwhile is still good.
-        cohort_common::exchange::session_of(&self.cluster, request.metadata())?;
+        session_of(&self.cluster, request.metadata())?;
         let mut incoming = request.into_inner();
         let first = incoming.next().await.transpose()?.and_then(|p| p.kind);
         let Some(v1::state_piece::Kind::Header(header)) = first else {

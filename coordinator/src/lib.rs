@@ -30,6 +30,7 @@ mod status;
 pub mod store;
 mod system;
 mod tensorboard;
+mod tokenizing;
 mod trace;
 mod view;
 mod web;
@@ -42,7 +43,7 @@ use std::time::Duration;
 
 use axum::middleware::from_fn_with_state;
 use cohort_common::cluster::Limits;
-use cohort_common::exchange::ExchangeService;
+use cohort_common::exchange::{ExchangeServer, ExchangeService};
 use cohort_common::home::{Home, HomeError};
 use cohort_common::net;
 use cohort_common::security::{Gate, SecurityError};
@@ -50,8 +51,8 @@ use cohort_common::traces::Traces;
 use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1::client_server::ClientServer;
 use cohort_proto::v1::data_server::DataServer;
-use cohort_proto::v1::exchange_server::ExchangeServer;
 use cohort_proto::v1::join_server::JoinServer;
+use cohort_proto::v1::tokenize_server::TokenizeServer;
 use cohort_proto::v1::workers_server::WorkersServer;
 use tokio::net::TcpListener;
 use tonic::Status;
@@ -270,6 +271,9 @@ async fn route(
     let data = data::DataService {
         cluster: cluster.clone(),
     };
+    let tokenize = tokenizing::TokenizeService {
+        cluster: cluster.clone(),
+    };
     let client = service::ClientService {
         cluster: cluster.clone(),
     };
@@ -277,8 +281,9 @@ async fn route(
     let routes = Routes::from(axum::Router::new())
         .add_service(JoinServer::new(join))
         .add_service(bounded!(WorkersServer, sessions))
-        .add_service(bounded!(ExchangeServer, exchange))
+        .add_service(ExchangeServer::new(exchange))
         .add_service(bounded!(DataServer, data))
+        .add_service(bounded!(TokenizeServer, tokenize))
         .add_service(bounded!(ClientServer, client));
     let routes = routes
         .into_axum_router()

@@ -90,11 +90,12 @@ impl Client for ClientService {
     ) -> Result<Response<JsonStream>, Status> {
         let request: PrepareCorpus = parse(request)?;
         let home = self.cluster.home().clone();
+        let tokenizing = self.cluster.tokenizing().clone();
         let (out, outgoing) = mpsc::channel(16);
         tokio::task::spawn_blocking(move || {
             // Progress that finds the channel full is left out: a newer one follows.
             let tell = |event: PrepareEvent| drop(out.try_send(Ok(json(&event))));
-            let done = corpora::prepare(&home, request, &tell);
+            let done = corpora::prepare(&home, request, &tokenizing, &tell);
             let last = done.map(|info| json(&PrepareEvent::Done(Box::new(info))));
             let _ = out.blocking_send(last);
         });

@@ -16,7 +16,7 @@ use cohort_common::net::{self, Credentials};
 use cohort_common::process;
 use cohort_common::security::Whom;
 use cohort_common::spec::RunSpec;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::data::{DataClient, RunData};
 use crate::exchange::{Entrance, ExchangeClient, Note, Observer, Setup, Sharing};
@@ -59,6 +59,8 @@ pub struct Driver {
     /// Jobs that wait for what is being fetched.
     waiting: Option<VecDeque<Job>>,
     run: Option<Attached>,
+    /// Whether there is none.
+    idle: watch::Sender<bool>,
     link: Option<Link>,
     sessions: u64,
     sharing: Sharing,
@@ -102,6 +104,7 @@ impl Driver {
             fetches,
             waiting: None,
             run: None,
+            idle: watch::Sender::new(true),
             link: None,
             sessions: 0,
             meter,
@@ -190,6 +193,11 @@ impl Driver {
         while !self.machine.settled() {
             self.next().await;
         }
+    }
+
+    /// Whether there is nothing to train.
+    pub fn idle(&self) -> watch::Receiver<bool> {
+        self.idle.subscribe()
     }
 
     /// What the next session presents.
@@ -315,6 +323,7 @@ impl Driver {
                 exchange.close();
             }
         }
+        self.idle.send_replace(true);
         self.waiting = None;
         drop(self.jobs.send(Job::Unload));
     }
@@ -341,6 +350,7 @@ impl Driver {
             exchange: None,
             notes,
         });
+        self.idle.send_replace(false);
         self.waiting = Some(VecDeque::new());
         self.note_figures();
         let meter = self.meter.clone();

@@ -16,6 +16,7 @@ mod peak;
 mod replay;
 mod session;
 mod state;
+mod tokenizing;
 mod trace;
 mod trainer;
 

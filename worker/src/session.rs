@@ -16,6 +16,7 @@ use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
 use cohort_proto::v1::workers_client::WorkersClient;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,7 +25,7 @@ use tracing::info;
 
 use crate::data::DataClient;
 use crate::driver::{Driver, Ended, Link};
-use crate::{Config, Error, engine, join, peak};
+use crate::{Config, Error, engine, join, peak, tokenizing};
 
 /// Messages to the coordinator that may wait.
 const OUTBOX: usize = 4096;
@@ -141,6 +142,11 @@ pub async fn serve(
         started: Instant::now(),
         last_beat: Instant::now(),
     };
+    let (channel, carried) = (data_channel.clone(), credentials.clone());
+    let tokenizing = tokenizing::serve(channel, carried, identity.threads, driver.idle());
+    // It ends with the session.
+    let mut beside = JoinSet::new();
+    beside.spawn(tokenizing);
     let said = driver.up(Link {
         name: SessionId(welcome.session).to_string(),
         data: DataClient::new(data_channel, credentials.clone()),

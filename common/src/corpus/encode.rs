@@ -1,23 +1,22 @@
-//! From documents to shards: sends each stretch of text to its side of the split, cuts it into pieces, encodes the pieces
-//! in parallel and appends the tokens in order.
+//! From documents to shards: sends each stretch of text to its side of the split, cuts it into pieces, has the pieces
+//! encoded in batches and appends the tokens in order.
 //!
-//! The text in flight is bounded by [`BATCH_BYTES_PER_THREAD`]; the result does not depend on the number of threads.
+//! The text in flight is bounded by the batches that are under way; the result does not depend on who encodes them.
 
+use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 
-use rayon::prelude::*;
-
+use super::batches::{BatchEncoder, PendingBatch};
 use super::error::CorpusError;
 use super::index::SplitIndex;
+use super::kept::{Kept, TextHash};
 use super::pieces::Cutter;
 use super::shard::ShardWriter;
 use super::split::{Split, SplitPlan};
 use super::tally::Tally;
 use super::text::Event;
-use super::tokenizer::Tokenizer;
-
-/// Text that is encoded at a time, for each thread of rayon's current pool.
-const BATCH_BYTES_PER_THREAD: usize = 1 << 20;
+use super::tokenizer::{Tokenizer, TokenizerError};
 
 /// What a piece weighs in memory besides its text, so that a million tiny documents do not make a batch without bound.
 const PIECE_OVERHEAD: usize = 96;
@@ -148,7 +147,9 @@ struct Piece {
     ends: bool,
     file: usize,
     line: Option<u64>,
-    text: String,
+    text: TextHash,
+    /// If they were kept.
+    tokens: Option<Vec<u32>>,
 }
 
 #[derive(Default)]
@@ -158,31 +159,45 @@ struct Counts {
     unknown: u64,
 }
 
+/// Pieces whose tokens are on their way, unless they were kept.
+struct UnderWay<'a> {
+    pieces: Vec<Piece>,
+    batch: Box<dyn PendingBatch + 'a>,
+}
+
 /// Encodes routed text into the shards of both sides.
 pub(super) struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
+    tokenizer: &'a Arc<Tokenizer>,
+    batches: &'a dyn BatchEncoder,
+    kept: Kept,
     file_name: &'a (dyn Fn(usize) -> String + 'a),
     writers: [ShardWriter<'a>; 2],
     counts: [Counts; 2],
     sources: Tally,
     cutter: Cutter,
     batch: Vec<Piece>,
+    /// The texts of those whose tokens were not kept.
+    texts: Vec<String>,
     batch_bytes: usize,
-    batch_limit: usize,
+    under_way: VecDeque<UnderWay<'a>>,
     current: (Split, Option<u64>),
     begins: bool,
 }
 
 impl<'a> Encoder<'a> {
-    /// An encoder that writes shards of `shard_tokens` tokens into `directory`; `file_name` names files in messages.
+    /// An encoder that has `batches` encode what is not in `kept`, and writes shards of `shard_tokens` tokens into
+    /// `directory`; `file_name` names files in messages.
     pub fn new(
-        tokenizer: &'a Tokenizer,
+        tokenizer: &'a Arc<Tokenizer>,
+        (batches, kept): (&'a dyn BatchEncoder, Kept),
         directory: &'a Path,
         shard_tokens: u64,
         file_name: &'a (dyn Fn(usize) -> String + 'a),
     ) -> Self {
         Self {
             tokenizer,
+            batches,
+            kept,
             file_name,
             writers: Split::ALL.map(|split| {
                 ShardWriter::new(directory, split, tokenizer.vocab_size(), shard_tokens)
@@ -191,8 +206,9 @@ impl<'a> Encoder<'a> {
             sources: Tally::default(),
             cutter: Cutter::new(tokenizer.cut()),
             batch: Vec::new(),
+            texts: Vec::new(),
             batch_bytes: 0,
-            batch_limit: BATCH_BYTES_PER_THREAD * rayon::current_num_threads(),
+            under_way: VecDeque::new(),
             current: (Split::Train, None),
             begins: false,
         }
@@ -227,39 +243,56 @@ impl<'a> Encoder<'a> {
 
     fn add(&mut self, file: usize, text: String, ends: bool) -> Result<(), CorpusError> {
         self.batch_bytes += text.len() + PIECE_OVERHEAD;
+        let hash = TextHash::of(&text);
+        let tokens = self.kept.next(hash);
+        if tokens.is_none() {
+            self.texts.push(text);
+        }
         self.batch.push(Piece {
             side: self.current.0 as usize,
             begins: std::mem::take(&mut self.begins),
             ends,
             file,
             line: self.current.1,
-            text,
+            text: hash,
+            tokens,
         });
-        if self.batch_bytes >= self.batch_limit {
-            self.flush()?;
+        if self.batch_bytes >= self.batches.batch_bytes() {
+            self.begin();
+            while self.under_way.len() > self.batches.width() {
+                self.settle()?;
+            }
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), CorpusError> {
+    /// Gives a batch away.
+    fn begin(&mut self) {
+        let pieces = std::mem::take(&mut self.batch);
+        let texts = std::mem::take(&mut self.texts);
+        let batch = self.batches.begin(self.tokenizer, texts);
+        self.under_way.push_back(UnderWay { pieces, batch });
+        self.batch_bytes = 0;
+    }
+
+    /// Waits for the oldest batch, and writes its tokens.
+    fn settle(&mut self) -> Result<(), CorpusError> {
+        let Some(UnderWay { pieces, batch }) = self.under_way.pop_front() else {
+            return Ok(());
+        };
         let tokenizer = self.tokenizer;
-        let encoded: Vec<_> = self
-            .batch
-            .par_iter()
-            .map(|piece| tokenizer.encode(&piece.text))
-            .collect();
-        for (piece, tokens) in self.batch.drain(..).zip(encoded) {
-            let tokens = tokens.map_err(|source| {
-                let file = (self.file_name)(piece.file);
-                let line = piece
-                    .line
-                    .map(|line| format!(":{line}"))
-                    .unwrap_or_default();
-                CorpusError::Tokenize {
-                    document: format!("{file}{line}"),
-                    source,
-                }
-            })?;
+        let unknown = |piece: &&Piece| piece.tokens.is_none();
+        let encoded = batch.wait().map_err(|(number, source)| {
+            let piece = pieces.iter().filter(unknown).nth(number);
+            self.fault(piece.expect("it was sent"), source)
+        })?;
+        let mut encoded = encoded.into_iter();
+        for mut piece in pieces {
+            let tokens = piece.tokens.take().unwrap_or_else(|| {
+                let tokens = encoded.next().expect("each text has tokens");
+                self.kept.add(piece.text, &tokens);
+                tokens
+            });
             let writer = &mut self.writers[piece.side];
             if piece.begins {
                 writer.start_document()?;
@@ -275,13 +308,24 @@ impl<'a> Encoder<'a> {
                     tokens.iter().filter(|&&id| id == unknown).count() as u64;
             }
         }
-        self.batch_bytes = 0;
         Ok(())
+    }
+
+    fn fault(&self, piece: &Piece, source: TokenizerError) -> CorpusError {
+        let file = (self.file_name)(piece.file);
+        let line = piece.line.map(|line| format!(":{line}"));
+        CorpusError::Tokenize {
+            document: format!("{file}{}", line.unwrap_or_default()),
+            source,
+        }
     }
 
     /// Encodes and writes what is left; returns the training and the validation side, and what came from which file.
     pub fn finish(mut self) -> Result<([SplitIndex; 2], Tally), CorpusError> {
-        self.flush()?;
+        self.begin();
+        while !self.under_way.is_empty() {
+            self.settle()?;
+        }
         let mut sides = Vec::with_capacity(2);
         for (writer, counts) in self.writers.into_iter().zip(self.counts) {
             sides.push(SplitIndex {

@@ -1,17 +1,20 @@
 //! The corpus: from files of text to immutable shards of tokens, and from those to samples.
 //!
 //! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
-//! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `encode` and `shard` (tokens to files), `prepare` and
+//! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `batches` (who does that), `kept` (so that it need not
+//! be done again), `encode` and `shard` (tokens to files), `prepare` and
 //! `scan` (all of it in turn), `select` (which documents stay), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows), `baseline` (losses to compare with), `tally`, `head` and `stats` (what people look at).
 //!
 //! Everything here is synchronous and may take long: async callers run it where blocking is allowed. Parallel parts use
 //! rayon's current pool, and no result depends on its size.
 
 mod baseline;
+mod batches;
 mod encode;
 mod error;
 mod head;
 mod index;
+mod kept;
 mod objective;
 mod pieces;
 mod prepare;
@@ -34,6 +37,7 @@ mod train;
 pub use baseline::{
     BASELINE_FILE, Baselines, NgramScore, baselines, compute_baselines, keep_baselines,
 };
+pub use batches::{BatchEncoder, Here, PendingBatch, Tokens, encode_batch};
 pub use error::{BadInput, CorpusError, Problem};
 pub use head::{HeadDocument, HeadLimits, head};
 pub use index::{
@@ -43,7 +47,8 @@ pub use index::{
 pub use objective::{Objective, SupervisedConfig, TooLong};
 pub use pieces::Cut;
 pub use prepare::{
-    DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stage, prepare, prepared,
+    DEFAULT_SAMPLE_BYTES, PrepareRequest, Prepared, Progress, Stage, prepare, prepare_with,
+    prepared,
 };
 pub use reader::{
     LocalShards, SampleReader, ShardSource, Window, order_of, samples, share_of, windows,

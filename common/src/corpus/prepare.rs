@@ -7,13 +7,16 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rayon::prelude::*;
 
+use super::batches::{BatchEncoder, Here};
 use super::encode::{Encoder, Routed, Router};
 use super::error::{BadInput, CorpusError, Problem};
 use super::index::{CorpusIndex, FORMAT_VERSION, OptionsSummary, SourceSummary, TokenizerSummary};
+use super::kept::Kept;
 use super::objective::{Objective, SupervisedConfig, texts_of};
 use super::scan::{FileScan, Scan};
 use super::select::{SELECTION_VERSION, Selection, Selector};
@@ -140,6 +143,16 @@ pub fn prepare(
     request: &PrepareRequest,
     progress: &dyn Fn(Progress),
 ) -> Result<Prepared, CorpusError> {
+    prepare_with(directory, request, &Here, progress)
+}
+
+/// The same, where plain text is encoded by `batches`. Supervised samples are encoded here.
+pub fn prepare_with(
+    directory: &Path,
+    request: &PrepareRequest,
+    batches: &dyn BatchEncoder,
+    progress: &dyn Fn(Progress),
+) -> Result<Prepared, CorpusError> {
     check_options(request)?;
     let job = Job::new(request, progress)?;
     let key = job.request_key()?;
@@ -154,9 +167,10 @@ pub fn prepare(
         job.select(directory, &mut scan)?;
     }
     let plan = plan(&request.split_of_samples(), &scan.kept_keys(), scan.chars)?;
-    let tokenizer = job.make_tokenizer(&scan, plan)?;
+    let tokenizer = Arc::new(job.make_tokenizer(&scan, plan)?);
     let unfinished = Unfinished::create(directory)?;
-    let index = job.encode(&scan, plan, &tokenizer, unfinished.path())?;
+    let batches = (batches, Kept::open(directory, &key));
+    let index = job.encode(&scan, plan, &tokenizer, batches, unfinished.path())?;
     job.check_unchanged()?;
     let corpus = unfinished.publish(&index, &tokenizer, &key)?;
     Ok(Prepared {
@@ -496,14 +510,16 @@ impl<'a> Job<'a> {
         &self,
         scan: &Scan,
         plan: SplitPlan,
-        tokenizer: &Tokenizer,
+        tokenizer: &Arc<Tokenizer>,
+        batches: (&dyn BatchEncoder, Kept),
         directory: &Path,
     ) -> Result<CorpusIndex, CorpusError> {
         let file_name = |number: usize| self.files()[number].name.clone();
         let shard_tokens = self.request.shard_tokens;
         let ([train, validation], supervised, skipped, sources) = match &self.request.supervised {
             None => {
-                let mut encoder = Encoder::new(tokenizer, directory, shard_tokens, &file_name);
+                let mut encoder =
+                    Encoder::new(tokenizer, batches, directory, shard_tokens, &file_name);
                 self.walk(Stage::Encode, scan, plan, &mut |number, routed| {
                     encoder.push(number, routed)
                 })?;

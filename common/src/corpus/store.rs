@@ -228,6 +228,9 @@ pub fn remove_unfinished(directory: &Path) -> Result<usize, CorpusError> {
         std::fs::remove_dir_all(&path).map_err(CorpusError::write(&path))?;
         removed += 1;
     }
+    if directory.is_dir() {
+        super::kept::tidy(directory).map_err(CorpusError::write(directory))?;
+    }
     Ok(removed)
 }
 

@@ -6,10 +6,12 @@
 //! A worker on the same host need not send its gradients: it says where they lie in its memory, and reads the root where
 //! it lies here. Order, numbers and sums are the same. An owner that is itself a worker adds its own nodes from where
 //! they lie ([`Exchange::offer_here`]). `sums.rs` is one step, `stream.rs` is what comes from a worker, `roots.rs` what
-//! goes to it.
+//! goes to it. `call.rs` and `body.rs` are the call itself, at both of its ends.
 //!
 //! What the exchange needs of the process around it is the trait [`Host`].
 
+mod body;
+mod call;
 mod host;
 mod roots;
 mod stream;
@@ -24,10 +26,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use cohort_proto::v1;
-use cohort_proto::v1::exchange_server::Exchange as Service;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
+use tonic::metadata::MetadataMap;
 
 use crate::aggregate::{Data, OfferError, RootChunk, Shape};
 use crate::ids::{RunId, SessionId, Step};
@@ -36,6 +37,8 @@ use crate::wire::{RUN_KEY, run_id};
 use stream::Stream;
 use sums::{Roots, StepSums};
 
+pub use body::Incoming;
+pub use call::{ExchangeServer, PushPull, push_pull};
 pub use host::{Host, Told, session_of};
 
 /// Chunks that workers may be ahead of the slowest, at most.
@@ -176,7 +179,7 @@ impl Exchange {
     }
 }
 
-/// Serves the exchange.
+/// What an owner does with what is pushed to it.
 pub struct ExchangeService {
     /// The sums.
     pub exchange: Arc<Exchange>,
@@ -185,16 +188,15 @@ pub struct ExchangeService {
 }
 
 #[tonic::async_trait]
-impl Service for ExchangeService {
-    type PushPullStream = ReceiverStream<Result<v1::Chunk, Status>>;
-
+impl PushPull for ExchangeService {
     /// What a worker pushes is summed; finished roots are sent to it.
     async fn push_pull(
         &self,
-        request: Request<Streaming<v1::Chunk>>,
-    ) -> Result<Response<Self::PushPullStream>, Status> {
-        let session = session_of(&*self.host, request.metadata())?;
-        let run = request.metadata().get(RUN_KEY);
+        metadata: &MetadataMap,
+        incoming: Incoming,
+    ) -> Result<mpsc::Receiver<Result<v1::Chunk, Status>>, Status> {
+        let session = session_of(&*self.host, metadata)?;
+        let run = metadata.get(RUN_KEY);
         let run = run.and_then(|v| v.to_str().ok()).unwrap_or_default();
         let (out, outgoing) = mpsc::channel(OUTBOX);
         let mut stream = Stream {
@@ -206,11 +208,11 @@ impl Service for ExchangeService {
             shared: None,
         };
         tokio::spawn(async move {
-            if let Err(status) = stream.receive(request.into_inner(), &out).await {
+            if let Err(status) = stream.receive(incoming, &out).await {
                 // The receiver is gone if the worker is: then nobody needs the reason.
                 let _ = out.send(Err(status)).await;
             }
         });
-        Ok(Response::new(ReceiverStream::new(outgoing)))
+        Ok(outgoing)
     }
 }

@@ -8,13 +8,12 @@ use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
 use rayon::prelude::*;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use tracing::info;
 
 use super::host::check_open;
 use super::roots::{Lent, send_roots};
-use super::{Exchange, Host, StepSums, Told, WINDOW};
+use super::{Exchange, Host, Incoming, StepSums, Told, WINDOW};
 use crate::aggregate::{Data, OfferError, Offered};
 use crate::ids::{RunId, SessionId, Step};
 use crate::layout::{CHUNK_LEN, chunk_range};
@@ -58,7 +57,7 @@ impl Stream {
 
     pub(super) async fn receive(
         &mut self,
-        mut incoming: Streaming<v1::Chunk>,
+        mut incoming: Incoming,
         out: &mpsc::Sender<Result<v1::Chunk, Status>>,
     ) -> Result<(), Status> {
         let mut opener = Opener::default();

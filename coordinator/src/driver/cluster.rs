@@ -21,6 +21,7 @@ use crate::notify::Notices;
 use crate::readers::Readers;
 use crate::store::StoreHandle;
 use crate::system::watch_system;
+use crate::tokenizing::Tokenizing;
 use crate::trace::StepSpans;
 
 /// The way to the driver and to what all services share. Cheap to clone.
@@ -38,6 +39,7 @@ struct Shared {
     pub events: watch::Sender<u64>,
     histories: Histories,
     readers: Readers,
+    tokenizing: Tokenizing,
 }
 
 impl Cluster {
@@ -55,6 +57,7 @@ impl Cluster {
             commands,
             exchange: Arc::new(Exchange::new(topology != Topology::Sharded)),
             readers: Readers::new(home.database()),
+            tokenizing: Tokenizing::default(),
             home,
             store,
             notices,
@@ -109,6 +112,11 @@ impl Cluster {
     /// The steps of the runs that somebody looks at.
     pub fn histories(&self) -> &Histories {
         &self.0.histories
+    }
+
+    /// Batches of text for workers.
+    pub(crate) fn tokenizing(&self) -> &Tokenizing {
+        &self.0.tokenizing
     }
 
     /// Connections for looks at the store.

@@ -19,18 +19,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::{Owners, Peer, Share};
+use cohort_common::exchange::push_pull;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range};
 use cohort_common::net::Credentials;
 use cohort_common::seal::Sealer;
 use cohort_common::tree::{Node, Tree};
-use cohort_common::wire::{self, MAX_MESSAGE};
+use cohort_common::wire;
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
-use cohort_proto::v1::exchange_client::ExchangeClient as GrpcClient;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Notify, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::debug;
 
@@ -177,11 +176,8 @@ impl ExchangeClient {
         let segment = segment.map(wire::segment_to);
         let open = sealer.chunk(Kind::Open(v1::Open { after, segment }));
         out.send(open).await.expect("the receiver is right here");
-        let mut client = GrpcClient::with_interceptor(channel, credentials.clone())
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
-        let response = client.push_pull(ReceiverStream::new(outgoing)).await;
-        let incoming = response.map_err(|s| s.message().to_owned())?.into_inner();
+        let incoming = push_pull(channel, &credentials, outgoing).await;
+        let incoming = incoming.map_err(|s| s.message().to_owned())?;
         let shared = Arc::new(Shared {
             root: Tree::new(shape.lanes).root(),
             shape,

@@ -8,18 +8,18 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use cohort_common::cluster::worker::Report;
-use cohort_common::exchange::{Exchange, ExchangeService, Host, Told};
+use cohort_common::exchange::{
+    Exchange, ExchangeServer, ExchangeService, Host, Incoming, PushPull, Told,
+};
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::net::{self, Peer, Token};
 use cohort_common::security::{Gate, Trust};
-use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1;
-use cohort_proto::v1::exchange_server::{Exchange as Service, ExchangeServer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::service::interceptor::InterceptedService;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status};
 use tracing::{debug, error, info};
 
 use super::{POISON, Shared};
@@ -69,9 +69,7 @@ impl Entrance {
                 Ok(request)
             }
         };
-        let service = ExchangeServer::new(entrance.clone())
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
+        let service = ExchangeServer::new(entrance.clone());
         let gate = trust
             .and_then(Trust::credential)
             .cloned()
@@ -101,18 +99,18 @@ impl Entrance {
 }
 
 #[tonic::async_trait]
-impl Service for Entrance {
-    type PushPullStream = ReceiverStream<Result<v1::Chunk, Status>>;
-
+impl PushPull for Entrance {
     async fn push_pull(
         &self,
-        request: Request<Streaming<v1::Chunk>>,
-    ) -> Result<Response<Self::PushPullStream>, Status> {
+        metadata: &MetadataMap,
+        incoming: Incoming,
+    ) -> Result<mpsc::Receiver<Result<v1::Chunk, Status>>, Status> {
         let owner = self.current.lock().expect(POISON).clone();
         let owner = owner.ok_or_else(|| Status::unavailable("this worker trains nothing"))?;
         let exchange = owner.exchange.clone();
         let host: Arc<dyn Host> = owner;
-        ExchangeService { exchange, host }.push_pull(request).await
+        let service = ExchangeService { exchange, host };
+        service.push_pull(metadata, incoming).await
     }
 }
 

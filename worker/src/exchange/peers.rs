@@ -7,19 +7,15 @@ use std::time::Duration;
 
 use cohort_common::cluster::Peer;
 use cohort_common::cluster::worker::Report;
+use cohort_common::exchange::{Incoming, push_pull};
 use cohort_common::ids::SessionId;
 use cohort_common::net;
 use cohort_common::seal::{Opener, Sealer};
 use cohort_common::security::Whom;
-use cohort_common::wire::MAX_MESSAGE;
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
-use cohort_proto::v1::exchange_client::ExchangeClient as GrpcClient;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tracing::debug;
 
 use super::outgoing::Outlet;
@@ -97,17 +93,14 @@ impl Shared {
         let channel = net::connect(&format!("{scheme}://{address}"), trust, Whom::Worker)
             .await
             .map_err(|error| error.to_string())?;
-        let mut client = GrpcClient::with_interceptor(channel, self.credentials.clone())
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
         let (out, outgoing) = mpsc::channel(OUTBOX);
         let mut sealer = Sealer::default();
         let after = self.lock().applied;
         let segment = None;
         let open = sealer.chunk(Kind::Open(v1::Open { after, segment }));
         out.send(open).await.expect("the receiver is right here");
-        let response = client.push_pull(ReceiverStream::new(outgoing)).await;
-        let incoming = response.map_err(|s| s.message().to_owned())?.into_inner();
+        let incoming = push_pull(channel, &self.credentials, outgoing).await;
+        let incoming = incoming.map_err(|s| s.message().to_owned())?;
         {
             let mut state = self.lock();
             state.outlets.insert(Some(peer), Outlet::default());
@@ -125,7 +118,7 @@ impl Shared {
     }
 
     /// Takes in what a peer sends; ends with the reason why no more will come.
-    async fn take_from(&self, peer: SessionId, mut incoming: Streaming<v1::Chunk>) -> String {
+    async fn take_from(&self, peer: SessionId, mut incoming: Incoming) -> String {
         let mut opener = Opener::default();
         loop {
             let chunk = match incoming.next().await {

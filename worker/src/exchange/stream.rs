@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::Report;
+use cohort_common::exchange::Incoming;
 use cohort_common::floats::to_bf16;
 use cohort_common::ids::{SessionId, Step};
 use cohort_common::layout::chunk_range;
@@ -17,8 +18,6 @@ use cohort_common::wire;
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
-use tonic::Streaming;
 
 use super::memory::{Arriving, Place};
 use super::outgoing::Content;
@@ -203,7 +202,7 @@ pub(super) async fn send(
 
 pub(super) async fn receive(
     shared: Arc<Shared>,
-    mut incoming: Streaming<v1::Chunk>,
+    mut incoming: Incoming,
     broken: mpsc::Sender<String>,
 ) {
     let reason = tokio::select! {
@@ -219,7 +218,7 @@ pub(super) async fn receive(
 
 impl Shared {
     /// Takes in what comes; ends with the reason why no more will.
-    async fn receive(self: &Arc<Self>, incoming: &mut Streaming<v1::Chunk>) -> String {
+    async fn receive(self: &Arc<Self>, incoming: &mut Incoming) -> String {
         let mut opener = Opener::default();
         loop {
             let chunk = match incoming.next().await {
