@@ -66,7 +66,7 @@ pub fn left_out(summary: &SelectionSummary) -> String {
     );
     for (number, dropped) in summary.dropped.iter().enumerate() {
         text += if number == 0 { ": " } else { ", " };
-        text += &format!("{} {}", dropped.documents, dropped.reason);
+        text += &format!("{} ({})", dropped.reason, dropped.documents);
     }
     text
 }

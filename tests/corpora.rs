@@ -78,7 +78,7 @@ fn duplicates_and_strangers_are_left_out_and_counted() {
         .expect("a line");
     assert!(
         line.contains("3 of 44 documents")
-            && line.ends_with("1 too short, 1 exact duplicates, 1 near duplicates"),
+            && line.ends_with("too short (1), exact duplicates (1), near duplicates (1)"),
         "{line}"
     );
 

@@ -1,5 +1,7 @@
 //! `cohort corpus`: prepares, lists, shows and removes corpora.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, bail};
 use cohort_common::api::CorpusInfo;
 use cohort_common::corpus::{Dedup, Split, find};
@@ -17,7 +19,7 @@ use crate::commands::contents;
 use crate::commands::pretrain::read_spec;
 use crate::context::Context;
 use crate::facts;
-use crate::output::confirmed;
+use crate::output::{confirmed, duration};
 use crate::prepare::{self, Material};
 use crate::submit::Session;
 
@@ -52,10 +54,23 @@ async fn prepare(args: CorpusPrepareArgs) -> Result<()> {
         out,
     )
     .await?;
+    let begun = Instant::now();
     let corpus = material
         .prepare(tokenizer, supervised, &mut session.client, out)
         .await?;
+    if !corpus.reused {
+        out.say(took(&corpus, begun.elapsed()));
+    }
     out.line(&corpus)
+}
+
+/// How long it took, and how much text that is in a second: what was left out has been read, too.
+fn took(corpus: &CorpusInfo, time: Duration) -> String {
+    let kept = corpus.train.bytes + corpus.validation.bytes;
+    let bytes = corpus.selection.as_ref().map_or(kept, |s| s.bytes);
+    let seconds = time.as_secs_f64();
+    let speed = human_bytes((bytes as f64 / seconds.max(1e-9)) as u64);
+    format!("  took        {}, {speed} of text per second", duration(seconds))
 }
 
 fn spec_of(args: &CorpusPrepareArgs) -> Result<SpecFile> {
