@@ -8,6 +8,7 @@
     python3 bench/run.py exchange          the exchange alone, gloo, and a ring over TCP
     python3 bench/run.py text TEXT         from raw text to a trained nanoGPT character model, against PyTorch
     python3 bench/run.py preset TEXT       the preset shakespeare-cpu
+    python3 bench/run.py dedup TEXT        preparing a corpus, with and without filters and duplicates: MB/s
     python3 bench/run.py gpu               one training step on the first NVIDIA GPU, against PyTorch
     python3 bench/run.py page              a run of a million steps with 64 workers, looked at
     python3 bench/run.py watching          what a run pays for being watched
@@ -258,6 +259,29 @@ def preset(args):
     save(args, "preset", [pretrain_whole(cohort(args), "shakespeare-cpu", args.text, options)])
 
 
+SELECTIONS = {
+    "nothing left out": [],
+    "lengths and language": ["--min-chars", "200", "--language", "en"],
+    "exact duplicates": ["--dedup", "exact"],
+    "near duplicates": ["--dedup", "near"],
+}
+
+
+def dedup(args):
+    binary, rows = cohort(args), [{"what": what, "mb_per_s": []} for what in SELECTIONS]
+    files = [args.text] if Path(args.text).is_file() else [p for p in Path(args.text).rglob("*") if p.is_file()]
+    megabytes = sum(Path(file).stat().st_size for file in files) / 1e6
+    for _ in range(args.rounds):
+        for row, options in zip(rows, SELECTIONS.values()):
+            home = tempfile.mkdtemp(prefix="cohort-bench-")
+            begin = time.perf_counter()
+            found = run([binary, "corpus", "prepare", args.text, "--home", home, "--json", *options])[0]
+            row["mb_per_s"].append(megabytes / (time.perf_counter() - begin))
+            row.update(megabytes=megabytes, documents=sum(found[side]["documents"] for side in ("train", "validation")))
+            shutil.rmtree(home)
+    save(args, "dedup", rows)
+
+
 def script(args, name, *options):
     """What a benchmark that is a script of its own has found."""
     with tempfile.TemporaryDirectory() as directory:
@@ -348,6 +372,9 @@ def table(_args):
         lines(["Tiny Shakespeare, by characters", "time", "of PyTorch's", "validation loss, nats"], body)
     if rows := section("preset", "The preset shakespeare-cpu", "preset TEXT"):
         lines(["step", "validation loss, nats", "seconds since the start"], [[str(step), f"{loss:.4f}", f"{seconds:.0f}"] for step, loss, seconds in rows[0]["evals"]])
+    if rows := section("dedup", "Preparing a corpus", "dedup TEXT"):
+        body = [[r["what"], f"{r['documents']:,}", f"{median(r['mb_per_s']):.1f}"] for r in rows]
+        lines([f"{rows[0]['megabytes']:.0f} MB of text, tokenizer and baselines included", "documents left", "MB/s"], body)
     if rows := section("page", "Looking at a long run", "page"):
         row = rows[0]
         figures = {"all answers of the page's first requests": "{}_s", "the page's charts drawn in a browser": "page_{}_s"}
@@ -376,12 +403,12 @@ def exchange_table(rows, lines):
 
 
 def smoke(args):
-    for command in [engine, lanes, workers, overhead, exchange, text, preset]:
+    for command in [engine, lanes, workers, overhead, exchange, text, preset, dedup]:
         command(args)
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, page, watching, tls, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")
@@ -396,7 +423,7 @@ def main():
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
         args.text = args.text or text_for_runs()
-    if args.command in ("text", "preset") and not args.text:
+    if args.command in ("text", "preset", "dedup") and not args.text:
         parser.error(f"{args.command} needs a text file")
     next(c for c in commands if c.__name__ == args.command)(args)
 

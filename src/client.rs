@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{
-    AuditReport, ClusterInfo, ClusterView, CorpusInfo, History, HistoryRequest, MetricsRequest,
-    NumberedEvent, PrepareCorpus, PrepareEvent, Removed, Resolved, RunInfo, RunView, StepMetrics,
-    Submit, Submitted,
+    AuditReport, ClusterInfo, ClusterView, CorpusHead, CorpusInfo, CountedCorpus, HeadRequest,
+    History, HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed,
+    Resolved, RunInfo, RunView, StepMetrics, Submit, Submitted,
 };
 use cohort_common::net::{self, ConnectError, Credentials, Token};
 use cohort_common::security::Whom;
@@ -113,6 +113,18 @@ impl Client {
     /// One corpus.
     pub async fn corpus(&mut self, name: &str) -> Result<CorpusInfo> {
         let reply = self.control.show_corpus(named(name)).await;
+        self.take(reply)
+    }
+
+    /// The first documents of a corpus.
+    pub async fn head_corpus(&mut self, request: &HeadRequest) -> Result<CorpusHead> {
+        let reply = self.control.head_corpus(wire::json(request)).await;
+        self.take(reply)
+    }
+
+    /// What is in a corpus, counted.
+    pub async fn count_corpus(&mut self, name: &str) -> Result<CountedCorpus> {
+        let reply = self.control.count_corpus(named(name)).await;
         self.take(reply)
     }
 

@@ -1,7 +1,7 @@
 //! Corpora and runs in words and tables.
 
 use cohort_common::api::{Classes, CorpusInfo, EvalEvent, RunInfo};
-use cohort_common::corpus::{Baselines, Objective, Supervised};
+use cohort_common::corpus::{Baselines, Objective, SelectionSummary, Supervised};
 use cohort_common::spec::{RunKind, human_bytes, human_count};
 
 use crate::output::{ago, one_line, or_nothing, table};
@@ -40,6 +40,9 @@ pub fn corpus(corpus: &CorpusInfo) -> String {
     if let Some(baselines) = &corpus.baselines {
         lines.push(format!("  baselines   {}", losses(baselines)));
     }
+    if let Some(summary) = &corpus.selection {
+        lines.push(format!("  left out    {}", left_out(summary)));
+    }
     if !corpus.skipped.is_empty() {
         lines.push(format!("  skipped     {} inputs:", corpus.skipped.len()));
         let shown = corpus.skipped.iter().take(SKIPPED_SHOWN);
@@ -49,6 +52,23 @@ pub fn corpus(corpus: &CorpusInfo) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// What a selection has left out, and why.
+pub fn left_out(summary: &SelectionSummary) -> String {
+    let bytes = summary.dropped.iter().map(|dropped| dropped.bytes).sum();
+    let mut text = format!(
+        "{} of {} documents, {} of {}",
+        summary.dropped_documents(),
+        summary.documents,
+        human_bytes(bytes),
+        human_bytes(summary.bytes)
+    );
+    for (number, dropped) in summary.dropped.iter().enumerate() {
+        text += if number == 0 { ": " } else { ", " };
+        text += &format!("{} ({})", dropped.reason, dropped.documents);
+    }
+    text
 }
 
 /// The samples of a supervised corpus, in a few lines.
@@ -117,6 +137,9 @@ pub fn whole_corpus(corpus: &CorpusInfo) -> String {
     ];
     if let Some(baselines) = &corpus.baselines {
         lines.push(format!("baselines    {}", losses(baselines)));
+    }
+    if let Some(summary) = &corpus.selection {
+        lines.push(format!("left out     {}", left_out(summary)));
     }
     for bad in &corpus.skipped {
         lines.push(format!("skipped      {bad}"));

@@ -36,8 +36,7 @@ impl Bar {
     /// A bar of that many bytes; 0 means that nobody knows.
     pub fn bytes(what: &str, total: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let template =
-            "{msg:<11} {bar:24} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}";
+        let template = "{msg:<11} {bar:24} {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }

@@ -175,6 +175,7 @@ impl Material {
             skip_bad: self.options.skip_bad,
             tokenizer,
             supervised,
+            selection: self.options.selection.clone(),
         };
         let mut events = client.prepare_corpus(&request).await?;
         let mut shown: Option<(String, Bar)> = None;

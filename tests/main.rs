@@ -6,6 +6,7 @@ mod adapters;
 mod chaos;
 mod chat;
 mod cluster;
+mod corpora;
 mod deploy;
 mod exchange;
 #[cfg(unix)]

@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 pub use anomaly::AnomalyEvent;
 pub use audit::{AuditReport, ReplayReport};
-pub use corpora::{CorpusInfo, PrepareCorpus, PrepareEvent, SourceRef, SplitInfo, TokenizerRef};
+pub use corpora::{
+    CorpusHead, CorpusInfo, CountedCorpus, HeadRequest, PrepareCorpus, PrepareEvent, SourceRef,
+    SplitInfo, TokenizerRef,
+};
 pub use evals::{Classes, EvalEvent};
 pub use metrics::{MetricsRequest, StepMetrics};
 pub use view::{

@@ -46,6 +46,7 @@ macro_rules! widest {
         }
     };
 }
+pub(crate) use widest;
 
 widest! {
     /// `sum += other`, element by element.

@@ -192,7 +192,8 @@ fn allowed(path: &str) -> &'static [Role] {
         (
             "Client",
             "Cluster" | "ViewCluster" | "ViewRun" | "History" | "Metrics" | "ListCorpora"
-            | "ShowCorpus" | "ListRuns" | "GetRun" | "Follow" | "Resolve" | "Ledger" | "Verify",
+            | "ShowCorpus" | "HeadCorpus" | "CountCorpus" | "ListRuns" | "GetRun" | "Follow"
+            | "Resolve" | "Ledger" | "Verify",
         ) => &[Role::Viewer],
         _ => &[Role::Operator],
     }

@@ -2,13 +2,15 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use cohort_common::api::{
-    CorpusInfo, PrepareCorpus, PrepareEvent, Removed, SourceRef, SplitInfo, TokenizerRef,
+    CorpusHead, CorpusInfo, CountedCorpus, HeadRequest, PrepareCorpus, PrepareEvent, Removed,
+    SourceRef, SplitInfo, TokenizerRef,
 };
 use cohort_common::corpus::{
-    self, BadInput, Corpus, PrepareRequest, Problem, Progress, SourceFile, Sources, Split,
-    SplitConfig, SplitIndex, SplitMethod, Stage, TokenizerConfig,
+    self, BadInput, Corpus, HeadLimits, PrepareRequest, Problem, Progress, SourceFile, Sources,
+    Split, SplitConfig, SplitIndex, SplitMethod, Stage, TokenizerConfig,
 };
 use cohort_common::home::Home;
 use cohort_objects::{Location, ObjectError, Reach};
@@ -19,6 +21,10 @@ use crate::fetched;
 use crate::status::{chain, failed, invalid, missing};
 use crate::tokenizing::Tokenizing;
 
+/// Documents that `corpus head` shows at most.
+const HEAD_DOCUMENTS: u64 = 1000;
+/// Bytes of their text, so that they fit into one message however they are escaped.
+const HEAD_BYTES: usize = 512 << 10;
 /// Tokens of the sample that `corpus show` prints.
 const SAMPLE_TOKENS: usize = 120;
 
@@ -46,6 +52,7 @@ pub fn prepare(
         text_field: request.text_field,
         skip_bad: request.skip_bad,
         supervised: request.supervised.clone(),
+        selection: request.selection.clone(),
         ..PrepareRequest::new(
             request.name,
             sources,
@@ -98,6 +105,7 @@ fn stage_name(stage: Stage, workers: usize) -> String {
     match (stage, workers) {
         (Stage::Hash, _) => "hashing files".into(),
         (Stage::Scan, _) => "reading text".into(),
+        (Stage::Select, _) => "filtering".into(),
         (Stage::Tokenizer, _) => "training the tokenizer".into(),
         (Stage::Encode, 0) => "tokenizing".into(),
         (Stage::Encode, 1) => "tokenizing on a worker".into(),
@@ -229,6 +237,37 @@ pub fn show(directory: &Path, wanted: &str) -> Result<CorpusInfo, Status> {
     Ok(info)
 }
 
+/// The first documents of one corpus.
+pub fn head(directory: &Path, request: &HeadRequest) -> Result<CorpusHead, Status> {
+    let corpus = find(directory, &request.corpus)?;
+    let limits = HeadLimits {
+        documents: request.documents.min(HEAD_DOCUMENTS),
+        chars: usize::try_from(request.chars)
+            .unwrap_or(usize::MAX)
+            .min(HEAD_BYTES),
+        bytes: HEAD_BYTES,
+    };
+    let index = corpus.index();
+    Ok(CorpusHead {
+        name: index.name.clone(),
+        fingerprint: index.fingerprint.clone(),
+        split: request.split,
+        of: index.split(request.split).documents,
+        documents: corpus::head(&corpus, request.split, limits).map_err(failed)?,
+    })
+}
+
+/// What is in one corpus.
+pub fn count(directory: &Path, wanted: &str) -> Result<CountedCorpus, Status> {
+    let corpus = find(directory, wanted)?;
+    let begun = Instant::now();
+    Ok(CountedCorpus {
+        stats: corpus::stats(&corpus).map_err(failed)?,
+        read_bytes: corpus.index().shard_bytes(),
+        seconds: begun.elapsed().as_secs_f64(),
+    })
+}
+
 /// Deletes a corpus.
 pub fn remove(directory: &Path, wanted: &str) -> Result<Removed, Status> {
     let corpus = find(directory, wanted)?;
@@ -263,6 +302,7 @@ fn describe(corpus: &Corpus) -> CorpusInfo {
         reused: false,
         sample: None,
         supervised: index.supervised.clone(),
+        selection: index.selection.clone(),
         // Only for people, who can do without.
         baselines: corpus::baselines(corpus).unwrap_or_default(),
     }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use cohort_common::api::{
-    AuditReport, CorpusInfo, History, HistoryRequest, MetricsRequest, Resolved, RunInfo, RunView,
-    StepMetrics,
+    AuditReport, CorpusHead, CorpusInfo, CountedCorpus, HeadRequest, History, HistoryRequest,
+    MetricsRequest, Resolved, RunInfo, RunView, StepMetrics,
 };
 use cohort_common::home::{Home, RunName};
 
@@ -80,6 +80,18 @@ pub fn resolve(home: &Path, reference: &str) -> Result<Resolved, Error> {
 pub fn corpora(home: &Path) -> Result<Vec<CorpusInfo>, Error> {
     let home = Home::open_read_only(home)?;
     Ok(corpora::list(&home.corpora())?)
+}
+
+/// The first documents of a corpus.
+pub fn head(home: &Path, request: &HeadRequest) -> Result<CorpusHead, Error> {
+    let home = Home::open_read_only(home)?;
+    Ok(corpora::head(&home.corpora(), request)?)
+}
+
+/// What is in a corpus, counted.
+pub fn count(home: &Path, corpus: &str) -> Result<CountedCorpus, Error> {
+    let home = Home::open_read_only(home)?;
+    Ok(corpora::count(&home.corpora(), corpus)?)
 }
 
 /// The ledger of a run, entry by entry, as lines of JSON, for as long as `take` wants more.

@@ -1,8 +1,8 @@
 //! The service of clients: rpcs of a few lines that check, ask and answer.
 
 use cohort_common::api::{
-    HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed, RunInfo,
-    StepMetrics, Submit,
+    HeadRequest, HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent,
+    Removed, RunInfo, StepMetrics, Submit,
 };
 use cohort_common::home::RunName;
 use cohort_common::net::Peer;
@@ -124,6 +124,18 @@ impl Client for ClientService {
         reply(&blocking(move || corpora::show(&directory, &name)).await?)
     }
 
+    async fn head_corpus(&self, request: Request<v1::Json>) -> Reply {
+        let request: HeadRequest = parse(request)?;
+        let directory = self.cluster.home().corpora();
+        reply(&blocking(move || corpora::head(&directory, &request)).await?)
+    }
+
+    async fn count_corpus(&self, request: Request<v1::Name>) -> Reply {
+        let name = request.into_inner().name;
+        let directory = self.cluster.home().corpora();
+        reply(&blocking(move || corpora::count(&directory, &name)).await?)
+    }
+
     async fn remove_corpus(&self, request: Request<v1::Name>) -> Reply {
         let name = request.into_inner().name;
         let runs = self.cluster.read_settled(query::runs).await?;
@@ -145,7 +157,8 @@ impl Client for ClientService {
         let doomed = doomed.await?;
         if let Some(remote) = self.cluster.remote() {
             let removed = remote.remove_corpus(&doomed).await;
-            removed.map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
+            removed
+                .map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
         }
         let directory = self.cluster.home().corpora();
         reply(&blocking(move || corpora::remove(&directory, &doomed)).await?)
@@ -210,7 +223,8 @@ impl Client for ClientService {
         }
         if let Some(remote) = self.cluster.remote().filter(|_| !dry_run) {
             let removed = remote.remove_run(&name).await;
-            removed.map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
+            removed
+                .map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
         }
         let directory = self.cluster.home().run(&name);
         let removed = blocking(move || {

@@ -4,6 +4,7 @@ mod audit;
 mod checkpoints;
 mod cluster;
 mod common;
+mod corpus;
 mod files;
 mod machine;
 mod plan;
@@ -19,6 +20,7 @@ pub use cluster::{CoordinatorArgs, Insecure, LocalClusterArgs, WorkerArgs};
 pub use common::{
     ConnectArgs, HomeArgs, JsonArgs, LocalArgs, LogFormat, NotifyArgs, ObserveArgs, TokenArgs,
 };
+pub use corpus::{CorpusHeadArgs, CorpusStatsArgs, DedupKind, SelectionArgs, Side};
 pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};
 pub use machine::{CompletionsArgs, DoctorArgs, ManArgs};
 pub use plan::PlanArgs;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::common::{ConnectArgs, JsonArgs};
+use super::corpus::{CorpusHeadArgs, CorpusStatsArgs, SelectionArgs};
 
 /// Arguments of `runs`.
 #[derive(Args, Debug)]
@@ -129,6 +130,10 @@ pub enum CorpusVerb {
     Ls(CorpusListArgs),
     /// Show a corpus: documents, tokens, shards, fingerprint, a decoded sample
     Show(CorpusShowArgs),
+    /// Show the first documents of a corpus, decoded
+    Head(CorpusHeadArgs),
+    /// Count what is in a corpus: lengths of documents, frequent tokens, shares of sources, what was left out
+    Stats(CorpusStatsArgs),
     /// Delete a corpus that no unfinished run needs
     Rm(CorpusRemoveArgs),
 }
@@ -141,6 +146,7 @@ pub enum CorpusVerb {
 Examples:
   cohort corpus prepare books/ --name books
   cohort corpus prepare data.jsonl.zst --text-field content --vocab-size 8192
+  cohort corpus prepare web/ --dedup near --min-chars 200 --language en,de
   cohort corpus prepare 'coordinator:/data/*.txt' --spec spec.toml
   cohort corpus prepare 's3://BUCKET/books/*.jsonl.zst' hf://datasets/OWNER/NAME"
 )]
@@ -172,6 +178,9 @@ pub struct CorpusPrepareArgs {
     /// Leave out text that cannot be read, and count it, instead of stopping
     #[arg(long)]
     pub skip_bad: bool,
+    /// Which documents stay.
+    #[command(flatten)]
+    pub selection: SelectionArgs,
     /// How it prints.
     #[command(flatten)]
     pub json: JsonArgs,

@@ -1,20 +1,25 @@
 //! `cohort corpus`: prepares, lists, shows and removes corpora.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, bail};
 use cohort_common::api::CorpusInfo;
-use cohort_common::corpus::{Split, find};
+use cohort_common::corpus::{Dedup, Split, find};
 use cohort_common::home::Home;
-use cohort_common::spec::{SpecFile, SpecSource, TokenizerKind, TokenizerTable, human_bytes};
+use cohort_common::spec::{
+    CorpusTable, SpecFile, SpecSource, TokenizerKind, TokenizerTable, human_bytes,
+};
 use cohort_coordinator::offline;
 
 use crate::cli::{
-    CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb, LocalArgs,
-    NotifyArgs,
+    CorpusListArgs, CorpusPrepareArgs, CorpusRemoveArgs, CorpusShowArgs, CorpusVerb, DedupKind,
+    LocalArgs, NotifyArgs, SelectionArgs,
 };
+use crate::commands::contents;
 use crate::commands::pretrain::read_spec;
 use crate::context::Context;
 use crate::facts;
-use crate::output::confirmed;
+use crate::output::{confirmed, duration};
 use crate::prepare::{self, Material};
 use crate::submit::Session;
 
@@ -27,6 +32,8 @@ pub async fn run(verb: CorpusVerb) -> Result<()> {
         CorpusVerb::Prepare(args) => prepare(args).await,
         CorpusVerb::Ls(args) => list(args).await,
         CorpusVerb::Show(args) => show(args).await,
+        CorpusVerb::Head(args) => contents::head(args).await,
+        CorpusVerb::Stats(args) => contents::stats(args).await,
         CorpusVerb::Rm(args) => remove(args).await,
     }
 }
@@ -47,10 +54,26 @@ async fn prepare(args: CorpusPrepareArgs) -> Result<()> {
         out,
     )
     .await?;
+    let begun = Instant::now();
     let corpus = material
         .prepare(tokenizer, supervised, &mut session.client, out)
         .await?;
+    if !corpus.reused {
+        out.say(took(&corpus, begun.elapsed()));
+    }
     out.line(&corpus)
+}
+
+/// How long it took, and how much text that is in a second: what was left out has been read, too.
+fn took(corpus: &CorpusInfo, time: Duration) -> String {
+    let kept = corpus.train.bytes + corpus.validation.bytes;
+    let bytes = corpus.selection.as_ref().map_or(kept, |s| s.bytes);
+    let seconds = time.as_secs_f64();
+    let speed = human_bytes((bytes as f64 / seconds.max(1e-9)) as u64);
+    format!(
+        "  took        {}, {speed} of text per second",
+        duration(seconds)
+    )
 }
 
 fn spec_of(args: &CorpusPrepareArgs) -> Result<SpecFile> {
@@ -67,6 +90,7 @@ fn spec_of(args: &CorpusPrepareArgs) -> Result<SpecFile> {
     if args.skip_bad {
         file.corpus.skip_bad = Some(true);
     }
+    select(&args.selection, &mut file.corpus);
     if args.characters || args.vocab_size.is_some() || args.tokenizer.is_some() {
         file.tokenizer = TokenizerTable {
             kind: args.characters.then_some(TokenizerKind::Char),
@@ -75,6 +99,21 @@ fn spec_of(args: &CorpusPrepareArgs) -> Result<SpecFile> {
         };
     }
     Ok(file)
+}
+
+/// What is typed wins over what the spec says.
+fn select(args: &SelectionArgs, table: &mut CorpusTable) {
+    let dedup = args.dedup.map(|kind| match kind {
+        DedupKind::Exact => Dedup::Exact,
+        DedupKind::Near => Dedup::Near,
+    });
+    table.dedup = dedup.or(table.dedup);
+    table.dedup_threshold = args.dedup_threshold.or(table.dedup_threshold);
+    table.min_chars = args.min_chars.or(table.min_chars);
+    table.max_chars = args.max_chars.or(table.max_chars);
+    if !args.languages.is_empty() {
+        table.languages = Some(args.languages.clone());
+    }
 }
 
 async fn list(args: CorpusListArgs) -> Result<()> {

@@ -5,6 +5,7 @@ mod chat;
 mod checkpoint;
 mod compare;
 mod completions;
+mod contents;
 mod coordinator;
 mod corpus;
 mod doctor;

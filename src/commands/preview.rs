@@ -157,6 +157,7 @@ pub fn request(
         text_field: options.text_field.clone(),
         skip_bad,
         supervised: supervised.map(|options| options.config(meant.sample_length(), template)),
+        selection: options.selection.clone(),
         ..PrepareRequest::new(prepare::name_of(&options.paths), sources, tokenizer)
     })
 }

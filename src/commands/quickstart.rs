@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use cohort_common::api::{CorpusInfo, EvalEvent, FinishedEvent, RunEvent, RunInfo};
+use cohort_common::corpus::Selection;
 use cohort_common::spec::{CorpusOptions, RunSpec, SpecFile, SpecMeant, SpecSource, SplitKind};
 use cohort_worker::engine::{DeviceChoice, Sampling};
 
@@ -104,6 +105,7 @@ fn corpus(name: &str, paths: &[String], kind: Kind) -> Result<Corpus> {
         split: SplitKind::Auto,
         skip_bad: false,
         supervised: None,
+        selection: Selection::default(),
     };
     let material = match paths.is_empty() {
         true => Material {

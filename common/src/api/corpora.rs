@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Baselines, Supervised, SupervisedConfig};
+use crate::corpus::{
+    Baselines, CorpusStats, HeadDocument, Selection, SelectionSummary, Split, Supervised,
+    SupervisedConfig,
+};
 
 /// Asks for a corpus.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +27,9 @@ pub struct PrepareCorpus {
     /// Take JSON lines as supervised samples; absent for plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervised: Option<SupervisedConfig>,
+    /// Which documents stay.
+    #[serde(default, skip_serializing_if = "Selection::is_empty")]
+    pub selection: Selection,
 }
 
 /// Text for a corpus.
@@ -121,6 +127,9 @@ pub struct CorpusInfo {
     /// What is learned from it, and its counts; absent for plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervised: Option<Supervised>,
+    /// What filters and the search for duplicates left out; absent where none was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection: Option<SelectionSummary>,
     /// Losses of models that are counted, to compare a loss with; absent where none are kept beside the corpus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baselines: Option<Baselines>,
@@ -137,4 +146,44 @@ pub struct SplitInfo {
     pub bytes: u64,
     /// Shards.
     pub shards: usize,
+}
+
+/// Asks for the first documents of a corpus; the answer is a [`CorpusHead`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadRequest {
+    /// Its fingerprint, the beginning of it, or its name.
+    pub corpus: String,
+    /// The side.
+    pub split: Split,
+    /// How many documents; at most 1,000 come.
+    pub documents: u64,
+    /// Characters of each; of all together at most 512 KiB come.
+    pub chars: u64,
+}
+
+/// The first documents of a corpus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorpusHead {
+    /// For people.
+    pub name: String,
+    /// Hash over all that decides its tokens.
+    pub fingerprint: String,
+    /// The side.
+    pub split: Split,
+    /// Documents that this side has.
+    pub of: u64,
+    /// The first of them.
+    pub documents: Vec<HeadDocument>,
+}
+
+/// What is in a corpus, and what it took to count it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CountedCorpus {
+    /// What is in it.
+    #[serde(flatten)]
+    pub stats: CorpusStats,
+    /// Bytes of shards that were read.
+    pub read_bytes: u64,
+    /// Seconds that took.
+    pub seconds: f64,
 }

@@ -14,6 +14,7 @@ use super::kept::{Kept, TextHash};
 use super::pieces::Cutter;
 use super::shard::ShardWriter;
 use super::split::{Split, SplitPlan};
+use super::tally::Tally;
 use super::text::Event;
 use super::tokenizer::{Tokenizer, TokenizerError};
 
@@ -32,6 +33,10 @@ pub(super) enum Routed<'a> {
 pub(super) struct Router<'a> {
     plan: SplitPlan,
     keys: &'a [u64],
+    /// Which documents are left out; empty is none.
+    dropped: &'a [bool],
+    /// Whether the document that is being read is left out.
+    skips: bool,
     document: usize,
     chars: u64,
     line: Option<u64>,
@@ -48,11 +53,19 @@ impl<'a> Router<'a> {
         Self {
             plan,
             keys,
+            dropped: &[],
+            skips: false,
             document: 0,
             chars: 0,
             line: None,
             open: None,
         }
+    }
+
+    /// The same, but those of `dropped` are left out, as if they were not there.
+    pub fn without(mut self, dropped: &'a [bool]) -> Self {
+        self.dropped = dropped;
+        self
     }
 
     /// Passes `event` on to `sink`. The outer error is the router's own.
@@ -65,12 +78,17 @@ impl<'a> Router<'a> {
             Event::Start(line) => {
                 self.line = line;
                 let key = *self.keys.get(self.document).ok_or(Changed)?;
+                self.skips = self.dropped.get(self.document) == Some(&true);
                 self.document += 1;
+                if self.skips {
+                    return Ok(Ok(()));
+                }
                 Ok(match self.plan.of_document(key) {
                     Some(split) => self.open(split, sink),
                     None => Ok(()),
                 })
             }
+            Event::Text(_) if self.skips => Ok(Ok(())),
             Event::Text(text) => Ok(self.text(text, sink)),
             Event::End => Ok(match self.open.take() {
                 Some(_) => sink(Routed::End),
@@ -155,6 +173,7 @@ pub(super) struct Encoder<'a> {
     file_name: &'a (dyn Fn(usize) -> String + 'a),
     writers: [ShardWriter<'a>; 2],
     counts: [Counts; 2],
+    sources: Tally,
     cutter: Cutter,
     batch: Vec<Piece>,
     /// The texts of those whose tokens were not kept.
@@ -184,6 +203,7 @@ impl<'a> Encoder<'a> {
                 ShardWriter::new(directory, split, tokenizer.vocab_size(), shard_tokens)
             }),
             counts: Default::default(),
+            sources: Tally::default(),
             cutter: Cutter::new(tokenizer.cut()),
             batch: Vec::new(),
             texts: Vec::new(),
@@ -201,10 +221,13 @@ impl<'a> Encoder<'a> {
                 self.current = (split, line);
                 self.begins = true;
                 self.counts[split as usize].documents += 1;
+                self.sources.of(file, split as usize).documents += 1;
                 Ok(())
             }
             Routed::Text(text) => {
-                self.counts[self.current.0 as usize].bytes += text.len() as u64;
+                let side = self.current.0 as usize;
+                self.counts[side].bytes += text.len() as u64;
+                self.sources.of(file, side).bytes += text.len() as u64;
                 let mut pieces = Vec::new();
                 self.cutter.push(text, &mut |piece| pieces.push(piece));
                 pieces
@@ -274,6 +297,8 @@ impl<'a> Encoder<'a> {
             if piece.begins {
                 writer.start_document()?;
             }
+            self.sources.of(piece.file, piece.side).tokens +=
+                tokens.len() as u64 + u64::from(piece.ends);
             writer.push(&tokens)?;
             if piece.ends {
                 writer.push(&[tokenizer.eos()])?;
@@ -295,8 +320,8 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// Encodes and writes what is left; returns the training and the validation side.
-    pub fn finish(mut self) -> Result<[SplitIndex; 2], CorpusError> {
+    /// Encodes and writes what is left; returns the training and the validation side, and what came from which file.
+    pub fn finish(mut self) -> Result<([SplitIndex; 2], Tally), CorpusError> {
         self.begin();
         while !self.under_way.is_empty() {
             self.settle()?;
@@ -311,7 +336,7 @@ impl<'a> Encoder<'a> {
                 shards: writer.finish()?,
             });
         }
-        Ok(sides.try_into().expect("two sides"))
+        Ok((sides.try_into().expect("two sides"), self.sources))
     }
 }
 

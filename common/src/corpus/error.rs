@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::select::BadSelection;
 use super::source::TEXT_EXTENSIONS;
 use super::split::SplitError;
 use super::tokenizer::TokenizerError;
@@ -41,6 +42,19 @@ pub enum CorpusError {
         /// The first of them and why.
         first: String,
     },
+    /// A selection leaves nothing.
+    #[error(
+        "no document stays: of {documents}, all are left out: {reasons}; loosen what is asked of them"
+    )]
+    NothingStays {
+        /// Documents that were looked at.
+        documents: u64,
+        /// Why they were left out, with counts.
+        reasons: String,
+    },
+    /// An option of the selection is out of bounds.
+    #[error(transparent)]
+    Selection(#[from] BadSelection),
     /// A file changed while it was being read.
     #[error("`{0}` changed while it was being read; prepare the corpus again")]
     SourceChanged(String),

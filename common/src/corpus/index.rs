@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::CorpusError;
 use super::objective::Objective;
 use super::reader::{samples, windows};
+use super::select::SelectionSummary;
 use super::shard::{ShardEntry, file_bytes, shard_file_name, token_width};
 use super::split::{Split, SplitConfig, SplitPlan};
 
@@ -41,6 +42,9 @@ pub struct CorpusIndex {
     pub sources: SourceSummary,
     /// What was left out.
     pub skipped: SkippedSummary,
+    /// What a selection left out, and why; absent where none was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection: Option<SelectionSummary>,
     /// What is learned from it, and how it is cut; absent for plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervised: Option<Supervised>,

@@ -3,7 +3,7 @@
 //! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
 //! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `batches` (who does that), `kept` (so that it need not
 //! be done again), `encode` and `shard` (tokens to files), `prepare` and
-//! `scan` (all of it in turn), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows), `baseline` (losses to compare with).
+//! `scan` (all of it in turn), `select` (which documents stay), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows), `baseline` (losses to compare with), `tally`, `head` and `stats` (what people look at).
 //!
 //! Everything here is synchronous and may take long: async callers run it where blocking is allowed. Parallel parts use
 //! rayon's current pool, and no result depends on its size.
@@ -12,6 +12,7 @@ mod baseline;
 mod batches;
 mod encode;
 mod error;
+mod head;
 mod index;
 mod kept;
 mod objective;
@@ -20,12 +21,15 @@ mod prepare;
 mod reader;
 mod rows;
 mod scan;
+mod select;
 mod shard;
 mod source;
 mod split;
+mod stats;
 mod store;
 mod stretches;
 mod supervise;
+mod tally;
 mod text;
 mod tokenizer;
 mod train;
@@ -35,6 +39,7 @@ pub use baseline::{
 };
 pub use batches::{BatchEncoder, Here, PendingBatch, Tokens, encode_batch};
 pub use error::{BadInput, CorpusError, Problem};
+pub use head::{HeadDocument, HeadLimits, head};
 pub use index::{
     CorpusIndex, FORMAT_VERSION, OptionsSummary, SampleCounts, SkippedSummary, SourceSummary,
     SplitIndex, Supervised, TokenizerSummary,
@@ -49,15 +54,23 @@ pub use reader::{
     LocalShards, SampleReader, ShardSource, Window, order_of, samples, share_of, windows,
 };
 pub use rows::{Packer, Row, Sample};
+pub use select::{
+    BadSelection, DEFAULT_CONFIDENCE, DEFAULT_THRESHOLD, Dedup, Dropped, LOOKED_AT_BYTES, Reason,
+    Selection, SelectionSummary,
+};
 pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
 pub use source::{
     Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand, is_text_name,
 };
 pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, SplitPlan};
+pub use stats::{
+    CorpusStats, FrequentToken, LengthRange, Lengths, Share, Shares, SideStats, stats,
+};
 pub use store::{
     Corpus, INDEX_FILE, Listing, TOKENIZER_FILE, find, list, remove, remove_unfinished,
 };
 pub use supervise::{Encoded, MAX_LABELS, Sampler};
+pub use tally::{SOURCES_FILE, SourceCounts, SourceTable, TextCounts};
 pub use text::{Event, ReadOptions, read_documents};
 pub use tokenizer::{END_OF_TEXT, StreamDecoder, Tokenizer, TokenizerConfig, TokenizerError};
 pub use train::{BpeTraining, MIN_BPE_VOCAB, char_tokenizer};

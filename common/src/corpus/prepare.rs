@@ -1,8 +1,8 @@
-//! Prepares a corpus: hash the files (and stop if the same request was met before), scan the text, decide the split, make
-//! the tokenizer, encode into shards, publish.
+//! Prepares a corpus: hash the files (and stop if the same request was met before), scan the text, select documents where
+//! that is asked for, decide the split, make the tokenizer, encode into shards, publish.
 //!
 //! Each stage streams over the files anew, so memory does not grow with the corpus, but for 16 bytes per document (the
-//! split key, and a copy that is sorted) and the bounded sample for BPE.
+//! split key, and a copy that is sorted), what a selection needs (see `select/`) and the bounded sample for BPE.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -19,6 +19,7 @@ use super::index::{CorpusIndex, FORMAT_VERSION, OptionsSummary, SourceSummary, T
 use super::kept::Kept;
 use super::objective::{Objective, SupervisedConfig, texts_of};
 use super::scan::{FileScan, Scan};
+use super::select::{SELECTION_VERSION, Selection, Selector};
 use super::shard::DEFAULT_SHARD_TOKENS;
 use super::source::{SourceFile, Sources};
 use super::split::{Split, SplitConfig, SplitMethod, SplitPlan, plan};
@@ -57,6 +58,8 @@ pub struct PrepareRequest {
     pub max_file_bytes: Option<u64>,
     /// Read lines as supervised samples; `None` is plain text.
     pub supervised: Option<SupervisedConfig>,
+    /// Which documents stay.
+    pub selection: Selection,
 }
 
 impl PrepareRequest {
@@ -77,6 +80,7 @@ impl PrepareRequest {
             shard_tokens: DEFAULT_SHARD_TOKENS,
             max_file_bytes: None,
             supervised: None,
+            selection: Selection::default(),
         }
     }
 }
@@ -101,6 +105,8 @@ pub enum Stage {
     Hash,
     /// Reading and checking the text.
     Scan,
+    /// Filtering, and looking for duplicates.
+    Select,
     /// Making the tokenizer.
     Tokenizer,
     /// Encoding and writing shards.
@@ -156,8 +162,11 @@ pub fn prepare_with(
             reused: true,
         });
     }
-    let scan = job.scan()?;
-    let plan = plan(&request.split_of_samples(), &scan.keys, scan.chars)?;
+    let mut scan = job.scan()?;
+    if !request.selection.is_empty() {
+        job.select(directory, &mut scan)?;
+    }
+    let plan = plan(&request.split_of_samples(), &scan.kept_keys(), scan.chars)?;
     let tokenizer = Arc::new(job.make_tokenizer(&scan, plan)?);
     let unfinished = Unfinished::create(directory)?;
     let batches = (batches, Kept::open(directory, &key));
@@ -202,6 +211,7 @@ fn check_options(request: &PrepareRequest) -> Result<(), CorpusError> {
             bound: "at least 1",
         });
     }
+    request.selection.check()?;
     if let TokenizerConfig::Bpe { vocab_size } = request.tokenizer {
         BpeTraining::new(vocab_size)?;
     }
@@ -289,6 +299,9 @@ impl<'a> Job<'a> {
         if let Some(supervised) = &request.supervised {
             part(format!("{supervised:?}").as_bytes());
         }
+        if !request.selection.is_empty() {
+            part(format!("{SELECTION_VERSION} {:?}", request.selection).as_bytes());
+        }
         part(
             format!(
                 "{} {} {:?}",
@@ -358,6 +371,20 @@ impl<'a> Job<'a> {
         Ok(scan)
     }
 
+    /// Decides which documents stay, and leaves the others out of what the scan has found.
+    fn select(&self, directory: &Path, scan: &mut Scan) -> Result<(), CorpusError> {
+        let files = Unfinished::create(directory)?;
+        let request = self.request;
+        let supervised = request.supervised.as_ref();
+        let mut selector = Selector::new(&request.selection, supervised, files.path())?;
+        // Any plan that keeps documents whole will do.
+        let whole = SplitPlan::Document { last_key: 0 };
+        self.walk(Stage::Select, scan, whole, &mut |_, routed| {
+            selector.push(routed)
+        })?;
+        scan.select(selector.finish()?)
+    }
+
     /// Reads everything again, for `stage`, and sends each stretch of text with its side and file number to `sink`.
     fn walk(
         &self,
@@ -366,7 +393,7 @@ impl<'a> Job<'a> {
         plan: SplitPlan,
         sink: &mut dyn FnMut(usize, Routed<'_>) -> Result<(), CorpusError>,
     ) -> Result<(), CorpusError> {
-        let mut router = Router::new(plan, &scan.keys);
+        let mut router = Router::new(plan, &scan.keys).without(&scan.dropped);
         let read = Cell::new(0);
         let on_read = |bytes| {
             read.set(read.get() + bytes);
@@ -450,15 +477,19 @@ impl<'a> Job<'a> {
     }
 
     fn make_tokenizer(&self, scan: &Scan, plan: SplitPlan) -> Result<Tokenizer, CorpusError> {
+        let supervised = self.request.supervised.is_some();
         match &self.request.tokenizer {
             TokenizerConfig::File { json, eos } => Ok(Tokenizer::from_json(json, eos.as_deref())?),
-            TokenizerConfig::Char if self.request.supervised.is_some() => {
+            // What the scan has seen is more than what is to be learned.
+            TokenizerConfig::Char if supervised || scan.selection.is_some() => {
                 let mut characters = BTreeSet::new();
                 self.walk_texts(scan, plan, &mut |_, text| {
                     characters.extend(text.unwrap_or_default().chars());
                 })?;
-                // What parts a prompt from its response, and the default template's own words.
-                characters.extend(DEFAULT_TEMPLATE.chars().chain(['\n']));
+                if supervised {
+                    // What parts a prompt from its response, and the default template's own words.
+                    characters.extend(DEFAULT_TEMPLATE.chars().chain(['\n']));
+                }
                 Ok(char_tokenizer(characters))
             }
             TokenizerConfig::Char => Ok(char_tokenizer(scan.characters.iter().copied())),
@@ -485,14 +516,15 @@ impl<'a> Job<'a> {
     ) -> Result<CorpusIndex, CorpusError> {
         let file_name = |number: usize| self.files()[number].name.clone();
         let shard_tokens = self.request.shard_tokens;
-        let ([train, validation], supervised, skipped) = match &self.request.supervised {
+        let ([train, validation], supervised, skipped, sources) = match &self.request.supervised {
             None => {
                 let mut encoder =
                     Encoder::new(tokenizer, batches, directory, shard_tokens, &file_name);
                 self.walk(Stage::Encode, scan, plan, &mut |number, routed| {
                     encoder.push(number, routed)
                 })?;
-                (encoder.finish()?, None, scan.skipped.clone())
+                let (sides, sources) = encoder.finish()?;
+                (sides, None, scan.skipped.clone(), sources)
             }
             Some(config) => {
                 let labels = self.labels(scan, plan, config)?;
@@ -504,9 +536,16 @@ impl<'a> Job<'a> {
                     encoder.push(number, routed)
                 })?;
                 let done = encoder.finish()?;
-                (done.sides, Some(done.supervised), done.skipped)
+                (
+                    done.sides,
+                    Some(done.supervised),
+                    done.skipped,
+                    done.sources,
+                )
             }
         };
+        // Rows mix the samples of several files.
+        sources.write(directory, self.files(), supervised.is_none())?;
         let usable = || {
             self.files()
                 .iter()
@@ -544,6 +583,7 @@ impl<'a> Job<'a> {
                     .collect(),
             },
             skipped,
+            selection: scan.selection.clone(),
             supervised,
         };
         index.fingerprint = index.compute_fingerprint();

@@ -2,11 +2,13 @@
 //!
 //! A file counts as a whole or not at all: one that turns out to be bad at its end leaves nothing behind.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::error::{BadInput, CorpusError};
 use super::index::SkippedSummary;
 use super::prepare::PrepareRequest;
+use super::select::{Selected, SelectionSummary};
 use super::source::SourceFile;
 use super::split::KeyHasher;
 use super::text::Event;
@@ -27,6 +29,10 @@ pub(super) struct Scan {
     pub usable: Vec<bool>,
     /// What cannot be used.
     pub skipped: SkippedSummary,
+    /// For each document whether a selection leaves it out; empty without one.
+    pub dropped: Vec<bool>,
+    /// What the selection came to.
+    pub selection: Option<SelectionSummary>,
 }
 
 /// What the scan of one file has found; counts only if the whole file can be used.
@@ -98,6 +104,40 @@ impl Scan {
         );
         file.skipped.iter().for_each(|bad| self.skipped.add(bad));
         self.usable.push(true);
+    }
+}
+
+impl Scan {
+    /// From here on only what a selection has left counts.
+    ///
+    /// # Errors
+    /// [`CorpusError::NothingStays`].
+    pub fn select(&mut self, selected: Selected) -> Result<(), CorpusError> {
+        let summary = &selected.summary;
+        if summary.dropped_documents() == summary.documents {
+            let reasons = summary.dropped.iter();
+            let reasons = reasons.map(|d| format!("{} ({})", d.reason, d.documents));
+            return Err(CorpusError::NothingStays {
+                documents: summary.documents,
+                reasons: reasons.collect::<Vec<_>>().join(", "),
+            });
+        }
+        self.chars = selected.chars;
+        self.bytes = selected.bytes;
+        self.dropped = selected.dropped;
+        self.selection = Some(selected.summary);
+        Ok(())
+    }
+
+    /// The split keys of the documents that stay.
+    pub fn kept_keys(&self) -> Cow<'_, [u64]> {
+        if self.dropped.is_empty() {
+            return Cow::Borrowed(&self.keys);
+        }
+        let kept = self.keys.iter().zip(&self.dropped);
+        kept.filter(|(_, dropped)| !**dropped)
+            .map(|(key, _)| *key)
+            .collect()
     }
 }
 

@@ -15,6 +15,7 @@ use super::objective::{Objective, SupervisedConfig, TooLong};
 use super::rows::{Packer, Sample};
 use super::shard::ShardWriter;
 use super::split::Split;
+use super::tally::Tally;
 use super::tokenizer::Tokenizer;
 use crate::supervised::{ChatTemplate, Message, Record, Span, SpecialTexts, pair_spans};
 
@@ -250,6 +251,7 @@ pub(super) struct Supervisor<'a> {
     packers: [Packer; 2],
     counts: [SampleCounts; 2],
     documents: [u64; 2],
+    sources: Tally,
     batch: Vec<Line>,
     batch_limit: usize,
     current: (Split, Option<u64>),
@@ -262,6 +264,7 @@ pub(super) struct Supervision {
     pub sides: [SplitIndex; 2],
     pub supervised: Supervised,
     pub skipped: SkippedSummary,
+    pub sources: Tally,
 }
 
 impl<'a> Supervisor<'a> {
@@ -285,6 +288,7 @@ impl<'a> Supervisor<'a> {
             packers: Split::ALL.map(|_| Packer::new(row, packing, eos)),
             counts: Default::default(),
             documents: [0; 2],
+            sources: Tally::default(),
             batch: Vec::new(),
             batch_limit: LINES_PER_THREAD * rayon::current_num_threads(),
             current: (Split::Train, None),
@@ -315,7 +319,7 @@ impl<'a> Supervisor<'a> {
         let encoded: Vec<_> = self.batch.par_iter().map(encode).collect();
         for (line, encoded) in std::mem::take(&mut self.batch).iter().zip(encoded) {
             match encoded {
-                Ok(Some(encoded)) => self.take(line.side, encoded)?,
+                Ok(Some(encoded)) => self.take(line, encoded)?,
                 Ok(None) => self.counts[line.side].dropped += 1,
                 Err(problem) => {
                     let bad = BadInput {
@@ -333,7 +337,12 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    fn take(&mut self, side: usize, encoded: Encoded) -> Result<(), CorpusError> {
+    fn take(&mut self, line: &Line, encoded: Encoded) -> Result<(), CorpusError> {
+        let side = line.side;
+        let source = self.sources.of(line.file, side);
+        source.documents += 1;
+        source.tokens += encoded.sample.tokens.len() as u64;
+        source.bytes += encoded.trained_bytes;
         let counts = &mut self.counts[side];
         counts.samples += 1;
         counts.tokens += encoded.sample.tokens.len() as u64;
@@ -401,6 +410,7 @@ impl<'a> Supervisor<'a> {
                 validation,
             },
             skipped: self.skipped,
+            sources: self.sources,
         })
     }
 }

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 use super::error::{Place, SpecError};
 use super::suggest::{fields_of, nearest_key, nearest_word};
 use super::{Architecture, Payload, Precision, ScheduleKind, WatchdogAction};
-use crate::corpus::TooLong;
+use crate::corpus::{Dedup, TooLong};
 
 /// Everything that a spec may say. Every table and every key may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -103,6 +103,27 @@ pub struct CorpusTable {
     pub labels: Option<Vec<String>>,
     /// `classify` only: the field of a JSON line that holds the label. Default: `label`, or another usual name.
     pub label_field: Option<String>,
+    /// Which duplicates are left out. Default: none.
+    pub dedup: Option<Dedup>,
+    /// `near` only: the similarity of near duplicates, from 0.5 to 1. Default 0.8.
+    pub dedup_threshold: Option<f64>,
+    /// Fewest characters of a document. Default: no bound, here and below.
+    pub min_chars: Option<u64>,
+    /// Most characters of a document.
+    pub max_chars: Option<u64>,
+    /// Languages that may occur; one code or a list.
+    #[serde(deserialize_with = "one_or_many")]
+    pub languages: Option<Vec<String>>,
+    /// How sure of a document's language one must be. Default 0.5.
+    pub language_confidence: Option<f64>,
+    /// Largest share of lines that repeat an earlier one.
+    pub max_repeated_lines: Option<f64>,
+    /// Most hash signs, and most ellipses, per word.
+    pub max_symbols: Option<f64>,
+    /// Least and largest mean length of a word.
+    pub word_length: Option<[f64; 2]>,
+    /// Least share of words with a letter.
+    pub min_alphabetic: Option<f64>,
 }
 
 /// `[mixture]`.

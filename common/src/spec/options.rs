@@ -1,11 +1,11 @@
 //! Keys that matter to finetuning above all, each with its bounds: which layers learn, which samples are used, when a run
-//! ends early, and how the lines of a supervised corpus become samples. Like `validate.rs`, from typed to meant.
+//! ends early, how the lines of a supervised corpus become samples, and which documents of a corpus stay. Like `validate.rs`, from typed to meant.
 
 use super::bounds::{MAX_STEPS, real, shown, small, within};
 use super::error::SpecError;
 use super::file::{CorpusTable, ObjectiveKind, SplitKind};
 use super::validate::SupervisedOptions;
-use crate::corpus::{MAX_LABELS, Objective};
+use crate::corpus::{MAX_LABELS, Objective, Selection};
 
 pub(super) fn freeze_layers(given: Option<u64>) -> Result<Option<u32>, SpecError> {
     if let Some(layers) = given {
@@ -96,6 +96,27 @@ pub(super) fn max_length(given: Option<u64>) -> Result<Option<usize>, SpecError>
         "leave it out for the model's context",
     )?;
     Ok(Some(length as usize))
+}
+
+pub(super) fn selection_of(table: &CorpusTable) -> Result<Selection, SpecError> {
+    let selection = Selection {
+        min_chars: table.min_chars,
+        max_chars: table.max_chars,
+        languages: table.languages.clone().unwrap_or_default(),
+        language_confidence: table.language_confidence,
+        max_repeated_lines: table.max_repeated_lines,
+        max_symbols: table.max_symbols,
+        word_length: table.word_length,
+        min_alphabetic: table.min_alphabetic,
+        dedup: table.dedup,
+        dedup_threshold: table.dedup_threshold,
+    };
+    let checked = selection.check();
+    checked.map_err(|bad| {
+        let key = format!("corpus.{}", bad.key);
+        SpecError::impossible(&key, bad.value, bad.bound, bad.next)
+    })?;
+    Ok(selection)
 }
 
 pub(super) fn supervised_of(table: &CorpusTable) -> Result<Option<SupervisedOptions>, SpecError> {

@@ -17,7 +17,7 @@ use super::file::{
 use super::lora::{LoraConfig, lora_of};
 use super::mixture::{MixtureOptions, mixture_of};
 use super::options::{
-    data_share, forgetting, freeze_layers, layer_decay, max_length, patience, replay,
+    data_share, forgetting, freeze_layers, layer_decay, max_length, patience, replay, selection_of,
     supervised_of, unfreeze_every,
 };
 use super::samples::SampleConfig;
@@ -26,7 +26,7 @@ use super::watchdog::{WatchdogConfig, watchdog_of};
 use super::{
     CheckpointConfig, ModelConfig, RunKind, RunSpec, ScheduleKind, StartPoint, TrainConfig,
 };
-use crate::corpus::{Objective, SupervisedConfig, TooLong};
+use crate::corpus::{Objective, Selection, SupervisedConfig, TooLong};
 
 /// 256 bytes and the end of text.
 const MIN_BPE_VOCAB: u64 = 257;
@@ -46,6 +46,8 @@ pub struct CorpusOptions {
     pub skip_bad: bool,
     /// How lines become samples; `None` is plain text.
     pub supervised: Option<SupervisedOptions>,
+    /// Which documents stay.
+    pub selection: Selection,
 }
 
 /// How the lines of a supervised corpus become samples.
@@ -346,6 +348,7 @@ fn corpus_of(table: &CorpusTable) -> Result<CorpusOptions, SpecError> {
         split: table.split.unwrap_or(SplitKind::Auto),
         skip_bad: table.skip_bad.unwrap_or(false),
         supervised: supervised_of(table)?,
+        selection: selection_of(table)?,
     })
 }
 
