@@ -114,10 +114,6 @@ impl S3 {
         self.lock().objects.keys().cloned().collect()
     }
 
-    pub fn get(&self, path: &str) -> Option<Vec<u8>> {
-        self.lock().objects.get(path).cloned()
-    }
-
     pub fn mood(&self, mood: Mood) {
         self.lock().mood = mood;
     }

@@ -40,13 +40,13 @@ fn a_database_is_read_where_nothing_can_be_written() {
 fn a_database_of_version_1_keeps_its_content() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cohort.db");
-    let spec = serde_json::to_string(&spec()).unwrap();
+    let json = serde_json::to_string(&spec()).unwrap();
     let old = Connection::open(&path).unwrap();
     old.execute_batch(&format!(
         "{VERSION_1};
          PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;
          INSERT INTO runs (name, kind, spec_json, identity, status, created_ms, step, parent)
-         VALUES ('tiny-1', 'pretrain', '{spec}', 'identity', 'running', 1000, 7, 'base@best');
+         VALUES ('tiny-1', 'pretrain', '{json}', 'identity', 'running', 1000, 7, 'base@best');
          INSERT INTO attempts (run, step, lane, worker, outcome) VALUES ('tiny-1', 7, 3, 'w1', 'lost');
          INSERT INTO steps VALUES ('tiny-1', 7, 2.5, 1.5, 0.001, 700, 100.0, 6);
          INSERT INTO events (run, time_ms, kind, text) VALUES ('tiny-1', 5, 'note', 'words');
