@@ -28,7 +28,6 @@ const TOKEN: &str = "0123456789abcdef";
 struct Scene {
     cluster: Cluster,
     router: Router,
-    readiness: Arc<Readiness>,
     _home: TempDir,
 }
 
@@ -57,8 +56,7 @@ impl Scene {
             None => Access::Open,
         };
         Self {
-            router: router(cluster.clone(), access, readiness.clone()),
-            readiness,
+            router: router(cluster.clone(), access, readiness),
             cluster,
             _home: dir,
         }
