@@ -19,7 +19,7 @@ if [[ "${CI:-}" == true ]]; then
 fi
 
 step "shell scripts parse"
-bash -n check.sh .ci/run tests/stand-ins/nvcc
+bash -n check.sh .ci/run tests/stand-ins/nvcc fuzz/run.sh fuzz/instrument.sh
 
 step "format"
 cargo fmt --all --check
@@ -68,3 +68,11 @@ fi
 
 step "tests"
 cargo test
+
+# Too short to find much: it shows that every target can be fuzzed, and finds what is broken at once.
+if command -v c++ >/dev/null; then
+    step "fuzzing, a little"
+    fuzz/run.sh 3
+else
+    step "fuzzing: skipped, there is no C++ compiler for libFuzzer"
+fi

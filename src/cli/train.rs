@@ -12,10 +12,10 @@ pub struct SpecArgs {
     /// Text to train on: files, directories, patterns; `coordinator:PATH` lies on the coordinator's machine
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub corpus: Vec<String>,
-    /// Prompts with responses, or conversations, to train on: files of JSON lines
+    /// Prompts with responses, or conversations, to train on: files of JSON lines, tables
     #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with = "corpus")]
     pub sft: Vec<String>,
-    /// Labelled texts to classify: files of JSON lines
+    /// Labelled texts to classify: files of JSON lines, tables
     #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with_all = ["corpus", "sft"])]
     pub classify: Vec<String>,
     /// Change a value of the spec, such as `train.steps=500`; may be repeated

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::error::CorpusError;
+use super::error::{CorpusError, Place};
 use super::index::SplitIndex;
 use super::pieces::Cutter;
 use super::shard::ShardWriter;
@@ -23,7 +23,7 @@ const PIECE_OVERHEAD: usize = 96;
 
 /// A stretch of text on one side of the split. Each document is `Begin`, any number of `Text`, `End`.
 pub(super) enum Routed<'a> {
-    Begin(Split, Option<u64>),
+    Begin(Split, Option<Place>),
     Text(&'a str),
     End,
 }
@@ -35,7 +35,7 @@ pub(super) struct Router<'a> {
     keys: &'a [u64],
     document: usize,
     chars: u64,
-    line: Option<u64>,
+    place: Option<Place>,
     open: Option<Split>,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Router<'a> {
             keys,
             document: 0,
             chars: 0,
-            line: None,
+            place: None,
             open: None,
         }
     }
@@ -63,8 +63,8 @@ impl<'a> Router<'a> {
         sink: &mut dyn FnMut(Routed<'_>) -> Result<(), E>,
     ) -> Result<Result<(), E>, Changed> {
         match event {
-            Event::Start(line) => {
-                self.line = line;
+            Event::Start(place) => {
+                self.place = place;
                 let key = *self.keys.get(self.document).ok_or(Changed)?;
                 self.document += 1;
                 Ok(match self.plan.of_document(key) {
@@ -120,7 +120,7 @@ impl<'a> Router<'a> {
         if self.open.replace(split).is_some() {
             sink(Routed::End)?;
         }
-        sink(Routed::Begin(split, self.line))
+        sink(Routed::Begin(split, self.place))
     }
 }
 
@@ -129,7 +129,7 @@ struct Piece {
     begins: bool,
     ends: bool,
     file: usize,
-    line: Option<u64>,
+    place: Option<Place>,
     text: String,
 }
 
@@ -150,7 +150,7 @@ pub(super) struct Encoder<'a> {
     batch: Vec<Piece>,
     batch_bytes: usize,
     batch_limit: usize,
-    current: (Split, Option<u64>),
+    current: (Split, Option<Place>),
     begins: bool,
 }
 
@@ -181,8 +181,8 @@ impl<'a> Encoder<'a> {
     /// Takes the next stretch of text, of file number `file`.
     pub fn push(&mut self, file: usize, routed: Routed<'_>) -> Result<(), CorpusError> {
         match routed {
-            Routed::Begin(split, line) => {
-                self.current = (split, line);
+            Routed::Begin(split, place) => {
+                self.current = (split, place);
                 self.begins = true;
                 self.counts[split as usize].documents += 1;
                 Ok(())
@@ -209,7 +209,7 @@ impl<'a> Encoder<'a> {
             begins: std::mem::take(&mut self.begins),
             ends,
             file,
-            line: self.current.1,
+            place: self.current.1,
             text,
         });
         if self.batch_bytes >= self.batch_limit {
@@ -228,12 +228,12 @@ impl<'a> Encoder<'a> {
         for (piece, tokens) in self.batch.drain(..).zip(encoded) {
             let tokens = tokens.map_err(|source| {
                 let file = (self.file_name)(piece.file);
-                let line = piece
-                    .line
-                    .map(|line| format!(":{line}"))
+                let at = piece
+                    .place
+                    .map(|place| format!(":{}", place.number()))
                     .unwrap_or_default();
                 CorpusError::Tokenize {
-                    document: format!("{file}{line}"),
+                    document: format!("{file}{at}"),
                     source,
                 }
             })?;

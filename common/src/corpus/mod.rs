@@ -1,6 +1,7 @@
 //! The corpus: from files of text to immutable shards of tokens, and from those to samples.
 //!
-//! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
+//! In reading order: `source` (which files), `text` (their documents, checked; with `formats`, tables and other files of
+//! rows, `packing` and `limits`), `split` (who trains, who validates),
 //! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `encode` and `shard` (tokens to files), `prepare` and
 //! `scan` (all of it in turn), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows), `baseline` (losses to compare with).
 //!
@@ -10,8 +11,11 @@
 mod baseline;
 mod encode;
 mod error;
+mod formats;
 mod index;
+mod limits;
 mod objective;
+mod packing;
 mod pieces;
 mod prepare;
 mod reader;
@@ -30,7 +34,7 @@ mod train;
 pub use baseline::{
     BASELINE_FILE, Baselines, NgramScore, baselines, compute_baselines, keep_baselines,
 };
-pub use error::{BadInput, CorpusError, Problem};
+pub use error::{BadInput, CorpusError, Place, Problem};
 pub use index::{
     CorpusIndex, FORMAT_VERSION, OptionsSummary, SampleCounts, SkippedSummary, SourceSummary,
     SplitIndex, Supervised, TokenizerSummary,
@@ -45,13 +49,15 @@ pub use reader::{
 };
 pub use rows::{Packer, Row, Sample};
 pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
-pub use source::{Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand};
+pub use source::{
+    Compression, MANIFEST, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand, manifest_lines,
+};
 pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, SplitPlan};
 pub use store::{
     Corpus, INDEX_FILE, Listing, TOKENIZER_FILE, find, list, remove, remove_unfinished,
 };
 pub use supervise::{Encoded, MAX_LABELS, Sampler};
-pub use text::{Event, ReadOptions, read_documents};
+pub use text::{Event, ReadOptions, read_content, read_documents};
 pub use tokenizer::{END_OF_TEXT, StreamDecoder, Tokenizer, TokenizerConfig, TokenizerError};
 pub use train::{BpeTraining, MIN_BPE_VOCAB, char_tokenizer};
 
