@@ -28,7 +28,9 @@ if [[ "${CI:-}" == true ]] && command -v python3 >/dev/null; then
     PATH="$PWD/target/linters/bin:$PATH"
 fi
 
-scripts=(check.sh .ci/run tests/stand-ins/nvcc deploy/validate.sh deploy/slurm/cohort.sbatch)
+scripts=(
+    check.sh .ci/run tests/stand-ins/nvcc fuzz/run.sh fuzz/instrument.sh deploy/validate.sh deploy/slurm/cohort.sbatch
+)
 step "shell scripts parse"
 for script in "${scripts[@]}"; do
     bash -n "$script"
@@ -85,3 +87,11 @@ fi
 
 step "tests"
 cargo test
+
+# Too short to find much: it shows that every target can be fuzzed, and finds what is broken at once.
+if command -v c++ >/dev/null; then
+    step "fuzzing, a little"
+    fuzz/run.sh 3
+else
+    step "fuzzing: skipped, there is no C++ compiler for libFuzzer"
+fi

@@ -1,12 +1,13 @@
 //! From paths on the command line to a corpus at the coordinator: checks them early, sends what has to be sent, and shows
 //! how the preparation goes.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{CorpusInfo, PrepareCorpus, PrepareEvent, SourceRef, TokenizerRef};
 use cohort_common::corpus::{
-    BadInput, CorpusError, Event, Problem, ReadOptions, Sources, Split, SupervisedConfig,
+    BadInput, CorpusError, Event, MANIFEST, Problem, ReadOptions, Sources, Split, SupervisedConfig,
     Tokenizer, expand, read_documents, samples,
 };
 use cohort_common::spec::{
@@ -73,8 +74,7 @@ impl Text {
                 text.inputs.push(Input::Url(path.clone()));
                 continue;
             }
-            let absolute =
-                std::path::absolute(path).with_context(|| format!("`{path}` is no path"))?;
+            let absolute = absolute(path).with_context(|| format!("`{path}` is no path"))?;
             let mut sources = expand(&[path], options.skip_bad)?;
             if !options.skip_bad {
                 look_at(&sources, options)?;
@@ -126,6 +126,16 @@ impl Text {
         }
         Ok(refs)
     }
+}
+
+/// The same path or manifest, wherever it is looked at from.
+fn absolute(path: &str) -> std::io::Result<PathBuf> {
+    let Some(manifest) = path.strip_prefix(MANIFEST) else {
+        return std::path::absolute(path);
+    };
+    let mut named = OsString::from(MANIFEST.to_string());
+    named.push(std::path::absolute(manifest)?);
+    Ok(named.into())
 }
 
 /// What a corpus is to be made of.
@@ -359,7 +369,7 @@ fn look_at(sources: &Sources, options: &CorpusOptions) -> Result<()> {
     if sources.files.is_empty() {
         let nothing = BadInput {
             file: "corpus".into(),
-            line: None,
+            place: None,
             problem: Problem::Empty,
         };
         return Err(CorpusError::BadInput(nothing).into());

@@ -184,7 +184,7 @@ fn bring(
                 Err(error) if request.skip_bad && error.is_missing() => {
                     sources.skipped.push(BadInput {
                         file: location.to_string(),
-                        line: None,
+                        place: None,
                         problem: Problem::Missing,
                     });
                 }

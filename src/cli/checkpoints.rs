@@ -127,7 +127,7 @@ pub struct EvalArgs {
     /// Labelled texts to score a classifier on: loss, accuracy, macro-F1, confusion table
     #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with_all = ["text", "sft", "local"])]
     pub classify: Vec<PathBuf>,
-    /// The field of a JSON line that holds the text
+    /// The field of a JSON object, or the column of a table, that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,
     /// Leave out text that cannot be read, and count it, instead of stopping

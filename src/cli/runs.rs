@@ -141,17 +141,20 @@ pub enum CorpusVerb {
 /// Arguments of `corpus prepare`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "`pretrain --corpus` prepares what it needs; a corpus of the same text and options is used again.
+    after_help = "Text, and rows of .jsonl, .json, .csv, .tsv, .parquet, .arrow or .wet; also packed as .gz, .zst, .bz2 or .xz.
+`pretrain --corpus` prepares what it needs; a corpus of the same text and options is used again.
 
 Examples:
   cohort corpus prepare books/ --name books
   cohort corpus prepare data.jsonl.zst --text-field content --vocab-size 8192
   cohort corpus prepare web/ --dedup near --min-chars 200 --language en,de
+  cohort corpus prepare 'data/*.parquet' @more.txt     tables; files that a manifest names
   cohort corpus prepare 'coordinator:/data/*.txt' --spec spec.toml
   cohort corpus prepare 's3://BUCKET/books/*.jsonl.zst' hf://datasets/OWNER/NAME"
 )]
 pub struct CorpusPrepareArgs {
-    /// Files, directories, patterns, URLs (s3, gs, az, https, hf); `coordinator:PATH` lies on the coordinator's machine
+    /// Files, directories, patterns, `@MANIFEST`, URLs (s3, gs, az, https, hf); `coordinator:PATH` lies on the coordinator's
+    /// machine
     #[arg(required = true)]
     pub paths: Vec<String>,
     /// Name for people [default: that of the first path]
@@ -169,7 +172,7 @@ pub struct CorpusPrepareArgs {
     /// One token for each character
     #[arg(long = "char", conflicts_with_all = ["vocab_size", "tokenizer"])]
     pub characters: bool,
-    /// The field of a JSON line that holds the text [default: text]
+    /// The field of a JSON object, or the column of a table, that holds the text [default: text]
     #[arg(long, value_name = "NAME")]
     pub text_field: Option<String>,
     /// Share of the text that is held out [default: 0.1]

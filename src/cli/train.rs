@@ -13,10 +13,10 @@ pub struct SpecArgs {
     /// coordinator's machine
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub corpus: Vec<String>,
-    /// Prompts with responses, or conversations, to train on: files of JSON lines
+    /// Prompts with responses, or conversations, to train on: files of JSON lines, tables
     #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with = "corpus")]
     pub sft: Vec<String>,
-    /// Labelled texts to classify: files of JSON lines
+    /// Labelled texts to classify: files of JSON lines, tables
     #[arg(long, value_name = "JSONL", num_args = 1.., conflicts_with_all = ["corpus", "sft"])]
     pub classify: Vec<String>,
     /// Mix in other text, so many times as often as the run's own: `--mix tales/=0.5`; may be repeated

@@ -123,12 +123,12 @@ fn score(
             max_file_bytes: None,
             supervised: Some(config.clone()),
         };
-        let mut line = None;
+        let mut place = None;
         let mut failure = None;
         let read = read_documents(file, &options, &|_| {}, &mut |event| {
             let bad = match event {
-                Event::Start(number) => {
-                    line = number;
+                Event::Start(at) => {
+                    place = at;
                     None
                 }
                 Event::Text(text) => match sampler.encode(text, &config.labels) {
@@ -141,7 +141,7 @@ fn score(
                     Ok(None) => None,
                     Err(problem) => Some(BadInput {
                         file: file.name.clone(),
-                        line,
+                        place,
                         problem,
                     }),
                 },

@@ -253,7 +253,7 @@ fn text_bytes(request: &PrepareRequest) -> u64 {
         let bytes = file.path.metadata().map_or(0, |metadata| metadata.len());
         match file.compression {
             Compression::None => bytes,
-            Compression::Gzip | Compression::Zstd => UNPACKED * bytes,
+            _ => UNPACKED * bytes,
         }
     });
     sizes.sum()

@@ -43,6 +43,7 @@ pub use manifest::{
 pub use merge::merge;
 pub use reader::{Checkpoint, Loaded, Moments, verify_files};
 pub use state_hash::{StateHasher, bytes_of, chunk_digest, combine_digests, state_hash};
+pub use tensors::{TensorInfo, header_of};
 pub use whole::{check_target, write_model};
 pub use writer::{CheckpointMeta, CheckpointWriter, write_checkpoint};
 

@@ -109,6 +109,18 @@ pub fn parse_header(header: &[u8], data_bytes: u64) -> Result<Vec<TensorInfo>, S
     }
 }
 
+/// Reads the header of a file that is in memory.
+///
+/// # Errors
+/// What is no safetensors file, or does not hold together.
+pub fn header_of(content: &[u8]) -> Result<Vec<TensorInfo>, String> {
+    let prefix = content.first_chunk();
+    let prefix = prefix.ok_or("it has fewer than 8 bytes, so it is no safetensors file")?;
+    let bytes = content.len() as u64;
+    let len = header_len(*prefix, bytes)?;
+    parse_header(&content[8..8 + len], bytes - 8 - len as u64)
+}
+
 fn check_size(tensor: &TensorInfo) -> Result<(), String> {
     let name = &tensor.name;
     let size = element_bytes(&tensor.dtype)

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::batches::{BatchEncoder, PendingBatch};
-use super::error::CorpusError;
+use super::error::{CorpusError, Place};
 use super::index::SplitIndex;
 use super::kept::{Kept, TextHash};
 use super::pieces::Cutter;
@@ -23,7 +23,7 @@ const PIECE_OVERHEAD: usize = 96;
 
 /// A stretch of text on one side of the split. Each document is `Begin`, any number of `Text`, `End`.
 pub(super) enum Routed<'a> {
-    Begin(Split, Option<u64>),
+    Begin(Split, Option<Place>),
     Text(&'a str),
     End,
 }
@@ -39,7 +39,7 @@ pub(super) struct Router<'a> {
     skips: bool,
     document: usize,
     chars: u64,
-    line: Option<u64>,
+    place: Option<Place>,
     open: Option<Split>,
 }
 
@@ -57,7 +57,7 @@ impl<'a> Router<'a> {
             skips: false,
             document: 0,
             chars: 0,
-            line: None,
+            place: None,
             open: None,
         }
     }
@@ -75,8 +75,8 @@ impl<'a> Router<'a> {
         sink: &mut dyn FnMut(Routed<'_>) -> Result<(), E>,
     ) -> Result<Result<(), E>, Changed> {
         match event {
-            Event::Start(line) => {
-                self.line = line;
+            Event::Start(place) => {
+                self.place = place;
                 let key = *self.keys.get(self.document).ok_or(Changed)?;
                 self.skips = self.dropped.get(self.document) == Some(&true);
                 self.document += 1;
@@ -137,7 +137,7 @@ impl<'a> Router<'a> {
         if self.open.replace(split).is_some() {
             sink(Routed::End)?;
         }
-        sink(Routed::Begin(split, self.line))
+        sink(Routed::Begin(split, self.place))
     }
 }
 
@@ -146,7 +146,7 @@ struct Piece {
     begins: bool,
     ends: bool,
     file: usize,
-    line: Option<u64>,
+    place: Option<Place>,
     text: TextHash,
     /// If they were kept.
     tokens: Option<Vec<u32>>,
@@ -180,7 +180,7 @@ pub(super) struct Encoder<'a> {
     texts: Vec<String>,
     batch_bytes: usize,
     under_way: VecDeque<UnderWay<'a>>,
-    current: (Split, Option<u64>),
+    current: (Split, Option<Place>),
     begins: bool,
 }
 
@@ -217,8 +217,8 @@ impl<'a> Encoder<'a> {
     /// Takes the next stretch of text, of file number `file`.
     pub fn push(&mut self, file: usize, routed: Routed<'_>) -> Result<(), CorpusError> {
         match routed {
-            Routed::Begin(split, line) => {
-                self.current = (split, line);
+            Routed::Begin(split, place) => {
+                self.current = (split, place);
                 self.begins = true;
                 self.counts[split as usize].documents += 1;
                 self.sources.of(file, split as usize).documents += 1;
@@ -253,7 +253,7 @@ impl<'a> Encoder<'a> {
             begins: std::mem::take(&mut self.begins),
             ends,
             file,
-            line: self.current.1,
+            place: self.current.1,
             text: hash,
             tokens,
         });
@@ -313,9 +313,9 @@ impl<'a> Encoder<'a> {
 
     fn fault(&self, piece: &Piece, source: TokenizerError) -> CorpusError {
         let file = (self.file_name)(piece.file);
-        let line = piece.line.map(|line| format!(":{line}"));
+        let place = piece.place.map(|place| format!(":{}", place.number()));
         CorpusError::Tokenize {
-            document: format!("{file}{}", line.unwrap_or_default()),
+            document: format!("{file}{}", place.unwrap_or_default()),
             source,
         }
     }

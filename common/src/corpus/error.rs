@@ -22,10 +22,20 @@ pub enum CorpusError {
     NoSuchInput(String),
     /// A directory holds nothing that is taken from directories.
     #[error(
-        "directory `{0}` holds no text files (taken are: {known}, each also .gz or .zst); name the files one by one",
+        "directory `{0}` holds no text files (taken are: {known}, each also .gz, .zst, .bz2 or .xz); name the files one by one",
         known = TEXT_EXTENSIONS.join(", ")
     )]
     NoTextInDirectory(String),
+    /// A line of a manifest cannot be used.
+    #[error("`{manifest}` line {line} {reason}")]
+    BadManifest {
+        /// The manifest.
+        manifest: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A glob cannot be parsed.
     #[error("`{pattern}` is not a valid pattern: {reason}")]
     BadPattern {
@@ -195,14 +205,44 @@ impl CorpusError {
     }
 }
 
-/// An input that cannot be used: the file, the line where there are lines, and what is wrong.
+/// Where in a file a document lies; counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a file of one document per line, its lines.
+    Line(u64),
+    /// In a table, the rows below its head.
+    Row(u64),
+    /// In an archive of the web, the records that are text.
+    Record(u64),
+}
+
+impl Place {
+    /// The number alone.
+    pub fn number(self) -> u64 {
+        match self {
+            Self::Line(number) | Self::Row(number) | Self::Record(number) => number,
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Line(number) => write!(f, "line {number}"),
+            Self::Row(number) => write!(f, "row {number}"),
+            Self::Record(number) => write!(f, "record {number}"),
+        }
+    }
+}
+
+/// An input that cannot be used: the file, the place where it has several documents, and what is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{file}`{at} {problem}", at = line.map(|l| format!(" line {l}")).unwrap_or_default())]
+#[error("`{file}`{at} {problem}", at = place.map(|p| format!(" {p}")).unwrap_or_default())]
 pub struct BadInput {
     /// The file's display name.
     pub file: String,
-    /// The line, counted from 1, for files of one document per line.
-    pub line: Option<u64>,
+    /// Where in the file; `None` is the file as a whole.
+    pub place: Option<Place>,
     /// What is wrong with it.
     pub problem: Problem,
 }
@@ -213,6 +253,9 @@ pub enum Problem {
     /// There is no such file.
     #[error("does not exist")]
     Missing,
+    /// A pipe, a device.
+    #[error("is no ordinary file, and a corpus is read several times; write it into a file")]
+    NotAFile,
     /// No text in it.
     #[error("is empty")]
     Empty,
@@ -236,14 +279,44 @@ pub enum Problem {
     /// The field is there, but is not a string.
     #[error("has a field `{0}` that is not a string")]
     NotAString(String),
+    /// A table without the column of the text.
+    #[error("has no column `{column}`; its columns are {present}")]
+    NoColumn {
+        /// The column looked for.
+        column: String,
+        /// Those that are there.
+        present: String,
+    },
+    /// The column is there, but does not hold text.
+    #[error("has a column `{0}` that does not hold text")]
+    NotAText(String),
+    /// A row with another number of cells than the head.
+    #[error("has {found} cells, and the head of the table names {expected} columns")]
+    Cells {
+        /// Cells of the row.
+        found: usize,
+        /// Columns of the head.
+        expected: usize,
+    },
+    /// A cell of text of another encoding.
+    #[error("is not UTF-8 in column `{0}`")]
+    CellNotUtf8(String),
     /// More text than the limit allows.
     #[error("holds more than {0} bytes of text, the limit")]
     TooLarge(u64),
-    /// Not lines of JSON, where those are needed.
+    /// Unpacks to more than any text does.
     #[error(
-        "is no file of JSON lines (.jsonl, perhaps .gz or .zst), which supervised samples are read from"
+        "unpacks to more than {0} times its size, which is no text; if it is meant, unpack it and name what comes out"
     )]
-    NotJsonLines,
+    Bomb(u64),
+    /// Several files in one, where one file is needed.
+    #[error("is an archive of files; unpack it, and name the directory")]
+    Archive,
+    /// No rows, where those are needed.
+    #[error(
+        "holds no records (as .jsonl, .json, .csv, .tsv, .parquet and .arrow do), which supervised samples are read from"
+    )]
+    NoRecords,
     /// A line that is no sample of the objective.
     #[error("{0}")]
     Record(String),

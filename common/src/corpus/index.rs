@@ -331,7 +331,7 @@ impl CorpusIndex {
     }
 
     /// BLAKE3, in hex, over everything that decides the tokens and how they are scored.
-    pub(super) fn compute_fingerprint(&self) -> String {
+    pub fn compute_fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("cohort corpus fingerprint");
         let mut text = |text: &str| {
             hasher.update(&(text.len() as u64).to_le_bytes());

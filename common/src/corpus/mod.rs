@@ -1,6 +1,7 @@
 //! The corpus: from files of text to immutable shards of tokens, and from those to samples.
 //!
-//! In reading order: `source` (which files), `text` (their documents, checked), `split` (who trains, who validates),
+//! In reading order: `source` (which files), `text` (their documents, checked; with `formats`, tables and other files of
+//! rows, `packing` and `limits`), `split` (who trains, who validates),
 //! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `batches` (who does that), `kept` (so that it need not
 //! be done again), `encode` and `shard` (tokens to files), `prepare` and
 //! `scan` (all of it in turn), `select` (which documents stay), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows), `baseline` (losses to compare with), `tally`, `head` and `stats` (what people look at).
@@ -12,10 +13,13 @@ mod baseline;
 mod batches;
 mod encode;
 mod error;
+mod formats;
 mod head;
 mod index;
 mod kept;
+mod limits;
 mod objective;
+mod packing;
 mod pieces;
 mod prepare;
 mod reader;
@@ -38,7 +42,7 @@ pub use baseline::{
     BASELINE_FILE, Baselines, NgramScore, baselines, compute_baselines, keep_baselines,
 };
 pub use batches::{BatchEncoder, Here, PendingBatch, Tokens, encode_batch};
-pub use error::{BadInput, CorpusError, Problem};
+pub use error::{BadInput, CorpusError, Place, Problem};
 pub use head::{HeadDocument, HeadLimits, head};
 pub use index::{
     CorpusIndex, FORMAT_VERSION, OptionsSummary, SampleCounts, SkippedSummary, SourceSummary,
@@ -60,7 +64,8 @@ pub use select::{
 };
 pub use shard::{DEFAULT_SHARD_TOKENS, MappedShard, ShardEntry, verify_file};
 pub use source::{
-    Compression, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand, is_text_name,
+    Compression, MANIFEST, SourceFile, SourceKind, Sources, TEXT_EXTENSIONS, expand, is_text_name,
+    manifest_lines,
 };
 pub use split::{MANY_DOCUMENTS, Split, SplitConfig, SplitError, SplitMethod, SplitPlan};
 pub use stats::{
@@ -71,7 +76,7 @@ pub use store::{
 };
 pub use supervise::{Encoded, MAX_LABELS, Sampler};
 pub use tally::{SOURCES_FILE, SourceCounts, SourceTable, TextCounts};
-pub use text::{Event, ReadOptions, read_documents};
+pub use text::{Event, ReadOptions, read_content, read_documents};
 pub use tokenizer::{END_OF_TEXT, StreamDecoder, Tokenizer, TokenizerConfig, TokenizerError};
 pub use train::{BpeTraining, MIN_BPE_VOCAB, char_tokenizer};
 

@@ -617,7 +617,7 @@ fn hash_file(file: &SourceFile) -> Result<blake3::Hash, Problem> {
 fn bad_file(file: &SourceFile, problem: Problem) -> CorpusError {
     CorpusError::BadInput(BadInput {
         file: file.name.clone(),
-        line: None,
+        place: None,
         problem,
     })
 }

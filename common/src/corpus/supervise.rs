@@ -9,7 +9,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::encode::Routed;
-use super::error::{BadInput, CorpusError, Problem};
+use super::error::{BadInput, CorpusError, Place, Problem};
 use super::index::{SampleCounts, SkippedSummary, SplitIndex, Supervised};
 use super::objective::{Objective, SupervisedConfig, TooLong};
 use super::rows::{Packer, Sample};
@@ -237,7 +237,7 @@ fn listed(labels: &[String]) -> String {
 struct Line {
     side: usize,
     file: usize,
-    number: Option<u64>,
+    place: Option<Place>,
     text: String,
 }
 
@@ -254,7 +254,7 @@ pub(super) struct Supervisor<'a> {
     sources: Tally,
     batch: Vec<Line>,
     batch_limit: usize,
-    current: (Split, Option<u64>),
+    current: (Split, Option<Place>),
     skipped: SkippedSummary,
     conversations: bool,
 }
@@ -300,11 +300,11 @@ impl<'a> Supervisor<'a> {
     /// Takes the next part of a line, of file number `file`.
     pub fn push(&mut self, file: usize, routed: Routed<'_>) -> Result<(), CorpusError> {
         match routed {
-            Routed::Begin(split, line) => self.current = (split, line),
+            Routed::Begin(split, place) => self.current = (split, place),
             Routed::Text(text) => self.batch.push(Line {
                 side: self.current.0 as usize,
                 file,
-                number: self.current.1,
+                place: self.current.1,
                 text: text.to_owned(),
             }),
             Routed::End if self.batch.len() >= self.batch_limit => self.flush()?,
@@ -324,7 +324,7 @@ impl<'a> Supervisor<'a> {
                 Err(problem) => {
                     let bad = BadInput {
                         file: (self.file_name)(line.file),
-                        line: line.number,
+                        place: line.place,
                         problem,
                     };
                     match self.skip_bad {

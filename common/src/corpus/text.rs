@@ -1,28 +1,33 @@
 //! Reads the documents of one source file as a stream of valid UTF-8: unpacks, checks, cuts lines, takes the text field.
 //!
-//! Memory is one buffer for text files and one line for `.jsonl`, whatever the size of the file. A byte order mark at the
-//! start of a file is left out; nothing else is changed, line ends included.
+//! Memory is one buffer for text files, one line for `.jsonl`, one row or what a table packs together for `formats/`,
+//! whatever the size of the file. A byte order mark at the start of a file is left out; nothing else is changed, line ends
+//! included.
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 
-use super::error::{BadInput, CorpusError, Problem};
+use super::error::{BadInput, CorpusError, Place, Problem};
+use super::formats::{self, Next, RowText, Rows, Wanted, listed};
+use super::limits::{Limited, Limits, MAX_LINE_BYTES};
 use super::objective::SupervisedConfig;
+use super::packing::unpacked;
 use super::source::{Compression, SourceFile, SourceKind};
 
 const BUFFER: usize = 256 << 10;
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// A `.jsonl` line longer than this is refused: it has to be held in memory as a whole.
-pub const MAX_LINE_BYTES: u64 = 1 << 30;
+/// Takes what a file consists of.
+type Sink<'a> = dyn FnMut(Event<'_>) -> Result<(), CorpusError> + 'a;
 
 /// How files are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// The field of a `.jsonl` line that holds the text.
+    /// The column of a table, or the field of a JSON object, that holds the text.
     pub text_field: String,
-    /// Bound on the unpacked bytes of one file: a guard against archives that unpack to more than anybody meant.
+    /// Bound on the unpacked bytes of one file: a guard against files that unpack to more than anybody meant. Without it
+    /// there is still a bound on how many times its size a file may unpack to.
     pub max_file_bytes: Option<u64>,
     /// Take lines whole, as samples of this kind, and refuse what is none.
     pub supervised: Option<SupervisedConfig>,
@@ -31,13 +36,13 @@ pub struct ReadOptions {
 /// What a file consists of. Each document is `Start`, any number of `Text`, `End`.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A document begins; in `.jsonl` at this line, counted from 1.
-    Start(Option<u64>),
+    /// A document begins, at this place of its file.
+    Start(Option<Place>),
     /// More of its text, never empty.
     Text(&'a str),
     /// The document is complete.
     End,
-    /// A line that cannot be used. The file goes on if the receiver does.
+    /// A line or row that cannot be used. The file goes on if the receiver does.
     Bad(BadInput),
 }
 
@@ -50,71 +55,115 @@ pub fn read_documents(
     file: &SourceFile,
     options: &ReadOptions,
     on_read: &dyn Fn(u64),
-    sink: &mut dyn FnMut(Event<'_>) -> Result<(), CorpusError>,
+    sink: &mut Sink<'_>,
 ) -> Result<(), CorpusError> {
-    let raw = File::open(&file.path).map_err(|error| unreadable(file, None, &error))?;
-    let raw = Counted {
+    let opened = File::open(&file.path).and_then(|raw| Ok((raw.metadata()?.len(), raw)));
+    let (bytes, raw) = opened.map_err(|error| bad(file, None, error.into()))?;
+    read_from(file, raw, bytes, options, on_read, sink)
+}
+
+/// The same, for a file whose content is in memory.
+///
+/// # Errors
+/// As of [`read_documents`].
+pub fn read_content(
+    file: &SourceFile,
+    content: &[u8],
+    options: &ReadOptions,
+    sink: &mut Sink<'_>,
+) -> Result<(), CorpusError> {
+    let bytes = content.len() as u64;
+    read_from(file, Cursor::new(content), bytes, options, &|_| (), sink)
+}
+
+fn read_from(
+    file: &SourceFile,
+    raw: impl Read + Seek,
+    bytes: u64,
+    options: &ReadOptions,
+    on_read: &dyn Fn(u64),
+    sink: &mut Sink<'_>,
+) -> Result<(), CorpusError> {
+    let mut raw = Counted {
         inner: raw,
         on_read,
+        left: bytes,
     };
-    let limit = options.max_file_bytes.unwrap_or(u64::MAX);
-    let read: Box<dyn Read + '_> = match file.compression {
-        Compression::None => Box::new(raw),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(
-            BufReader::with_capacity(BUFFER, raw),
-        )),
-        Compression::Zstd => {
-            Box::new(zstd::Decoder::new(raw).map_err(|error| unreadable(file, None, &error))?)
+    let of_file = |problem| bad(file, None, problem);
+    let supervised = options.supervised.is_some();
+    let limits = Limits::of(bytes, options.max_file_bytes);
+    let wanted = match supervised {
+        true => Wanted::Record,
+        false => Wanted::Text(&options.text_field),
+    };
+    let documents = &mut Documents {
+        file,
+        options,
+        limits: Limits::of(bytes, options.max_file_bytes),
+        sink,
+    };
+    match file.kind {
+        SourceKind::Archive => return Err(of_file(Problem::Archive)),
+        SourceKind::Text | SourceKind::Warc if supervised => {
+            return Err(of_file(Problem::NoRecords));
         }
-    };
-    let left = Cell::new(limit);
-    let input = BufReader::with_capacity(
-        BUFFER,
-        Limited {
-            inner: read,
-            left: &left,
-        },
-    );
-    let result = match file.kind {
-        SourceKind::Text if options.supervised.is_some() => Err(CorpusError::BadInput(bad(
-            file,
-            None,
-            Problem::NotJsonLines,
-        ))),
-        SourceKind::Text => read_text(file, input, sink),
-        SourceKind::Jsonl => read_lines(file, options, input, sink),
-    };
-    match result {
-        Err(CorpusError::BadInput(bad)) if left.get() == 0 && bad.line.is_none() => {
-            Err(CorpusError::BadInput(BadInput {
-                problem: Problem::TooLarge(limit),
-                ..bad
-            }))
+        // Its end has to be read first, and what it has inside is packed already.
+        SourceKind::Parquet if file.compression != Compression::None => {
+            return Err(of_file(Problem::Unreadable(
+                "a file of the kind `.parquet` is packed inside; unpack what was packed around it"
+                    .into(),
+            )));
         }
-        result => result,
+        SourceKind::Parquet => {
+            let rows = formats::parquet::open(raw, bytes, wanted, &limits).map_err(of_file)?;
+            return documents.rows(rows);
+        }
+        _ => {}
+    }
+    let contents = match (file.kind, file.compression) {
+        (SourceKind::Arrow, Compression::None) => {
+            formats::arrow::contents(&mut raw, bytes).map_err(of_file)?
+        }
+        _ => None,
+    };
+    let input = unpacked(file.compression, raw).map_err(|error| of_file(error.into()))?;
+    let limited = Limited {
+        inner: input,
+        limits: &limits,
+    };
+    let input = BufReader::with_capacity(BUFFER, limited);
+    let left = Cell::new(0);
+    match file.kind {
+        SourceKind::Jsonl => documents.lines(input),
+        SourceKind::Json => documents.objects(formats::json::Objects::new(input)),
+        SourceKind::Csv => {
+            documents.rows(formats::csv::open(input, b',', wanted, &left).map_err(of_file)?)
+        }
+        SourceKind::Tsv => {
+            documents.rows(formats::csv::open(input, b'\t', wanted, &left).map_err(of_file)?)
+        }
+        SourceKind::Arrow => {
+            documents.rows(formats::arrow::open(input, contents, wanted, &limits).map_err(of_file)?)
+        }
+        SourceKind::Warc => documents.rows(formats::warc::Warc::new(input)),
+        SourceKind::Text | SourceKind::Parquet | SourceKind::Archive => {
+            read_text(file, input, documents.sink)
+        }
     }
 }
 
-fn bad(file: &SourceFile, line: Option<u64>, problem: Problem) -> BadInput {
-    BadInput {
+fn bad(file: &SourceFile, place: Option<Place>, problem: Problem) -> CorpusError {
+    CorpusError::BadInput(BadInput {
         file: file.name.clone(),
-        line,
+        place,
         problem,
-    }
-}
-
-fn unreadable(file: &SourceFile, line: Option<u64>, error: &io::Error) -> CorpusError {
-    let problem = match error.kind() {
-        io::ErrorKind::NotFound => Problem::Missing,
-        _ => Problem::Unreadable(error.to_string()),
-    };
-    CorpusError::BadInput(bad(file, line, problem))
+    })
 }
 
 fn read_text(
     file: &SourceFile,
     mut input: impl Read,
-    sink: &mut dyn FnMut(Event<'_>) -> Result<(), CorpusError>,
+    sink: &mut Sink<'_>,
 ) -> Result<(), CorpusError> {
     let mut buffer = vec![0u8; BUFFER];
     let mut held = 0; // bytes of an incomplete character at the front of the buffer
@@ -123,12 +172,12 @@ fn read_text(
     loop {
         let read = match input.read(&mut buffer[held..]) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            read => read.map_err(|error| unreadable(file, None, &error))?,
+            read => read.map_err(|error| bad(file, None, error.into()))?,
         };
         let bytes = &buffer[..held + read];
         if let Some(at) = bytes[held..].iter().position(|&b| b == 0) {
             let problem = Problem::Binary(offset + (held + at) as u64);
-            return Err(CorpusError::BadInput(bad(file, None, problem)));
+            return Err(bad(file, None, problem));
         }
         let valid = match std::str::from_utf8(bytes) {
             Ok(text) => text,
@@ -137,7 +186,7 @@ fn read_text(
             }
             Err(error) => {
                 let problem = Problem::NotUtf8(offset + error.valid_up_to() as u64);
-                return Err(CorpusError::BadInput(bad(file, None, problem)));
+                return Err(bad(file, None, problem));
             }
         };
         let taken = valid.len();
@@ -160,54 +209,137 @@ fn read_text(
         }
     }
     if !started {
-        return Err(CorpusError::BadInput(bad(file, None, Problem::Empty)));
+        return Err(bad(file, None, Problem::Empty));
     }
     sink(Event::End)
 }
 
-fn read_lines(
-    file: &SourceFile,
-    options: &ReadOptions,
-    mut input: impl BufRead,
-    sink: &mut dyn FnMut(Event<'_>) -> Result<(), CorpusError>,
-) -> Result<(), CorpusError> {
-    let mut line = Vec::new();
-    let mut offset = 0u64;
-    let mut any = false;
-    for number in 1u64.. {
-        line.clear();
-        let read = (&mut input)
-            .take(MAX_LINE_BYTES + 1)
-            .read_until(b'\n', &mut line)
-            .map_err(|error| unreadable(file, None, &error))? as u64;
-        if read == 0 {
-            break;
-        }
-        if read > MAX_LINE_BYTES {
-            let problem = Problem::TooLarge(MAX_LINE_BYTES);
-            return Err(CorpusError::BadInput(bad(file, Some(number), problem)));
-        }
-        let content = match offset {
-            0 => line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&line),
-            _ => &line,
-        };
-        if !content.trim_ascii().is_empty() {
-            any = true;
-            match text_of_line(content, options, offset) {
-                Ok(text) => {
-                    sink(Event::Start(Some(number)))?;
-                    sink(Event::Text(&text))?;
-                    sink(Event::End)?;
-                }
-                Err(problem) => sink(Event::Bad(bad(file, Some(number), problem)))?,
+/// The documents of one file, on their way to whoever takes them.
+struct Documents<'a, 'b> {
+    file: &'a SourceFile,
+    options: &'a ReadOptions,
+    /// For the texts of rows, which may be larger than what was unpacked.
+    limits: Limits,
+    sink: &'a mut Sink<'b>,
+}
+
+impl Documents<'_, '_> {
+    /// Sends one document, or says why it is none.
+    fn send(&mut self, place: Place, text: Result<&str, Problem>) -> Result<(), CorpusError> {
+        match text {
+            Ok(text) => {
+                (self.sink)(Event::Start(Some(place)))?;
+                (self.sink)(Event::Text(text))?;
+                (self.sink)(Event::End)
+            }
+            Err(problem) => {
+                let CorpusError::BadInput(bad) = bad(self.file, Some(place), problem) else {
+                    unreachable!("made as such");
+                };
+                (self.sink)(Event::Bad(bad))
             }
         }
-        offset += read;
     }
-    if !any {
-        return Err(CorpusError::BadInput(bad(file, None, Problem::Empty)));
+
+    fn lines(&mut self, mut input: impl BufRead) -> Result<(), CorpusError> {
+        let mut line = Vec::new();
+        let mut offset = 0u64;
+        let mut any = false;
+        for number in 1u64.. {
+            line.clear();
+            let read = (&mut input)
+                .take(MAX_LINE_BYTES + 1)
+                .read_until(b'\n', &mut line)
+                .map_err(|error| bad(self.file, None, error.into()))? as u64;
+            if read == 0 {
+                break;
+            }
+            let place = Place::Line(number);
+            if read > MAX_LINE_BYTES {
+                let problem = Problem::TooLarge(MAX_LINE_BYTES);
+                return Err(bad(self.file, Some(place), problem));
+            }
+            let content = match offset {
+                0 => line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&line),
+                _ => &line,
+            };
+            if !content.trim_ascii().is_empty() {
+                any = true;
+                let text = text_of_line(content, self.options, offset);
+                self.send(place, text.as_deref().map_err(Clone::clone))?;
+            }
+            offset += read;
+        }
+        self.not_empty(any)
     }
-    Ok(())
+
+    fn objects(
+        &mut self,
+        mut objects: formats::json::Objects<impl BufRead>,
+    ) -> Result<(), CorpusError> {
+        let mut object = Vec::new();
+        for number in 1u64.. {
+            object.clear();
+            let place = Place::Row(number);
+            let found = objects.next(&mut object);
+            match found.map_err(|problem| bad(self.file, Some(place), problem))? {
+                Some(offset) => {
+                    let text = text_of_line(&object, self.options, offset);
+                    self.send(place, text.as_deref().map_err(Clone::clone))?;
+                }
+                None => return self.not_empty(number > 1),
+            }
+        }
+        Ok(())
+    }
+
+    fn rows(&mut self, mut rows: impl Rows) -> Result<(), CorpusError> {
+        let mut text = RowText::default();
+        for number in 1u64.. {
+            let place = match self.file.kind {
+                SourceKind::Warc => Place::Record(number),
+                _ => Place::Row(number),
+            };
+            text.clear();
+            let next = rows.next(&mut text).and_then(|next| {
+                self.limits.take_document(text.as_str().len())?;
+                Ok(next)
+            });
+            match next.map_err(|problem| bad(self.file, Some(place), problem))? {
+                Next::Row => {
+                    let checked = check_row(text.as_str(), self.options);
+                    self.send(place, checked.map(|()| text.as_str()))?;
+                }
+                Next::Bad(problem) => self.send(place, Err(problem))?,
+                Next::End => return self.not_empty(number > 1),
+            }
+        }
+        Ok(())
+    }
+
+    fn not_empty(&self, any: bool) -> Result<(), CorpusError> {
+        match any {
+            true => Ok(()),
+            false => Err(bad(self.file, None, Problem::Empty)),
+        }
+    }
+}
+
+/// What is asked of any text, and of a row that should be a sample.
+fn check_row(text: &str, options: &ReadOptions) -> Result<(), Problem> {
+    if text.is_empty() {
+        return Err(Problem::Empty);
+    }
+    if let Some(at) = text.bytes().position(|b| b == 0) {
+        return Err(Problem::Binary(at as u64));
+    }
+    match &options.supervised {
+        Some(supervised) => match supervised.record(text) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Problem::Record(error.to_string())),
+        },
+        None => Ok(()),
+    }
 }
 
 fn text_of_line(line: &[u8], options: &ReadOptions, offset: u64) -> Result<String, Problem> {
@@ -233,58 +365,49 @@ fn text_of_line(line: &[u8], options: &ReadOptions, offset: u64) -> Result<Strin
         Some(_) => Err(Problem::NotAString(field.clone())),
         None => Err(Problem::NoField {
             field: field.clone(),
-            present: present_fields(&object),
+            present: listed(
+                object
+                    .keys()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .into_iter(),
+            ),
         }),
     }
 }
 
-fn present_fields(object: &serde_json::Map<String, serde_json::Value>) -> String {
-    const SHOWN: usize = 8;
-    if object.is_empty() {
-        return "none".to_string();
-    }
-    let mut names: Vec<String> = object
-        .keys()
-        .take(SHOWN)
-        .map(|name| format!("`{name}`"))
-        .collect();
-    if object.len() > SHOWN {
-        names.push(format!("and {} more", object.len() - SHOWN));
-    }
-    names.join(", ")
-}
-
-/// Tells how many bytes pass.
+/// Tells how many bytes pass, once each; those that are passed over count at the end.
 struct Counted<'a, R> {
     inner: R,
     on_read: &'a dyn Fn(u64),
+    left: u64,
+}
+
+impl<R> Counted<'_, R> {
+    fn count(&mut self, read: u64) {
+        let new = read.min(self.left);
+        self.left -= new;
+        (self.on_read)(new);
+    }
+}
+
+impl<R> Drop for Counted<'_, R> {
+    fn drop(&mut self) {
+        self.count(self.left);
+    }
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        (self.on_read)(read as u64);
+        self.count(read as u64);
         Ok(read)
     }
 }
 
-/// Fails once more than `left` bytes have passed, and leaves 0 there.
-struct Limited<'a, R> {
-    inner: R,
-    left: &'a Cell<u64>,
-}
-
-impl<R: Read> Read for Limited<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        match self.left.get().checked_sub(read as u64) {
-            Some(left) => self.left.set(left),
-            None => {
-                self.left.set(0);
-                return Err(io::Error::other("over the size limit"));
-            }
-        }
-        Ok(read)
+impl<R: Seek> Seek for Counted<'_, R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
     }
 }
 

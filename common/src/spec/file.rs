@@ -85,7 +85,7 @@ pub struct CorpusTable {
     /// Files, directories and globs; one string or a list. `coordinator:PATH` lies on the coordinator's machine.
     #[serde(deserialize_with = "one_or_many")]
     pub paths: Option<Vec<String>>,
-    /// The field of a JSON line that holds the text. Default `text`.
+    /// The field of a JSON object, or the column of a table, that holds the text. Default `text`.
     pub text_field: Option<String>,
     /// Share of the text that is held out, in (0, 1). Default 0.1.
     pub validation: Option<f64>,
