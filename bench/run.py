@@ -13,6 +13,7 @@
     python3 bench/run.py page              a run of a million steps with 64 workers, looked at
     python3 bench/run.py watching          what a run pays for being watched
     python3 bench/run.py tls               what encryption costs between three hosts, in network namespaces
+    python3 bench/run.py tokenize BOOKS    text to tokens on one and two workers, beside Hugging Face's datasets and tokenizers
     python3 bench/run.py table             BENCHMARKS.md from the results
     python3 bench/run.py smoke             the smallest run of each that needs neither a GPU nor a browser
 
@@ -306,6 +307,14 @@ def tls(args):
     save(args, "tls", [script(args, "hosts.py", *options)])
 
 
+def tokenize(args):
+    path = Path(args.text)
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    options = ["--rounds", 1, "--vocab-size", 300] if args.quick else ["--rounds", args.rounds, "--copies", 4]
+    python = ["--python", args.python] if args.python else []
+    save(args, "tokenize", [script(args, "tokenize.py", *options, *python, *files)])
+
+
 def ratios(above, below):
     return [a / b for a, b in zip(above, below)]
 
@@ -375,6 +384,15 @@ def table(_args):
     if rows := section("dedup", "Preparing a corpus", "dedup TEXT"):
         body = [[r["what"], f"{r['documents']:,}", f"{median(r['mb_per_s']):.1f}"] for r in rows]
         lines([f"{rows[0]['megabytes']:.0f} MB of text, tokenizer and baselines included", "documents left", "MB/s"], body)
+    if rows := section("tokenize", "Text to tokens", "tokenize BOOKS"):
+        speeds = rows[0]["speeds"]
+        body = []
+        for count in ("1", "2"):
+            ours, theirs = speeds[f"ours {count}"], speeds.get(f"theirs {count}", [])
+            compared = [f"{median(theirs):.1f}", f"**{median(ratios(ours, theirs)):.1f}**"] if theirs else ["", ""]
+            body.append([count, f"{median(ours):.1f}", *compared])
+        head = ["workers, or processes, of one thread", "`corpus prepare`, MB/s", "datasets and tokenizers, MB/s", "ratio"]
+        lines(head, body)
     if rows := section("page", "Looking at a long run", "page"):
         row = rows[0]
         figures = {"all answers of the page's first requests": "{}_s", "the page's charts drawn in a browser": "page_{}_s"}
@@ -403,12 +421,12 @@ def exchange_table(rows, lines):
 
 
 def smoke(args):
-    for command in [engine, lanes, workers, overhead, exchange, text, preset, dedup]:
+    for command in [engine, lanes, workers, overhead, exchange, text, preset, dedup, tokenize]:
         command(args)
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, tokenize, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")
@@ -423,7 +441,7 @@ def main():
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
         args.text = args.text or text_for_runs()
-    if args.command in ("text", "preset", "dedup") and not args.text:
+    if args.command in ("text", "preset", "dedup", "tokenize") and not args.text:
         parser.error(f"{args.command} needs a text file")
     next(c for c in commands if c.__name__ == args.command)(args)
 
