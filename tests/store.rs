@@ -76,14 +76,32 @@ fn text_in_a_store_gives_the_same_corpus_as_on_disk() {
     // What was fetched before is not fetched again.
     s3.mood(Mood::Well);
     s3.asked();
-    prepared(&scene, &format!("s3://bucket/books/*.txt --coordinator {url}"));
+    prepared(
+        &scene,
+        &format!("s3://bucket/books/*.txt --coordinator {url}"),
+    );
     let asked = s3.asked();
-    assert!(!asked.iter().any(|asked| asked.starts_with("GET bucket/books/")), "{asked:?}");
-    let missing = scene.fails(&format!("corpus prepare s3://bucket/nothing/ --coordinator {url}"));
-    assert!(missing.contains("there is no `s3://bucket/nothing/`"), "{missing}");
+    assert!(
+        !asked
+            .iter()
+            .any(|asked| asked.starts_with("GET bucket/books/")),
+        "{asked:?}"
+    );
+    let missing = scene.fails(&format!(
+        "corpus prepare s3://bucket/nothing/ --coordinator {url}"
+    ));
+    assert!(
+        missing.contains("there is no `s3://bucket/nothing/`"),
+        "{missing}"
+    );
     s3.mood(Mood::Away);
-    let away = scene.fails(&format!("corpus prepare s3://bucket/books/ --coordinator {url}"));
-    assert!(away.contains("503 Service Unavailable") && !away.contains(SECRET), "{away}");
+    let away = scene.fails(&format!(
+        "corpus prepare s3://bucket/books/ --coordinator {url}"
+    ));
+    assert!(
+        away.contains("503 Service Unavailable") && !away.contains(SECRET),
+        "{away}"
+    );
 }
 
 #[test]
@@ -94,7 +112,9 @@ fn a_dataset_of_the_hub_is_fetched_once() {
         ("data/b.txt", words(2, 4000)),
     ];
     let dataset = Model {
-        files: files.map(|(name, text)| (name.into(), text.into_bytes())).into(),
+        files: files
+            .map(|(name, text)| (name.into(), text.into_bytes()))
+            .into(),
         token: Some("hf_secret".into()),
     };
     let hub = Hub::serve([("ada/books", dataset)]);
@@ -107,18 +127,26 @@ fn a_dataset_of_the_hub_is_fetched_once() {
         scene.environment.push((name.into(), value));
     }
     let (_coordinator, url) = scene.coordinator("");
-    let all = prepared(&scene, &format!("hf://datasets/ada/books --coordinator {url}"));
+    let all = prepared(
+        &scene,
+        &format!("hf://datasets/ada/books --coordinator {url}"),
+    );
     scene.write("a.txt", &words(1, 4000));
     scene.write("b.txt", &words(2, 4000));
     let local = prepared(&scene, &format!("a.txt b.txt --coordinator {url}"));
     assert_eq!(all["fingerprint"], local["fingerprint"]);
     hub.asked();
-    let one = prepared(&scene, &format!("hf://datasets/ada/books/data/a.txt --coordinator {url}"));
+    let one = prepared(
+        &scene,
+        &format!("hf://datasets/ada/books/data/a.txt --coordinator {url}"),
+    );
     assert_ne!(one["fingerprint"], all["fingerprint"]);
     let asked = hub.asked();
     let whole = asked.iter().filter(|path| path.contains("/data/b.txt"));
     assert_eq!(whole.count(), 0, "{asked:?}");
-    let nobody = scene.fails(&format!("corpus prepare hf://datasets/ada/none --coordinator {url}"));
+    let nobody = scene.fails(&format!(
+        "corpus prepare hf://datasets/ada/none --coordinator {url}"
+    ));
     assert!(nobody.contains("`hf://datasets/ada/none`"), "{nobody}");
 }
 
@@ -158,7 +186,8 @@ fn everything_is_killed_and_an_empty_home_goes_on_to_the_same_bits() {
         let stored = run(&second, &url, "cut");
         let of = |list: &Value| -> Vec<Value> {
             let list = list.as_array().expect("a list").iter();
-            list.map(|item| item.get("step").unwrap_or(item).clone()).collect()
+            list.map(|item| item.get("step").unwrap_or(item).clone())
+                .collect()
         };
         of(&stored["stored"]["steps"]) == of(&stored["checkpoints"])
     });
@@ -178,7 +207,10 @@ fn training_goes_on_while_the_store_is_away() {
     let line = format!("{TRAIN} --coordinator {url} --name alone");
     let events = scene.events(&line);
     assert_eq!(finished(&events)["step"], 12);
-    assert_eq!(run(&scene, &url, "alone")["stored"]["steps"], serde_json::json!([]));
+    assert_eq!(
+        run(&scene, &url, "alone")["stored"]["steps"],
+        serde_json::json!([])
+    );
     // It is back, and gets what it missed before the coordinator ends.
     s3.mood(Mood::Well);
     signal::send(coordinator.pid(), Signal::Terminate);
@@ -186,7 +218,10 @@ fn training_goes_on_while_the_store_is_away() {
     let printed = coordinator.printed();
     assert!(!printed.contains(SECRET), "{printed}");
     let names = s3.names().join("\n");
-    assert!(names.contains("runs/alone/checkpoints/step-00000012.json"), "{names}\n{printed}");
+    assert!(
+        names.contains("runs/alone/checkpoints/step-00000012.json"),
+        "{names}\n{printed}"
+    );
 }
 
 /// An address of this machine that is not its loopback's, if it has one.
@@ -207,23 +242,34 @@ fn workers_elsewhere_read_shards_from_the_store() {
     let s3 = S3::serve();
     let scene = scene(&s3);
     let (_coordinator, url) = scene.coordinator_at(address, &format!("{STORE} --insecure open"));
-    prepared(&scene, &format!("text.txt --spec spec.toml --coordinator {url}"));
+    prepared(
+        &scene,
+        &format!("text.txt --spec spec.toml --coordinator {url}"),
+    );
     eventually("the corpus in the store", || {
-        s3.names().iter().any(|name| name.contains("/corpora/") && name.ends_with("manifest.json"))
+        s3.names()
+            .iter()
+            .any(|name| name.contains("/corpora/") && name.ends_with("manifest.json"))
     });
     s3.asked();
-    let mut worker = scene.start(&format!("worker --coordinator {url} --threads 1 --home cache --exchange-listen none"));
+    let mut worker = scene.start(&format!(
+        "worker --coordinator {url} --threads 1 --home cache --exchange-listen none"
+    ));
     let line = format!("{TRAIN} --coordinator {url}");
     let last = scene.finished(&format!("{line} --name near"));
     let shards = |s3: &S3| {
         let asked = s3.asked().into_iter();
-        asked.filter(|asked| asked.starts_with("GET") && asked.ends_with(".shard")).count()
+        asked
+            .filter(|asked| asked.starts_with("GET") && asked.ends_with(".shard"))
+            .count()
     };
     assert!(shards(&s3) > 0);
     // Without it the coordinator gives them, and the run is the same.
     worker.kill();
     s3.mood(Mood::Away);
-    let _other = scene.start(&format!("worker --coordinator {url} --threads 1 --home other --exchange-listen none"));
+    let _other = scene.start(&format!(
+        "worker --coordinator {url} --threads 1 --home other --exchange-listen none"
+    ));
     let again = scene.finished(&format!("{line} --new --name far"));
     assert_eq!(again["state_hash"], last["state_hash"]);
 }
@@ -249,4 +295,24 @@ fn a_run_that_was_taken_over_is_not_written_any_more() {
     let error = text(found["error"].as_str().expect("a reason").as_bytes());
     assert!(error.contains("belongs to another coordinator"), "{error}");
     back.kill();
+}
+
+/// The same with a server of somebody else's, where python3 has it.
+#[test]
+fn an_s3_server_from_elsewhere_agrees() {
+    let python = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("python3");
+        command.args(arguments).output()
+    };
+    if !python(&["-c", "import moto.server, boto3"]).is_ok_and(|done| done.status.success()) {
+        println!("skipped: python3 has no moto (pip install 'moto[server]')");
+        return;
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/store.py");
+    let done = python(&[script, env!("CARGO_BIN_EXE_cohort")]).expect("python3 runs");
+    let (out, err) = (text(&done.stdout), text(&done.stderr));
+    assert!(done.status.success(), "{out}{err}");
+    let report: Value = serde_json::from_str(&out).expect("a report");
+    assert_eq!(report["same_bits"], true, "{report}");
+    assert!(report["faults"].as_u64() > Some(0), "{report}");
 }

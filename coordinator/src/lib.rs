@@ -217,7 +217,10 @@ async fn open_remote(url: &str, home: &Home, store: &StoreHandle) -> Result<Remo
     let (remote, reached) = Remote::open(url, home).await?;
     if reached && let Err(error) = remote::take_in(&remote, store).await {
         let error = status::chain(&error);
-        tracing::warn!(error, "cannot see which runs the store has; it is tried again");
+        tracing::warn!(
+            error,
+            "cannot see which runs the store has; it is tried again"
+        );
     }
     Ok(remote)
 }

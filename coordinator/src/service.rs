@@ -142,7 +142,8 @@ impl Client for ClientService {
         let doomed = doomed.await?;
         if let Some(remote) = self.cluster.remote() {
             let removed = remote.remove_corpus(&doomed).await;
-            removed.map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
+            removed
+                .map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
         }
         let directory = self.cluster.home().corpora();
         reply(&blocking(move || corpora::remove(&directory, &doomed)).await?)
@@ -207,7 +208,8 @@ impl Client for ClientService {
         }
         if let Some(remote) = self.cluster.remote().filter(|_| !dry_run) {
             let removed = remote.remove_run(&name).await;
-            removed.map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
+            removed
+                .map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
         }
         let directory = self.cluster.home().run(&name);
         let removed = blocking(move || {

@@ -53,7 +53,8 @@ impl Bucket {
             Location::File(path) => Self::of_directory(path),
             Location::Web(_) | Location::Hub(_) => Err(ObjectError::Setup {
                 url: location.to_string(),
-                reason: "it is no object store; those begin with `s3://`, `gs://` or `az://`".into(),
+                reason: "it is no object store; those begin with `s3://`, `gs://` or `az://`"
+                    .into(),
             }),
         }
     }
@@ -210,7 +211,8 @@ impl Bucket {
         match self.store.put_opts(&key, content.into(), mode).await {
             Ok(_) => Ok(true),
             Err(
-                object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. },
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
             ) => Ok(false),
             Err(error) => match self.failed(name)(error) {
                 // Some servers do not know the condition; asking first is the next best.
@@ -242,8 +244,12 @@ impl Bucket {
     }
 
     /// Copies a file of this machine to an object. See [`super::put`].
-    pub async fn put(&self, name: &str, file: std::fs::File, expected: &[u8; 32]) -> Result<(), ObjectError> {
+    pub async fn put(
+        &self,
+        name: &str,
+        file: std::fs::File,
+        expected: &[u8; 32],
+    ) -> Result<(), ObjectError> {
         crate::put::put(self, name, file, expected).await
     }
-
 }

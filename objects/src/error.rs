@@ -20,7 +20,9 @@ pub enum ObjectError {
     #[error(transparent)]
     Location(#[from] LocationError),
     /// The environment does not say how to use the store.
-    #[error("cannot use `{url}`: {reason}; look at the variables of the coordinator's environment (docs/storage.md)")]
+    #[error(
+        "cannot use `{url}`: {reason}; look at the variables of the coordinator's environment (docs/storage.md)"
+    )]
     Setup {
         /// What was named.
         url: String,
@@ -338,8 +340,15 @@ mod tests {
             generic("no region at https://h/b?sig=secret for this"),
         );
         assert!(!setup.is_transient());
-        assert!(setup.to_string().contains("no region at https://h/b for this"));
+        assert!(
+            setup
+                .to_string()
+                .contains("no region at https://h/b for this")
+        );
         let gone = ObjectError::of_status("https://h/x", StatusCode::NOT_FOUND, String::new());
-        assert_eq!(gone.to_string(), "there is no `https://h/x`; check the name");
+        assert_eq!(
+            gone.to_string(),
+            "there is no `https://h/x`; check the name"
+        );
     }
 }

@@ -238,7 +238,9 @@ impl Download {
                 }
                 None => break,
             };
-            file.write_all(&piece).await.map_err(|e| self.full(part, e))?;
+            file.write_all(&piece)
+                .await
+                .map_err(|e| self.full(part, e))?;
             *have += piece.len() as u64;
             if self.bytes.is_some_and(|bytes| *have > bytes) {
                 return Err(ObjectError::Changed {

@@ -27,7 +27,9 @@ impl Reach {
                 Some("it is of the link alone, where clouds give out a machine's credentials")
             }
             Self::Network if address.is_loopback() => Some("it is the coordinator's own machine"),
-            _ if address.is_unspecified() || address.is_multicast() => Some("it is nobody's address"),
+            _ if address.is_unspecified() || address.is_multicast() => {
+                Some("it is nobody's address")
+            }
             _ => None,
         }
     }

@@ -381,7 +381,10 @@ mod tests {
             ("s3a://books", "s3://books/"),
             ("gs://books//x.txt", "gs://books/x.txt"),
             ("abfss://books/x", "az://books/x"),
-            ("hf://datasets/a/b@v1/x/*.txt", "hf://datasets/a/b@v1/x/*.txt"),
+            (
+                "hf://datasets/a/b@v1/x/*.txt",
+                "hf://datasets/a/b@v1/x/*.txt",
+            ),
             ("hf://datasets/a/b", "hf://datasets/a/b"),
             (
                 "https://Host/a%20b.txt?X-Amz-Signature=secret#x",
@@ -396,8 +399,18 @@ mod tests {
     #[test]
     fn what_could_lead_elsewhere_is_refused() {
         assert!(message("ftp://x/y").starts_with("`ftp://` is no place"));
-        for bucket in ["s3://", "s3://a", "s3://../x", "s3://a%2fb/x", "s3://a..b/x", "s3://a:1/x"] {
-            assert!(message(bucket).contains("is no name of a bucket"), "{bucket}");
+        for bucket in [
+            "s3://",
+            "s3://a",
+            "s3://../x",
+            "s3://a%2fb/x",
+            "s3://a..b/x",
+            "s3://a:1/x",
+        ] {
+            assert!(
+                message(bucket).contains("is no name of a bucket"),
+                "{bucket}"
+            );
         }
         assert_eq!(
             Location::parse("abfss://c@account.example.net/x"),
@@ -428,8 +441,16 @@ mod tests {
         assert!(!takes("a", "ab.txt") && !takes("a/", "a/_SUCCESS") && !takes("a", "a/.x/y"));
         assert!(takes("a/*.txt", "a/b.txt") && !takes("a/*.txt", "a/b/c.txt"));
         assert!(takes("a/**/*.txt", "a/b/c.txt") && takes("**/*.txt", "c.txt"));
-        assert!(!Selection::of("a/").unwrap().names("a/x") && Selection::of("a/*").unwrap().names("a/x"));
-        for (key, prefix) in [("a/b*/c", "a/"), ("*.txt", ""), ("a/b/", "a/b/"), ("a/b", "a/b")] {
+        assert!(
+            !Selection::of("a/").unwrap().names("a/x")
+                && Selection::of("a/*").unwrap().names("a/x")
+        );
+        for (key, prefix) in [
+            ("a/b*/c", "a/"),
+            ("*.txt", ""),
+            ("a/b/", "a/b/"),
+            ("a/b", "a/b"),
+        ] {
             assert_eq!(Selection::of(key).unwrap().prefix(), prefix);
         }
         assert!(matches!(

@@ -64,7 +64,10 @@ async fn send(
         done.map_err(bucket.failed(name))
     };
     loop {
-        let part = reader.next().await.map_err(ObjectError::disk(name.as_ref()))?;
+        let part = reader
+            .next()
+            .await
+            .map_err(ObjectError::disk(name.as_ref()))?;
         if part.is_empty() {
             break;
         }

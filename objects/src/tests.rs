@@ -12,8 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 
-use crate::web::{Patience, Web};
 use super::{Bucket, Download, Fetched, Location, ObjectError, Reach, Source, WebFile};
+use crate::web::{Patience, Web};
 
 /// What a server does with its next request.
 #[derive(Clone, Debug)]
@@ -120,7 +120,9 @@ async fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> 
     };
     match &next {
         Some(Next::Status(status)) => {
-            let head = format!("HTTP/1.1 {status} X\r\nx-error-message: busy\r\ncontent-length: 0\r\n\r\n");
+            let head = format!(
+                "HTTP/1.1 {status} X\r\nx-error-message: busy\r\ncontent-length: 0\r\n\r\n"
+            );
             return stream.write_all(head.as_bytes()).await;
         }
         Some(Next::Redirect(to)) => {
@@ -172,7 +174,9 @@ async fn a_download_that_breaks_goes_on_where_it_ended() {
         Next::Stall(2000),
     ];
     let server = Server::start(&content, faults).await;
-    let fetched = fetch(server.file(web(Reach::ThisMachine)), &part).await.unwrap();
+    let fetched = fetch(server.file(web(Reach::ThisMachine)), &part)
+        .await
+        .unwrap();
     assert_eq!(fetched.bytes, content.len() as u64);
     assert_eq!(fetched.hash, *blake3::hash(&content).as_bytes());
     assert_eq!(std::fs::read(&part).unwrap(), content);
@@ -187,13 +191,17 @@ async fn what_an_earlier_process_left_is_not_fetched_again() {
     let content = content();
     std::fs::write(&part, &content[..7000]).unwrap();
     let server = Server::start(&content, []).await;
-    fetch(server.file(web(Reach::ThisMachine)), &part).await.unwrap();
+    fetch(server.file(web(Reach::ThisMachine)), &part)
+        .await
+        .unwrap();
     assert_eq!(std::fs::read(&part).unwrap(), content);
     assert_eq!(server.ranges(), ["", "bytes=7000-"]);
     // A server that gives no parts begins anew.
     std::fs::write(&part, vec![0; 7000]).unwrap();
     let server = Server::start(&content, [Next::Whole, Next::Whole]).await;
-    fetch(server.file(web(Reach::ThisMachine)), &part).await.unwrap();
+    fetch(server.file(web(Reach::ThisMachine)), &part)
+        .await
+        .unwrap();
     assert_eq!(std::fs::read(&part).unwrap(), content);
 }
 
@@ -202,7 +210,9 @@ async fn a_file_that_changes_meanwhile_is_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let part = directory.path().join("x.part");
     let server = Server::start(&content(), [Next::Cut(1000)]).await;
-    let download = Download::find(server.file(web(Reach::ThisMachine))).await.unwrap();
+    let download = Download::find(server.file(web(Reach::ThisMachine)))
+        .await
+        .unwrap();
     let key = download.key().unwrap();
     server.state.lock().unwrap().tag = "\"2\"";
     let error = download.to_file(&part, &|_| {}).await.unwrap_err();
@@ -210,7 +220,9 @@ async fn a_file_that_changes_meanwhile_is_noticed() {
         error.to_string(),
         "`http://host/a.txt` changed while it was read; try again when it rests"
     );
-    let again = Download::find(server.file(web(Reach::ThisMachine))).await.unwrap();
+    let again = Download::find(server.file(web(Reach::ThisMachine)))
+        .await
+        .unwrap();
     assert_ne!(again.key().unwrap(), key);
 }
 
@@ -233,7 +245,9 @@ async fn nobody_is_sent_where_he_may_not_go() {
     let directory = tempfile::tempdir().unwrap();
     let part = directory.path().join("x.part");
     let server = Server::start(b"x", []).await;
-    let error = fetch(server.file(web(Reach::Network)), &part).await.unwrap_err();
+    let error = fetch(server.file(web(Reach::Network)), &part)
+        .await
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "`http://host/a.txt` is not fetched: `127.0.0.1` leads to 127.0.0.1, which is not called for others: it is the \
@@ -243,8 +257,13 @@ async fn nobody_is_sent_where_he_may_not_go() {
     // Nor by a redirect.
     let away = Next::Redirect("http://169.254.169.254/latest/meta-data".into());
     let server = Server::start(b"x", [away]).await;
-    let error = fetch(server.file(web(Reach::ThisMachine)), &part).await.unwrap_err();
-    assert!(error.to_string().contains("leads to 169.254.169.254"), "{error}");
+    let error = fetch(server.file(web(Reach::ThisMachine)), &part)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("leads to 169.254.169.254"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -257,7 +276,8 @@ async fn a_token_goes_to_nobody_else() {
     let Source::Web(mut file) = server.file(web(Reach::ThisMachine)) else {
         panic!("a file of the web");
     };
-    file.headers.insert(AUTHORIZATION, "Bearer secret".parse().unwrap());
+    file.headers
+        .insert(AUTHORIZATION, "Bearer secret".parse().unwrap());
     let part = directory.path().join("x.part");
     fetch(Source::Web(file), &part).await.unwrap();
     let authorization = |server: &Server| server.state.lock().unwrap().authorization.clone();
@@ -278,14 +298,22 @@ async fn objects_are_written_listed_read_and_deleted() {
     assert_eq!(names("").await, ["x/1", "x/2", "xy"]);
     assert_eq!(names("x/").await, ["x/1", "x/2"]);
     assert_eq!(bucket.read("x/1", 3).await.unwrap(), "x/1");
-    assert!(matches!(bucket.read("x/1", 2).await, Err(ObjectError::Large { .. })));
+    assert!(matches!(
+        bucket.read("x/1", 2).await,
+        Err(ObjectError::Large { .. })
+    ));
     assert!(!bucket.create("x/1", b"other".to_vec()).await.unwrap());
     assert!(bucket.create("x/3", b"new".to_vec()).await.unwrap());
     bucket.delete("x/1").await.unwrap();
     bucket.delete("x/1").await.unwrap();
     assert_eq!(bucket.head("x/1").await.unwrap(), None);
     let missing = bucket.read("x/1", 9).await.unwrap_err();
-    assert!(missing.is_missing() && missing.to_string().starts_with("there is no `memory://a/x/1`"));
+    assert!(
+        missing.is_missing()
+            && missing
+                .to_string()
+                .starts_with("there is no `memory://a/x/1`")
+    );
 }
 
 #[tokio::test]
@@ -324,6 +352,8 @@ async fn a_directory_stands_in_for_a_store() {
     // The object that was listed is not there any more.
     bucket.write("a/b.txt", b"other".to_vec()).await.unwrap();
     std::fs::remove_file(&part).unwrap();
-    let error = fetch(Source::Object(bucket, meta), &part).await.unwrap_err();
+    let error = fetch(Source::Object(bucket, meta), &part)
+        .await
+        .unwrap_err();
     assert!(matches!(error, ObjectError::Changed { .. }), "{error}");
 }

@@ -10,11 +10,11 @@ use cohort_common::corpus::{
     prepare, prepared, samples, windows,
 };
 use cohort_common::home::Home;
-use cohort_objects::{Location, is_location};
 use cohort_common::spec::{
     CorpusFacts, CorpusSize, FinetuneBase, Plan, Preset, RunKind, RunSpec, SpecMeant, SpecSource,
     Speed, TokenizerChoice, human_bytes, human_count, human_flops, worker_counts,
 };
+use cohort_objects::{Location, is_location};
 use cohort_worker::engine::DeviceChoice;
 
 use crate::cli::PlanArgs;

@@ -114,10 +114,6 @@ impl S3 {
         self.lock().objects.keys().cloned().collect()
     }
 
-    pub fn get(&self, path: &str) -> Option<Vec<u8>> {
-        self.lock().objects.get(path).cloned()
-    }
-
     pub fn mood(&self, mood: Mood) {
         self.lock().mood = mood;
     }
@@ -157,7 +153,9 @@ fn read(stream: &TcpStream) -> std::io::Result<Request> {
         let Some((name, value)) = line.trim().split_once(": ") else {
             break;
         };
-        request.headers.insert(name.to_ascii_lowercase(), value.into());
+        request
+            .headers
+            .insert(name.to_ascii_lowercase(), value.into());
     }
     let length = request.headers.get("content-length");
     let length: u64 = length.map_or(0, |length| length.parse().expect("a number"));
@@ -187,7 +185,9 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let request = read(&stream)?;
     let (answer, fault) = {
         let mut state = state.lock().expect("no panic in the server");
-        state.log.push(format!("{} {}", request.method, request.path));
+        state
+            .log
+            .push(format!("{} {}", request.method, request.path));
         let fault = state.fault();
         match fault {
             // An upload that is cut off leaves nothing.
@@ -232,7 +232,10 @@ fn plain(status: &'static str, body: impl Into<Vec<u8>>) -> Answer {
 }
 
 fn error(status: &'static str, code: &str) -> Answer {
-    plain(status, format!("<Error><Code>{code}</Code><Message>as the test says</Message></Error>"))
+    plain(
+        status,
+        format!("<Error><Code>{code}</Code><Message>as the test says</Message></Error>"),
+    )
 }
 
 fn tag(content: &[u8]) -> String {
@@ -305,34 +308,51 @@ impl State {
             return error("404 Not Found", "NoSuchKey");
         };
         let tag = tag(content);
-        if request.headers.get("if-match").is_some_and(|wanted| *wanted != tag) {
+        if request
+            .headers
+            .get("if-match")
+            .is_some_and(|wanted| *wanted != tag)
+        {
             return error("412 Precondition Failed", "PreconditionFailed");
         }
         let range = request.headers.get("range");
         let range = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
         let (from, to) = range.unwrap_or(("0", ""));
         let from: usize = from.parse().expect("a number");
-        let to = to.parse().map_or(content.len(), |to: usize| (to + 1).min(content.len()));
+        let to = to
+            .parse()
+            .map_or(content.len(), |to: usize| (to + 1).min(content.len()));
         let mut headers = vec![
             ("etag", tag),
             ("last-modified", "Thu, 01 Jan 2026 00:00:00 GMT".into()),
         ];
         if range.is_some() {
-            headers.push(("content-range", format!("bytes {from}-{}/{}", to - 1, content.len())));
+            headers.push((
+                "content-range",
+                format!("bytes {from}-{}/{}", to - 1, content.len()),
+            ));
         }
         Answer {
-            status: if range.is_some() { "206 Partial Content" } else { "200 OK" },
+            status: if range.is_some() {
+                "206 Partial Content"
+            } else {
+                "200 OK"
+            },
             headers,
             body: content[from..to].to_vec(),
         }
     }
 
     fn put(&mut self, request: &Request) -> Answer {
-        let new = request.headers.get("if-none-match").is_some_and(|any| any == "*");
+        let new = request
+            .headers
+            .get("if-none-match")
+            .is_some_and(|any| any == "*");
         if new && self.objects.contains_key(&request.path) {
             return error("412 Precondition Failed", "PreconditionFailed");
         }
-        self.objects.insert(request.path.clone(), request.body.clone());
+        self.objects
+            .insert(request.path.clone(), request.body.clone());
         tagged(&request.body)
     }
 

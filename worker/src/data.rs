@@ -189,7 +189,9 @@ impl CachedShards {
         if self.client.runtime.block_on(found) {
             match verify_file(&part, entry) {
                 Ok(()) => return publish(&part, path),
-                Err(error) => tracing::warn!(%error, "the store gave another shard; the coordinator is asked for it"),
+                Err(error) => {
+                    tracing::warn!(%error, "the store gave another shard; the coordinator is asked for it")
+                }
             }
         }
         let fetched = self.client.runtime.block_on(async {

@@ -52,7 +52,9 @@ impl Elsewhere {
         }
         // One of an earlier version does not know the question, and that is no reason to ask it every time.
         let place = client.shard_place(shard.clone()).await;
-        let url = place.map(|place| place.into_inner().url).unwrap_or_default();
+        let url = place
+            .map(|place| place.into_inner().url)
+            .unwrap_or_default();
         let Some(file) = WebFile::signed(self.web.clone(), &url) else {
             self.rest();
             return false;

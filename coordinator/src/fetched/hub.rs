@@ -80,7 +80,9 @@ impl Hub {
         }
         // Without either, `hf-hub` has no place for its cache, and panics.
         if given("HF_HOME").is_none() && std::env::home_dir().is_none() {
-            return Err(setup("there is no home directory for the hub's cache; set HF_HOME"));
+            return Err(setup(
+                "there is no home directory for the hub's cache; set HF_HOME",
+            ));
         }
         let endpoint = given("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
         let endpoint = Url::parse(&format!("{}/", endpoint.trim_end_matches('/')));
@@ -136,7 +138,10 @@ impl Hub {
             .map_err(|error| nonsense(format!("with what cannot be understood: {error}")))?;
         match is_plain_name(&info.sha) {
             true => Ok(info),
-            false => Err(nonsense(format!("with a commit `{}` that is none", info.sha))),
+            false => Err(nonsense(format!(
+                "with a commit `{}` that is none",
+                info.sha
+            ))),
         }
     }
 

@@ -72,9 +72,7 @@ async fn objects(url: &BucketUrl) -> Result<Vec<Named>, ObjectError> {
     let listed = bucket.list(&prefix).await?;
     let taken = listed.into_iter().filter(|meta| {
         let name = meta.name.as_str();
-        meta.bytes > 0
-            && selection.takes(name)
-            && (selection.names(name) || is_text_name(name))
+        meta.bytes > 0 && selection.takes(name) && (selection.names(name) || is_text_name(name))
     });
     Ok(taken
         .map(|meta| named(url, Source::Object(bucket.clone(), meta)))
@@ -97,7 +95,8 @@ fn page(url: &Url, reach: Reach) -> Result<Named, ObjectError> {
     if url.path().contains(['*', '[']) {
         return Err(ObjectError::Setup {
             url: shown(url),
-            reason: "servers of the web cannot be asked for all files of a pattern; name each file".into(),
+            reason: "servers of the web cannot be asked for all files of a pattern; name each file"
+                .into(),
         });
     }
     let file = WebFile::of(Web::new(reach, true), url.clone());

@@ -17,10 +17,10 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use cohort_common::checkpoint::hex;
@@ -100,7 +100,11 @@ pub async fn bring(
     Ok(files.into_iter().flatten().collect())
 }
 
-async fn bring_one(home: &Home, named: Named, count: &AtomicU64) -> Result<SourceFile, ObjectError> {
+async fn bring_one(
+    home: &Home,
+    named: Named,
+    count: &AtomicU64,
+) -> Result<SourceFile, ObjectError> {
     let source = match named.found {
         Found::Here(path) => return Ok(SourceFile::new(named.name, path)),
         Found::There(source) => source,

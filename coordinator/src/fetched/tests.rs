@@ -39,35 +39,64 @@ async fn files_come_in_order_and_only_once() {
     let scene = Scene::new();
     let names: Vec<String> = (0..9).map(|i| format!("{i}.txt")).collect();
     for name in &names {
-        scene.bucket.write(name, format!("text of {name}").into()).await.unwrap();
+        scene
+            .bucket
+            .write(name, format!("text of {name}").into())
+            .await
+            .unwrap();
     }
     let told = Mutex::new(Progress { done: 0, total: 0 });
     let tell = |progress| *told.lock().unwrap() = progress;
-    let brought = bring(&scene.home, scene.named().await, &tell).await.unwrap();
+    let brought = bring(&scene.home, scene.named().await, &tell)
+        .await
+        .unwrap();
     for (name, file) in names.iter().zip(&brought) {
         assert_eq!(file.name, format!("s3://b/{name}"));
-        assert_eq!(fs::read_to_string(&file.path).unwrap(), format!("text of {name}"));
+        assert_eq!(
+            fs::read_to_string(&file.path).unwrap(),
+            format!("text of {name}")
+        );
     }
     let all = 9 * "text of 0.txt".len() as u64;
-    assert_eq!(*told.lock().unwrap(), Progress { done: all, total: all });
+    assert_eq!(
+        *told.lock().unwrap(),
+        Progress {
+            done: all,
+            total: all
+        }
+    );
     // What is known is not read again: the store may even have lost it.
     let named = scene.named().await;
     fs::remove_file(scene.directory.path().join("store/3.txt")).unwrap();
     let again = bring(&scene.home, named, &tell).await.unwrap();
     assert_eq!(again, brought);
     // What changed is another file.
-    scene.bucket.write("3.txt", b"other".to_vec()).await.unwrap();
-    let other = bring(&scene.home, scene.named().await, &tell).await.unwrap();
+    scene
+        .bucket
+        .write("3.txt", b"other".to_vec())
+        .await
+        .unwrap();
+    let other = bring(&scene.home, scene.named().await, &tell)
+        .await
+        .unwrap();
     assert_eq!(fs::read_to_string(&other[3].path).unwrap(), "other");
     let parts = fs::read_dir(scene.home.fetched()).unwrap().flatten();
-    assert!(parts.into_iter().all(|entry| entry.path().extension().unwrap() == "json"));
+    assert!(
+        parts
+            .into_iter()
+            .all(|entry| entry.path().extension().unwrap() == "json")
+    );
 }
 
 #[tokio::test]
 async fn a_content_that_was_deleted_is_fetched_again() {
     let scene = Scene::new();
     scene.bucket.write("a.txt", b"text".to_vec()).await.unwrap();
-    let bring = || async { bring(&scene.home, scene.named().await, &|_| {}).await.unwrap() };
+    let bring = || async {
+        bring(&scene.home, scene.named().await, &|_| {})
+            .await
+            .unwrap()
+    };
     let path = bring().await[0].path.clone();
     fs::remove_file(&path).unwrap();
     assert_eq!(bring().await[0].path, path);

@@ -16,7 +16,11 @@ use crate::store::CheckpointRow;
 
 impl Remote {
     /// Deletes what a run does not keep, as long as the newest that it keeps is there.
-    pub(super) async fn keep(&self, run: &RunName, rows: &[CheckpointRow]) -> Result<(), RemoteError> {
+    pub(super) async fn keep(
+        &self,
+        run: &RunName,
+        rows: &[CheckpointRow],
+    ) -> Result<(), RemoteError> {
         let there = self.known(run, |known| known.steps.clone().unwrap_or_default());
         let kept: BTreeSet<u64> = rows.iter().map(|row| row.step).collect();
         let safe = kept.last().is_some_and(|newest| there.contains(newest));
@@ -26,8 +30,12 @@ impl Remote {
         }
         self.own(run).await?;
         for step in &surplus {
-            self.bucket().delete(&layout::checkpoint(run, *step)).await?;
-            self.known(run, |known| known.steps.get_or_insert_default().remove(step));
+            self.bucket()
+                .delete(&layout::checkpoint(run, *step))
+                .await?;
+            self.known(run, |known| {
+                known.steps.get_or_insert_default().remove(step)
+            });
             // A note that stays is of no consequence: nobody asks for that checkpoint.
             drop(std::fs::remove_file(note(&self.home().run(run), *step)));
         }
@@ -41,7 +49,11 @@ impl Remote {
         let mut needed = BTreeSet::new();
         for meta in self.bucket().list(&layout::checkpoints(run)).await? {
             let stored = self.checkpoint_manifest(&meta.name).await?;
-            needed.extend(stored.objects().map(|file| layout::object(run, &file.blake3)));
+            needed.extend(
+                stored
+                    .objects()
+                    .map(|file| layout::object(run, &file.blake3)),
+            );
         }
         let listed = self.bucket().list(&layout::objects(run)).await?;
         let (mut objects, mut freed) = (BTreeMap::new(), 0);
@@ -79,7 +91,9 @@ impl Remote {
 
     /// Deletes a corpus.
     pub async fn remove_corpus(&self, fingerprint: &str) -> Result<(), RemoteError> {
-        self.bucket().delete(&layout::corpus_manifest(fingerprint)).await?;
+        self.bucket()
+            .delete(&layout::corpus_manifest(fingerprint))
+            .await?;
         self.remove_below(&layout::corpus(fingerprint)).await?;
         self.state().corpora.remove(fingerprint);
         Ok(())

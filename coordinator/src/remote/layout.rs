@@ -90,7 +90,9 @@ pub enum ManifestError {
     #[error("it cannot be understood: {0}")]
     Json(#[from] serde_json::Error),
     /// From a newer build.
-    #[error("its format {0} is newer than this build of cohort, which reads up to {FORMAT}; update cohort")]
+    #[error(
+        "its format {0} is newer than this build of cohort, which reads up to {FORMAT}; update cohort"
+    )]
     Newer(u64),
     /// A name that could lead out of a directory.
     #[error("`{0}` is no plain file name")]

@@ -140,7 +140,10 @@ impl Remote {
         let location = Location::parse(url).map_err(|error| answer(&error))?;
         let bucket = Bucket::open(&location).map_err(|error| answer(&error))?;
         let id = home_id(home).map_err(|error| {
-            Error::Answer(format!("cannot write to `{}`: {error}", home.root().display()))
+            Error::Answer(format!(
+                "cannot write to `{}`: {error}",
+                home.root().display()
+            ))
         })?;
         let remote = Self(Arc::new(Shared {
             bucket,
@@ -153,7 +156,10 @@ impl Remote {
         }));
         match remote.check_format().await {
             Ok(()) => {
-                info!(url = remote.url(), "checkpoints and corpora are copied to the store");
+                info!(
+                    url = remote.url(),
+                    "checkpoints and corpora are copied to the store"
+                );
                 Ok((remote, true))
             }
             Err(RemoteError::Object(error)) if error.is_transient() => {
@@ -172,7 +178,9 @@ impl Remote {
         }
         let found = self.bucket().read(MARKER, MAX_MANIFEST).await?;
         let marker: Result<Marker, _> = layout::parse(&found);
-        marker.map(|_| ()).map_err(|source| self.unusable(MARKER, source))
+        marker
+            .map(|_| ())
+            .map_err(|source| self.unusable(MARKER, source))
     }
 
     fn unusable(&self, name: &str, source: ManifestError) -> RemoteError {
@@ -230,7 +238,10 @@ impl Remote {
         match self.bucket().sign(&name, SIGNED).await {
             Ok(url) => url.map(Into::into),
             Err(error) => {
-                warn!(error = chain(&error), "cannot sign a URL; the coordinator gives the shard itself");
+                warn!(
+                    error = chain(&error),
+                    "cannot sign a URL; the coordinator gives the shard itself"
+                );
                 None
             }
         }

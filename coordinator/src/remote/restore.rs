@@ -64,7 +64,9 @@ impl Remote {
     ) -> Result<(), RemoteError> {
         let mut checkpoints = Vec::new();
         for &step in steps {
-            let stored = self.checkpoint_manifest(&layout::checkpoint(run, step)).await?;
+            let stored = self
+                .checkpoint_manifest(&layout::checkpoint(run, step))
+                .await?;
             if stored.state.run != run.as_str() || stored.state.step != step {
                 let (of, at) = (&stored.state.run, stored.state.step);
                 return Err(RemoteError::Local(format!(
@@ -79,7 +81,10 @@ impl Remote {
             self.remember(run, stored)?;
         }
         let newest = newest.clone();
-        let rows = checkpoints.iter().map(|stored| self.row(run, stored)).collect();
+        let rows = checkpoints
+            .iter()
+            .map(|stored| self.row(run, stored))
+            .collect();
         let found = Found {
             name: run.clone(),
             state: newest.state,
@@ -95,7 +100,11 @@ impl Remote {
     fn row(&self, run: &RunName, stored: &StoredCheckpoint) -> CheckpointRow {
         CheckpointRow {
             step: stored.state.step,
-            path: self.home().checkpoint(run, stored.state.step).display().to_string(),
+            path: self
+                .home()
+                .checkpoint(run, stored.state.step)
+                .display()
+                .to_string(),
             bytes: stored.bytes(),
             val_loss: stored.state.val_loss,
             state_hash: stored.state.state_hash,
@@ -104,7 +113,11 @@ impl Remote {
     }
 
     /// Leaves a note that a checkpoint is in the store, for who looks at this home without a coordinator.
-    pub(super) fn remember(&self, run: &RunName, stored: &StoredCheckpoint) -> Result<(), RemoteError> {
+    pub(super) fn remember(
+        &self,
+        run: &RunName,
+        stored: &StoredCheckpoint,
+    ) -> Result<(), RemoteError> {
         let path = note(&self.home().run(run), stored.state.step);
         let directory = path.parent().expect("it was joined");
         fs::create_dir_all(directory).map_err(|error| local(directory, &error))?;
@@ -181,7 +194,9 @@ impl Remote {
         let whole = staged.clone();
         blocking(move || {
             let verified = Checkpoint::open(&whole).and_then(|checkpoint| checkpoint.verify());
-            verified.map(|_| ()).map_err(|error| unusable(&whole, &error))
+            verified
+                .map(|_| ())
+                .map_err(|error| unusable(&whole, &error))
         })
         .await?;
         publish(&staged, &target)?;
@@ -256,7 +271,12 @@ impl Remote {
         }
     }
 
-    async fn fetch_one(&self, object: &str, file: &FileEntry, path: &Path) -> Result<(), RemoteError> {
+    async fn fetch_one(
+        &self,
+        object: &str,
+        file: &FileEntry,
+        path: &Path,
+    ) -> Result<(), RemoteError> {
         let here = path.to_owned();
         if blocking(move || hash(&here)).await? == Some(file.blake3) {
             return Ok(());
@@ -289,7 +309,9 @@ fn hash(path: &Path) -> Result<Option<[u8; 32]>, RemoteError> {
         file => file.map_err(|error| local(path, &error))?,
     };
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(file).map_err(|error| local(path, &error))?;
+    hasher
+        .update_reader(file)
+        .map_err(|error| local(path, &error))?;
     Ok(Some(*hasher.finalize().as_bytes()))
 }
 

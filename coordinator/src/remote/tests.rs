@@ -71,7 +71,8 @@ impl Side {
 
     async fn checkpoint(&self, step: u64) {
         checkpoint(&self.home, step, Some(&ledger(step)));
-        let opened = cohort_common::checkpoint::Checkpoint::open(&self.home.checkpoint(&run(), step));
+        let opened =
+            cohort_common::checkpoint::Checkpoint::open(&self.home.checkpoint(&run(), step));
         let opened = opened.unwrap();
         let row = CheckpointRow {
             step,
@@ -81,13 +82,15 @@ impl Side {
             state_hash: opened.run().unwrap().state_hash,
             time_ms: 1000 + step,
         };
-        self.call(move |store| store.record_checkpoint(&run(), &row)).await;
+        self.call(move |store| store.record_checkpoint(&run(), &row))
+            .await;
     }
 
     /// What the run's retention does.
     async fn forget(&self, step: u64) {
         fs::remove_dir_all(self.home.checkpoint(&run(), step)).unwrap();
-        self.call(move |store| store.delete_checkpoint(&run(), step)).await;
+        self.call(move |store| store.delete_checkpoint(&run(), step))
+            .await;
     }
 
     /// Copies what is missing.
@@ -136,7 +139,10 @@ fn stored(directory: &TempDir, below: &str) -> Vec<String> {
 async fn checkpoints_are_copied_newest_first_and_follow_the_runs_retention() {
     let directory = tempfile::tempdir().unwrap();
     let side = Side::with_run(&directory, "a", &[2, 5]).await;
-    assert_eq!(side.remote.follow(&side.cluster, &run()).await.unwrap(), Done::More);
+    assert_eq!(
+        side.remote.follow(&side.cluster, &run()).await.unwrap(),
+        Done::More
+    );
     assert_eq!(side.steps(), [5]);
     side.follow().await.unwrap();
     assert_eq!(side.steps(), [2, 5]);
@@ -167,25 +173,39 @@ async fn an_empty_home_gets_the_run_back_to_the_bit() {
         .call(|store| {
             let run = run();
             let entries = store.entries(&run, 1, 99)?;
-            Ok((store.run(&run)?, store.checkpoints(&run)?, entries, store.evals(&run, None)?))
+            Ok((
+                store.run(&run)?,
+                store.checkpoints(&run)?,
+                entries,
+                store.evals(&run, None)?,
+            ))
         })
         .await;
-    assert_eq!((row.status, row.step, row.created_ms), (RunStatus::Interrupted, 5, 77));
+    assert_eq!(
+        (row.status, row.step, row.created_ms),
+        (RunStatus::Interrupted, 5, 77)
+    );
     assert_eq!(rows.len(), 2);
     assert_eq!(entries, ledger(5));
     assert_eq!(evals, [eval()]);
     assert!(!empty.home.checkpoint(&run(), 5).exists());
     assert!(note(&empty.home.run(&run()), 2).is_file());
-    empty.remote.bring_back(&run(), &state(5).spec, Some(5), true).await.unwrap();
+    empty
+        .remote
+        .bring_back(&run(), &state(5).spec, Some(5), true)
+        .await
+        .unwrap();
     for name in stored_files(&side.home.checkpoint(&run(), 5)) {
         let read = |home: &Home| fs::read(home.checkpoint(&run(), 5).join(&name)).unwrap();
         assert!(read(&side.home) == read(&empty.home), "{name}");
     }
 }
 
-fn stored_files(directory: &std::path::Path) -> Vec<String> {
+fn stored_files(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
 }
 
 #[tokio::test]
@@ -200,13 +220,20 @@ async fn what_was_torn_is_not_seen_and_what_was_damaged_is_refused() {
     assert_eq!(empty.call(|store| Ok(store.run(&run())?.step)).await, 2);
     // A content that is another one.
     let largest = stored(&directory, "runs/tiny-1/objects").into_iter();
-    let largest = largest.max_by_key(|name| fs::metadata(store.join("objects").join(name)).unwrap().len());
+    let largest = largest.max_by_key(|name| {
+        fs::metadata(store.join("objects").join(name))
+            .unwrap()
+            .len()
+    });
     let largest = store.join("objects").join(largest.unwrap());
     let mut bytes = fs::read(&largest).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&largest, bytes).unwrap();
     let error = empty.remote.bring_checkpoint(&run(), 2).await.unwrap_err();
-    assert!(error.to_string().contains("is damaged: its BLAKE3 is"), "{error}");
+    assert!(
+        error.to_string().contains("is damaged: its BLAKE3 is"),
+        "{error}"
+    );
     assert!(!empty.home.checkpoint(&run(), 2).exists());
 }
 
@@ -219,12 +246,22 @@ async fn only_its_owner_writes_a_run() {
     // Nothing may be deleted that another home writes.
     let refused = second.remote.remove_run(&run()).await.unwrap_err();
     assert!(matches!(refused, RemoteError::Taken { .. }));
-    second.remote.bring_back(&run(), &state(2).spec, Some(2), true).await.unwrap();
+    second
+        .remote
+        .bring_back(&run(), &state(2).spec, Some(2), true)
+        .await
+        .unwrap();
     first.checkpoint(5).await;
     let error = first.follow().await.unwrap_err();
     assert!(matches!(error, RemoteError::Taken { .. }), "{error}");
-    assert_eq!(stored(&directory, "runs/tiny-1/checkpoints"), ["step-00000002.json"]);
-    let back = first.remote.bring_back(&run(), &state(2).spec, Some(5), false).await;
+    assert_eq!(
+        stored(&directory, "runs/tiny-1/checkpoints"),
+        ["step-00000002.json"]
+    );
+    let back = first
+        .remote
+        .bring_back(&run(), &state(2).spec, Some(5), false)
+        .await;
     assert!(matches!(back, Err(RemoteError::Taken { .. })));
     second.remote.remove_run(&run()).await.unwrap();
     assert!(stored(&directory, "runs/tiny-1/objects").is_empty());
@@ -234,10 +271,23 @@ async fn only_its_owner_writes_a_run() {
 async fn a_store_of_a_newer_build_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("store")).unwrap();
-    fs::write(directory.path().join("store/cohort.json"), r#"{"format": 2}"#).unwrap();
+    fs::write(
+        directory.path().join("store/cohort.json"),
+        r#"{"format": 2}"#,
+    )
+    .unwrap();
     let home = Home::open(&directory.path().join("a")).unwrap();
-    let error = Remote::open(&url(&directory), &home).await.unwrap_err().to_string();
-    assert!(error.contains("its format 2 is newer than this build"), "{error}");
-    let error = Remote::open("https://host/x", &home).await.unwrap_err().to_string();
+    let error = Remote::open(&url(&directory), &home)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("its format 2 is newer than this build"),
+        "{error}"
+    );
+    let error = Remote::open("https://host/x", &home)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("it is no object store"), "{error}");
 }

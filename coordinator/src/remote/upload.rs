@@ -54,7 +54,9 @@ pub async fn run(remote: Remote, cluster: Cluster) {
             continue;
         };
         let done = match &job {
-            Job::TakeIn => restore::take_in(&remote, cluster.store()).await.map(|()| Done::All),
+            Job::TakeIn => restore::take_in(&remote, cluster.store())
+                .await
+                .map(|()| Done::All),
             Job::Corpus(fingerprint) => remote.copy_corpus(fingerprint).await.map(|()| Done::All),
             Job::Run(run) => remote.follow(&cluster, run).await,
         };
@@ -135,7 +137,9 @@ impl Remote {
             std::mem::replace(&mut known.problem, problem.clone())
         };
         let text = match (&before, &problem) {
-            (None, Some(why)) => format!("the store does not have the newest of this run: {why}; training goes on"),
+            (None, Some(why)) => {
+                format!("the store does not have the newest of this run: {why}; training goes on")
+            }
             (Some(_), None) => "the store follows this run again".to_owned(),
             _ => return,
         };
@@ -144,7 +148,9 @@ impl Remote {
             run: run.to_string(),
             text,
         };
-        let written = cluster.store().call(move |store| record_event(store, &name, &note));
+        let written = cluster
+            .store()
+            .call(move |store| record_event(store, &name, &note));
         match written.await {
             Ok(()) => cluster.announce(),
             Err(error) => warn!(%run, %error, "cannot write that down"),
@@ -152,7 +158,11 @@ impl Remote {
     }
 
     /// Copies the newest checkpoint of a run that is missing, and deletes there what the run does not keep.
-    pub(super) async fn follow(&self, cluster: &Cluster, run: &RunName) -> Result<Done, RemoteError> {
+    pub(super) async fn follow(
+        &self,
+        cluster: &Cluster,
+        run: &RunName,
+    ) -> Result<Done, RemoteError> {
         let wanted = run.clone();
         let read = move |store: &Store| {
             let row = store.run(&wanted)?;
@@ -198,7 +208,9 @@ impl Remote {
             return Ok(steps);
         }
         let listed = self.bucket().list(&layout::checkpoints(run)).await?;
-        let steps = listed.iter().filter_map(|meta| layout::parse_checkpoint(&meta.name));
+        let steps = listed
+            .iter()
+            .filter_map(|meta| layout::parse_checkpoint(&meta.name));
         let steps: BTreeSet<u64> = steps.map(|(_, step)| step).collect();
         self.known(run, |known| known.steps = Some(steps.clone()));
         Ok(steps)
@@ -233,7 +245,10 @@ impl Remote {
             state,
             record: record_of(cluster, run, step).await?,
             time_ms: row.time_ms,
-            files: files[..files.len() - start.len()].iter().map(|(entry, _)| entry.clone()).collect(),
+            files: files[..files.len() - start.len()]
+                .iter()
+                .map(|(entry, _)| entry.clone())
+                .collect(),
             start,
         };
         let mut sent = 0;
@@ -243,9 +258,13 @@ impl Remote {
         // Somebody may have taken the run over while this took its time.
         self.own(name).await?;
         let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
-        self.bucket().write(&layout::checkpoint(name, step), json).await?;
+        self.bucket()
+            .write(&layout::checkpoint(name, step), json)
+            .await?;
         self.remember(name, &manifest)?;
-        self.known(name, |known| known.steps.get_or_insert_default().insert(step));
+        self.known(name, |known| {
+            known.steps.get_or_insert_default().insert(step)
+        });
         info!(run = %name, step, sent, "the checkpoint is in the store");
         cluster.announce();
         Ok(true)
@@ -261,7 +280,10 @@ impl Remote {
         let object = layout::object(run, &entry.blake3);
         if self.known(run, |known| known.objects.is_none()) {
             let listed = self.bucket().list(&layout::objects(run)).await?;
-            let objects = listed.into_iter().map(|meta| (meta.name, meta.bytes)).collect();
+            let objects = listed
+                .into_iter()
+                .map(|meta| (meta.name, meta.bytes))
+                .collect();
             self.known(run, |known| known.objects = Some(objects));
         }
         let has = |known: &mut InStore| {
@@ -328,7 +350,10 @@ impl Remote {
 
 /// The corpora that a run reads.
 pub(super) fn corpora_of(spec: &RunSpec) -> Vec<String> {
-    let base = spec.start.as_ref().and_then(|start| start.base_corpus.as_deref());
+    let base = spec
+        .start
+        .as_ref()
+        .and_then(|start| start.base_corpus.as_deref());
     let all = spec.training_corpora().into_iter().chain(base);
     let all: BTreeSet<&str> = all.collect();
     all.into_iter().map(str::to_owned).collect()
@@ -348,12 +373,16 @@ async fn record_of(cluster: &Cluster, run: &RunRow, step: u64) -> Result<Record,
 }
 
 /// The files of a checkpoint, each open; `None` if it is not there any more.
-fn open_checkpoint(directory: &Path) -> Result<Option<(RunState, Vec<(FileEntry, File)>)>, RemoteError> {
+fn open_checkpoint(
+    directory: &Path,
+) -> Result<Option<(RunState, Vec<(FileEntry, File)>)>, RemoteError> {
     let open = |name: &str| {
         let path = directory.join(name);
         match File::open(&path) {
             Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !directory.is_dir() => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !directory.is_dir() => {
+                Ok(None)
+            }
             Err(error) => Err(local(&path, &error)),
         }
     };
@@ -361,7 +390,9 @@ fn open_checkpoint(directory: &Path) -> Result<Option<(RunState, Vec<(FileEntry,
         let path = directory.join(name);
         match fs::read(&path) {
             Ok(content) => Ok(Some(content)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !directory.is_dir() => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !directory.is_dir() => {
+                Ok(None)
+            }
             Err(error) => Err(local(&path, &error)),
         }
     };
@@ -369,7 +400,10 @@ fn open_checkpoint(directory: &Path) -> Result<Option<(RunState, Vec<(FileEntry,
         return Ok(None);
     };
     let damaged = |name: &str, error: &dyn std::fmt::Display| {
-        RemoteError::Local(format!("`{}` is damaged: {error}", directory.join(name).display()))
+        RemoteError::Local(format!(
+            "`{}` is damaged: {error}",
+            directory.join(name).display()
+        ))
     };
     let text = String::from_utf8_lossy(&manifest);
     let parsed = Manifest::parse(&text).map_err(|error| damaged(MANIFEST, &error))?;
@@ -403,7 +437,9 @@ fn entries(directory: &Path) -> Result<Vec<FileEntry>, RemoteError> {
         let mut hasher = blake3::Hasher::new();
         let file = File::open(&path).map_err(|error| local(&path, &error))?;
         let bytes = file.metadata().map_err(|error| local(&path, &error))?.len();
-        hasher.update_reader(file).map_err(|error| local(&path, &error))?;
+        hasher
+            .update_reader(file)
+            .map_err(|error| local(&path, &error))?;
         found.push(FileEntry {
             name,
             bytes,

@@ -80,10 +80,7 @@ impl Connector {
     async fn dial(&self, host: &str, port: u16) -> io::Result<TcpStream> {
         let found = timeout(self.patience, lookup_host((host, port))).await;
         let found: Vec<SocketAddr> = found.map_err(|_| late())??.collect();
-        let mut last = io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("`{host}` has no address"),
-        );
+        let mut last = io::Error::new(io::ErrorKind::NotFound, format!("`{host}` has no address"));
         for address in found.into_iter().take(ADDRESSES) {
             if let Some(why) = self.reach.refusal(address.ip()) {
                 return Err(refused(format!(

@@ -107,7 +107,9 @@ impl Web {
             }
             url = next;
         }
-        Err(refused(&format!("it redirects more than {REDIRECTS} times")))
+        Err(refused(&format!(
+            "it redirects more than {REDIRECTS} times"
+        )))
     }
 
     /// Sends one request.
