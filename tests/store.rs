@@ -296,3 +296,23 @@ fn a_run_that_was_taken_over_is_not_written_any_more() {
     assert!(error.contains("belongs to another coordinator"), "{error}");
     back.kill();
 }
+
+/// The same with a server of somebody else's, where python3 has it.
+#[test]
+fn an_s3_server_from_elsewhere_agrees() {
+    let python = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("python3");
+        command.args(arguments).output()
+    };
+    if !python(&["-c", "import moto.server, boto3"]).is_ok_and(|done| done.status.success()) {
+        println!("skipped: python3 has no moto (pip install 'moto[server]')");
+        return;
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/store.py");
+    let done = python(&[script, env!("CARGO_BIN_EXE_cohort")]).expect("python3 runs");
+    let (out, err) = (text(&done.stdout), text(&done.stderr));
+    assert!(done.status.success(), "{out}{err}");
+    let report: Value = serde_json::from_str(&out).expect("a report");
+    assert_eq!(report["same_bits"], true, "{report}");
+    assert!(report["faults"].as_u64() > Some(0), "{report}");
+}
