@@ -33,6 +33,7 @@ const PREPARE: &str = "corpus prepare lines.jsonl --vocab-size 300 --name";
 fn duplicates_and_strangers_are_left_out_and_counted() {
     let scene = Scene::new();
     write_lines(&scene);
+    let _coordinator = scene.coordinator("");
     let options = "--dedup near --min-chars 20 --max-chars 100000";
     let prepared = &scene.events(&format!("{PREPARE} clean {options}"))[0];
     let selection = &prepared["selection"];
@@ -108,7 +109,9 @@ fn options_that_cannot_be_are_refused() {
 fn what_is_in_a_corpus_is_told_with_and_without_a_coordinator() {
     let scene = Scene::new();
     write_lines(&scene);
+    let (mut coordinator, _) = scene.coordinator("");
     scene.events(&format!("{PREPARE} lines --dedup exact"));
+    coordinator.kill();
     let offline = scene.events("corpus stats lines").remove(0);
     assert_eq!(
         offline["sources"]["largest"][0]["name"],

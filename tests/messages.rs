@@ -136,7 +136,7 @@ fn corpus_files_that_cannot_be_used() {
     assert_snapshot!(says(&scene, "pretrain --preset tiny --corpus pictures --local 1"), @r"
     exit code 1
     --- stderr
-    error: directory `pictures` holds no text files (taken are: txt, text, md, markdown, rst, tex, org, adoc, jsonl, rs, py, c, h, cc, cpp, cxx, hpp, cu, cuh, go, java, kt, scala, swift, js, mjs, jsx, ts, tsx, rb, php, pl, lua, jl, r, hs, ml, ex, erl, clj, lisp, zig, cs, fs, sh, bash, sql, html, css, toml, yaml, yml, proto, each also .gz or .zst); name the files one by one
+    error: directory `pictures` holds no text files (taken are: txt, text, md, markdown, rst, tex, org, adoc, jsonl, csv, tsv, parquet, arrow, warc, wet, rs, py, c, h, cc, cpp, cxx, hpp, cu, cuh, go, java, kt, scala, swift, js, mjs, jsx, ts, tsx, rb, php, pl, lua, jl, r, hs, ml, ex, erl, clj, lisp, zig, cs, fs, sh, bash, sql, html, css, toml, yaml, yml, proto, each also .gz, .zst, .bz2 or .xz); name the files one by one
     ");
     assert_snapshot!(says(&scene, "pretrain --preset tiny --corpus *.rs --local 1"), @r"
     exit code 1

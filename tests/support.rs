@@ -219,7 +219,8 @@ impl Scene {
     }
 
     fn listening(mut process: Process) -> (Process, String) {
-        let line = process.wait_for("://");
+        // A store's address may come before its own.
+        let line = process.wait_for("http");
         let at = line.find("http").expect("an address");
         let url = line[at..]
             .split(|c: char| c.is_whitespace() || c == ',' || c == '"')
