@@ -34,6 +34,7 @@ const MAX_REFUSAL: usize = 64 << 10;
 
 /// Something that can be downloaded.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a few are alive at a time")]
 pub enum Source {
     /// An object, as a list has it.
     Object(Bucket, Meta),
