@@ -236,7 +236,7 @@ fn weights_of(table: &MixtureTable, given: &[MixedTable]) -> Result<MixtureWeigh
         .weight
         .or(given.iter().find_map(|corpus| corpus.weight));
     if let Some(temperature) = table.temperature {
-        let holds = temperature >= 1.0 && temperature <= 100.0;
+        let holds = (1.0..=100.0).contains(&temperature);
         let bound = "it must be from 1 to 100";
         real(
             "mixture.temperature",
