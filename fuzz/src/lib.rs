@@ -19,8 +19,11 @@ use cohort_common::wire;
 use cohort_proto::v1;
 use prost::Message as _;
 
+/// What reads one kind of input.
+pub type Target = fn(&[u8]);
+
 /// All targets by their names.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("arrow", arrow),
     ("checkpoint", checkpoint),
     ("chunk", chunk),
@@ -123,11 +126,11 @@ pub fn safetensors(data: &[u8]) {
 
 /// A `tokenizer.json`, and what it makes of a text.
 pub fn tokenizer(data: &[u8]) {
-    if let Ok(tokenizer) = Tokenizer::from_json(data, None) {
-        if let Ok(tokens) = tokenizer.encode("The cat's hat, 12 €.") {
-            assert!(tokens.iter().all(|token| *token < tokenizer.vocab_size()));
-            let _ = tokenizer.decode(&tokens);
-        }
+    if let Ok(tokenizer) = Tokenizer::from_json(data, None)
+        && let Ok(tokens) = tokenizer.encode("The cat's hat, 12 €.")
+    {
+        assert!(tokens.iter().all(|token| *token < tokenizer.vocab_size()));
+        let _ = tokenizer.decode(&tokens);
     }
 }
 

@@ -372,10 +372,11 @@ async fn record_of(cluster: &Cluster, run: &RunRow, step: u64) -> Result<Record,
     })
 }
 
+/// Files of a checkpoint, opened so that they stay while it is copied.
+type OpenFiles = Vec<(FileEntry, File)>;
+
 /// The files of a checkpoint, each open; `None` if it is not there any more.
-fn open_checkpoint(
-    directory: &Path,
-) -> Result<Option<(RunState, Vec<(FileEntry, File)>)>, RemoteError> {
+fn open_checkpoint(directory: &Path) -> Result<Option<(RunState, OpenFiles)>, RemoteError> {
     let open = |name: &str| {
         let path = directory.join(name);
         match File::open(&path) {

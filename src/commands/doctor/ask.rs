@@ -110,7 +110,7 @@ async fn echo(channel: Channel, credentials: &Credentials) -> Result<f64, String
     let mut client = DataClient::with_interceptor(channel, credentials.clone())
         .max_decoding_message_size(MAX_MESSAGE);
     let data: Vec<u8> = (0..MAX_PIECE)
-        .map(|i| (i * 2_654_435_761 >> 7) as u8)
+        .map(|i| ((i * 2_654_435_761) >> 7) as u8)
         .collect();
     let piece = v1::Piece { data: data.into() };
     let pieces = tokio_stream::iter(vec![piece; SENT / MAX_PIECE]);

@@ -145,7 +145,9 @@ fn write_speed(directory: &Path) -> io::Result<f64> {
     // It has no name, so nothing stays behind, however this process ends.
     let mut file = tempfile::tempfile_in(directory)?;
     // Not zeros: some file systems would not store them.
-    let piece: Vec<u8> = (0..PIECE).map(|i| (i * 2_654_435_761 >> 7) as u8).collect();
+    let piece: Vec<u8> = (0..PIECE)
+        .map(|i| ((i * 2_654_435_761) >> 7) as u8)
+        .collect();
     let started = Instant::now();
     let mut written = 0;
     while written < WRITTEN && started.elapsed() < PATIENCE {
