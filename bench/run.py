@@ -27,6 +27,7 @@ ratio is the median of the rounds' ratios. Results lie in bench/results/NAME.jso
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -260,6 +261,20 @@ def preset(args):
     save(args, "preset", [pretrain_whole(cohort(args), "shakespeare-cpu", args.text, options)])
 
 
+@contextlib.contextmanager
+def coordinator(binary):
+    """The home of a coordinator without workers."""
+    with tempfile.TemporaryDirectory(prefix="cohort-bench-") as home:
+        command = [binary, "coordinator", "--listen", "127.0.0.1:0", "--home", home]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            next(line for line in process.stderr if "http://" in line)
+            yield home
+        finally:
+            process.kill()
+            process.wait()
+
+
 SELECTIONS = {
     "nothing left out": [],
     "lengths and language": ["--min-chars", "200", "--language", "en"],
@@ -274,12 +289,11 @@ def dedup(args):
     megabytes = sum(Path(file).stat().st_size for file in files) / 1e6
     for _ in range(args.rounds):
         for row, options in zip(rows, SELECTIONS.values()):
-            home = tempfile.mkdtemp(prefix="cohort-bench-")
-            begin = time.perf_counter()
-            found = run([binary, "corpus", "prepare", args.text, "--home", home, "--json", *options])[0]
-            row["mb_per_s"].append(megabytes / (time.perf_counter() - begin))
+            with coordinator(binary) as home:
+                begin = time.perf_counter()
+                found = run([binary, "corpus", "prepare", args.text, "--home", home, "--json", *options])[0]
+                row["mb_per_s"].append(megabytes / (time.perf_counter() - begin))
             row.update(megabytes=megabytes, documents=sum(found[side]["documents"] for side in ("train", "validation")))
-            shutil.rmtree(home)
     save(args, "dedup", rows)
 
 

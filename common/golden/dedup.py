@@ -10,6 +10,7 @@ letters) and 128 permutations. datasketch runs twice: with the bands that it cho
 begins with a number, by which it is known again.
 """
 
+import contextlib
 import json
 import random
 import re
@@ -91,8 +92,20 @@ def by_datasketch(sets, params):
     return later_ones(len(sets), pairs)
 
 
+@contextlib.contextmanager
+def coordinator(binary, home):
+    command = [binary, "coordinator", "--listen", "127.0.0.1:0", "--home", home]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        next(line for line in process.stderr if "http://" in line)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def by_cohort(binary, texts):
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, coordinator(binary, home):
         lines = Path(home, "lines.jsonl")
         lines.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
 
