@@ -326,7 +326,7 @@ def tokenize(args):
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     options = ["--rounds", 1, "--vocab-size", 300] if args.quick else ["--rounds", args.rounds, "--copies", 4]
     python = ["--python", args.python] if args.python else []
-    save(args, "tokenize", [script(args, "tokenize.py", *options, *python, *files)])
+    save(args, "tokenize", [script(args, "tokenizing.py", *options, *python, *files)])
 
 
 def ratios(above, below):

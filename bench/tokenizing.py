@@ -2,7 +2,7 @@
 `tokenizers` with one and with two processes, on the same files and with the same tokenizer.
 
     pip install datasets tokenizers
-    python bench/tokenize.py --cohort target/release/cohort [--python PYTHON] [--copies N] [--rounds N] [--json FILE] FILES...
+    python bench/tokenizing.py --cohort target/release/cohort [--python PYTHON] [--copies N] [--rounds N] [--json FILE] FILES...
 
 Each side starts with the files and ends with tokens on the disk, read, encoded and written. Cohort's time is that of the
 whole command: it also hashes and checks the files, splits them, and counts its n-gram baselines. The other side loads the
