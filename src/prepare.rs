@@ -1,14 +1,15 @@
 //! From paths on the command line to a corpus at the coordinator: checks them early, sends what has to be sent, and shows
 //! how the preparation goes.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{CorpusInfo, PrepareCorpus, PrepareEvent, SourceRef, TokenizerRef};
 use cohort_common::corpus::{
-    BadInput, CorpusError, Event, MANIFEST, Problem, ReadOptions, Sources, Split, SupervisedConfig,
-    Tokenizer, expand, read_documents, samples,
+    self, BadInput, CorpusError, Event, MANIFEST, Problem, ReadOptions, Sources, Split,
+    SupervisedConfig, Tokenizer, expand, read_documents, samples,
 };
 use cohort_common::spec::{
     CorpusFacts, CorpusOptions, MixedOptions, MixtureConfig, MixtureOptions, TokenizerChoice,
@@ -57,9 +58,10 @@ enum Input {
 
 impl Text {
     /// Understands paths. What is missing, empty, binary or of another encoding is an error now, before any process is
-    /// started.
+    /// started. A file that several paths stand for is taken once.
     pub fn find(options: &CorpusOptions) -> Result<Self> {
         options.require_paths()?;
+        let mut seen = HashSet::new();
         let mut text = Self {
             inputs: Vec::new(),
             skipped: Vec::new(),
@@ -79,6 +81,7 @@ impl Text {
             if !options.skip_bad {
                 look_at(&sources, options)?;
             }
+            sources.leave_out(&mut seen);
             text.skipped.append(&mut sources.skipped);
             text.inputs.push(Input::Local(absolute, sources));
         }
@@ -103,6 +106,8 @@ impl Text {
                 Input::Local(path, _) if client.same_home() => {
                     refs.push(SourceRef::Paths(vec![path_text(path)?]));
                 }
+                // All that it stands for is there by other paths, or was left out.
+                Input::Local(_, sources) if sources.files.is_empty() => {}
                 Input::Local(_, sources) => {
                     let files = sources.files.iter();
                     let files = files.map(|file| (file.name.clone(), file.path.clone(), None));
@@ -270,33 +275,7 @@ impl Mixed {
 
 /// A name for people: that of the first path.
 pub fn name_of(paths: &[String]) -> String {
-    let first = paths.first().map_or("corpus", String::as_str);
-    // Of a URL as it is shown: its query may be a secret.
-    let shown = match is_location(first) {
-        true => Location::parse(first).map_or_else(|_| "corpus".into(), |url| url.to_string()),
-        false => first.strip_prefix(REMOTE).unwrap_or(first).to_owned(),
-    };
-    let path = Path::new(&shown);
-    let stem = path.file_name().or(path.parent().and_then(Path::file_name));
-    let stem = stem.map_or_else(|| "corpus".into(), |name| name.to_string_lossy());
-    let stem = stem
-        .split('.')
-        .find(|part| !part.is_empty())
-        .unwrap_or("corpus");
-    let name: String = stem
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect();
-    match name.trim_matches('-') {
-        "" => "corpus".into(),
-        name => name.into(),
-    }
+    corpus::name_of(paths.first().map_or("corpus", String::as_str))
 }
 
 /// Reads and checks a tokenizer that is given, so that a bad one is an error early.
@@ -416,16 +395,32 @@ fn path_text(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use cohort_common::corpus::Selection;
+    use cohort_common::spec::SplitKind;
+
     use super::*;
 
     #[test]
-    fn corpora_are_named_after_their_first_path() {
-        let name = |path: &str| name_of(&[path.to_owned()]);
-        assert_eq!(name("data/books/"), "books");
-        assert_eq!(name("a/tiny shakespeare.txt"), "tiny-shakespeare");
-        assert_eq!(name("coordinator:/data/x.jsonl.gz"), "x");
-        assert_eq!(name("*.txt"), "corpus");
-        assert_eq!(name("https://host/books.txt?sig=secret"), "books");
-        assert_eq!(name("s3://bucket/"), "bucket");
+    fn a_file_that_two_paths_name_is_taken_once() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| format!("{}/{name}", folder.path().display());
+        for name in ["a.txt", "b.txt"] {
+            std::fs::write(path(name), "some text").expect("write");
+        }
+        let options = CorpusOptions {
+            paths: vec![path("b.txt"), path(""), path("a.txt")],
+            text_field: "text".into(),
+            validation: 0.1,
+            split: SplitKind::Auto,
+            skip_bad: false,
+            supervised: None,
+            selection: Selection::default(),
+        };
+        let text = Text::find(&options).expect("text");
+        let files = text.inputs.iter().map(|input| match input {
+            Input::Local(_, sources) => sources.files.len(),
+            _ => panic!("a path of this machine"),
+        });
+        assert_eq!(files.collect::<Vec<_>>(), [1, 1, 0]);
     }
 }

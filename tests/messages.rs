@@ -314,7 +314,7 @@ fn names_that_a_coordinator_does_not_know() {
     assert_snapshot!(says(&scene, "corpus show tales"), @r"
     exit code 1
     --- stderr
-    error: there is no corpus `tales`; `cohort corpus ls` lists them
+    error: no corpus `tales` is here; `cohort corpus ls` lists those that are
     ");
     let pid = coordinator.child.id().to_string();
     let taken = says_with_port(

@@ -9,8 +9,8 @@ use cohort_common::api::{
     SourceRef, SplitInfo, TokenizerRef,
 };
 use cohort_common::corpus::{
-    self, BadInput, Corpus, HeadLimits, PrepareRequest, Problem, Progress, SourceFile, Sources,
-    Split, SplitConfig, SplitIndex, SplitMethod, Stage, TokenizerConfig,
+    self, BadInput, Corpus, CorpusError, HeadLimits, PrepareRequest, Problem, Progress, SourceFile,
+    Sources, Split, SplitConfig, SplitIndex, SplitMethod, Stage, TokenizerConfig,
 };
 use cohort_common::home::Home;
 use cohort_objects::{Location, ObjectError, Reach};
@@ -59,9 +59,14 @@ pub fn prepare(
             tokenizer_config(home, request.tokenizer)?,
         )
     };
+    // Samples are encoded here alone.
+    let workers = || match prepare.supervised {
+        Some(_) => 0,
+        None => tokenizing.workers(),
+    };
     let progress = |p: Progress| {
         tell(PrepareEvent::Progress {
-            stage: stage_name(p.stage, tokenizing.workers()),
+            stage: stage_name(p.stage, workers()),
             done: p.done,
             total: p.total,
         });
@@ -113,6 +118,7 @@ fn stage_name(stage: Stage, workers: usize) -> String {
     }
 }
 
+/// The files of a request in its order; one that several paths stand for counts once.
 fn gather(
     home: &Home,
     request: &PrepareCorpus,
@@ -120,12 +126,14 @@ fn gather(
     tell: &dyn Fn(PrepareEvent),
 ) -> Result<Sources, Status> {
     let mut all = Sources::default();
+    let mut seen = HashSet::new();
     let mut brought = bring(home, request, reach, tell)?.into_iter();
     for source in &request.sources {
         match source {
             SourceRef::Paths(paths) => {
-                let found = corpus::expand(paths, request.skip_bad)
+                let mut found = corpus::expand(paths, request.skip_bad)
                     .map_err(|error| invalid(chain(&error)))?;
+                found.leave_out(&mut seen);
                 all.files.extend(found.files);
                 all.skipped.extend(found.skipped);
             }
@@ -176,7 +184,9 @@ fn bring(
             let mut count = 0;
             match fetched::find(&location, reach).await {
                 Ok(named) => {
-                    let new = named.into_iter().filter(|n| seen.insert(n.name.clone()));
+                    let new = named
+                        .into_iter()
+                        .filter(|n| seen.insert(n.identity().to_owned()));
                     let new: Vec<_> = new.collect();
                     count = new.len();
                     wanted.extend(new);
@@ -209,23 +219,13 @@ pub fn list(home: &Path) -> Result<Vec<CorpusInfo>, Status> {
     Ok(listing.corpora.iter().map(describe).collect())
 }
 
-/// One corpus, by name, fingerprint, or the beginning of the fingerprint.
+/// One corpus, by name, fingerprint, or the beginning of the fingerprint. See [`corpus::find`].
 pub fn find(directory: &Path, wanted: &str) -> Result<Corpus, Status> {
-    let listing = corpus::list(directory).map_err(failed)?;
-    let mut found: Vec<Corpus> = listing
-        .corpora
-        .into_iter()
-        .filter(|c| c.index().fingerprint.starts_with(wanted) || c.index().name == wanted)
-        .collect();
-    match found.len() {
-        0 => Err(missing(format!(
-            "there is no corpus `{wanted}`; `cohort corpus ls` lists them"
-        ))),
-        1 => Ok(found.remove(0)),
-        n => Err(invalid(format!(
-            "`{wanted}` fits {n} corpora; give more of the fingerprint"
-        ))),
-    }
+    corpus::find(directory, wanted).map_err(|error| match error {
+        CorpusError::Unknown(_) => missing(error),
+        CorpusError::Ambiguous { .. } => invalid(error),
+        _ => failed(chain(&error)),
+    })
 }
 
 /// One corpus with the beginning of its text.

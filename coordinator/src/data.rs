@@ -90,7 +90,7 @@ impl Data for DataService {
                 let home = self.cluster.home().clone();
                 let fingerprint = request.fingerprint.clone();
                 let entry = blocking(move || shard_entry(&home, &request)).await?;
-                remote.place(&fingerprint, &entry.file).await
+                remote.place(&fingerprint, &entry.hash).await
             }
             _ => None,
         };

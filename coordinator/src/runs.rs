@@ -356,8 +356,8 @@ async fn newest_state(
 ) -> Result<StateSource, Status> {
     let first = first_source(spec);
     let directory = cluster.home().checkpoints(name);
-    let run = name.clone();
-    let recorded = cluster.store().call(move |s| s.checkpoints(&run)).await;
+    let (run, of) = (name.clone(), name.clone());
+    let recorded = cluster.store().call(move |s| s.checkpoints(&of)).await;
     let recorded = recorded.map_err(failed)?;
     blocking(move || {
         let listed = cohort_common::checkpoint::list_checkpoints(&directory).map_err(failed)?;
@@ -369,6 +369,14 @@ async fn newest_state(
             tracing::warn!(path = %path.display(), "deleted a checkpoint that nobody vouches for");
             cohort_common::checkpoint::remove_checkpoint(&path)
                 .map_err(|error| failed(format!("{}: {error}", path.display())))?;
+        }
+        let newest = recorded.iter().map(|row| row.step).max();
+        if let Some(recorded) = newest.filter(|step| found.iter().all(|(found, _)| found < step)) {
+            let from = found.last().map_or(0, |(step, _)| *step);
+            tracing::warn!(
+                run = %run,
+                "the checkpoint of step {recorded} is gone; the steps after {from} are computed again, to the same bits"
+            );
         }
         let Some((step, path)) = found.into_iter().next_back() else {
             return Ok(first);

@@ -9,7 +9,7 @@ use cohort_common::net::Peer;
 use cohort_common::wire::{from_json, json};
 use cohort_proto::v1;
 use cohort_proto::v1::client_server::Client;
-use tokio::sync::mpsc;
+use tokio::sync::{MutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -17,6 +17,7 @@ use crate::access::{Access, Caller};
 use crate::data::blocking;
 use crate::driver::{Cluster, Command};
 use crate::fetched::reach_of;
+use crate::remote::Remote;
 use crate::status::{chain, failed, invalid, refused, store_status};
 use crate::store::Store;
 use crate::{actions, audit, corpora, ledger, metrics, query, runs, view};
@@ -155,7 +156,10 @@ impl Client for ClientService {
             Ok(corpus.index().fingerprint.clone())
         });
         let doomed = doomed.await?;
-        if let Some(remote) = self.cluster.remote() {
+        let remote = self.cluster.remote();
+        // Until it is gone here as well: what is copied meanwhile would be there again.
+        let _alone = alone(remote).await;
+        if let Some(remote) = remote {
             let removed = remote.remove_corpus(&doomed).await;
             removed
                 .map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
@@ -221,7 +225,10 @@ impl Client for ClientService {
                 info.status
             )));
         }
-        if let Some(remote) = self.cluster.remote().filter(|_| !dry_run) {
+        let remote = self.cluster.remote().filter(|_| !dry_run);
+        // Until it is gone here as well: what is copied meanwhile would be there again.
+        let _alone = alone(remote).await;
+        if let Some(remote) = remote {
             let removed = remote.remove_run(&name).await;
             removed
                 .map_err(|error| refused(format!("nothing was deleted here: {}", chain(&error))))?;
@@ -299,6 +306,14 @@ impl Client for ClientService {
     async fn whoami(&self, request: Request<v1::Empty>) -> Reply {
         let caller = request.extensions().get::<Caller>();
         reply(&self.access.whoami(caller.copied()))
+    }
+}
+
+/// Has nothing copied to the object store, if there is one, for as long as the answer lives.
+async fn alone(remote: Option<&Remote>) -> Option<MutexGuard<'_, ()>> {
+    match remote {
+        Some(remote) => Some(remote.alone().await),
+        None => None,
     }
 }
 

@@ -2,10 +2,11 @@
 //! is encoded here, which is also what happens where there is no worker; so each batch counts once, and what a corpus
 //! becomes does not depend on who was there.
 //!
-//! A worker is asked for nothing but tokens, and the first text that it encodes with a tokenizer is encoded here, too: one
-//! that comes to another result is of another version, and is not asked again.
+//! A worker is asked for nothing but tokens, and the longest text of the first batch that it encodes with a tokenizer is
+//! encoded here, too: one that comes to another result is of another version, and is not asked again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use cohort_proto::v1::from_tokenizer::Kind as From;
 use cohort_proto::v1::to_tokenizer::Kind as To;
 use cohort_proto::v1::tokenize_server::Tokenize;
 use rayon::prelude::*;
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::StreamExt;
@@ -29,7 +31,8 @@ use tracing::{info, warn};
 use crate::driver::Cluster;
 use crate::status::invalid;
 
-/// Text of a batch. With one token a byte, its tokens still fit into a message.
+/// Text of a batch. With one token a byte, its tokens still fit into a message, unless a text that cannot be cut is among
+/// them: a worker then says that it failed.
 const BATCH_BYTES: usize = 512 << 10;
 
 /// Longer texts, which come of tokenizers that cannot be cut, are encoded here.
@@ -44,8 +47,11 @@ const MAX_TAKES: u32 = 256;
 /// Batches that are under way at a time, at most: some hundred megabytes.
 const MAX_WIDTH: usize = 256;
 
-/// How long a worker may take for a batch.
+/// How long a worker may take for a batch, and for taking a message.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Workers that may lose a batch before it is encoded here: it may be why they were lost.
+const MOST_LOST: u32 = 2;
 
 /// Messages that wait for one slow worker.
 const OUTBOX: usize = 4;
@@ -74,14 +80,15 @@ impl Tokenize for TokenizeService {
 }
 
 /// The batches of all corpora that are being prepared, and the workers that encode them. Clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tokenizing(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
     /// A batch is encoded, or the workers have changed.
     changed: Condvar,
+    patience: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +115,8 @@ struct Batch {
     tokenizer: Arc<Tokenizer>,
     texts: Vec<String>,
     tokens: Mutex<Option<Tokens>>,
+    /// Workers that had it and did not give it back.
+    lost: AtomicU32,
 }
 
 impl Batch {
@@ -121,7 +130,8 @@ impl Batch {
     }
 
     fn can_travel(&self) -> bool {
-        self.texts.iter().all(|text| text.len() <= MAX_TEXT)
+        let lost = self.lost.load(Ordering::Relaxed);
+        lost < MOST_LOST && self.texts.iter().all(|text| text.len() <= MAX_TEXT)
     }
 }
 
@@ -136,9 +146,47 @@ impl State {
             .values()
             .for_each(|seat| seat.wake.notify_one());
     }
+
+    /// Takes what is to be encoded here by the one who waits for `wanted` out of the queue, all of one tokenizer: everything,
+    /// where there is no worker; that batch, if no worker takes it; what is too much for the workers, the last first.
+    fn claim(&mut self, wanted: &Batch) -> Vec<Arc<Batch>> {
+        let takes = self.takes();
+        if takes > 0 && !wanted.can_travel() {
+            let at = self.queue.iter().position(|batch| batch.id == wanted.id);
+            return at
+                .and_then(|at| self.queue.remove(at))
+                .into_iter()
+                .collect();
+        }
+        let most = match takes {
+            0 => usize::MAX,
+            _ => (self.queue.len().saturating_sub(takes)).min(rayon::current_num_threads()),
+        };
+        let mut claimed = Vec::new();
+        for at in (0..self.queue.len()).rev() {
+            if claimed.len() < most && Arc::ptr_eq(&self.queue[at].tokenizer, &wanted.tokenizer) {
+                claimed.extend(self.queue.remove(at));
+            }
+        }
+        claimed
+    }
+}
+
+impl Default for Tokenizing {
+    fn default() -> Self {
+        Self::with_patience(PATIENCE)
+    }
 }
 
 impl Tokenizing {
+    fn with_patience(patience: Duration) -> Self {
+        Self(Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            patience,
+        }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect(POISON)
     }
@@ -181,14 +229,18 @@ impl Tokenizing {
             session,
             given: BTreeMap::new(),
             tokenizer: None,
+            agrees: None,
             encoded: 0,
-            out,
+            out: out.clone(),
         };
         tokio::spawn(async move {
-            if let Err(status) = worker.serve(incoming, &wake).await {
+            let ended = worker.serve(incoming, &wake).await;
+            // Its batches are free before anybody waits for a stream that takes nothing any more.
+            drop(worker);
+            if let Err(status) = ended {
                 warn!(worker = %session, reason = status.message(), "it tokenizes no more");
                 // Nobody reads it where the connection is gone.
-                let _ = worker.out.send(Err(status)).await;
+                let _ = out.send(Err(status)).await;
             }
         });
         outgoing
@@ -202,8 +254,10 @@ struct Worker {
     session: SessionId,
     /// What it works on, and until when.
     given: BTreeMap<u64, (Arc<Batch>, Instant)>,
-    /// The tokenizer that it has, and whether it was seen to encode as this process does.
-    tokenizer: Option<(Arc<Tokenizer>, bool)>,
+    /// The tokenizer that it has.
+    tokenizer: Option<Arc<Tokenizer>>,
+    /// The one with which it was seen to encode as this process does.
+    agrees: Option<Arc<Tokenizer>>,
     encoded: u64,
     out: mpsc::Sender<Result<v1::ToTokenizer, Status>>,
 }
@@ -213,7 +267,10 @@ impl Drop for Worker {
         let mut state = self.tokenizing.lock();
         state.workers.remove(&self.number);
         for (batch, _) in std::mem::take(&mut self.given).into_values().rev() {
-            state.queue.push_front(batch);
+            batch.lost.fetch_add(1, Ordering::Relaxed);
+            if !batch.is_settled() {
+                state.queue.push_front(batch);
+            }
         }
         state.wake_all();
         self.tokenizing.0.changed.notify_all();
@@ -232,8 +289,10 @@ impl Worker {
         loop {
             self.give().await?;
             let late = self.given.values().map(|(_, until)| *until).min();
-            let late = late.unwrap_or_else(|| Instant::now() + PATIENCE);
+            let late = late.unwrap_or_else(|| Instant::now() + self.patience());
+            // What has come is read before anybody is called late.
             tokio::select! {
+                biased;
                 message = incoming.next() => match message {
                     // The connection is gone; the session notices by itself.
                     None | Some(Err(_)) => return Ok(()),
@@ -241,28 +300,34 @@ impl Worker {
                 },
                 () = wake.notified() => {}
                 () = sleep_until(late) => if !self.given.is_empty() {
-                    let seconds = PATIENCE.as_secs();
-                    let what = format!("no tokens of a batch in {seconds} s");
-                    return Err(Status::deadline_exceeded(what));
+                    return Err(self.late("gave back no tokens of a batch"));
                 },
             }
         }
     }
 
+    fn patience(&self) -> Duration {
+        self.tokenizing.0.patience
+    }
+
+    fn late(&self, what: &str) -> Status {
+        let seconds = self.patience().as_secs();
+        Status::deadline_exceeded(format!("it {what} in {seconds} s"))
+    }
+
     /// Gives it as much as it takes.
     async fn give(&mut self) -> Result<(), Status> {
         while let Some(batch) = self.next() {
-            let known = self.tokenizer.as_ref();
-            if known.is_none_or(|(has, _)| !Arc::ptr_eq(has, &batch.tokenizer)) {
-                self.send_tokenizer(&batch.tokenizer).await;
-                self.tokenizer = Some((batch.tokenizer.clone(), false));
+            if !is(self.tokenizer.as_ref(), &batch.tokenizer) {
+                self.send_tokenizer(&batch.tokenizer).await?;
+                self.tokenizer = Some(batch.tokenizer.clone());
             }
             let texts = v1::TextBatch {
                 id: batch.id,
                 check: texts_check(&batch.texts),
                 texts: batch.texts.clone(),
             };
-            self.send(To::Texts(texts)).await;
+            self.send(To::Texts(texts)).await?;
         }
         Ok(())
     }
@@ -277,14 +342,14 @@ impl Worker {
             if batch.is_settled() {
                 continue;
             }
-            let until = Instant::now() + PATIENCE;
+            let until = Instant::now() + self.patience();
             self.given.insert(batch.id, (batch.clone(), until));
             return Some(batch);
         }
         None
     }
 
-    async fn send_tokenizer(&self, tokenizer: &Tokenizer) {
+    async fn send_tokenizer(&self, tokenizer: &Tokenizer) -> Result<(), Status> {
         let mut pieces = tokenizer.to_json().as_bytes().chunks(MAX_PIECE).peekable();
         while let Some(piece) = pieces.next() {
             let last = pieces.peek().is_none();
@@ -292,16 +357,19 @@ impl Worker {
                 json: piece.to_vec().into(),
                 eos: last.then_some(tokenizer.eos()),
             }))
-            .await;
+            .await?;
         }
+        Ok(())
     }
 
-    /// A connection that is gone ends what comes in.
-    async fn send(&self, kind: To) {
-        let _ = self
-            .out
-            .send(Ok(v1::ToTokenizer { kind: Some(kind) }))
-            .await;
+    /// # Errors
+    /// Of a worker that takes nothing. A connection that is gone is none here: it ends what comes in.
+    async fn send(&self, kind: To) -> Result<(), Status> {
+        let message = Ok(v1::ToTokenizer { kind: Some(kind) });
+        match self.out.send_timeout(message, self.patience()).await {
+            Err(SendTimeoutError::Timeout(_)) => Err(self.late("took no message")),
+            Ok(()) | Err(SendTimeoutError::Closed(_)) => Ok(()),
+        }
     }
 
     async fn take(&mut self, message: v1::FromTokenizer) -> Result<(), Status> {
@@ -316,7 +384,7 @@ impl Worker {
             }
             Some(From::Tokens(tokens)) => self.settle(tokens).await,
             Some(From::Failed(id)) => {
-                // Whoever waits encodes it, and finds the reason, if there is one.
+                // It is encoded here, which finds the reason, if there is one.
                 if let Some((batch, _)) = self.given.remove(&id) {
                     let tokenizer = batch.tokenizer.clone();
                     let encode = move || batch.settle(encode_batch(&tokenizer, &batch.texts));
@@ -352,28 +420,32 @@ impl Worker {
         Ok(())
     }
 
-    /// Whether this worker encodes as this process does, by the first text of each tokenizer.
+    /// Whether this worker encodes as this process does, by one text for each tokenizer.
     async fn compare(&mut self, batch: &Arc<Batch>, ids: &[Vec<u32>]) -> Result<(), Status> {
-        let of_batch = |has: &Arc<Tokenizer>| Arc::ptr_eq(has, &batch.tokenizer);
-        let seen = match &mut self.tokenizer {
-            Some((has, seen)) if of_batch(has) => seen,
-            _ => return Ok(()),
-        };
-        let (Some(found), false) = (ids.first(), *seen) else {
+        if is(self.agrees.as_ref(), &batch.tokenizer) {
+            return Ok(());
+        }
+        let numbered = batch.texts.iter().enumerate();
+        let Some((longest, _)) = numbered.max_by_key(|(_, text)| text.len()) else {
             return Ok(());
         };
         let compared = batch.clone();
-        let here = move || compared.tokenizer.encode(&compared.texts[0]);
+        let here = move || compared.tokenizer.encode(&compared.texts[longest]);
         let here = tokio::task::spawn_blocking(here).await;
-        match here.expect("encoding does not panic") {
-            Ok(expected) if expected == *found => *seen = true,
-            _ => {
-                let what = "it encodes otherwise than the coordinator; run the same version of cohort on both";
-                return Err(Status::failed_precondition(what));
-            }
+        let here = here.map_err(|_| Status::internal("encoding failed here"))?;
+        if here.ok().as_ref() != Some(&ids[longest]) {
+            let what =
+                "it encodes otherwise than the coordinator; run the same version of cohort on both";
+            return Err(Status::failed_precondition(what));
         }
+        self.agrees = Some(batch.tokenizer.clone());
         Ok(())
     }
+}
+
+/// Whether the `known` one is there and the same.
+fn is(known: Option<&Arc<Tokenizer>>, wanted: &Arc<Tokenizer>) -> bool {
+    known.is_some_and(|known| Arc::ptr_eq(known, wanted))
 }
 
 impl BatchEncoder for Tokenizing {
@@ -395,6 +467,7 @@ impl BatchEncoder for Tokenizing {
             // There may be none, where all tokens were kept.
             tokens: Mutex::new(texts.is_empty().then(|| Ok(Vec::new()))),
             texts,
+            lost: AtomicU32::new(0),
         });
         if !batch.is_settled() {
             state.queue.push_back(batch.clone());
@@ -407,7 +480,7 @@ impl BatchEncoder for Tokenizing {
     }
 }
 
-/// Somebody who waits for a batch; if nobody does any more, as the preparation failed, it is not encoded.
+/// Somebody who waits for a batch; if nobody does any more, as the preparation failed, it is not encoded again.
 struct Waiting<'a> {
     tokenizing: &'a Tokenizing,
     batch: Arc<Batch>,
@@ -415,6 +488,8 @@ struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        // Where a worker has it, it need not give it back.
+        self.batch.settle(Ok(Vec::new()));
         let mut state = self.tokenizing.lock();
         state.queue.retain(|batch| batch.id != self.batch.id);
     }
@@ -427,33 +502,16 @@ impl PendingBatch for Waiting<'_> {
             if let Some(tokens) = self.batch.tokens.lock().expect(POISON).take() {
                 return tokens;
             }
-            let nobody = state.takes() == 0;
-            let queued: Vec<Arc<Batch>> = match nobody || !self.batch.can_travel() {
-                true => self.tokenizing.claim(&mut state, &self.batch, nobody),
-                false => Vec::new(),
-            };
-            if queued.is_empty() {
+            let claimed = state.claim(&self.batch);
+            if claimed.is_empty() {
                 state = self.tokenizing.0.changed.wait(state).expect(POISON);
                 continue;
             }
             drop(state);
-            encode_here(&queued);
+            encode_here(&claimed);
             self.tokenizing.tell();
             state = self.tokenizing.lock();
         }
-    }
-}
-
-impl Tokenizing {
-    /// Takes what is to be encoded here out of the queue: this batch, or with it all that have its tokenizer.
-    fn claim(&self, state: &mut State, wanted: &Batch, all: bool) -> Vec<Arc<Batch>> {
-        let mine = |batch: &Arc<Batch>| match all {
-            true => Arc::ptr_eq(&batch.tokenizer, &wanted.tokenizer),
-            false => batch.id == wanted.id,
-        };
-        let (claimed, left) = state.queue.drain(..).partition(mine);
-        state.queue = left;
-        claimed.into()
     }
 }
 

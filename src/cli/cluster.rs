@@ -28,7 +28,8 @@ pub struct CoordinatorArgs {
     #[arg(long, value_name = "DIR")]
     pub tensorboard: Option<PathBuf>,
     /// Copy checkpoints and corpora to this object store (s3, gs, az) while runs train, and take up runs from it that this
-    /// home does not know; its credentials are in the environment [or COHORT_STORE]
+    /// home does not know; its credentials are in the environment; when it is asked to end, what is due may take 20 s after
+    /// `--grace` [or COHORT_STORE]
     #[arg(long, value_name = "URL", env = "COHORT_STORE", hide_env = true)]
     pub store: Option<String>,
     /// Who sums gradients; the result is the same

@@ -23,6 +23,41 @@ pub mod key {
     pub const LEFT: &str = "\u{e012}";
 }
 
+/// Drivers that are started until one listens.
+const DRIVERS: usize = 5;
+
+/// What steers a browser.
+struct Driver {
+    process: Child,
+    port: String,
+}
+
+impl Driver {
+    /// Starts one. `None` if it ends before it listens; what it `said` is added.
+    fn start(program: &str, said: &mut Vec<String>) -> std::io::Result<Option<Self>> {
+        let mut command = Command::new(program);
+        command.arg("--port=0").stdin(Stdio::null());
+        let mut process = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let port = lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let port = line.split_once("successfully on port ");
+            let port = port.map(|(_, port)| port.trim_end_matches('.').to_owned());
+            said.push(line);
+            port
+        });
+        let Some(port) = port else {
+            process.wait()?;
+            return Ok(None);
+        };
+        // Whatever it prints later must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        Ok(Some(Self { process, port }))
+    }
+}
+
 /// A browser with one window.
 pub struct Browser {
     driver: Child,
@@ -36,11 +71,12 @@ impl Browser {
     /// `COHORT_REQUIRE_BROWSER=1`.
     pub fn start() -> Option<Self> {
         let driver = std::env::var("COHORT_CHROMEDRIVER").unwrap_or("chromedriver".into());
-        let mut command = Command::new(&driver);
-        command.arg("--port=0").stdin(Stdio::null());
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        match child {
-            Ok(child) => Some(Self::on(child)),
+        let mut said = Vec::new();
+        // It takes a free port of one address family and then the same one of the other, where it may be taken; it then
+        // ends, and another one finds another port.
+        let started = (0..DRIVERS).find_map(|_| Driver::start(&driver, &mut said).transpose());
+        match started.unwrap_or_else(|| panic!("`{driver}` listens nowhere: {said:?}")) {
+            Ok(driver) => Some(Self::on(driver)),
             Err(error) if std::env::var("COHORT_REQUIRE_BROWSER").as_deref() == Ok("1") => {
                 panic!("COHORT_REQUIRE_BROWSER=1, and `{driver}` does not start: {error}")
             }
@@ -51,22 +87,15 @@ impl Browser {
         }
     }
 
-    fn on(mut driver: Child) -> Self {
-        let mut lines = BufReader::new(driver.stdout.take().expect("piped")).lines();
-        let port = lines.by_ref().map_while(Result::ok).find_map(|line| {
-            let (_, port) = line.split_once("successfully on port ")?;
-            Some(port.trim_end_matches('.').to_owned())
-        });
-        // Whatever it prints later must not fill the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
+    fn on(driver: Driver) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
             .timeout_global(Some(ANSWER));
         let profile = tempfile::tempdir().expect("a temporary directory");
         let mut browser = Self {
-            driver,
-            session: format!("http://127.0.0.1:{}", port.expect("the driver has started")),
+            driver: driver.process,
+            session: format!("http://127.0.0.1:{}", driver.port),
             agent: config.build().into(),
             _profile: profile,
         };

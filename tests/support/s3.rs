@@ -1,6 +1,6 @@
 //! An object store on this machine: as much of S3's protocol as `object_store` speaks, over HTTP/1.1, with faults. Every so
-//! many requests, one fails: by a status, by a body that ends early or comes slowly, or by an upload that is cut off and leaves
-//! nothing. What was answered with success is there, and nothing else is.
+//! many requests, one fails: by a status, by a body that ends early or comes slowly, by an upload that is cut off and leaves
+//! nothing, or by an answer that is lost after what was asked for was done. What was answered with success is there.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -49,6 +49,8 @@ enum Fault {
     Status,
     Cut,
     Slow,
+    /// What was asked for is done, and nobody is told so.
+    Lost,
 }
 
 struct Request {
@@ -116,6 +118,11 @@ impl S3 {
 
     pub fn mood(&self, mood: Mood) {
         self.lock().mood = mood;
+    }
+
+    /// What an object has.
+    pub fn content(&self, path: &str) -> Option<Vec<u8>> {
+        self.lock().objects.get(path).cloned()
     }
 
     /// Requests that went wrong so far.
@@ -196,6 +203,9 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
             _ => (state.answer(&request), fault),
         }
     };
+    if fault == Some(Fault::Lost) && request.method != "GET" {
+        return Ok(());
+    }
     let mut head = format!(
         "HTTP/1.1 {}\r\nconnection: close\r\ncontent-length: {}\r\n",
         answer.status,
@@ -248,7 +258,7 @@ impl State {
         let fault = match self.mood {
             Mood::Away => Some(Fault::Status),
             Mood::Faulty(every) if self.requests.is_multiple_of(every) => {
-                let kinds = [Fault::Status, Fault::Cut, Fault::Slow];
+                let kinds = [Fault::Status, Fault::Cut, Fault::Slow, Fault::Lost];
                 Some(kinds[(self.requests / every) as usize % kinds.len()])
             }
             _ => None,

@@ -60,7 +60,7 @@ impl Elsewhere {
             return false;
         };
         let enough = PATIENCE + Duration::from_secs(bytes / SLOWEST);
-        match timeout(enough, receive(file, part)).await {
+        match timeout(enough, receive(file, part, bytes)).await {
             Ok(Ok(())) => return true,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "a shard cannot be read from the store; the coordinator is asked for it");
@@ -77,7 +77,12 @@ impl Elsewhere {
     }
 }
 
-async fn receive(file: WebFile, part: &Path) -> Result<(), ObjectError> {
-    let download = Download::find(Source::Web(file)).await?;
+async fn receive(file: WebFile, part: &Path, bytes: u64) -> Result<(), ObjectError> {
+    let download = Download::find(Source::Web(Box::new(file))).await?;
+    if download.bytes() != Some(bytes) {
+        // It is another file, however long it may be.
+        let url = download.url().to_owned();
+        return Err(ObjectError::Changed { url });
+    }
     download.to_file(part, &|_| {}).await.map(|_| ())
 }

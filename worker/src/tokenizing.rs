@@ -12,6 +12,7 @@ use cohort_proto::v1;
 use cohort_proto::v1::from_tokenizer::Kind as From;
 use cohort_proto::v1::to_tokenizer::Kind as To;
 use cohort_proto::v1::tokenize_client::TokenizeClient;
+use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +26,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Bytes of a `tokenizer.json`, at most.
 const MAX_TOKENIZER: usize = 256 << 20;
+
+/// Bytes of the tokens of a batch, at most. What is around them in a message is small.
+const MAX_TOKENS: usize = MAX_MESSAGE - 64;
 
 /// Batches that wait while as many as there are threads are encoded.
 const AHEAD: u32 = 1;
@@ -150,9 +154,14 @@ fn encode(tokenizer: &Tokenizer, batch: v1::TextBatch) -> From {
     let Ok(ids) = texts.collect::<Result<Vec<_>, _>>() else {
         return From::Failed(batch.id);
     };
-    From::Tokens(v1::TokenBatch {
+    let tokens = v1::TokenBatch {
         id: batch.id,
         check: tokens_check(ids.iter().map(Vec::as_slice)),
         texts: ids.into_iter().map(|ids| v1::TextTokens { ids }).collect(),
-    })
+    };
+    // A long text that could not be cut becomes more than goes into a message.
+    match tokens.encoded_len() > MAX_TOKENS {
+        true => From::Failed(batch.id),
+        false => From::Tokens(tokens),
+    }
 }

@@ -13,15 +13,20 @@ use object_store::signer::Signer;
 use object_store::{
     GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
+use tokio::time::sleep;
 use tokio_stream::StreamExt;
 use url::Url;
 
 use crate::credentials;
-use crate::error::ObjectError;
+use crate::error::{ObjectError, is_lost};
 use crate::location::{BucketUrl, Location};
 
 /// Objects that one list may have.
 const MAX_LISTED: usize = 1_000_000;
+/// Tries of a list or a deletion whose answer does not come.
+const TRIES: u32 = 4;
+/// The pause before the second one; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// A place in an object store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -83,7 +88,8 @@ impl Bucket {
 
     fn of_directory(path: &Path) -> Result<Self, ObjectError> {
         std::fs::create_dir_all(path).map_err(ObjectError::disk(path))?;
-        let store = LocalFileSystem::new_with_prefix(path);
+        // What a store has said to be there outlives a machine that loses its power; so it is here.
+        let store = LocalFileSystem::new_with_prefix(path).map(|store| store.with_fsync(true));
         let url = format!("file://{}/", path.display());
         let store = store.map_err(|error| ObjectError::of_store(&url, error))?;
         Ok(Self {
@@ -151,18 +157,27 @@ impl Bucket {
         let directory = prefix.rfind('/').map_or("", |slash| &prefix[..slash]);
         let key = self.key(directory)?;
         let key = (!key.as_ref().is_empty()).then_some(key);
-        let mut listed = self.store.list(key.as_ref());
-        let mut found = Vec::new();
-        while let Some(meta) = listed.next().await {
-            found.push(self.meta(meta.map_err(self.failed(prefix))?));
-            if found.len() > MAX_LISTED {
-                return Err(ObjectError::Setup {
-                    url: self.url(prefix),
-                    reason: format!("it has more than {MAX_LISTED} objects; name fewer"),
-                });
-            }
+        let listed = patiently(|| self.listed(key.as_ref())).await;
+        let mut found = listed.map_err(self.failed(prefix))?;
+        if found.len() > MAX_LISTED {
+            return Err(ObjectError::Setup {
+                url: self.url(prefix),
+                reason: format!("it has more than {MAX_LISTED} objects; name fewer"),
+            });
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    /// All objects below a key, or one more than a list may have.
+    async fn listed(&self, below: Option<&Key>) -> object_store::Result<Vec<Meta>> {
+        let mut listed = self.store.list(below);
+        let mut found = Vec::new();
+        while found.len() <= MAX_LISTED
+            && let Some(meta) = listed.next().await
+        {
+            found.push(self.meta(meta?));
+        }
         Ok(found)
     }
 
@@ -227,7 +242,8 @@ impl Bucket {
 
     /// Deletes an object. One that is not there is no error.
     pub async fn delete(&self, name: &str) -> Result<(), ObjectError> {
-        match self.store.delete(&self.key(name)?).await {
+        let key = self.key(name)?;
+        match patiently(|| self.store.delete(&key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.failed(name)(error)),
         }
@@ -243,13 +259,32 @@ impl Bucket {
         signed.map(Some).map_err(self.failed(name))
     }
 
-    /// Copies a file of this machine to an object. See [`super::put`].
+    /// Copies a file of this machine, open at its beginning, to an object. See [`super::put`].
     pub async fn put(
         &self,
         name: &str,
-        file: std::fs::File,
+        file: (&Path, std::fs::File),
         expected: &[u8; 32],
     ) -> Result<(), ObjectError> {
         crate::put::put(self, name, file, expected).await
     }
+}
+
+/// Asks again for what may be done twice, when an answer is lost. `object_store` does so for most requests, but neither for
+/// deletions, which it takes for others than that, nor for a list that is cut off in the middle.
+async fn patiently<T, F>(mut request: impl FnMut() -> F) -> object_store::Result<T>
+where
+    F: Future<Output = object_store::Result<T>>,
+{
+    let mut pause = PAUSE;
+    for _ in 1..TRIES {
+        match request().await {
+            Err(error) if is_lost(&error) => {
+                sleep(pause).await;
+                pause *= 2;
+            }
+            answer => return answer,
+        }
+    }
+    request().await
 }

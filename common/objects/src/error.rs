@@ -239,6 +239,15 @@ fn root(error: &(dyn Error + 'static)) -> String {
     error.to_string()
 }
 
+/// Whether a request may have been carried out, and its answer did not come.
+pub(super) fn is_lost(error: &object_store::Error) -> bool {
+    let kind = http_error(error).map(HttpError::kind);
+    matches!(
+        kind,
+        Some(HttpErrorKind::Interrupted | HttpErrorKind::Timeout)
+    )
+}
+
 /// The innermost error of a connection.
 fn http_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a HttpError> {
     let mut found = None;

@@ -28,18 +28,17 @@ use crate::web::Web;
 /// Tries without progress.
 const TRIES: u32 = 6;
 /// The pause before the second try; each further one is twice as long.
-const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 250 });
 /// Bytes of a refusal that are read.
 const MAX_REFUSAL: usize = 64 << 10;
 
 /// Something that can be downloaded.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a few are alive at a time")]
 pub enum Source {
     /// An object, as a list has it.
     Object(Bucket, Meta),
     /// A file on the web.
-    Web(WebFile),
+    Web(Box<WebFile>),
 }
 
 /// A file on the web.
@@ -113,6 +112,8 @@ pub struct Download {
     source: Source,
     url: String,
     version: Option<String>,
+    /// Whether the version is only the time of the last change.
+    dated: bool,
     bytes: Option<u64>,
     /// The answer that said so, from the first byte on.
     answer: Option<HttpResponse>,
@@ -133,18 +134,20 @@ impl Download {
     /// Finds a file, and what its version and size are.
     pub async fn find(source: Source) -> Result<Self, ObjectError> {
         let url = source.url();
-        let (version, bytes, answer) = match &source {
-            Source::Object(_, meta) => (meta.version.clone(), Some(meta.bytes), None),
+        let (version, dated, bytes, answer) = match &source {
+            Source::Object(_, meta) => (meta.version.clone(), false, Some(meta.bytes), None),
             Source::Web(file) => {
                 let answer = patiently(|| ask(file, 0, None)).await?;
                 let version = file.version.clone().or_else(|| version_of(&answer));
-                (version, length_of(&answer), Some(answer))
+                let dated = file.version.is_none() && text(&answer, &ETAG).is_none();
+                (version, dated, length_of(&answer), Some(answer))
             }
         };
         Ok(Self {
             source,
             url,
             version,
+            dated,
             bytes,
             answer,
         })
@@ -163,9 +166,15 @@ impl Download {
     /// A plain word that is another one for another file, or another content of the same; `None` where nobody says when the
     /// content changes.
     pub fn key(&self) -> Option<String> {
-        let version = self.version.as_ref()?;
+        let version = self.version.as_deref()?;
+        let url = match &self.source {
+            // Files that one program makes for many queries may all be of one time, and of one size.
+            Source::Web(file) if self.dated => file.url.as_str(),
+            _ => self.url.as_str(),
+        };
+        let bytes = format!("{:?}", self.bytes);
         let mut hasher = blake3::Hasher::new();
-        for part in [&self.url, version, &format!("{:?}", self.bytes)] {
+        for part in [url, version, bytes.as_str()] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -186,15 +195,15 @@ impl Download {
         if self.key().is_none() || self.bytes.is_some_and(|bytes| have > bytes) {
             have = 0;
         }
-        let (mut vain, mut pause) = (0, PAUSE);
+        // Who begins anew each time, and is cut off each time, gets nowhere: only what was never had is progress.
+        let (mut vain, mut pause, mut most) = (0, PAUSE, have);
         while self.bytes != Some(have) || have == 0 {
-            let before = have;
             match self.receive(&mut file, part, &mut have, tell).await {
                 Ok(()) => break,
                 Err(error) if !error.is_transient() => return Err(error),
                 Err(error) => {
-                    if have > before {
-                        (vain, pause) = (0, PAUSE);
+                    if have > most {
+                        (vain, pause, most) = (0, PAUSE, have);
                     }
                     if self.version.is_none() {
                         have = 0;

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 
 use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -17,14 +18,15 @@ const MAX_PARTS: u64 = 9_000;
 /// Parts on their way at a time.
 const AT_A_TIME: usize = 3;
 
-/// Copies a file, open at its beginning, whose BLAKE3 is given. Of a file that is another one nothing appears.
+/// Copies a file, open at its beginning, whose BLAKE3 is given. Of a file that is another one nothing appears. `path` is
+/// where it lies, for who has to look at it.
 pub async fn put(
     bucket: &Bucket,
     name: &str,
-    file: File,
+    (path, file): (&Path, File),
     expected: &[u8; 32],
 ) -> Result<(), ObjectError> {
-    let disk = ObjectError::disk(name.as_ref());
+    let disk = ObjectError::disk(path);
     let bytes = file.metadata().map_err(&disk)?.len();
     let mut reader = Reader::new(file, PART.max(bytes.div_ceil(MAX_PARTS)));
     let key = bucket.key(name)?;
@@ -32,14 +34,14 @@ pub async fn put(
         reader.part = 2 * PART;
         let whole = reader.next().await.map_err(&disk)?;
         reader.next().await.map_err(&disk)?;
-        reader.check(bucket, name, expected)?;
+        reader.check(path, expected)?;
         let put = bucket.store.put(&key, PutPayload::from(whole));
         return put.await.map(|_| ()).map_err(bucket.failed(name));
     }
     let upload = bucket.store.put_multipart(&key).await;
     let mut upload = upload.map_err(bucket.failed(name))?;
-    let sent = send(bucket, name, &mut reader, &mut *upload).await;
-    match sent.and_then(|()| reader.check(bucket, name, expected)) {
+    let sent = send(bucket, name, path, &mut reader, &mut *upload).await;
+    match sent.and_then(|()| reader.check(path, expected)) {
         Ok(()) => {
             let complete = upload.complete().await;
             complete.map(|_| ()).map_err(bucket.failed(name))
@@ -55,6 +57,7 @@ pub async fn put(
 async fn send(
     bucket: &Bucket,
     name: &str,
+    path: &Path,
     reader: &mut Reader,
     upload: &mut dyn MultipartUpload,
 ) -> Result<(), ObjectError> {
@@ -64,10 +67,7 @@ async fn send(
         done.map_err(bucket.failed(name))
     };
     loop {
-        let part = reader
-            .next()
-            .await
-            .map_err(ObjectError::disk(name.as_ref()))?;
+        let part = reader.next().await.map_err(ObjectError::disk(path))?;
         if part.is_empty() {
             break;
         }
@@ -114,13 +114,13 @@ impl Reader {
     }
 
     /// Whether what was read is what was expected.
-    fn check(&self, bucket: &Bucket, name: &str, expected: &[u8; 32]) -> Result<(), ObjectError> {
+    fn check(&self, path: &Path, expected: &[u8; 32]) -> Result<(), ObjectError> {
         let (_, hasher) = self.inner.as_ref().expect("nobody reads now");
         let found = hasher.finalize();
         match found.as_bytes() == expected {
             true => Ok(()),
             false => Err(ObjectError::Damaged {
-                url: bucket.url(name),
+                url: path.display().to_string(),
                 found: found.to_hex().to_string(),
                 expected: blake3::Hash::from(*expected).to_hex().to_string(),
             }),

@@ -36,7 +36,8 @@ struct Server {
 
 struct State {
     content: Vec<u8>,
-    tag: &'static str,
+    /// The line that says which version it is, if there is one.
+    version: &'static str,
     next: VecDeque<Next>,
     /// The ranges that were asked for; empty for all of it.
     ranges: Vec<String>,
@@ -50,7 +51,7 @@ impl Server {
         let url = format!("http://{}/a.txt?secret", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(State {
             content: content.into(),
-            tag: "\"1\"",
+            version: "etag: \"1\"\r\n",
             next: next.into_iter().collect(),
             ranges: Vec::new(),
             authorization: None,
@@ -69,13 +70,13 @@ impl Server {
     }
 
     fn file(&self, web: Web) -> Source {
-        Source::Web(WebFile {
+        Source::Web(Box::new(WebFile {
             web,
             url: self.url.clone(),
             headers: HeaderMap::new(),
             shown: "http://host/a.txt".into(),
             version: None,
-        })
+        }))
     }
 
     fn ranges(&self) -> Vec<String> {
@@ -98,11 +99,11 @@ async fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> 
             _ => {}
         }
     }
-    let (next, content, tag) = {
+    let (next, content, version) = {
         let mut state = state.lock().unwrap();
         state.ranges.push(range.clone());
         state.authorization = authorization;
-        (state.next.pop_front(), state.content.clone(), state.tag)
+        (state.next.pop_front(), state.content.clone(), state.version)
     };
     let from = range.trim_start_matches("bytes=").trim_end_matches('-');
     let from: usize = match next {
@@ -130,7 +131,7 @@ async fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> 
             return stream.write_all(head.as_bytes()).await;
         }
         _ => head.push_str(&format!(
-            "etag: {tag}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            "{version}content-length: {}\r\nconnection: close\r\n\r\n",
             body.len()
         )),
     }
@@ -214,7 +215,7 @@ async fn a_file_that_changes_meanwhile_is_noticed() {
         .await
         .unwrap();
     let key = download.key().unwrap();
-    server.state.lock().unwrap().tag = "\"2\"";
+    server.state.lock().unwrap().version = "etag: \"2\"\r\n";
     let error = download.to_file(&part, &|_| {}).await.unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -224,6 +225,41 @@ async fn a_file_that_changes_meanwhile_is_noticed() {
         .await
         .unwrap();
     assert_ne!(again.key().unwrap(), key);
+}
+
+#[tokio::test]
+async fn a_server_that_always_begins_anew_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let part = directory.path().join("x.part");
+    let server = Server::start(&content(), vec![Next::Cut(1000); 9]).await;
+    server.state.lock().unwrap().version = "";
+    let error = fetch(server.file(web(Reach::ThisMachine)), &part)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ObjectError::Unreachable { .. }), "{error}");
+    // All but the first brought nothing new.
+    assert_eq!(server.ranges(), [""; 6]);
+}
+
+#[tokio::test]
+async fn queries_of_one_path_are_files_of_their_own_where_only_a_time_is_known() {
+    let mut server = Server::start(&content(), []).await;
+    let mut keys = async |version: &'static str| {
+        server.state.lock().unwrap().version = version;
+        let mut keys = Vec::new();
+        for query in ["id=1", "id=2"] {
+            server.url.set_query(Some(query));
+            let source = server.file(web(Reach::ThisMachine));
+            keys.push(Download::find(source).await.unwrap().key());
+        }
+        keys
+    };
+    let dated = keys("last-modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n").await;
+    assert!(dated[0].is_some() && dated[0] != dated[1], "{dated:?}");
+    // With a tag, the query is a signature that changes while the file stays.
+    let tagged = keys("etag: \"1\"\r\n").await;
+    assert!(tagged[0].is_some() && tagged[0] == tagged[1], "{tagged:?}");
+    assert_eq!(keys("").await, [None, None]);
 }
 
 #[tokio::test]
@@ -326,10 +362,17 @@ async fn large_files_go_in_parts_and_only_what_is_right_appears() {
         std::fs::write(&path, &content).unwrap();
         let hash = *blake3::hash(&content).as_bytes();
         let open = || std::fs::File::open(&path).unwrap();
-        let error = bucket.put("o", open(), &[0; 32]).await.unwrap_err();
-        assert!(matches!(error, ObjectError::Damaged { .. }));
+        let refused = bucket.put("o", (&path, open()), &[0; 32]).await;
+        // It is the file here that is not what it should be.
+        let (error, here) = (refused.unwrap_err(), path.display());
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("`{here}` is damaged")),
+            "{error}"
+        );
         assert_eq!(bucket.head("o").await.unwrap(), None);
-        bucket.put("o", open(), &hash).await.unwrap();
+        bucket.put("o", (&path, open()), &hash).await.unwrap();
         assert!(bucket.read("o", 1 << 30).await.unwrap() == content);
         bucket.delete("o").await.unwrap();
     }

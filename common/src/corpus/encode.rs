@@ -1,7 +1,8 @@
 //! From documents to shards: sends each stretch of text to its side of the split, cuts it into pieces, has the pieces
 //! encoded in batches and appends the tokens in order.
 //!
-//! The text in flight is bounded by the batches that are under way; the result does not depend on who encodes them.
+//! The text in flight is bounded by the batches that are under way, in number and in bytes; the result does not depend on who
+//! encodes them.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -20,6 +21,9 @@ use super::tokenizer::{Tokenizer, TokenizerError};
 
 /// What a piece weighs in memory besides its text, so that a million tiny documents do not make a batch without bound.
 const PIECE_OVERHEAD: usize = 96;
+
+/// Text of the batches that are under way, at most: documents that cannot be cut may be long.
+const MAX_UNDER_WAY: usize = 256 << 20;
 
 /// A stretch of text on one side of the split. Each document is `Begin`, any number of `Text`, `End`.
 pub(super) enum Routed<'a> {
@@ -162,6 +166,7 @@ struct Counts {
 /// Pieces whose tokens are on their way, unless they were kept.
 struct UnderWay<'a> {
     pieces: Vec<Piece>,
+    bytes: usize,
     batch: Box<dyn PendingBatch + 'a>,
 }
 
@@ -180,6 +185,7 @@ pub(super) struct Encoder<'a> {
     texts: Vec<String>,
     batch_bytes: usize,
     under_way: VecDeque<UnderWay<'a>>,
+    under_way_bytes: usize,
     current: (Split, Option<Place>),
     begins: bool,
 }
@@ -209,6 +215,7 @@ impl<'a> Encoder<'a> {
             texts: Vec::new(),
             batch_bytes: 0,
             under_way: VecDeque::new(),
+            under_way_bytes: 0,
             current: (Split::Train, None),
             begins: false,
         }
@@ -259,7 +266,9 @@ impl<'a> Encoder<'a> {
         });
         if self.batch_bytes >= self.batches.batch_bytes() {
             self.begin();
-            while self.under_way.len() > self.batches.width() {
+            while self.under_way.len() > self.batches.width()
+                || self.under_way_bytes > MAX_UNDER_WAY
+            {
                 self.settle()?;
             }
         }
@@ -271,15 +280,26 @@ impl<'a> Encoder<'a> {
         let pieces = std::mem::take(&mut self.batch);
         let texts = std::mem::take(&mut self.texts);
         let batch = self.batches.begin(self.tokenizer, texts);
-        self.under_way.push_back(UnderWay { pieces, batch });
-        self.batch_bytes = 0;
+        let bytes = std::mem::take(&mut self.batch_bytes);
+        self.under_way_bytes += bytes;
+        self.under_way.push_back(UnderWay {
+            pieces,
+            bytes,
+            batch,
+        });
     }
 
     /// Waits for the oldest batch, and writes its tokens.
     fn settle(&mut self) -> Result<(), CorpusError> {
-        let Some(UnderWay { pieces, batch }) = self.under_way.pop_front() else {
+        let Some(UnderWay {
+            pieces,
+            bytes,
+            batch,
+        }) = self.under_way.pop_front()
+        else {
             return Ok(());
         };
+        self.under_way_bytes -= bytes;
         let tokenizer = self.tokenizer;
         let unknown = |piece: &&Piece| piece.tokens.is_none();
         let encoded = batch.wait().map_err(|(number, source)| {

@@ -4,10 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::error::CorpusError;
 use super::objective::Objective;
+use super::reader::SampleReader;
 use super::shard::MappedShard;
 use super::split::Split;
 use super::store::Corpus;
 use super::tally::SourceTable;
+use super::tokenizer::Tokenizer;
 
 /// Bytes that a character takes at most, hence tokens that are enough for it.
 const TOKENS_PER_CHAR: usize = 4;
@@ -59,11 +61,16 @@ pub fn head(
     let mut files = table
         .iter()
         .flat_map(|table| table.files_of_documents(split));
+    let look = Look {
+        corpus,
+        tokenizer: corpus.tokenizer()?,
+        reader: corpus.reader(split),
+    };
     let mut left = limits.bytes;
     let mut documents = Vec::with_capacity(ranges.len());
     for (document, range) in (0..).zip(ranges) {
         let source = files.next().or(only.map(String::as_str));
-        let found = look(corpus, split, range, limits.chars, left)?;
+        let found = look.at(range, limits.chars, left)?;
         left -= found.text.len();
         documents.push(HeadDocument {
             document,
@@ -98,56 +105,65 @@ fn ranges(
     Ok(starts.windows(2).map(|pair| pair[0]..pair[1]).collect())
 }
 
-fn look(
-    corpus: &Corpus,
-    split: Split,
-    range: std::ops::Range<u64>,
-    chars: usize,
-    bytes: usize,
-) -> Result<HeadDocument, CorpusError> {
-    let index = corpus.index();
-    let enough = chars.min(bytes).saturating_mul(TOKENS_PER_CHAR) as u64 + 1;
-    let reader = corpus.reader(split);
-    let mut tokens = Vec::new();
-    let mut length = range.end - range.start;
-    let mut label = None;
-    let supervised = index.supervised.as_ref();
-    if let Some(supervised) = supervised {
-        // A sample fits into a row, and a row into memory.
-        reader.copy(range.clone(), &mut tokens)?;
-        if supervised.objective == Objective::Classify {
-            let learned = reader.learned(range.clone())?;
-            let place = learned.iter().position(|learned| *learned);
-            let number = place.and_then(|place| tokens.get(place));
-            label = number.and_then(|number| supervised.labels.get(*number as usize).cloned());
-            tokens.truncate(place.unwrap_or(tokens.len()));
+/// What one looks at documents with.
+struct Look<'a> {
+    corpus: &'a Corpus,
+    tokenizer: Tokenizer,
+    reader: SampleReader,
+}
+
+impl Look<'_> {
+    /// The document whose tokens are in `range`.
+    fn at(
+        &self,
+        range: std::ops::Range<u64>,
+        chars: usize,
+        bytes: usize,
+    ) -> Result<HeadDocument, CorpusError> {
+        let index = self.corpus.index();
+        let enough = chars.min(bytes).saturating_mul(TOKENS_PER_CHAR) as u64 + 1;
+        let reader = &self.reader;
+        let mut tokens = Vec::new();
+        let mut length = range.end - range.start;
+        let mut label = None;
+        let supervised = index.supervised.as_ref();
+        if let Some(supervised) = supervised {
+            // A sample fits into a row, and a row into memory.
+            reader.copy(range.clone(), &mut tokens)?;
+            if supervised.objective == Objective::Classify {
+                let learned = reader.learned(range.clone())?;
+                let place = learned.iter().position(|learned| *learned);
+                let number = place.and_then(|place| tokens.get(place));
+                label = number.and_then(|number| supervised.labels.get(*number as usize).cloned());
+                tokens.truncate(place.unwrap_or(tokens.len()));
+            } else {
+                let said = tokens.iter().rposition(|&t| t != index.tokenizer.eos);
+                tokens.truncate(said.map_or(0, |last| last + 2));
+            }
+            length = tokens.len() as u64;
+            tokens.truncate(enough as usize);
         } else {
-            let said = tokens.iter().rposition(|&t| t != index.tokenizer.eos);
-            tokens.truncate(said.map_or(0, |last| last + 2));
+            reader.copy(
+                range.start..range.end.min(range.start + enough),
+                &mut tokens,
+            )?;
         }
-        length = tokens.len() as u64;
-        tokens.truncate(enough as usize);
-    } else {
-        reader.copy(
-            range.start..range.end.min(range.start + enough),
-            &mut tokens,
-        )?;
+        let whole = tokens.len() as u64 == length;
+        if whole && tokens.last() == Some(&index.tokenizer.eos) {
+            tokens.pop();
+        }
+        let mut text = self.tokenizer.decode_with_special(&tokens)?;
+        let end = text.char_indices().map(|(at, _)| at).chain([text.len()]);
+        let end = end.take(chars + 1).take_while(|at| *at <= bytes).last();
+        let cut = !whole || end.is_some_and(|end| end < text.len());
+        text.truncate(end.unwrap_or(0));
+        Ok(HeadDocument {
+            document: 0,
+            source: None,
+            tokens: length,
+            text,
+            cut,
+            label,
+        })
     }
-    let whole = tokens.len() as u64 == length;
-    if whole && tokens.last() == Some(&index.tokenizer.eos) {
-        tokens.pop();
-    }
-    let mut text = corpus.tokenizer()?.decode_with_special(&tokens)?;
-    let end = text.char_indices().map(|(at, _)| at).chain([text.len()]);
-    let end = end.take(chars + 1).take_while(|at| *at <= bytes).last();
-    let cut = !whole || end.is_some_and(|end| end < text.len());
-    text.truncate(end.unwrap_or(0));
-    Ok(HeadDocument {
-        document: 0,
-        source: None,
-        tokens: length,
-        text,
-        cut,
-        label,
-    })
 }

@@ -165,6 +165,13 @@ impl SkippedSummary {
             self.first.push(bad.to_string());
         }
     }
+
+    /// Adds what follows.
+    pub(super) fn append(&mut self, more: Self) {
+        self.count += more.count;
+        let room = Self::LISTED.saturating_sub(self.first.len());
+        self.first.extend(more.first.into_iter().take(room));
+    }
 }
 
 impl CorpusIndex {
@@ -364,7 +371,27 @@ impl CorpusIndex {
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::{BadInput, Problem};
     use super::*;
+
+    #[test]
+    fn of_what_is_skipped_the_first_are_listed() {
+        let some = |file: &str, count| {
+            let mut skipped = SkippedSummary::default();
+            let bad = BadInput {
+                file: file.into(),
+                place: None,
+                problem: Problem::Empty,
+            };
+            (0..count).for_each(|_| skipped.add(&bad));
+            skipped
+        };
+        let mut all = some("a", 60);
+        all.append(some("b", 1000));
+        all.append(some("c", 1));
+        assert_eq!((all.count, all.first.len()), (1061, SkippedSummary::LISTED));
+        assert_eq!(all.first[60], "`b` is empty");
+    }
 
     #[test]
     fn an_index_of_a_newer_build_is_refused_whatever_else_is_in_it() {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{debug, info};
 
-/// Before the key of a request.
+/// Before the key of a preparation.
 const PREFIX: &str = ".kept-";
 
 /// Files of that kind that are left for later, at most.
@@ -58,7 +58,8 @@ impl Drop for Kept {
 }
 
 impl Kept {
-    /// What there is of the request `key`, of which nothing is kept if another preparation of it is under way.
+    /// What there is of the preparation `key`, which names request and tokenizer; nothing is kept while another one of it is
+    /// under way.
     pub fn open(directory: &Path, key: &str) -> Self {
         let path = directory.join(format!("{PREFIX}{key}"));
         let open = || -> io::Result<File> {

@@ -11,6 +11,9 @@ use super::error::Problem;
 /// A line, a cell, a row or a page of more bytes is refused: it has to be held in memory as a whole.
 pub(super) const MAX_LINE_BYTES: u64 = 1 << 30;
 
+/// A sample of more bytes is refused: what it says is held as values, of which a number takes 16 times its size.
+pub(super) const MAX_SAMPLE_BYTES: u64 = 64 << 20;
+
 /// How many times its size a file may unpack to, once it is above [`ALWAYS`]. Text is packed 3 to 30 times smaller; what is
 /// packed a thousand times smaller says the same again and again.
 const MAX_RATIO: u64 = 1000;
@@ -78,9 +81,13 @@ impl<R: Read> Read for Limited<'_, R> {
     }
 }
 
-/// Fails once `left` bytes have passed; whoever has it sets it anew for each row.
+/// Bytes that a reader of tables keeps of each cell besides its text.
+const PER_CELL: u64 = 8;
+
+/// Fails once `left` bytes have passed, where each `separator` counts for a cell; whoever has it sets it anew for each row.
 pub(super) struct PerRow<'a, R> {
     pub inner: R,
+    pub separator: u8,
     pub left: &'a Cell<u64>,
 }
 
@@ -88,7 +95,9 @@ impl<R: Read> Read for PerRow<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         let too_large = || io::Error::other(Problem::TooLarge(MAX_LINE_BYTES));
-        let left = self.left.get().checked_sub(read as u64);
+        let separators = buffer[..read].iter().filter(|&&b| b == self.separator);
+        let taken = read as u64 + PER_CELL * separators.count() as u64;
+        let left = self.left.get().checked_sub(taken);
         self.left.set(left.ok_or_else(too_large)?);
         Ok(read)
     }
@@ -156,6 +165,22 @@ mod tests {
         };
         let error = limited.read_to_end(&mut Vec::new()).expect_err("too much");
         assert_eq!(Problem::from(error), Problem::TooLarge(3));
+    }
+
+    #[test]
+    fn cells_without_text_count_as_well() {
+        let row = |left: u64| {
+            let left = Cell::new(left);
+            let mut row = PerRow {
+                inner: &b"a,,,b"[..],
+                separator: b',',
+                left: &left,
+            };
+            row.read_to_end(&mut Vec::new())
+        };
+        let error = row(5 + 3 * PER_CELL - 1).expect_err("too much");
+        assert_eq!(Problem::from(error), Problem::TooLarge(MAX_LINE_BYTES));
+        assert_eq!(row(5 + 3 * PER_CELL).expect("enough"), 5);
     }
 
     #[test]

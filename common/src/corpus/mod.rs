@@ -1,10 +1,12 @@
 //! The corpus: from files of text to immutable shards of tokens, and from those to samples.
 //!
-//! In reading order: `source` (which files), `text` (their documents, checked; with `formats`, tables and other files of
-//! rows, `packing` and `limits`), `split` (who trains, who validates),
-//! `tokenizer`, `train`, `pieces` and `stretches` (text to tokens), `batches` (who does that), `kept` (so that it need not
-//! be done again), `encode` and `shard` (tokens to files), `prepare` and
-//! `scan` (all of it in turn), `select` (which documents stay), for supervised samples `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `reader` (samples and validation windows), `baseline` (losses to compare with), `tally`, `head` and `stats` (what people look at).
+//! In reading order: `source` (which files), `text` (their documents, checked; with `field`, `formats`, tables and other
+//! files of rows, `packing` and `limits`), `split` (who trains, who validates), `tokenizer`, `train`, `pieces` and
+//! `stretches` (text to tokens), `batches` (who does that), `kept` (so that it need not be done again), `encode` and `shard`
+//! (tokens to files), `prepare` and `scan` (all of it in turn), `select` (which documents stay), for supervised samples
+//! `objective`, `supervise` and `rows`, `index` and `store` (what a prepared corpus is, and where), `names` (what it is
+//! called), `reader` (samples and validation windows), `baseline` (losses to compare with), `tally`, `head` and `stats` (what
+//! people look at).
 //!
 //! Everything here is synchronous and may take long: async callers run it where blocking is allowed. Parallel parts use
 //! rayon's current pool, and no result depends on its size.
@@ -13,11 +15,13 @@ mod baseline;
 mod batches;
 mod encode;
 mod error;
+mod field;
 mod formats;
 mod head;
 mod index;
 mod kept;
 mod limits;
+mod names;
 mod objective;
 mod packing;
 mod pieces;
@@ -48,6 +52,7 @@ pub use index::{
     CorpusIndex, FORMAT_VERSION, OptionsSummary, SampleCounts, SkippedSummary, SourceSummary,
     SplitIndex, Supervised, TokenizerSummary,
 };
+pub use names::{NAMES_FILE, name_of};
 pub use objective::{Objective, SupervisedConfig, TooLong};
 pub use pieces::Cut;
 pub use prepare::{

@@ -116,7 +116,7 @@ impl Cutter {
 }
 
 /// The first place from byte `at` on where `text` can be split.
-fn char_boundary_from(text: &str, at: usize) -> usize {
+pub(super) fn char_boundary_from(text: &str, at: usize) -> usize {
     (at..text.len())
         .find(|&at| text.is_char_boundary(at))
         .unwrap_or(text.len())

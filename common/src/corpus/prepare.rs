@@ -83,9 +83,7 @@ impl PrepareRequest {
             selection: Selection::default(),
         }
     }
-}
 
-impl PrepareRequest {
     /// Samples go to one side whole.
     fn split_of_samples(&self) -> SplitConfig {
         match self.supervised {
@@ -129,7 +127,7 @@ pub struct Progress {
 pub struct Prepared {
     /// The corpus.
     pub corpus: Corpus,
-    /// Whether it was there before.
+    /// Whether it was there before, of this request or of another one that gives the same tokens.
     pub reused: bool,
 }
 
@@ -137,7 +135,8 @@ pub struct Prepared {
 /// Runs on the calling thread and on rayon's current pool, and calls `progress` often, from the calling thread.
 ///
 /// The same request (contents, order, groups, options, tokenizer; names and places do not matter) always gives the same
-/// fingerprint, for any number of threads. Nothing is left behind in `directory` after an error.
+/// fingerprint, for any number of threads. A corpus that is there is called by the request's name, too. Nothing is left
+/// behind in `directory` after an error.
 pub fn prepare(
     directory: &Path,
     request: &PrepareRequest,
@@ -156,7 +155,8 @@ pub fn prepare_with(
     check_options(request)?;
     let job = Job::new(request, progress)?;
     let key = job.request_key()?;
-    if let Some(corpus) = by_request(directory, &key) {
+    if let Some(mut corpus) = by_request(directory, &key) {
+        corpus.call(&request.name)?;
         return Ok(Prepared {
             corpus,
             reused: true,
@@ -169,14 +169,17 @@ pub fn prepare_with(
     let plan = plan(&request.split_of_samples(), &scan.kept_keys(), scan.chars)?;
     let tokenizer = Arc::new(job.make_tokenizer(&scan, plan)?);
     let unfinished = Unfinished::create(directory)?;
-    let batches = (batches, Kept::open(directory, &key));
+    // A tokenizer that is trained may come out otherwise in another version.
+    let kept = || {
+        let tokenizer = &tokenizer.fingerprint()[..16];
+        Kept::open(directory, &format!("{key}-{tokenizer}"))
+    };
+    let batches = (batches, &kept as &dyn Fn() -> Kept);
     let index = job.encode(&scan, plan, &tokenizer, batches, unfinished.path())?;
     job.check_unchanged()?;
-    let corpus = unfinished.publish(&index, &tokenizer, &key)?;
-    Ok(Prepared {
-        corpus,
-        reused: false,
-    })
+    let (mut corpus, reused) = unfinished.publish(&index, &tokenizer, &key)?;
+    corpus.call(&request.name)?;
+    Ok(Prepared { corpus, reused })
 }
 
 /// The corpus that the same request has given before in `directory`, if there is one. Reads the files, to hash them, and
@@ -511,13 +514,14 @@ impl<'a> Job<'a> {
         scan: &Scan,
         plan: SplitPlan,
         tokenizer: &Arc<Tokenizer>,
-        batches: (&dyn BatchEncoder, Kept),
+        (batches, kept): (&dyn BatchEncoder, &dyn Fn() -> Kept),
         directory: &Path,
     ) -> Result<CorpusIndex, CorpusError> {
         let file_name = |number: usize| self.files()[number].name.clone();
         let shard_tokens = self.request.shard_tokens;
         let ([train, validation], supervised, skipped, sources) = match &self.request.supervised {
             None => {
+                let batches = (batches, kept());
                 let mut encoder =
                     Encoder::new(tokenizer, batches, directory, shard_tokens, &file_name);
                 self.walk(Stage::Encode, scan, plan, &mut |number, routed| {
@@ -605,13 +609,8 @@ impl<'a> Job<'a> {
 
 fn hash_file(file: &SourceFile) -> Result<blake3::Hash, Problem> {
     let mut hasher = blake3::Hasher::new();
-    let read =
-        std::fs::File::open(&file.path).and_then(|file| hasher.update_reader(file).map(|_| ()));
-    match read {
-        Ok(()) => Ok(hasher.finalize()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Problem::Missing),
-        Err(error) => Err(Problem::Unreadable(error.to_string())),
-    }
+    hasher.update_reader(std::fs::File::open(&file.path)?)?;
+    Ok(hasher.finalize())
 }
 
 fn bad_file(file: &SourceFile, problem: Problem) -> CorpusError {

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use super::error::{BadInput, CorpusError};
+use super::error::CorpusError;
 use super::index::SkippedSummary;
 use super::prepare::PrepareRequest;
 use super::select::{Selected, SelectionSummary};
@@ -36,32 +36,30 @@ pub(super) struct Scan {
 }
 
 /// What the scan of one file has found; counts only if the whole file can be used.
-pub(super) struct FileScan<'a> {
+pub(super) struct FileScan {
     keys: Vec<u64>,
     chars: u64,
     bytes: u64,
     characters: Option<CharacterSet>,
-    skipped: Vec<BadInput>,
+    skipped: SkippedSummary,
     skip_bad: bool,
     group_key: Option<u64>,
     content: Option<KeyHasher>,
-    file: &'a SourceFile,
 }
 
-impl<'a> FileScan<'a> {
+impl FileScan {
     /// A scan at the start of `file`.
-    pub fn new(request: &PrepareRequest, file: &'a SourceFile) -> Self {
+    pub fn new(request: &PrepareRequest, file: &SourceFile) -> Self {
         Self {
             keys: Vec::new(),
             chars: 0,
             bytes: 0,
             characters: matches!(request.tokenizer, TokenizerConfig::Char)
                 .then(CharacterSet::default),
-            skipped: Vec::new(),
+            skipped: SkippedSummary::default(),
             skip_bad: request.skip_bad,
             group_key: file.group.as_deref().map(KeyHasher::of_group),
             content: None,
-            file,
         }
     }
 
@@ -83,17 +81,16 @@ impl<'a> FileScan<'a> {
                 let content = self.content.take().map_or(0, |content| content.finish());
                 self.keys.push(self.group_key.unwrap_or(content));
             }
-            Event::Bad(bad) if self.skip_bad => self.skipped.push(bad),
+            Event::Bad(bad) if self.skip_bad => self.skipped.add(&bad),
             Event::Bad(bad) => return Err(CorpusError::BadInput(bad)),
         }
-        debug_assert!(self.skipped.iter().all(|bad| bad.file == self.file.name));
         Ok(())
     }
 }
 
 impl Scan {
     /// Adds a file that can be used.
-    pub fn merge(&mut self, file: FileScan<'_>) {
+    pub fn merge(&mut self, file: FileScan) {
         self.keys.extend(file.keys);
         self.chars += file.chars;
         self.bytes += file.bytes;
@@ -102,12 +99,10 @@ impl Scan {
                 .into_iter()
                 .flat_map(CharacterSet::into_chars),
         );
-        file.skipped.iter().for_each(|bad| self.skipped.add(bad));
+        self.skipped.append(file.skipped);
         self.usable.push(true);
     }
-}
 
-impl Scan {
     /// From here on only what a selection has left counts.
     ///
     /// # Errors

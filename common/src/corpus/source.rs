@@ -132,6 +132,17 @@ pub struct Sources {
     pub skipped: Vec<BadInput>,
 }
 
+impl Sources {
+    /// Leaves out the files that are among `seen`, by whatever path, and adds the others to them.
+    pub fn leave_out(&mut self, seen: &mut HashSet<PathBuf>) {
+        self.files.retain(|file| match file.path.canonicalize() {
+            Ok(identity) => seen.insert(identity),
+            // Whoever reads it finds out why it cannot be.
+            Err(_) => true,
+        });
+    }
+}
+
 impl From<Vec<SourceFile>> for Sources {
     fn from(files: Vec<SourceFile>) -> Self {
         Self {
@@ -166,7 +177,7 @@ pub fn expand<P: AsRef<Path>>(inputs: &[P], skip_bad: bool) -> Result<Sources, C
         let input = input.as_ref();
         match input.to_str().and_then(|path| path.strip_prefix(MANIFEST)) {
             Some(manifest) => expansion.manifest(Path::new(manifest))?,
-            None => expansion.add(input, &input.to_string_lossy())?,
+            None => expansion.add(input, as_pattern(&input.to_string_lossy()))?,
         }
     }
     Ok(expansion.sources)
@@ -180,14 +191,14 @@ struct Expansion {
 }
 
 impl Expansion {
-    /// Adds what a path or `pattern` stands for.
-    fn add(&mut self, path: &Path, pattern: &str) -> Result<(), CorpusError> {
+    /// Adds what a path stands for, or what fits its `pattern` where it has one and is no file itself.
+    fn add(&mut self, path: &Path, pattern: Option<&str>) -> Result<(), CorpusError> {
         let mut found = Vec::new();
         if path.is_dir() {
             walk(path, &mut found)?;
         } else if path.exists() {
             found.push(path.to_path_buf());
-        } else if pattern.contains(['*', '?', '[']) {
+        } else if let Some(pattern) = pattern {
             expand_pattern(pattern, &mut found)?;
         } else if self.skip_bad {
             self.skip(path, Problem::Missing);
@@ -226,11 +237,11 @@ impl Expansion {
             }
             // What the folder is called is no pattern.
             let within = folder.join("").to_string_lossy().into_owned();
-            let pattern = match Path::new(&line).is_absolute() {
-                true => line.clone(),
-                false => glob::Pattern::escape(&within) + &line,
-            };
-            match self.add(&folder.join(&line), &pattern) {
+            let pattern = as_pattern(&line).map(|line| match Path::new(line).is_absolute() {
+                true => line.to_owned(),
+                false => glob::Pattern::escape(&within) + line,
+            });
+            match self.add(&folder.join(&line), pattern.as_deref()) {
                 Err(CorpusError::NoSuchInput(_)) => {
                     return Err(wrong(format!("has `{line}`, which names no file")));
                 }
@@ -239,6 +250,11 @@ impl Expansion {
         }
         Ok(())
     }
+}
+
+/// `text`, if it has a character that makes it a pattern.
+fn as_pattern(text: &str) -> Option<&str> {
+    text.contains(['*', '?', '[']).then_some(text)
 }
 
 fn bad(path: &Path, problem: Problem) -> BadInput {
@@ -440,6 +456,21 @@ mod tests {
             names(&sources, dir.path()),
             ["odd.xyz", "1.txt", "2.txt", "n/3.txt"]
         );
+    }
+
+    #[test]
+    fn what_was_taken_is_left_out_by_whatever_path() {
+        let dir = tree(&["1.txt", "2.txt", "n/3.txt"]);
+        let mut seen = HashSet::new();
+        let mut taken = |path: &str| {
+            let mut sources = expand(&[dir.path().join(path)], false).expect("expand");
+            sources.leave_out(&mut seen);
+            names(&sources, dir.path())
+        };
+        assert_eq!(taken("1.txt"), ["1.txt"]);
+        assert_eq!(taken("n/../1.txt"), [""; 0]);
+        assert_eq!(taken(""), ["2.txt", "n/3.txt"]);
+        assert_eq!(taken("n"), [""; 0]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The directory of corpora: `<directory>/<fingerprint>/` holds one each (`corpus.json`, `tokenizer.json`, shards), and
-//! `<directory>/requests/<key>` remembers which request gave which.
+//! `<directory>/requests/<key>` remembers which request gave which: the fingerprint, and on a second line what the request's
+//! selection came to.
 //!
 //! A corpus gets its name by a rename, when everything in it is durable, so a directory with a fingerprint for a name is
 //! complete; anything else never counts as a corpus. There is no lock here: the owner of the home directory holds one.
@@ -11,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::CorpusError;
 use super::index::CorpusIndex;
+use super::names;
 use super::reader::{LocalShards, SampleReader};
+use super::select::SelectionSummary;
 use super::shard::{MappedShard, verify_file, write_durably};
 use super::split::Split;
 use super::tokenizer::Tokenizer;
@@ -28,6 +31,8 @@ const UNFINISHED: &str = ".unfinished-";
 pub struct Corpus {
     directory: PathBuf,
     index: CorpusIndex,
+    /// What it is called besides the index's name.
+    names: Vec<String>,
 }
 
 impl Corpus {
@@ -41,6 +46,7 @@ impl Corpus {
         let corpus = Self {
             directory: directory.to_path_buf(),
             index,
+            names: names::further(directory),
         };
         corpus.tokenizer_json()?;
         for split in Split::ALL {
@@ -65,6 +71,20 @@ impl Corpus {
     /// The index.
     pub fn index(&self) -> &CorpusIndex {
         &self.index
+    }
+
+    /// Whether that is one of its names.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.index.name == name || self.names.iter().any(|known| known == name)
+    }
+
+    /// Lets it be found by that name, too, from now on.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub(super) fn call(&mut self, name: &str) -> Result<(), CorpusError> {
+        self.names = names::add(self, name)?;
+        Ok(())
     }
 
     /// Where it lies.
@@ -167,15 +187,15 @@ pub fn list(directory: &Path) -> Result<Listing, CorpusError> {
     Ok(listing)
 }
 
-/// Opens the corpus that `text` means: a fingerprint, the beginning of one (at least 4 characters), or a name. A name that
-/// several have, or an ambiguous beginning, is an error that lists them.
+/// Opens the corpus that `text` means: a fingerprint, the beginning of one (at least 4 characters), or one of its names. A
+/// name that several have, or an ambiguous beginning, is an error that lists them.
 pub fn find(directory: &Path, text: &str) -> Result<Corpus, CorpusError> {
     if is_fingerprint(text) && directory.join(text).is_dir() {
         return Corpus::open(&directory.join(text));
     }
     let mut found = list(directory)?.corpora;
     found.retain(|corpus| {
-        corpus.index.name == text || (text.len() >= 4 && corpus.index.fingerprint.starts_with(text))
+        corpus.is_called(text) || (text.len() >= 4 && corpus.index.fingerprint.starts_with(text))
     });
     if found.len() > 1 {
         let names: Vec<&str> = found
@@ -201,7 +221,8 @@ pub fn remove(directory: &Path, fingerprint: &str) -> Result<u64, CorpusError> {
     let requests = directory.join(REQUESTS);
     for key in names_in(&requests)? {
         let link = requests.join(key);
-        if std::fs::read_to_string(&link).is_ok_and(|target| target.trim() == fingerprint) {
+        let target = std::fs::read_to_string(&link).unwrap_or_default();
+        if target.lines().next().map(str::trim) == Some(fingerprint) {
             std::fs::remove_file(&link).map_err(CorpusError::write(&link))?;
         }
     }
@@ -234,14 +255,17 @@ pub fn remove_unfinished(directory: &Path) -> Result<usize, CorpusError> {
     Ok(removed)
 }
 
-/// The corpus that the request `key` has given before, if it is still whole.
+/// The corpus that the request `key` has given before, if it is still whole; with what the request's own selection came to.
 pub(super) fn by_request(directory: &Path, key: &str) -> Option<Corpus> {
-    let fingerprint = std::fs::read_to_string(directory.join(REQUESTS).join(key)).ok()?;
-    let fingerprint = fingerprint.trim();
-    if !is_fingerprint(fingerprint) {
-        return None;
+    let link = std::fs::read_to_string(directory.join(REQUESTS).join(key)).ok()?;
+    let mut lines = link.lines().map(str::trim);
+    let fingerprint = lines.next().filter(|line| is_fingerprint(line))?;
+    let mut corpus = Corpus::open(&directory.join(fingerprint)).ok()?;
+    // Requests of before there was this line have the corpus's.
+    if let Some(selection) = lines.next() {
+        corpus.index.selection = serde_json::from_str(selection).ok()?;
     }
-    Corpus::open(&directory.join(fingerprint)).ok()
+    Some(corpus)
 }
 
 /// A directory that is deleted again unless it becomes a corpus.
@@ -265,13 +289,14 @@ impl Unfinished {
     }
 
     /// Completes the corpus: index and tokenizer beside the shards, everything durable, then the name. A whole corpus of
-    /// the same fingerprint that is there already stays; a broken one is replaced.
+    /// the same fingerprint that is there already stays, and has the selection of `index` in memory; a broken one is
+    /// replaced. Says, too, whether there was a whole one.
     pub fn publish(
         self,
         index: &CorpusIndex,
         tokenizer: &Tokenizer,
         key: &str,
-    ) -> Result<Corpus, CorpusError> {
+    ) -> Result<(Corpus, bool), CorpusError> {
         write_durably(
             &self.path.join(TOKENIZER_FILE),
             tokenizer.to_json().as_bytes(),
@@ -280,16 +305,18 @@ impl Unfinished {
         sync_directory(&self.path)?;
         let target = self.parent.join(&index.fingerprint);
         let existing = target.is_dir().then(|| Corpus::open(&target));
-        let corpus = match existing {
-            Some(Ok(corpus)) => corpus,
+        let (mut corpus, was_there) = match existing {
+            Some(Ok(corpus)) => (corpus, true),
             Some(Err(_)) => {
                 remove(&self.parent, &index.fingerprint)?;
-                self.rename_to(&target)?
+                (self.rename_to(&target)?, false)
             }
-            None => self.rename_to(&target)?,
+            None => (self.rename_to(&target)?, false),
         };
-        remember(&self.parent, key, &index.fingerprint)?;
-        Ok(corpus)
+        corpus.index.selection.clone_from(&index.selection);
+        let selection = index.selection.as_ref();
+        remember(&self.parent, key, &index.fingerprint, selection)?;
+        Ok((corpus, was_there))
     }
 
     fn rename_to(&self, target: &Path) -> Result<Corpus, CorpusError> {
@@ -306,11 +333,18 @@ impl Drop for Unfinished {
     }
 }
 
-fn remember(directory: &Path, key: &str, fingerprint: &str) -> Result<(), CorpusError> {
+fn remember(
+    directory: &Path,
+    key: &str,
+    fingerprint: &str,
+    selection: Option<&SelectionSummary>,
+) -> Result<(), CorpusError> {
     let requests = directory.join(REQUESTS);
     std::fs::create_dir_all(&requests).map_err(CorpusError::write(&requests))?;
     let temporary = requests.join(format!(".{key}-{}", unique()));
-    write_durably(&temporary, fingerprint.as_bytes())?;
+    let selection = serde_json::to_string(&selection).expect("counts serialise");
+    let content = format!("{fingerprint}\n{selection}");
+    write_durably(&temporary, content.as_bytes())?;
     let link = requests.join(key);
     std::fs::rename(&temporary, &link).map_err(CorpusError::write(&link))
 }

@@ -9,8 +9,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 
 use super::error::{BadInput, CorpusError, Place, Problem};
-use super::formats::{self, Next, RowText, Rows, Wanted, listed};
-use super::limits::{Limited, Limits, MAX_LINE_BYTES};
+use super::field::field_of;
+use super::formats::{self, Next, RowText, Rows, Wanted};
+use super::limits::{Limited, Limits, MAX_LINE_BYTES, MAX_SAMPLE_BYTES};
 use super::objective::SupervisedConfig;
 use super::packing::unpacked;
 use super::source::{Compression, SourceFile, SourceKind};
@@ -334,11 +335,18 @@ fn check_row(text: &str, options: &ReadOptions) -> Result<(), Problem> {
         return Err(Problem::Binary(at as u64));
     }
     match &options.supervised {
-        Some(supervised) => match supervised.record(text) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Problem::Record(error.to_string())),
-        },
+        Some(supervised) => check_sample(text, supervised),
         None => Ok(()),
+    }
+}
+
+fn check_sample(line: &str, supervised: &SupervisedConfig) -> Result<(), Problem> {
+    if line.len() as u64 > MAX_SAMPLE_BYTES {
+        return Err(Problem::TooLarge(MAX_SAMPLE_BYTES));
+    }
+    match supervised.record(line) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Problem::Record(error.to_string())),
     }
 }
 
@@ -349,30 +357,14 @@ fn text_of_line(line: &[u8], options: &ReadOptions, offset: u64) -> Result<Strin
     let line =
         std::str::from_utf8(line).map_err(|e| Problem::NotUtf8(offset + e.valid_up_to() as u64))?;
     if let Some(supervised) = &options.supervised {
-        let record = supervised.record(line);
-        record.map_err(|error| Problem::Record(error.to_string()))?;
+        check_sample(line, supervised)?;
         return Ok(line.to_owned());
     }
-    let field = &options.text_field;
-    let mut object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(line).map_err(|error| Problem::BadJson(error.to_string()))?;
-    match object.remove(field) {
-        Some(serde_json::Value::String(text)) if text.is_empty() => Err(Problem::Empty),
-        Some(serde_json::Value::String(text)) => match text.bytes().position(|b| b == 0) {
-            Some(at) => Err(Problem::Binary(at as u64)),
-            None => Ok(text),
-        },
-        Some(_) => Err(Problem::NotAString(field.clone())),
-        None => Err(Problem::NoField {
-            field: field.clone(),
-            present: listed(
-                object
-                    .keys()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .into_iter(),
-            ),
-        }),
+    let text = field_of(line, &options.text_field)?;
+    match text.bytes().position(|b| b == 0) {
+        _ if text.is_empty() => Err(Problem::Empty),
+        Some(at) => Err(Problem::Binary(at as u64)),
+        None => Ok(text),
     }
 }
 
@@ -413,6 +405,7 @@ impl<R: Seek> Seek for Counted<'_, R> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::objective::Objective;
     use super::*;
     use std::io::Write;
 
@@ -514,6 +507,23 @@ mod tests {
                 .contains("holds more than 1048575 bytes of text"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn samples_of_any_format_are_bounded() {
+        let supervised = SupervisedConfig::new(Objective::Sft, 16);
+        let options = ReadOptions {
+            text_field: "text".into(),
+            max_file_bytes: None,
+            supervised: Some(supervised),
+        };
+        let long = " ".repeat(MAX_SAMPLE_BYTES as usize + 1);
+        let too_large = Problem::TooLarge(MAX_SAMPLE_BYTES);
+        assert_eq!(check_row(&long, &options), Err(too_large.clone()));
+        let line = text_of_line(long.as_bytes(), &options, 0);
+        assert_eq!(line, Err(too_large));
+        let short = r#"{"prompt": "a", "response": "b"}"#;
+        assert_eq!(check_row(short, &options), Ok(()));
     }
 
     #[test]

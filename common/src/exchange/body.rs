@@ -184,8 +184,7 @@ impl Incoming {
             }
             let frame = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
             let frame = match frame {
-                None if self.pieces.len == 0 => return Ok(None),
-                None => return Err(Status::data_loss("the stream ended within a message")),
+                None => return self.end(),
                 Some(frame) => frame?,
             };
             match frame.into_data() {
@@ -194,10 +193,18 @@ impl Incoming {
                     let trailers = frame.into_trailers().unwrap_or_default();
                     return match Status::from_header_map(&trailers) {
                         Some(status) if status.code() != Code::Ok => Err(status),
-                        _ => Ok(None),
+                        _ => self.end(),
                     };
                 }
             }
+        }
+    }
+
+    /// What an end means that nobody explains: that of the messages, if it is not within one.
+    fn end(&self) -> Result<Option<v1::Chunk>, Status> {
+        match self.pieces.len == 0 && self.pieces.message.is_none() {
+            true => Ok(None),
+            false => Err(Status::data_loss("the stream ended within a message")),
         }
     }
 }
@@ -471,6 +478,12 @@ mod tests {
             "the stream ended within a message"
         );
         assert_eq!(fails(&[0, 0]), "the stream ended within a message");
+        assert_eq!(fails(&[0, 0, 0, 0, 9]), "the stream ended within a message");
+        // So it does where somebody in between ends it in good order.
+        let piece = Frame::data(Bytes::from_static(&[0, 0, 0, 0, 9, 1]));
+        let read = incoming([piece, Frame::trailers(HeaderMap::new())]);
+        assert_eq!(read.len(), 1);
+        assert_eq!(read[0].as_ref().unwrap_err().code(), Code::DataLoss);
         assert!(fails(&[0, 0, 0, 0, 1, 255]).starts_with("no message: "));
         let prefix = Frame::data(Bytes::from_static(&[0, 0, 64, 0, 0]));
         let crumbs = (0..=PIECES).map(|_| Frame::data(Bytes::from_static(&[0])));

@@ -8,7 +8,7 @@ use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
 use rayon::prelude::*;
 use tokio::sync::mpsc;
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::info;
 
 use super::host::check_open;
@@ -63,8 +63,15 @@ impl Stream {
         let mut opener = Opener::default();
         let mut roots = None;
         while let Some(chunk) = incoming.next().await {
-            // An error here is a connection that closed; the session notices by itself.
-            let Ok(chunk) = chunk else { return Ok(()) };
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(status) if is_unreadable(&status) => {
+                    self.check()?;
+                    return self.broken(status.message().to_owned()).await;
+                }
+                // A connection that closed; the session notices by itself.
+                Err(_) => return Ok(()),
+            };
             self.check()?;
             let kind = match opener.chunk(chunk) {
                 Ok(Some(kind)) => kind,
@@ -208,6 +215,14 @@ impl Stream {
         }
         Ok(())
     }
+}
+
+/// Whether what came is no message, as [`Incoming`] says it: the connection stands, and what follows is lost.
+fn is_unreadable(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::InvalidArgument | Code::Unimplemented | Code::ResourceExhausted | Code::DataLoss
+    )
 }
 
 /// Offers chunks on all cores, nearly in order: roots go out from the first chunk on.

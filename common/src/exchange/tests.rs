@@ -4,6 +4,7 @@ use crate::aggregate::{ChunkDigest, encode, parent};
 use crate::layout::{CHUNK_LEN, chunk_range};
 use crate::seal::{Opener, checksum};
 use crate::spec::Payload;
+use crate::wire::SESSION_KEY;
 use cohort_proto::v1::chunk::Kind;
 
 const SHAPE: Shape = Shape {
@@ -122,6 +123,66 @@ async fn credits_and_roots_are_those_of_the_slice() {
     assert_eq!(granted, [43, 44]);
     drop(sent);
     sending.await.unwrap();
+}
+
+/// A process whose sessions are all open, and what it was told.
+#[derive(Default)]
+struct Listener(Mutex<Vec<Told>>);
+
+#[tonic::async_trait]
+impl Host for Listener {
+    fn is_open(&self, _: SessionId) -> bool {
+        true
+    }
+
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+
+    async fn tell(&self, told: Told) {
+        self.0.lock().unwrap().push(told);
+    }
+}
+
+/// What a worker that sends these bytes is answered, and what its owner is told.
+async fn pushed(bytes: &str) -> (Option<Status>, Vec<Told>) {
+    let host = Arc::new(Listener::default());
+    let service = ExchangeService {
+        exchange: opened(0..50),
+        host: host.clone(),
+    };
+    let mut metadata = MetadataMap::new();
+    metadata.insert(SESSION_KEY, "5".parse().unwrap());
+    metadata.insert(RUN_KEY, "run".parse().unwrap());
+    let incoming = Incoming::new(tonic::body::Body::new(bytes.to_owned()));
+    let mut answer = service.push_pull(&metadata, incoming).await.unwrap();
+    let status = answer.recv().await.map(|last| last.unwrap_err());
+    (status, std::mem::take(&mut *host.0.lock().unwrap()))
+}
+
+#[tokio::test]
+async fn what_is_no_message_ends_the_session() {
+    for (bytes, what) in [
+        ("\x01\0\0\0\0", "this service takes no compression"),
+        (
+            "\0\0\x40\0\x01",
+            "a message of 4194305 bytes; the limit is 4194304",
+        ),
+        ("\0\0\0\0\x09x", "the stream ended within a message"),
+    ] {
+        let (status, told) = pushed(bytes).await;
+        let status = status.expect("a reason");
+        assert_eq!(status.code(), tonic::Code::DataLoss);
+        assert_eq!(status.message(), format!("in the exchange, {what}"));
+        let broken = Told::Broken {
+            session: SessionId(5),
+            what: what.into(),
+        };
+        assert_eq!(told, [broken]);
+    }
+    // A worker that goes between two messages is no reason.
+    let (status, told) = pushed("").await;
+    assert!(status.is_none() && told.is_empty(), "{status:?} {told:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::bounds::{real, within};
 use super::error::SpecError;
 use super::file::{MixedTable, MixtureTable};
+use crate::corpus::name_of;
 
 /// Corpora besides a run's own, at most.
 const MAX_CORPORA: usize = 64;
@@ -19,6 +20,9 @@ const PARTS: u32 = 1_000_000;
 
 /// Names that validations have otherwise.
 const TAKEN: [&str; 2] = ["base", "train"];
+
+/// Characters of a name.
+const MAX_NAME: usize = 40;
 
 /// A corpus besides a run's own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -204,9 +208,13 @@ fn mixed_of(table: &MixedTable) -> Result<MixedOptions, SpecError> {
             next: "give each `[[mixture.corpora]]` its `paths`".into(),
         });
     };
-    let name = table.name.clone().unwrap_or_else(|| name_of(first));
+    let name = table.name.clone().unwrap_or_else(|| {
+        let mut name = name_of(first);
+        name.truncate(MAX_NAME);
+        name.trim_end_matches('-').to_owned()
+    });
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    if name.is_empty() || name.len() > 40 || !name.chars().all(plain) {
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(plain) {
         return Err(SpecError::impossible(
             "mixture.corpora.name",
             format!("\"{name}\""),
@@ -215,20 +223,6 @@ fn mixed_of(table: &MixedTable) -> Result<MixedOptions, SpecError> {
         ));
     }
     Ok(MixedOptions { name, paths })
-}
-
-/// The last part of a path without its extension, in letters, digits and `-`.
-fn name_of(path: &str) -> String {
-    let last = path.trim_end_matches('/').rsplit(['/', ':']).next();
-    let stem = last.and_then(|last| last.split('.').find(|part| !part.is_empty()));
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-    let name: String = stem
-        .unwrap_or("corpus")
-        .chars()
-        .take(40)
-        .map(plain)
-        .collect();
-    name.trim_matches('-').to_owned()
 }
 
 fn weights_of(table: &MixtureTable, given: &[MixedTable]) -> Result<MixtureWeights, SpecError> {
@@ -348,6 +342,9 @@ mod tests {
 
     #[test]
     fn a_temperature_favours_what_is_small() {
+        let url = "[[mixture.corpora]]\npaths = \"https://host/tales-of-old.txt?key=secret\"\n";
+        let options = meant(url).expect("valid").expect("a mixture");
+        assert_eq!(options.corpora[0].name, "tales-of-old");
         let text = "[mixture]\ntemperature = 2\n[[mixture.corpora]]\npaths = \"tales/\"\n";
         let options = meant(text).unwrap().unwrap();
         let config = options.resolve(vec!["t".into()], &[9_000, 1_000]);

@@ -165,21 +165,21 @@ impl Formatter for PythonSpacing {
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+    while let Some((before, tag)) = rest.split_once("{%") {
+        let Some((inner, after)) = tag.split_once("%}") else {
             break;
         };
-        let inner = &rest[start + 2..start + length];
         let word = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         let instead = match word {
             "generation" => "if true",
             "endgeneration" => "endif",
             other => other,
         };
-        out += &rest[..start + 2];
+        out += before;
+        out += "{%";
         out += &inner.replacen(word, instead, usize::from(word != instead));
         out += "%}";
-        rest = &rest[start + length + 2..];
+        rest = after;
     }
     out + rest
 }

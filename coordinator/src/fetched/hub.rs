@@ -163,7 +163,7 @@ impl Hub {
         } else {
             let mut parts = vec!["datasets", &dataset.owner, &dataset.name, "resolve", sha];
             parts.extend(path.split('/'));
-            Found::There(Box::new(Source::Web(WebFile {
+            Found::There(Source::Web(Box::new(WebFile {
                 web: self.web.clone(),
                 url: self.url(&parts),
                 headers: self.headers.clone(),

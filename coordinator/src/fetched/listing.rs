@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use cohort_common::corpus::is_text_name;
 use cohort_objects::web::Web;
 use cohort_objects::{
-    Bucket, BucketUrl, Location, ObjectError, Reach, Selection, Source, WebFile, shown,
+    Bucket, BucketUrl, Location, Meta, ObjectError, Reach, Selection, Source, WebFile, shown,
 };
 use url::Url;
 
@@ -29,7 +29,17 @@ pub enum Found {
     /// On this machine already.
     Here(PathBuf),
     /// To be fetched.
-    There(Box<Source>),
+    There(Source),
+}
+
+impl Named {
+    /// What tells it from all other files. Not for people: it may hold a secret.
+    pub fn identity(&self) -> &str {
+        match &self.found {
+            Found::There(Source::Web(file)) => file.url.as_str(),
+            Found::There(Source::Object(..)) | Found::Here(_) => &self.name,
+        }
+    }
 }
 
 /// Finds the files that a URL means, by name.
@@ -62,8 +72,7 @@ async fn objects(url: &BucketUrl) -> Result<Vec<Named>, ObjectError> {
     if let Selection::Name(name) = &selection
         && let Some(meta) = bucket.head(name).await?
     {
-        let source = Source::Object(bucket, meta);
-        return Ok(vec![named(url, source)]);
+        return Ok(vec![named(url, &bucket, meta)]);
     }
     let prefix = match &selection {
         Selection::Name(name) => format!("{name}/"),
@@ -74,20 +83,14 @@ async fn objects(url: &BucketUrl) -> Result<Vec<Named>, ObjectError> {
         let name = meta.name.as_str();
         meta.bytes > 0 && selection.takes(name) && (selection.names(name) || is_text_name(name))
     });
-    Ok(taken
-        .map(|meta| named(url, Source::Object(bucket.clone(), meta)))
-        .collect())
+    Ok(taken.map(|meta| named(url, &bucket, meta)).collect())
 }
 
-fn named(url: &BucketUrl, source: Source) -> Named {
-    let (key, bytes) = match &source {
-        Source::Object(_, meta) => (meta.name.as_str(), Some(meta.bytes)),
-        Source::Web(_) => ("", None),
-    };
+fn named(url: &BucketUrl, bucket: &Bucket, meta: Meta) -> Named {
     Named {
-        name: url.with_key(key).to_string(),
-        bytes,
-        found: Found::There(Box::new(source)),
+        name: url.with_key(&meta.name).to_string(),
+        bytes: Some(meta.bytes),
+        found: Found::There(Source::Object(bucket.clone(), meta)),
     }
 }
 
@@ -103,6 +106,6 @@ fn page(url: &Url, reach: Reach) -> Result<Named, ObjectError> {
     Ok(Named {
         name: shown(url),
         bytes: None,
-        found: Found::There(Box::new(Source::Web(file))),
+        found: Found::There(Source::Web(Box::new(file))),
     })
 }

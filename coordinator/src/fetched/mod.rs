@@ -109,7 +109,7 @@ async fn bring_one(
         Found::Here(path) => return Ok(SourceFile::new(named.name, path)),
         Found::There(source) => source,
     };
-    let download = Download::find(*source).await?;
+    let download = Download::find(source).await?;
     // Where nobody says when the content changes, it is fetched each time, under a name of its own.
     let lasting = download.key();
     let key = lasting.clone().unwrap_or_else(|| once(download.url()));
@@ -119,6 +119,7 @@ async fn bring_one(
         directory.join(format!("{key}.part")),
     );
     let _alone = alone(&part).await;
+    let _passing = lasting.is_none().then(|| Passing(&part));
     if lasting.is_some()
         && let Some((path, bytes)) = known(home, &note)
     {
@@ -134,6 +135,16 @@ async fn bring_one(
     }
     tracing::info!(url = named.name, bytes = fetched.bytes, "fetched");
     Ok(SourceFile::new(named.name, path))
+}
+
+/// A part that nobody can go on with: it does not outlast its download, however that ends.
+struct Passing<'a>(&'a Path);
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        // It is not there any more where all of it came.
+        drop(fs::remove_file(self.0));
+    }
 }
 
 /// The content that a note speaks of, if it is still here.
@@ -178,8 +189,8 @@ fn once(url: &str) -> String {
     format!("{}-{}-{count}", &hash[..16], std::process::id())
 }
 
-/// Waits until nobody else of this process writes that file.
-async fn alone(part: &Path) -> tokio::sync::OwnedMutexGuard<()> {
+/// Waits until nobody else of this process writes that file or directory.
+pub(crate) async fn alone(part: &Path) -> tokio::sync::OwnedMutexGuard<()> {
     static PARTS: LazyLock<Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>> =
         LazyLock::new(Mutex::default);
     let lock = {

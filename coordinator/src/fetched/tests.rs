@@ -28,7 +28,7 @@ impl Scene {
         let named = listed.into_iter().map(|meta| Named {
             name: format!("s3://b/{}", meta.name),
             bytes: Some(meta.bytes),
-            found: Found::There(Box::new(Source::Object(self.bucket.clone(), meta))),
+            found: Found::There(Source::Object(self.bucket.clone(), meta)),
         });
         named.collect()
     }
@@ -101,6 +101,38 @@ async fn a_content_that_was_deleted_is_fetched_again() {
     fs::remove_file(&path).unwrap();
     assert_eq!(bring().await[0].path, path);
     assert!(path.is_file());
+}
+
+#[tokio::test]
+async fn what_nobody_can_go_on_with_does_not_stay() {
+    let scene = Scene::new();
+    scene.bucket.write("a.txt", b"text".to_vec()).await.unwrap();
+    let mut named = scene.named().await;
+    let Found::There(Source::Object(_, meta)) = &mut named[0].found else {
+        panic!("an object");
+    };
+    // Nobody says when it changes; and it is shorter than the list said.
+    (meta.version, meta.bytes) = (None, 99);
+    let error = bring(&scene.home, named, &|_| {}).await.unwrap_err();
+    assert!(matches!(error, ObjectError::Changed { .. }), "{error}");
+    let left = fs::read_dir(scene.home.fetched()).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[tokio::test]
+async fn each_query_of_a_path_is_a_file() {
+    let named = async |url: &str| {
+        let location = Location::parse(url).unwrap();
+        let named = find(&location, Reach::ThisMachine).await.unwrap();
+        named.into_iter().next().unwrap()
+    };
+    let (one, two) = (
+        named("https://h/get?id=1").await,
+        named("https://h/get?id=2").await,
+    );
+    assert_eq!((one.name.as_str(), &one.name), ("https://h/get", &two.name));
+    assert_ne!(one.identity(), two.identity());
+    assert_eq!(one.identity(), named("https://h/get?id=1").await.identity());
 }
 
 #[test]

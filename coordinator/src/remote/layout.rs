@@ -5,11 +5,12 @@
 //! runs/RUN/owner.json                      the home that writes this run
 //! runs/RUN/objects/BLAKE3                  files of its checkpoints and of what it starts from, by content
 //! runs/RUN/checkpoints/step-00000100.json  a checkpoint: it counts when this is there, which is written last
-//! corpora/FINGERPRINT/files/NAME           shards, index, tokenizer
+//! corpora/FINGERPRINT/objects/BLAKE3       shards, index, tokenizer, by content
 //! corpora/FINGERPRINT/manifest.json        a corpus: it counts when this is there, which is written last
 //! ```
 //!
-//! Nothing is shared between runs, so that deleting what one does not need any more cannot touch another.
+//! Nothing is shared between runs, so that deleting what one does not need any more cannot touch another. A corpus has no owner:
+//! homes that have it under names of their own may write it at a time, and whichever manifest is there, its contents are.
 
 use cohort_common::api::RunFacts;
 use cohort_common::checkpoint::{
@@ -190,9 +191,14 @@ pub fn corpus(fingerprint: &str) -> String {
     format!("corpora/{fingerprint}/")
 }
 
-/// A file of a corpus.
-pub fn corpus_file(fingerprint: &str, name: &str) -> String {
-    format!("corpora/{fingerprint}/files/{name}")
+/// The contents of a corpus.
+pub fn corpus_objects(fingerprint: &str) -> String {
+    format!("corpora/{fingerprint}/objects/")
+}
+
+/// One content of a corpus, by its BLAKE3 in hex.
+pub fn corpus_object(fingerprint: &str, hash: &str) -> String {
+    format!("corpora/{fingerprint}/objects/{hash}")
 }
 
 /// The manifest of a corpus.

@@ -6,7 +6,8 @@
 //! until nothing is; `keep.rs` deletes what the run does not keep any more; `restore.rs` is the way back. `layout.rs` * says
 //! what lies where. A star marks what is pure.
 //!
-//! A run has one owner: the home that last took it up. Another one stops copying when it sees that.
+//! A run has one owner: the home that last took it up. Another one stops copying when it sees that, and does not take the run up
+//! where the store is ahead of what it has.
 
 mod keep;
 mod layout;
@@ -18,7 +19,7 @@ mod upload;
 pub use layout::Record;
 pub use restore::{note, take_in};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -34,6 +35,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use self::layout::{FORMAT, MARKER, ManifestError, Marker, Owner};
+use self::upload::Job;
 use crate::Error;
 use crate::driver::Cluster;
 use crate::status::chain;
@@ -57,6 +59,10 @@ struct Shared {
     /// The id of this home among those that write to the store.
     id: String,
     state: Mutex<State>,
+    /// Held by whoever copies or deletes.
+    work: tokio::sync::Mutex<()>,
+    /// Somebody wants to delete: what is being copied is to be given up.
+    interrupted: Notify,
     /// There is something to do.
     wake: Notify,
     /// There is nothing to do any more.
@@ -69,10 +75,9 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     runs: BTreeMap<RunName, InStore>,
-    /// Runs of which something may be missing there.
-    due: BTreeSet<RunName>,
-    /// Corpora that may be missing there.
-    corpora_due: BTreeSet<String>,
+    /// Runs and corpora of which something may be missing there, each once. What is not done goes to the end, so that nothing
+    /// that fails for good stands before the others.
+    due: VecDeque<Job>,
     /// Corpora that are there.
     corpora: BTreeSet<String>,
     /// Whether runs of the store that this home does not know have been looked for.
@@ -81,11 +86,24 @@ struct State {
     busy: bool,
 }
 
+impl State {
+    /// Something is to be done, after what is to be done already.
+    fn add(&mut self, job: Job) {
+        if !self.due.contains(&job) {
+            self.due.push_back(job);
+        }
+    }
+}
+
 /// What is known of a run in the store.
 #[derive(Debug, Default)]
 struct InStore {
     /// Its checkpoints there, once they were listed.
     steps: Option<BTreeSet<u64>>,
+    /// One more may be there: nobody has seen what became of its manifest.
+    unsure: bool,
+    /// Contents may be there that no checkpoint refers to any more.
+    unswept: bool,
     /// Contents there, once they were listed.
     objects: Option<BTreeMap<String, u64>>,
     /// What its start directory holds; it does not change.
@@ -127,6 +145,21 @@ pub enum RemoteError {
         /// The store.
         url: String,
     },
+    /// Somebody else has trained this run further than this home knows.
+    #[error(
+        "another coordinator has brought run `{run}` to step {there} in the store `{url}`, and this home knows it up to step \
+         {here} only; start a coordinator on an empty home with this store, and resume it there"
+    )]
+    Ahead {
+        /// The run.
+        run: RunName,
+        /// The store.
+        url: String,
+        /// The newest checkpoint there.
+        there: u64,
+        /// The newest that this home knows; 0 if it knows none.
+        here: u64,
+    },
 }
 
 impl Remote {
@@ -150,6 +183,8 @@ impl Remote {
             home: home.clone(),
             id,
             state: Mutex::default(),
+            work: tokio::sync::Mutex::default(),
+            interrupted: Notify::new(),
             wake: Notify::new(),
             rest: Notify::new(),
             hurry: Notify::new(),
@@ -172,11 +207,18 @@ impl Remote {
     }
 
     async fn check_format(&self) -> Result<(), RemoteError> {
-        let ours = serde_json::to_vec(&Marker { format: FORMAT }).expect("plain data");
-        if self.bucket().create(MARKER, ours).await? {
-            return Ok(());
-        }
-        let found = self.bucket().read(MARKER, MAX_MANIFEST).await?;
+        let read = || self.bucket().read(MARKER, MAX_MANIFEST);
+        let found = match read().await {
+            Err(error) if error.is_missing() => {
+                let ours = serde_json::to_vec(&Marker { format: FORMAT }).expect("plain data");
+                if self.bucket().create(MARKER, ours).await? {
+                    return Ok(());
+                }
+                // Somebody else was faster.
+                read().await?
+            }
+            found => found?,
+        };
         let marker: Result<Marker, _> = layout::parse(&found);
         marker
             .map(|_| ())
@@ -207,14 +249,21 @@ impl Remote {
 
     /// Something of a run has changed at home.
     pub fn changed(&self, run: &RunName) {
-        self.state().due.insert(run.clone());
+        self.state().add(Job::Run(run.clone()));
         self.0.wake.notify_one();
     }
 
     /// A corpus has been prepared.
     pub fn prepared(&self, fingerprint: &str) {
-        self.state().corpora_due.insert(fingerprint.into());
+        self.state().add(Job::Corpus(fingerprint.into()));
         self.0.wake.notify_one();
+    }
+
+    /// Has nothing copied or deleted for as long as the answer lives, but by whoever holds it. A copy that is under way is given
+    /// up, and comes again afterwards, if it is still to be made.
+    pub async fn alone(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.interrupted.notify_waiters();
+        self.0.work.lock().await
     }
 
     /// What of a run is there, as far as that is known.
@@ -229,12 +278,13 @@ impl Remote {
         }
     }
 
-    /// A URL by which somebody without credentials can read a file of a corpus for a while, if it is there.
-    pub async fn place(&self, fingerprint: &str, file: &str) -> Option<String> {
+    /// A URL by which somebody without credentials can read a file of a corpus for a while, if it is there. `hash` is its BLAKE3,
+    /// in hex.
+    pub async fn place(&self, fingerprint: &str, hash: &str) -> Option<String> {
         if !self.state().corpora.contains(fingerprint) {
             return None;
         }
-        let name = layout::corpus_file(fingerprint, file);
+        let name = layout::corpus_object(fingerprint, hash);
         match self.bucket().sign(&name, SIGNED).await {
             Ok(url) => url.map(Into::into),
             Err(error) => {
@@ -283,6 +333,24 @@ impl Remote {
         }
     }
 
+    /// Makes sure that this home may take a run over: that nobody else has trained it further than this home knows. What it
+    /// lacks would be deleted, as checkpoints that the run does not keep.
+    async fn check_newest(&self, run: &RunName, newest: Option<u64>) -> Result<(), RemoteError> {
+        if self.owner(run).await?.is_none_or(|o| o.home == self.0.id) {
+            return Ok(());
+        }
+        let there = self.listed_steps(run).await?.last().copied();
+        match there {
+            Some(there) if Some(there) > newest => Err(RemoteError::Ahead {
+                run: run.clone(),
+                url: self.url(),
+                there,
+                here: newest.unwrap_or(0),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes this home the one that writes a run.
     async fn take_over(&self, run: &RunName) -> Result<(), RemoteError> {
         let ours = Owner {
@@ -292,16 +360,34 @@ impl Remote {
         if found.as_ref().is_some_and(|owner| *owner != ours) {
             let json = serde_json::to_vec(&ours).expect("plain data");
             self.bucket().write(&layout::owner(run), json).await?;
+            // The other one may have written and deleted since this home looked.
+            self.known(run, |known| (known.steps, known.objects) = (None, None));
             info!(%run, "taken over from another coordinator");
         }
         Ok(())
     }
 
+    /// The steps of a run's checkpoints that are in the store now.
+    async fn listed_steps(&self, run: &RunName) -> Result<BTreeSet<u64>, RemoteError> {
+        let listed = self.bucket().list(&layout::checkpoints(run)).await?;
+        let steps = listed
+            .iter()
+            .filter_map(|meta| layout::parse_checkpoint(&meta.name));
+        Ok(steps.map(|(_, step)| step).collect())
+    }
+
+    /// The contents below a prefix that are in the store now, with their sizes.
+    async fn listed_objects(&self, prefix: &str) -> Result<BTreeMap<String, u64>, RemoteError> {
+        let listed = self.bucket().list(prefix).await?.into_iter();
+        Ok(listed.map(|meta| (meta.name, meta.bytes)).collect())
+    }
+
     /// Starts to copy. What is missing of all runs is found out at once.
     pub async fn start(&self, cluster: &Cluster) -> Uploader {
         let runs = cluster.store().call(|store| store.runs()).await;
-        let names = runs.unwrap_or_default().into_iter().map(|run| run.name);
-        self.state().due.extend(names);
+        for run in runs.unwrap_or_default() {
+            self.state().add(Job::Run(run.name));
+        }
         let remote = self.clone();
         let task = tokio::spawn(upload::run(remote.clone(), cluster.clone()));
         Uploader { remote, task }
@@ -323,7 +409,7 @@ impl Uploader {
                 let rest = self.remote.0.rest.notified();
                 let state = {
                     let state = self.remote.state();
-                    state.busy || !state.due.is_empty() || !state.corpora_due.is_empty()
+                    state.busy || !state.due.is_empty()
                 };
                 if !state {
                     return;

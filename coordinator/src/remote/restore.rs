@@ -21,6 +21,7 @@ use super::upload::{blocking, corpora_of, local};
 use super::{MAX_MANIFEST, Remote, RemoteError, write_file};
 use crate::data::start_directory;
 use crate::driver::now_ms;
+use crate::fetched::alone;
 use crate::recover::{Found, read_ledger};
 use crate::store::{CheckpointRow, StoreError, StoreHandle};
 
@@ -42,20 +43,20 @@ pub async fn take_in(remote: &Remote, store: &StoreHandle) -> Result<(), RemoteE
             continue;
         }
         match remote.take_in_one(store, &run, &steps).await {
-            Ok(()) => info!(%run, "taken in from the store"),
+            Ok(()) => {}
             Err(RemoteError::Object(error)) if error.is_transient() => return Err(error.into()),
             Err(error) => {
                 let error = crate::status::chain(&error);
                 error!(%run, error, "cannot take this run in from the store");
             }
         }
-        remote.known(&run, |known| known.steps = Some(steps));
     }
     remote.state().taken_in = true;
     Ok(())
 }
 
 impl Remote {
+    /// Enters a run with those of its checkpoints that are still there.
     async fn take_in_one(
         &self,
         store: &StoreHandle,
@@ -64,9 +65,12 @@ impl Remote {
     ) -> Result<(), RemoteError> {
         let mut checkpoints = Vec::new();
         for &step in steps {
-            let stored = self
-                .checkpoint_manifest(&layout::checkpoint(run, step))
-                .await?;
+            let name = layout::checkpoint(run, step);
+            let stored = match self.checkpoint_manifest(&name).await {
+                // Whoever writes the run has deleted it since it was listed.
+                Err(RemoteError::Object(error)) if error.is_missing() => continue,
+                stored => stored?,
+            };
             if stored.state.run != run.as_str() || stored.state.step != step {
                 let (of, at) = (&stored.state.run, stored.state.step);
                 return Err(RemoteError::Local(format!(
@@ -75,12 +79,16 @@ impl Remote {
             }
             checkpoints.push(stored);
         }
-        let newest = checkpoints.last().expect("a run has a manifest");
+        let Some(newest) = checkpoints.last() else {
+            return Ok(());
+        };
         let ledger = self.ledger(run, newest).await?;
         for stored in &checkpoints {
             self.remember(run, stored)?;
         }
         let newest = newest.clone();
+        let read = checkpoints.iter().map(|stored| stored.state.step);
+        let read: BTreeSet<u64> = read.collect();
         let rows = checkpoints
             .iter()
             .map(|stored| self.row(run, stored))
@@ -94,6 +102,8 @@ impl Remote {
             from: "the store",
         };
         store.call(move |s| found.record(s, now_ms())).await?;
+        self.known(run, |known| known.steps = Some(read));
+        info!(%run, "taken in from the store");
         Ok(())
     }
 
@@ -145,7 +155,8 @@ impl Remote {
     }
 
     /// Brings back what a run needs to go on: its corpora, what it starts from, and its newest checkpoint. What is here stays.
-    /// With `take_over`, this home is the one that writes the run from now on; without, it must be already.
+    /// With `take_over`, this home is the one that writes the run from now on; without, it must be already. `newest` is the
+    /// newest checkpoint that this home knows; where the store has a newer one of somebody else's, the run is not taken over.
     pub async fn bring_back(
         &self,
         run: &RunName,
@@ -153,6 +164,9 @@ impl Remote {
         newest: Option<u64>,
         take_over: bool,
     ) -> Result<(), RemoteError> {
+        if take_over {
+            self.check_newest(run, newest).await?;
+        }
         self.bring_corpora(spec).await?;
         if let Some(step) = newest {
             self.bring_checkpoint(run, step).await?;
@@ -170,6 +184,7 @@ impl Remote {
     /// Brings a checkpoint back that is not here, with what its run starts from.
     pub async fn bring_checkpoint(&self, run: &RunName, step: u64) -> Result<(), RemoteError> {
         let target = self.home().checkpoint(run, step);
+        let _alone = alone(&target).await;
         if target.is_dir() {
             return Ok(());
         }
@@ -184,11 +199,13 @@ impl Remote {
             named.collect::<Vec<_>>()
         };
         let start = start_directory(self.home(), run);
+        let shared = alone(&start).await;
         if !stored.start.is_empty() && !start.is_dir() {
             let staged = beside(&start);
             self.fetch(named(&stored.start), &staged).await?;
             publish(&staged, &start)?;
         }
+        drop(shared);
         let staged = beside(&target);
         self.fetch(named(&stored.files), &staged).await?;
         let whole = staged.clone();
@@ -216,6 +233,7 @@ impl Remote {
     async fn bring_corpus(&self, fingerprint: &str) -> Result<(), RemoteError> {
         let target = self.home().corpora().join(fingerprint);
         let hexadecimal = fingerprint.bytes().all(|b| b.is_ascii_hexdigit());
+        let _alone = alone(&target).await;
         if target.is_dir() || !hexadecimal || fingerprint.is_empty() {
             return Ok(());
         }
@@ -225,8 +243,10 @@ impl Remote {
             json => json?,
         };
         let stored = StoredCorpus::parse(&json).map_err(|source| self.unusable(&name, source))?;
-        let files = stored.files.into_iter();
-        let files = files.map(|file| (layout::corpus_file(fingerprint, &file.name), file));
+        let files = stored.files.into_iter().map(|file| {
+            let hash = hex::encode(&file.blake3);
+            (layout::corpus_object(fingerprint, &hash), file)
+        });
         let staged = beside(&target);
         self.fetch(files.collect(), &staged).await?;
         let (whole, expected) = (staged.clone(), fingerprint.to_owned());

@@ -7,7 +7,8 @@ use cohort_common::home::Home;
 use cohort_common::traces::Traces;
 use tempfile::TempDir;
 
-use super::upload::Done;
+use super::layout::StoredCorpus;
+use super::upload::{Done, Job};
 use super::*;
 use crate::Topology;
 use crate::notify::{Notices, NotifyConfig};
@@ -158,9 +159,133 @@ async fn checkpoints_are_copied_newest_first_and_follow_the_runs_retention() {
     // What only the first one had is gone, what it shared is not: run, ledger, manifest are its own, weights are the same.
     let gone = objects.iter().filter(|object| !after.contains(object));
     assert_eq!(gone.count(), 3, "{objects:?} {after:?}");
+    let empty = Side::open(&directory, "b").await;
     for step in [5, 7] {
-        side.remote.bring_checkpoint(&run(), step).await.unwrap();
+        // Both who ask for it at a time get it.
+        let name = run();
+        let bring = || empty.remote.bring_checkpoint(&name, step);
+        let (one, other) = tokio::join!(bring(), bring());
+        one.and(other).unwrap();
+        assert!(empty.home.checkpoint(&run(), step).is_dir());
     }
+}
+
+#[tokio::test]
+async fn what_is_known_of_the_store_does_not_outlive_a_deletion_that_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    let side = Side::with_run(&directory, "a", &[2, 5]).await;
+    side.follow().await.unwrap();
+    side.checkpoint(7).await;
+    side.forget(2).await;
+    // A manifest that nobody understands: the sweep ends there.
+    let stuck = "runs/tiny-1/checkpoints/step-00000009.json";
+    let stuck = directory.path().join("store").join(stuck);
+    fs::write(&stuck, "no manifest").unwrap();
+    let error = side.follow().await.unwrap_err();
+    assert!(
+        error.to_string().contains("cannot be understood"),
+        "{error}"
+    );
+    let before = stored(&directory, "runs/tiny-1/objects");
+    // The manifest is gone and nothing is surplus any more, but what it had is still to go.
+    fs::remove_file(&stuck).unwrap();
+    side.follow().await.unwrap();
+    let after = stored(&directory, "runs/tiny-1/objects");
+    assert_eq!(before.len() - after.len(), 3, "{before:?} {after:?}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_left_of_a_run_is_not_taken_for_all_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let side = Side::with_run(&directory, "a", &[2, 5]).await;
+    side.follow().await.unwrap();
+    // The manifests can be listed; what else there is cannot, as a link leads around in a circle.
+    let link = directory.path().join("store/runs/tiny-1/circle");
+    std::os::unix::fs::symlink(".", &link).unwrap();
+    side.remote.remove_run(&run()).await.unwrap_err();
+    assert!(stored(&directory, "runs/tiny-1/checkpoints").is_empty());
+    fs::remove_file(&link).unwrap();
+    // The run is still here, so it is there again in the end.
+    side.follow().await.unwrap();
+    assert_eq!(
+        stored(&directory, "runs/tiny-1/checkpoints"),
+        ["step-00000002.json", "step-00000005.json"]
+    );
+}
+
+#[tokio::test]
+async fn what_is_deleted_is_not_copied_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let side = Side::with_run(&directory, "a", &[2]).await;
+    let endless = side.remote.undisturbed(std::future::pending::<()>());
+    let remover = async {
+        // As soon as the other one waits.
+        tokio::task::yield_now().await;
+        let _alone = side.remote.alone().await;
+        assert!(side.remote.0.work.try_lock().is_err());
+    };
+    let (given_up, ()) = tokio::join!(endless, remover);
+    assert_eq!(given_up, None);
+    let job = Job::Run(run());
+    let done = side
+        .remote
+        .undisturbed(side.remote.work(&side.cluster, &job));
+    assert_eq!(done.await.unwrap().unwrap(), Done::All);
+    assert_eq!(side.steps(), [2]);
+}
+
+#[test]
+fn what_fails_goes_behind_the_rest() {
+    let mut state = State::default();
+    let jobs = ["a", "b"].map(|name| Job::Run(RunName::new(name).unwrap()));
+    for job in jobs.iter().chain(&jobs) {
+        state.add(job.clone());
+    }
+    let first = state.due.pop_front().unwrap();
+    state.add(first);
+    assert_eq!(state.due, [jobs[1].clone(), jobs[0].clone()]);
+}
+
+#[tokio::test]
+async fn a_corpus_lies_there_by_content() {
+    let directory = tempfile::tempdir().unwrap();
+    let side = Side::open(&directory, "a").await;
+    let other = Side::open(&directory, "b").await;
+    let write = |side: &Side, name: &str, content: &str| {
+        let corpus = side.home.corpora().join("ab12");
+        fs::create_dir_all(&corpus).unwrap();
+        fs::write(corpus.join(name), content).unwrap();
+    };
+    // The same corpus under two names: what is in its index differs.
+    for (side, index) in [(&side, "ours"), (&other, "theirs")] {
+        write(side, "corpus.json", index);
+        write(side, "train-00000.shard", "shard");
+    }
+    side.remote.copy_corpus("ab12").await.unwrap();
+    let manifest = directory.path().join("store/corpora/ab12/manifest.json");
+    fs::remove_file(&manifest).unwrap();
+    // A torn upload, which another home goes on with.
+    let objects = || stored(&directory, "corpora/ab12/objects");
+    let shard = blake3::hash(b"shard").to_hex().to_string();
+    assert!(objects().contains(&shard));
+    let sent = directory
+        .path()
+        .join("store/corpora/ab12/objects")
+        .join(&shard);
+    let time = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    let before = time(&sent);
+    other.remote.copy_corpus("ab12").await.unwrap();
+    assert_eq!(time(&sent), before);
+    assert_eq!(objects().len(), 3);
+    let manifest = StoredCorpus::parse(&fs::read(&manifest).unwrap()).unwrap();
+    for file in manifest.files {
+        let content = fs::read(other.home.corpora().join("ab12").join(file.name)).unwrap();
+        assert_eq!(file.blake3, *blake3::hash(&content).as_bytes());
+        assert!(objects().contains(&hex::encode(&file.blake3)));
+    }
+    side.remote.remove_corpus("ab12").await.unwrap();
+    assert!(objects().is_empty());
 }
 
 #[tokio::test]
@@ -263,6 +388,27 @@ async fn only_its_owner_writes_a_run() {
         .bring_back(&run(), &state(2).spec, Some(5), false)
         .await;
     assert!(matches!(back, Err(RemoteError::Taken { .. })));
+    // Another one knows the run as it is now, and then its owner goes on and keeps nothing of that.
+    let standby = Side::open(&directory, "c").await;
+    second.checkpoint(7).await;
+    second.forget(2).await;
+    second.follow().await.unwrap();
+    // Neither takes it over: its newest checkpoint would be deleted, as one that the run does not keep.
+    let spec = state(2).spec;
+    for (side, here) in [(&first, 5), (&standby, 2)] {
+        let name = run();
+        let back = side.remote.bring_back(&name, &spec, Some(here), true);
+        let error = back.await.unwrap_err();
+        let ahead = matches!(error, RemoteError::Ahead { there: 7, .. });
+        assert!(ahead, "{error}");
+        let known = format!("knows it up to step {here} only");
+        assert!(error.to_string().contains(&known), "{error}");
+    }
+    second.follow().await.unwrap();
+    assert_eq!(
+        stored(&directory, "runs/tiny-1/checkpoints"),
+        ["step-00000007.json"]
+    );
     second.remote.remove_run(&run()).await.unwrap();
     assert!(stored(&directory, "runs/tiny-1/objects").is_empty());
 }
@@ -278,6 +424,20 @@ async fn a_store_of_a_newer_build_is_refused() {
     .unwrap();
     let home = Home::open(&directory.path().join("a")).unwrap();
     let error = Remote::open(&url(&directory), &home)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("its format 2 is newer than this build"),
+        "{error}"
+    );
+    // So is one that could not be asked when the coordinator started.
+    let later = tempfile::tempdir().unwrap();
+    let side = Side::open(&later, "a").await;
+    fs::write(later.path().join("store/cohort.json"), r#"{"format": 2}"#).unwrap();
+    let error = side
+        .remote
+        .work(&side.cluster, &Job::TakeIn)
         .await
         .unwrap_err()
         .to_string();

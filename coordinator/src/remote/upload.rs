@@ -1,15 +1,15 @@
-//! Copies to the store, one thing at a time: corpora that were prepared, then of each run the newest checkpoint that is
-//! missing, until none is. What is to be done follows from what is there and what is not, so nothing is lost when the
-//! coordinator or the store dies in the middle.
+//! Copies to the store, one thing at a time and each in its turn: corpora that were prepared, and of each run the newest
+//! checkpoint that is missing, until none is. What is to be done follows from what is there and what is not, so nothing is lost
+//! when the coordinator or the store dies in the middle.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cohort_common::api::RunEvent;
-use cohort_common::checkpoint::{FileEntry, MANIFEST, Manifest, RUN, RunState, is_plain_name};
+use cohort_common::checkpoint::{FileEntry, MANIFEST, Manifest, RUN, RunState, hex, is_plain_name};
 use cohort_common::home::RunName;
 use cohort_common::spec::RunSpec;
 use tokio::time::sleep;
@@ -29,9 +29,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// What there is to do.
-enum Job {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// Runs of the store that this home does not know are to be looked for.
     TakeIn,
+    /// A corpus may be missing there.
     Corpus(String),
+    /// Something of a run may be missing there.
     Run(RunName),
 }
 
@@ -53,12 +57,10 @@ pub async fn run(remote: Remote, cluster: Cluster) {
             remote.0.wake.notified().await;
             continue;
         };
-        let done = match &job {
-            Job::TakeIn => restore::take_in(&remote, cluster.store())
-                .await
-                .map(|()| Done::All),
-            Job::Corpus(fingerprint) => remote.copy_corpus(fingerprint).await.map(|()| Done::All),
-            Job::Run(run) => remote.follow(&cluster, run).await,
+        let Some(done) = remote.undisturbed(remote.work(&cluster, &job)).await else {
+            // What was under way comes again, where it is still wanted.
+            remote.settle(&job, &Ok(Done::More));
+            continue;
         };
         let failed = remote.settle(&job, &done);
         match done {
@@ -95,17 +97,38 @@ impl Remote {
         if !state.taken_in {
             return Some(Job::TakeIn);
         }
-        if let Some(fingerprint) = state.corpora_due.pop_first() {
-            return Some(Job::Corpus(fingerprint));
-        }
-        if let Some(run) = state.due.pop_first() {
-            return Some(Job::Run(run));
-        }
-        state.busy = false;
-        None
+        let job = state.due.pop_front();
+        state.busy = job.is_some();
+        job
     }
 
-    /// Puts back what is not done. Says whether that is for an error that may pass.
+    /// Does some work when nobody else copies or deletes; `None` if somebody wants to meanwhile ([`Remote::alone`]).
+    pub(super) async fn undisturbed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        // Before the lock, so that nobody who asks for it is missed.
+        let interrupted = self.0.interrupted.notified();
+        let _work = self.0.work.lock().await;
+        tokio::select! {
+            biased;
+            () = interrupted => None,
+            done = work => Some(done),
+        }
+    }
+
+    /// Does what there is to do.
+    pub(super) async fn work(&self, cluster: &Cluster, job: &Job) -> Result<Done, RemoteError> {
+        match job {
+            Job::TakeIn => {
+                // The store may have been away when it was opened.
+                self.check_format().await?;
+                restore::take_in(self, cluster.store()).await?;
+            }
+            Job::Corpus(fingerprint) => self.copy_corpus(fingerprint).await?,
+            Job::Run(run) => return self.follow(cluster, run).await,
+        }
+        Ok(Done::All)
+    }
+
+    /// Puts what is not done behind the rest. Says whether that is for an error that may pass.
     fn settle(&self, job: &Job, done: &Result<Done, RemoteError>) -> bool {
         let again = match done {
             Ok(Done::All) => false,
@@ -117,12 +140,7 @@ impl Remote {
         let mut state = self.state();
         match job {
             Job::TakeIn => state.taken_in = !again,
-            Job::Corpus(fingerprint) if again => {
-                state.corpora_due.insert(fingerprint.clone());
-            }
-            Job::Run(run) if again => {
-                state.due.insert(run.clone());
-            }
+            Job::Corpus(_) | Job::Run(_) if again => state.add(job.clone()),
             Job::Corpus(_) | Job::Run(_) => {}
         }
         state.busy = false;
@@ -202,17 +220,16 @@ impl Remote {
         change(self.state().runs.entry(run.clone()).or_default())
     }
 
-    /// The checkpoints that the store has of a run; it is asked once.
+    /// The checkpoints that the store has of a run; it is asked once, and when a manifest may or may not be there.
     async fn steps(&self, run: &RunName) -> Result<BTreeSet<u64>, RemoteError> {
-        if let Some(steps) = self.known(run, |known| known.steps.clone()) {
+        let known = |known: &mut InStore| known.steps.clone().filter(|_| !known.unsure);
+        if let Some(steps) = self.known(run, known) {
             return Ok(steps);
         }
-        let listed = self.bucket().list(&layout::checkpoints(run)).await?;
-        let steps = listed
-            .iter()
-            .filter_map(|meta| layout::parse_checkpoint(&meta.name));
-        let steps: BTreeSet<u64> = steps.map(|(_, step)| step).collect();
-        self.known(run, |known| known.steps = Some(steps.clone()));
+        let steps = self.listed_steps(run).await?;
+        self.known(run, |known| {
+            (known.steps, known.unsure) = (Some(steps.clone()), false);
+        });
         Ok(steps)
     }
 
@@ -238,7 +255,7 @@ impl Remote {
         for entry in &start {
             let path = start_directory.join(&entry.name);
             let file = File::open(&path).map_err(|error| local(&path, &error))?;
-            files.push((entry.clone(), file));
+            files.push((entry.clone(), path, file));
         }
         let manifest = StoredCheckpoint {
             format: FORMAT,
@@ -247,23 +264,25 @@ impl Remote {
             time_ms: row.time_ms,
             files: files[..files.len() - start.len()]
                 .iter()
-                .map(|(entry, _)| entry.clone())
+                .map(|(entry, ..)| entry.clone())
                 .collect(),
             start,
         };
         let mut sent = 0;
-        for (entry, file) in files {
-            sent += self.copy_file(name, &entry, file).await?;
+        for (entry, path, file) in files {
+            sent += self.copy_file(name, &entry, (&path, file)).await?;
         }
         // Somebody may have taken the run over while this took its time.
         self.own(name).await?;
         let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
+        self.known(name, |known| known.unsure = true);
         self.bucket()
             .write(&layout::checkpoint(name, step), json)
             .await?;
+        self.known(name, |known| known.unsure = false);
         self.remember(name, &manifest)?;
         self.known(name, |known| {
-            known.steps.get_or_insert_default().insert(step)
+            known.steps.as_mut().map(|steps| steps.insert(step))
         });
         info!(run = %name, step, sent, "the checkpoint is in the store");
         cluster.announce();
@@ -275,28 +294,25 @@ impl Remote {
         &self,
         run: &RunName,
         entry: &FileEntry,
-        file: File,
+        file: (&Path, File),
     ) -> Result<u64, RemoteError> {
         let object = layout::object(run, &entry.blake3);
         if self.known(run, |known| known.objects.is_none()) {
-            let listed = self.bucket().list(&layout::objects(run)).await?;
-            let objects = listed
-                .into_iter()
-                .map(|meta| (meta.name, meta.bytes))
-                .collect();
+            let objects = self.listed_objects(&layout::objects(run)).await?;
             self.known(run, |known| known.objects = Some(objects));
         }
         let has = |known: &mut InStore| {
-            let objects = known.objects.get_or_insert_default();
-            objects.get(&object) == Some(&entry.bytes)
+            let objects = known.objects.as_ref();
+            objects.and_then(|objects| objects.get(&object)) == Some(&entry.bytes)
         };
         if self.known(run, has) {
             return Ok(0);
         }
         self.bucket().put(&object, file, &entry.blake3).await?;
+        // Unless that was forgotten meanwhile: then it is listed anew.
         self.known(run, |known| {
-            let objects = known.objects.get_or_insert_default();
-            objects.insert(object, entry.bytes);
+            let objects = known.objects.as_mut();
+            objects.map(|objects| objects.insert(object, entry.bytes))
         });
         Ok(entry.bytes)
     }
@@ -315,7 +331,8 @@ impl Remote {
         Ok(files)
     }
 
-    /// Copies a corpus that is not there; it counts when its manifest is there.
+    /// Copies a corpus that is not there; it counts when its manifest is there. What an upload has left that was torn is not
+    /// sent again.
     pub(super) async fn copy_corpus(&self, fingerprint: &str) -> Result<(), RemoteError> {
         if self.state().corpora.contains(fingerprint) {
             return Ok(());
@@ -329,11 +346,17 @@ impl Remote {
             }
             let listed = directory.clone();
             let files = blocking(move || entries(&listed)).await?;
+            let below = layout::corpus_objects(fingerprint);
+            let there = self.listed_objects(&below).await?;
             for entry in &files {
+                let object = layout::corpus_object(fingerprint, &hex::encode(&entry.blake3));
+                if there.get(&object) == Some(&entry.bytes) {
+                    continue;
+                }
                 let path = directory.join(&entry.name);
                 let file = File::open(&path).map_err(|error| local(&path, &error))?;
-                let object = layout::corpus_file(fingerprint, &entry.name);
-                self.bucket().put(&object, file, &entry.blake3).await?;
+                let put = self.bucket().put(&object, (&path, file), &entry.blake3);
+                put.await?;
             }
             let manifest = StoredCorpus {
                 format: FORMAT,
@@ -372,8 +395,8 @@ async fn record_of(cluster: &Cluster, run: &RunRow, step: u64) -> Result<Record,
     })
 }
 
-/// Files of a checkpoint, opened so that they stay while it is copied.
-type OpenFiles = Vec<(FileEntry, File)>;
+/// Files of a checkpoint and where they lie, opened so that they stay while it is copied.
+type OpenFiles = Vec<(FileEntry, PathBuf, File)>;
 
 /// The files of a checkpoint, each open; `None` if it is not there any more.
 fn open_checkpoint(directory: &Path) -> Result<Option<(RunState, OpenFiles)>, RemoteError> {
@@ -417,7 +440,10 @@ fn open_checkpoint(directory: &Path) -> Result<Option<(RunState, OpenFiles)>, Re
     let mut files = Vec::new();
     for entry in parsed.files.into_iter().chain([own]) {
         match open(&entry.name)? {
-            Some(file) => files.push((entry, file)),
+            Some(file) => {
+                let path = directory.join(&entry.name);
+                files.push((entry, path, file));
+            }
             None => return Ok(None),
         }
     }

@@ -6,7 +6,6 @@ use cohort_common::corpus::char_tokenizer;
 use cohort_proto::v1::tokenize_client::TokenizeClient;
 use cohort_proto::v1::tokenize_server::TokenizeServer;
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 
 use super::*;
@@ -59,6 +58,8 @@ enum Manner {
     Fails,
     /// Changes a bit after the checksum was made.
     Damages,
+    /// Takes what it is given and says nothing.
+    Hangs,
 }
 
 /// A service without a cluster around it.
@@ -81,12 +82,17 @@ struct TestCluster {
     runtime: Runtime,
     tokenizing: Tokenizing,
     address: SocketAddr,
+    /// Batches that each worker has answered.
+    answered: Vec<Arc<AtomicU32>>,
 }
 
 impl TestCluster {
     fn start() -> Self {
+        Self::with(Tokenizing::default())
+    }
+
+    fn with(tokenizing: Tokenizing) -> Self {
         let runtime = Runtime::new().unwrap();
-        let tokenizing = Tokenizing::default();
         let service = TokenizeServer::new(Only(tokenizing.clone()));
         let address = runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -100,14 +106,17 @@ impl TestCluster {
             runtime,
             tokenizing,
             address,
+            answered: Vec::new(),
         }
     }
 
-    /// Connects a worker, and waits until it is counted. Gives the batches that it was sent.
-    fn worker(&self, manner: Manner) -> JoinHandle<usize> {
+    /// Connects a worker, and waits until it is counted.
+    fn worker(&mut self, manner: Manner) {
+        let answered = Arc::<AtomicU32>::default();
+        self.answered.push(answered.clone());
         let before = self.tokenizing.workers();
         let url = format!("http://{}", self.address);
-        let worker = self.runtime.spawn(async move { work(url, manner).await });
+        self.runtime.spawn(work(url, manner, answered));
         let shared = &self.tokenizing.0;
         let state = shared.state.lock().unwrap();
         let fewer = |state: &mut State| {
@@ -116,11 +125,25 @@ impl TestCluster {
         let patience = Duration::from_secs(20);
         let waited = shared.changed.wait_timeout_while(state, patience, fewer);
         assert!(!waited.unwrap().1.timed_out(), "a worker did not come");
-        worker
+    }
+
+    /// Waits until no worker is there.
+    fn left(&self) {
+        let shared = &self.tokenizing.0;
+        let state = shared.state.lock().unwrap();
+        let patience = Duration::from_secs(20);
+        let there = |state: &mut State| !state.workers.is_empty();
+        let waited = shared.changed.wait_timeout_while(state, patience, there);
+        assert!(!waited.unwrap().1.timed_out(), "a worker did not leave");
+    }
+
+    fn answered(&self) -> Vec<u32> {
+        let all = self.answered.iter();
+        all.map(|count| count.load(Ordering::Relaxed)).collect()
     }
 }
 
-async fn work(url: String, manner: Manner) -> usize {
+async fn work(url: String, manner: Manner, answered: Arc<AtomicU32>) {
     let mut client = TokenizeClient::connect(url).await.unwrap();
     let (out, said) = mpsc::channel(8);
     let say = async |kind| out.send(v1::FromTokenizer { kind: Some(kind) }).await;
@@ -129,7 +152,6 @@ async fn work(url: String, manner: Manner) -> usize {
     let mut incoming = stream.unwrap().into_inner();
     let mut json = Vec::new();
     let mut tokenizer = None;
-    let mut batches = 0;
     while let Some(Ok(message)) = incoming.next().await {
         let texts = match message.kind.unwrap() {
             To::Tokenizer(piece) => {
@@ -141,15 +163,15 @@ async fn work(url: String, manner: Manner) -> usize {
             }
             To::Texts(texts) => texts,
         };
-        batches += 1;
         assert_eq!(texts_check(&texts.texts), texts.check);
         let mut ids = encode_batch(tokenizer.as_ref().unwrap(), &texts.texts).unwrap();
         if manner == Manner::Lies {
-            ids[0][0] ^= 1;
+            ids.iter_mut().flatten().for_each(|id| *id ^= 1);
         }
         let check = tokens_check(ids.iter().map(Vec::as_slice));
         let answer = match manner {
             Manner::Leaves => break,
+            Manner::Hangs => continue,
             Manner::Fails => From::Failed(texts.id),
             _ => From::Tokens(v1::TokenBatch {
                 id: texts.id,
@@ -160,8 +182,8 @@ async fn work(url: String, manner: Manner) -> usize {
         if say(answer).await.is_err() {
             break;
         }
+        answered.fetch_add(1, Ordering::Relaxed);
     }
-    batches
 }
 
 #[test]
@@ -182,30 +204,87 @@ fn what_cannot_be_encoded_is_said() {
 
 #[test]
 fn workers_encode_everything_and_in_order() {
-    let cluster = TestCluster::start();
-    let workers = [Manner::Works, Manner::Works].map(|manner| cluster.worker(manner));
+    let mut cluster = TestCluster::start();
+    cluster.worker(Manner::Works);
+    cluster.worker(Manner::Works);
     assert_eq!(
         unwrapped(encode_all(&cluster.tokenizing, 200)),
         expected(200)
     );
-    drop(workers);
+    let answered = cluster.answered();
+    assert!(answered.iter().all(|count| *count > 0), "{answered:?}");
 }
 
 #[test]
 fn what_a_worker_does_not_give_back_is_encoded_all_the_same() {
-    for manner in [Manner::Leaves, Manner::Lies, Manner::Fails, Manner::Damages] {
-        let cluster = TestCluster::start();
-        let bad = cluster.worker(manner);
-        let good = cluster.worker(Manner::Works);
+    for manner in [
+        Manner::Leaves,
+        Manner::Lies,
+        Manner::Fails,
+        Manner::Damages,
+        Manner::Hangs,
+    ] {
+        let hasty = || TestCluster::with(Tokenizing::with_patience(Duration::from_millis(200)));
+        let mut cluster = hasty();
+        cluster.worker(manner);
+        cluster.worker(Manner::Works);
         assert_eq!(
             unwrapped(encode_all(&cluster.tokenizing, 100)),
             expected(100)
         );
-        let alone = TestCluster::start();
-        drop(alone.worker(manner));
+        let mut alone = hasty();
+        alone.worker(manner);
         assert_eq!(unwrapped(encode_all(&alone.tokenizing, 100)), expected(100));
-        drop((bad, good));
     }
+}
+
+#[test]
+fn each_tokenizer_is_compared_though_another_was_sent_since() {
+    let mut cluster = TestCluster::start();
+    let tokenizers = [tokenizer(), Arc::new(char_tokenizer('a'..='y'))];
+    let begin = |tokenizer| cluster.tokenizing.begin(tokenizer, texts(4));
+    let under_way: Vec<_> = tokenizers.iter().map(begin).collect();
+    let wanted = tokenizers
+        .each_ref()
+        .map(|t| encode_batch(t, &texts(4)).unwrap());
+    cluster.worker(Manner::Lies);
+    let done: Vec<_> = under_way.into_iter().map(PendingBatch::wait).collect();
+    assert_eq!(unwrapped(done), wanted);
+}
+
+#[test]
+fn a_batch_that_two_workers_lose_is_encoded_here() {
+    let mut cluster = TestCluster::start();
+    let waiting = cluster.tokenizing.begin(&tokenizer(), texts(3));
+    for _ in 0..2 {
+        cluster.worker(Manner::Leaves);
+        cluster.left();
+    }
+    // One more would keep it.
+    cluster.worker(Manner::Hangs);
+    assert_eq!(waiting.wait().unwrap(), expected(4)[3]);
+}
+
+#[test]
+fn what_nobody_waits_for_does_not_come_back_from_a_worker_that_leaves() {
+    let mut cluster = TestCluster::start();
+    cluster.worker(Manner::Hangs);
+    let waiting = cluster.tokenizing.begin(&tokenizer(), texts(3));
+    let shared = &cluster.tokenizing.0;
+    let given = || shared.state.lock().unwrap().queue.is_empty();
+    while !given() {
+        std::thread::yield_now();
+    }
+    drop(waiting);
+    cluster.runtime.shutdown_background();
+    let state = shared.state.lock().unwrap();
+    let there = |state: &mut State| !state.workers.is_empty();
+    let patience = Duration::from_secs(20);
+    let (state, waited) = shared
+        .changed
+        .wait_timeout_while(state, patience, there)
+        .unwrap();
+    assert!(!waited.timed_out() && state.queue.is_empty());
 }
 
 #[test]

@@ -8,6 +8,9 @@ use super::super::error::Problem;
 use super::super::limits::{MAX_LINE_BYTES, PerRow};
 use super::{Next, RowText, Rows, Wanted, find_column, no_name_twice, text_of};
 
+/// Bytes of the head of a table, whose names are kept.
+const MAX_HEAD_BYTES: u64 = 16 << 20;
+
 /// A table under way.
 pub(in super::super) struct Csv<'a, R> {
     reader: csv::Reader<PerRow<'a, R>>,
@@ -28,14 +31,23 @@ pub(in super::super) fn open<'a, R: Read>(
     wanted: Wanted<'_>,
     left: &'a Cell<u64>,
 ) -> Result<Csv<'a, R>, Problem> {
-    left.set(MAX_LINE_BYTES);
+    left.set(MAX_HEAD_BYTES);
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(separator)
         .has_headers(false)
         .flexible(true)
-        .from_reader(PerRow { inner: input, left });
+        .from_reader(PerRow {
+            inner: input,
+            separator,
+            left,
+        });
     let mut record = csv::ByteRecord::new();
-    if !reader.read_byte_record(&mut record).map_err(problem)? {
+    let read = reader.read_byte_record(&mut record);
+    let of_head = |error| match problem(error) {
+        Problem::TooLarge(MAX_LINE_BYTES) => Problem::TooLarge(MAX_HEAD_BYTES),
+        other => other,
+    };
+    if !read.map_err(of_head)? {
         return Err(Problem::Empty);
     }
     let mut columns = Vec::with_capacity(record.len());
@@ -147,6 +159,10 @@ mod tests {
             "has no column `text`; its columns are `a`, `b`"
         );
         assert_eq!(said(b"", Wanted::Record), "is empty");
+        assert_eq!(
+            said(&vec![b','; 2 << 20], Wanted::Record),
+            "holds more than 16777216 bytes of text, the limit"
+        );
         assert_eq!(
             said(b"a,a\n", Wanted::Record),
             "cannot be read: it has two columns `a`"

@@ -4,8 +4,8 @@
 //! one JSON object, which is then read like a line of `.jsonl`. What is wrong with one row is the row's, and reading goes
 //! on; what is wrong with the file ends it.
 //!
-//! Parquet and Arrow are read by hand: the crates for them take memory as files declare it and end the process where there
-//! is none, and building them takes longer than building everything else here. Only what text and samples need is read.
+//! Parquet and Arrow are read by hand: the crates for them hold whole row groups, take memory as files declare it and end the
+//! process where there is none, and building them takes longer than building everything else here. Only what text and samples need is read.
 
 pub(super) mod arrow;
 pub(super) mod csv;
@@ -17,12 +17,13 @@ pub(super) mod warc;
 
 use super::error::Problem;
 use super::limits::MAX_LINE_BYTES;
+use super::pieces::char_boundary_from;
 
 /// How deep lists and structs may lie in each other.
 const MAX_DEPTH: usize = 32;
 
 /// Columns that an error lists.
-const LISTED: usize = 8;
+pub(super) const LISTED: usize = 8;
 
 /// What is asked of each row.
 #[derive(Clone, Copy, Debug)]
@@ -88,10 +89,17 @@ impl RowText {
     /// # Errors
     /// As of [`Self::push`].
     pub fn push_string(&mut self, text: &str) -> Result<(), Problem> {
-        if (self.0.len() + text.len()) as u64 > MAX_LINE_BYTES {
-            return Err(Problem::TooLarge(MAX_LINE_BYTES));
+        // In parts: a character may take six bytes in JSON.
+        const PART: usize = 64 << 10;
+        self.push("\"")?;
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (part, later) = rest.split_at(char_boundary_from(rest, PART));
+            let quoted = serde_json::to_string(part).expect("a string is JSON");
+            self.push(&quoted[1..quoted.len() - 1])?;
+            rest = later;
         }
-        self.push(&serde_json::to_string(text).expect("a string is JSON"))
+        self.push("\"")
     }
 
     /// Adds a key of a JSON object, before it a comma unless it is the `first`.
@@ -103,6 +111,21 @@ impl RowText {
             self.push(",")?;
         }
         self.push_string(key)?;
+        self.push(":")
+    }
+
+    /// Adds a key of a map, given as JSON, before it a comma unless it is the `first`. What is no text there becomes one.
+    ///
+    /// # Errors
+    /// As of [`Self::push`].
+    pub fn push_map_key(&mut self, first: bool, key: &Self) -> Result<(), Problem> {
+        if !key.0.starts_with('"') {
+            return self.push_key(first, &key.0);
+        }
+        if !first {
+            self.push(",")?;
+        }
+        self.push(&key.0)?;
         self.push(":")
     }
 
@@ -119,8 +142,13 @@ impl RowText {
 }
 
 /// Names for an error, a few of them.
-pub(super) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     let all = names.len();
+    first_of(names, all)
+}
+
+/// The same, of `all` names of which the first [`LISTED`] are known.
+pub(super) fn first_of<'a>(names: impl Iterator<Item = &'a str>, all: usize) -> String {
     if all == 0 {
         return "none".to_string();
     }
@@ -199,6 +227,23 @@ pub(super) mod tests {
         text.push_key(false, "c").expect("room");
         text.push_float(1.0).expect("room");
         assert_eq!(text.as_str(), r#""a\"b":null,"c":1.0"#);
+        let long = "ä\"\n€".repeat(30_000);
+        text.clear();
+        text.push_string(&long).expect("room");
+        assert_eq!(text.as_str(), serde_json::to_string(&long).expect("JSON"));
+    }
+
+    #[test]
+    fn keys_of_maps_become_text() {
+        let mut text = RowText::default();
+        for (number, key) in [r#""a\"b""#, "7", "[\"c\"]", "null"]
+            .into_iter()
+            .enumerate()
+        {
+            let key = RowText(key.into());
+            text.push_map_key(number == 0, &key).expect("room");
+        }
+        assert_eq!(text.as_str(), r#""a\"b":,"7":,"[\"c\"]":,"null":"#);
     }
 
     #[test]

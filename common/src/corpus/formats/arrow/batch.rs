@@ -244,9 +244,15 @@ impl Column {
             return Err(torn());
         };
         out.push("{")?;
+        let mut key = RowText::default();
         for (index, row) in rows.enumerate() {
-            let key = keys.text(row, dictionaries)?;
-            out.push_key(index == 0, key.unwrap_or_default())?;
+            key.clear();
+            match keys.is_bytes {
+                // As a key they have a place in an object, if they are text.
+                true => key.push_string(keys.text(row, dictionaries)?.unwrap_or_default())?,
+                false => keys.write(row, dictionaries, depth, &mut key)?,
+            }
+            out.push_map_key(index == 0, &key)?;
             values.write(row, dictionaries, depth, out)?;
         }
         out.push("}")
@@ -512,4 +518,59 @@ pub(super) fn too_large(bytes: u64) -> Problem {
     Problem::Unreadable(format!(
         "a batch of its rows takes {bytes} bytes, and at most {MAX_LINE_BYTES} are held in memory; write it in smaller batches"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, len: usize, data: Data) -> Column {
+        Column {
+            name: name.into(),
+            len,
+            is_bytes: false,
+            valid: None,
+            data,
+        }
+    }
+
+    fn offsets(places: &[i32]) -> Offsets {
+        let bytes: Vec<u8> = places.iter().flat_map(|at| at.to_le_bytes()).collect();
+        Offsets {
+            bytes: bytes.into(),
+            large: false,
+        }
+    }
+
+    #[test]
+    fn keys_of_maps_need_not_be_text() {
+        let numbers = Data::Int {
+            bytes: Bytes::from_static(&[7, 255]),
+            width: 1,
+            signed: true,
+        };
+        let texts = || Data::Text {
+            offsets: offsets(&[0, 1, 3]),
+            bytes: Bytes::from_static(b"abc"),
+        };
+        let truths = || column("value", 2, Data::Bool(Bytes::from_static(&[1])));
+        let mut bytes = column("key", 2, texts());
+        bytes.is_bytes = true;
+        for (keys, expected) in [
+            (column("key", 2, numbers), r#"{"7":true,"-1":false}"#),
+            (column("key", 2, texts()), r#"{"a":true,"bc":false}"#),
+            (bytes, r#"{"a":true,"bc":false}"#),
+        ] {
+            let entries = column("entries", 2, Data::Struct(vec![keys, truths()]));
+            let map = Data::Map {
+                offsets: offsets(&[0, 2]),
+                entries: Box::new(entries),
+            };
+            let mut text = RowText::default();
+            let dictionaries = Dictionaries::new();
+            let map = column("map", 1, map);
+            map.write(0, &dictionaries, 0, &mut text).expect("a map");
+            assert_eq!(text.as_str(), expected);
+        }
+    }
 }

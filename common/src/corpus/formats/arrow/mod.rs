@@ -209,6 +209,8 @@ impl<R: Read> Arrow<'_, R> {
     /// Reads on until there is a row; `false` at the end.
     fn fill(&mut self) -> Result<bool, Problem> {
         while self.row >= self.rows {
+            // Those of the batch before are not needed any more.
+            self.columns.clear();
             let Some(message) = message(&mut self.input)? else {
                 return Ok(false);
             };
@@ -233,7 +235,6 @@ impl<R: Read> Arrow<'_, R> {
     }
 
     fn take_batch(&mut self, header: Table<'_>, body: Bytes) -> Result<(), Problem> {
-        self.columns.clear();
         let mut batch = Batch::new(header, body, self.limits)?;
         for (number, field) in self.schema.fields.iter().enumerate() {
             let wanted = self.column.is_none_or(|column| column == number);

@@ -281,6 +281,15 @@ impl Dictionary {
         })
     }
 
+    /// Bytes that a dictionary of so many bytes and values takes besides them.
+    pub fn place_bytes(physical: Physical, bytes: u64, values: u64) -> u64 {
+        match physical {
+            // Each of them has its length before it.
+            Physical::ByteArray => values.min(bytes / 4) * 8,
+            _ => 0,
+        }
+    }
+
     fn get(&self, index: u32) -> Result<Value<'_>, Problem> {
         let index = index as usize;
         if index >= self.values {

@@ -72,7 +72,7 @@ pub(in super::super) fn open<'a, R: Read + Seek>(
         }
     };
     Ok(Parquet {
-        source: Source { input, limits },
+        source: Source::new(input, limits),
         columns: footer.columns,
         nodes,
         is_text,
@@ -123,6 +123,8 @@ impl<R: Read + Seek> Parquet<'_, R> {
                     is_wanted(leaf).then(|| Pages::new(self.columns[leaf].clone(), chunk))
                 })
                 .collect();
+            // Those of the group before are gone.
+            self.source.held = 0;
         }
         true
     }
@@ -254,14 +256,17 @@ impl<R: Read + Seek> Writer<'_, '_, R> {
                     self.pass(node)?;
                     return text.push("}");
                 }
+                let mut first = true;
+                let mut name = RowText::default();
                 loop {
-                    self.key(key, text)?;
-                    text.push(":")?;
+                    name.clear();
+                    self.node(key, &mut name)?;
+                    text.push_map_key(first, &name)?;
                     self.node(value, text)?;
                     if !self.goes_on(node, *repeated)? {
                         return text.push("}");
                     }
-                    text.push(",")?;
+                    first = false;
                 }
             }
         }
@@ -273,16 +278,6 @@ impl<R: Read + Seek> Writer<'_, '_, R> {
         let first = pages.next().ok_or_else(|| damaged("a row group"))?;
         let levels = first.peek(self.source)?;
         Ok(levels.is_some_and(|levels| levels.repetition >= repeated))
-    }
-
-    /// A key of a map is text in JSON.
-    fn key(&mut self, node: &Node, text: &mut RowText) -> Result<(), Problem> {
-        let mut key = RowText::default();
-        self.node(node, &mut key)?;
-        match key.as_str().starts_with('"') {
-            true => text.push(key.as_str()),
-            false => text.push_string(key.as_str()),
-        }
     }
 
     fn leaf(&mut self, node: &Node, text: &mut RowText) -> Result<(), Problem> {

@@ -1,5 +1,5 @@
 //! One column of one row group: pages one after the other, and from them levels and values one after the other. In memory
-//! are one page and the dictionary.
+//! are one page and the dictionary, and of all columns together no more than [`MAX_HELD_BYTES`].
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -15,6 +15,9 @@ use super::thrift::{Cursor, Kind, Torn, damaged};
 /// Bytes of a page's header at first, and at most: there may be statistics in it.
 const HEADER: u64 = 1 << 10;
 const MAX_HEADER: u64 = 8 << 20;
+
+/// Bytes of pages and dictionaries that are in memory at a time, of all columns that are read.
+const MAX_HELD_BYTES: u64 = 2 << 30;
 
 /// The levels of a value: whether it is there, and of which list it is a further element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,9 @@ pub(super) struct Pages {
     end: u64,
     dictionary: Option<Dictionary>,
     page: Option<Page>,
+    /// What both count for among the bytes that are held.
+    dictionary_bytes: u64,
+    page_bytes: u64,
     /// What was looked at and is not yet taken.
     ahead: Option<Levels>,
 }
@@ -109,8 +115,35 @@ impl Header {
 
 /// A file and what may come out of it.
 pub(super) struct Source<'a, R> {
-    pub input: R,
-    pub limits: &'a Limits,
+    input: R,
+    limits: &'a Limits,
+    /// Bytes that the pages and dictionaries of the row group take.
+    pub held: u64,
+}
+
+impl<'a, R> Source<'a, R> {
+    /// Nothing of it is held.
+    pub fn new(input: R, limits: &'a Limits) -> Self {
+        Self {
+            input,
+            limits,
+            held: 0,
+        }
+    }
+
+    /// Counts what is about to be held in place of `before`.
+    fn hold(&mut self, bytes: u64, before: &mut u64) -> Result<(), Problem> {
+        self.held = self.held.saturating_sub(*before).saturating_add(bytes);
+        *before = bytes;
+        match self.held <= MAX_HELD_BYTES {
+            true => Ok(()),
+            false => Err(Problem::Unreadable(format!(
+                "the pages of its columns take {} bytes, and at most {MAX_HELD_BYTES} are held in memory; write it with \
+                 smaller pages",
+                self.held
+            ))),
+        }
+    }
 }
 
 impl Pages {
@@ -123,6 +156,8 @@ impl Pages {
             end: chunk.begin.saturating_add(chunk.bytes),
             dictionary: None,
             page: None,
+            dictionary_bytes: 0,
+            page_bytes: 0,
             ahead: None,
         }
     }
@@ -174,6 +209,25 @@ impl Pages {
         if header.packed > self.end - self.at || header.packed > MAX_LINE_BYTES {
             return Err(damaged("the length of a page"));
         }
+        // A value may take no byte at all, but it takes time.
+        source.limits.take(header.values)?;
+        // Packed and unpacked they are there at the same time.
+        let bytes = match self.codec {
+            0 => header.packed,
+            _ => header.packed.saturating_add(header.unpacked),
+        };
+        match header.kind {
+            DATA | DATA_2 => {
+                self.page = None;
+                source.hold(bytes, &mut self.page_bytes)?;
+            }
+            DICTIONARY => {
+                self.dictionary = None;
+                let places = Dictionary::place_bytes(self.column.physical, bytes, header.values);
+                source.hold(bytes.saturating_add(places), &mut self.dictionary_bytes)?;
+            }
+            _ => {}
+        }
         let packed = match header.kind {
             DATA | DATA_2 | DICTIONARY => {
                 Bytes::from(read_bytes(&mut source.input, header.packed)?)
@@ -181,8 +235,6 @@ impl Pages {
             _ => Bytes::new(),
         };
         self.at += header.packed;
-        // A value may take no byte at all, but it takes time.
-        source.limits.take(header.values)?;
         match header.kind {
             DATA => {
                 let bytes = self.unpack(&packed, header.unpacked, source.limits)?;
@@ -306,4 +358,23 @@ fn not_unpacked(codec: &str) -> Problem {
     Problem::Unreadable(format!(
         "its pages are packed with {codec}; write it anew with Zstandard, gzip, Snappy or LZ4_RAW"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_all_columns_count_together() {
+        let limits = Limits::of(0, None);
+        let mut source = Source::new((), &limits);
+        let [mut one, mut two, mut three] = [0; 3];
+        source.hold(MAX_HELD_BYTES / 2, &mut one).expect("room");
+        source.hold(MAX_HELD_BYTES / 2, &mut two).expect("room");
+        source.hold(MAX_HELD_BYTES / 2, &mut two).expect("in place");
+        let error = source.hold(1, &mut three).expect_err("no room");
+        assert!(error.to_string().contains("take 2147483649 bytes"));
+        source.hold(9, &mut one).expect("room");
+        assert_eq!(source.held, MAX_HELD_BYTES / 2 + 10);
+    }
 }
