@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_common::aggregate::{leaf, parent};
+use cohort_common::aggregate::{Rounding, leaf, parent};
 use cohort_common::cluster::messages::LaneSums;
 use cohort_common::ids::{Lane, Step};
 use cohort_common::layout::CHUNK_LEN;
@@ -117,8 +117,8 @@ impl Work<'_> {
         let second = self.node(step, right)?;
         match (first, second) {
             (Some(mut sum), Some(other)) => {
-                let payload = self.train.payload;
-                self.engine.install(|| parent(payload, &mut sum, &other));
+                let rounding = self.rounding(step).of(node);
+                self.engine.install(|| parent(rounding, &mut sum, &other));
                 self.free.push(other);
                 return Ok(Some(sum));
             }
@@ -127,6 +127,10 @@ impl Work<'_> {
             (None, None) => {}
         }
         Ok(None)
+    }
+
+    fn rounding(&self, step: Step) -> Rounding {
+        Rounding::new(self.train.payload, self.train.seed, step)
     }
 
     /// Whether the lanes of a node share one pass. A lane of several micro-batches goes alone: they fill the machine. So do
@@ -219,8 +223,8 @@ impl Work<'_> {
         }
         let sums = lane_sums(sums.loss, sums.weight);
         self.check_finite(Node::leaf(lane), &mut gradient, &[sums], &batches)?;
-        let payload = self.train.payload;
-        self.engine.install(|| leaf(payload, &mut gradient));
+        let rounding = self.rounding(step).of(Node::leaf(lane));
+        self.engine.install(|| leaf(rounding, &mut gradient));
         let time = started.elapsed();
         self.hooks.computed(Node::leaf(lane), time);
         self.hooks.done(lane, sums, time);

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_common::aggregate::parent;
+use cohort_common::aggregate::{Rounding, parent};
 use cohort_common::rng::philox;
 use cohort_common::spec::{Payload, RunSpec, Speed};
 use cohort_common::tree::{Node, Tree};
@@ -56,8 +56,9 @@ pub fn measure(
         engine.gradient(node, &lanes, &mut gradient).map(drop)
     })?;
     let sibling = gradient.to_vec();
+    let rounding = Rounding::new(train.payload, train.seed, 1).of(node);
     let (sum_seconds, _) = typical(Duration::ZERO, || {
-        engine.install(|| parent(train.payload, &mut gradient, &sibling));
+        engine.install(|| parent(rounding, &mut gradient, &sibling));
         Ok(())
     })?;
     let mut step = 0;

@@ -327,8 +327,16 @@ impl RunSpec {
                 "  precision   bf16 products, f32 sums, weights and moments"
             )?;
         }
-        if t.payload == Payload::Bf16 {
-            writeln!(out, "  gradients   rounded to bf16 wherever they are added")?;
+        let rounded = match t.payload {
+            Payload::F32 => None,
+            Payload::Bf16 => Some("bf16"),
+            Payload::Int8 => Some("8 bits in blocks, by seeded chance,"),
+        };
+        if let Some(rounded) = rounded {
+            writeln!(
+                out,
+                "  gradients   rounded to {rounded} wherever they are added"
+            )?;
         }
         let share = match t.eval_samples {
             0 => "the whole split".to_string(),

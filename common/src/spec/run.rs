@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layers::LayerRates;
 use super::{LoraConfig, MixtureConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig};
+use crate::floats::{bytes_of, floats_of, from_bf16, from_int8, int8_len, to_bf16, to_int8};
 use crate::layout::Layout;
 
 /// Why a run exists. The loop is the same; data, start and defaults differ.
@@ -60,6 +61,9 @@ pub enum Payload {
     F32,
     /// To the nearest bfloat16; two bytes for each element.
     Bf16,
+    /// At random, to a neighbour among the multiples of a scale that a block has in common; a byte for each element, and
+    /// one for each block.
+    Int8,
 }
 
 impl Payload {
@@ -68,11 +72,30 @@ impl Payload {
         *self == Self::F32
     }
 
-    /// Bytes of one element on the wire.
-    pub fn bytes(self) -> usize {
+    /// Bytes of so many elements on the wire.
+    pub fn bytes(self, elements: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F32 => elements * 4,
+            Self::Bf16 => elements * 2,
+            Self::Int8 => int8_len(elements),
+        }
+    }
+
+    /// Values of a node as they travel, little-endian. They are rounded already, so that nothing is lost.
+    pub fn to_wire(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => bytes_of(values).to_vec(),
+            Self::Bf16 => to_bf16(values),
+            Self::Int8 => to_int8(values),
+        }
+    }
+
+    /// What [`to_wire`](Self::to_wire) has written.
+    pub fn from_wire(self, data: &[u8]) -> Vec<f32> {
+        match self {
+            Self::F32 => floats_of(data),
+            Self::Bf16 => from_bf16(data),
+            Self::Int8 => from_int8(data),
         }
     }
 }
