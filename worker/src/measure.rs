@@ -75,8 +75,12 @@ pub fn measure(
     let (score_seconds, _) = typical(of_scores, || engine.score(&batches[0]).map(drop))?;
 
     let nodes = f64::from(train.lanes) / f64::from(node.size);
-    let gradient_seconds =
-        nodes * f64::from(train.accumulate) * pass_seconds + (nodes - 1.0).max(0.0) * sum_seconds;
+    let inner = f64::from(train.inner_steps());
+    let of_a_node = match train.diloco {
+        Some(_) => inner * (f64::from(train.accumulate) * pass_seconds + update_seconds),
+        None => f64::from(train.accumulate) * pass_seconds,
+    };
+    let gradient_seconds = nodes * of_a_node + (nodes - 1.0).max(0.0) * sum_seconds;
     Ok(Speed {
         device: describe_device(device)?.0,
         threads: threads as u32,
@@ -91,7 +95,7 @@ pub fn measure(
 fn pass(engine: &Engine, spec: &RunSpec) -> Node {
     let train = &spec.train;
     let rows = train.micro_batch as usize * spec.sample_length();
-    let alone = train.accumulate > 1 || train.payload != Payload::F32;
+    let alone = train.accumulate > 1 || train.payload != Payload::F32 || train.diloco.is_some();
     let mut node = Tree::new(train.lanes).root();
     while let Some((left, _)) = node.children() {
         if !alone && engine.shares(rows, node.size as usize) {

@@ -4,7 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::layers::LayerRates;
-use super::{LoraConfig, MixtureConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig};
+use super::{
+    Diloco, LoraConfig, MixtureConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig,
+};
 use crate::floats::{bytes_of, floats_of, from_bf16, from_int8, int8_len, to_bf16, to_int8};
 use crate::layout::Layout;
 
@@ -137,6 +139,9 @@ pub struct TrainConfig {
     /// What sums of gradients are rounded to. Runs of before there was a choice do not say it.
     #[serde(default)]
     pub payload: Payload,
+    /// How each lane steps by itself between exchanges; absent is not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diloco: Option<Diloco>,
     /// Whether a block's activations are computed again for its backward, instead of kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gradient_checkpointing: bool,
@@ -182,7 +187,12 @@ impl TrainConfig {
 
     /// Samples that one lane consumes per step.
     pub fn samples_per_lane(&self) -> u64 {
-        u64::from(self.accumulate) * u64::from(self.micro_batch)
+        u64::from(self.inner_steps()) * u64::from(self.accumulate) * u64::from(self.micro_batch)
+    }
+
+    /// Optimizer steps that each lane takes by itself in a step: those of a round, or 1.
+    pub fn inner_steps(&self) -> u32 {
+        self.diloco.map_or(1, |diloco| diloco.inner_steps)
     }
 }
 
