@@ -3,12 +3,12 @@
 //! them and the checks are those of `cohort`; the coordinator and each worker are a process of their own.
 //!
 //! ```text
-//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,grpc-bf16,sharded,memory] [--seconds S] [--json FILE]]
+//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,grpc-bf16,grpc-int8,sharded,memory] [--seconds S] [--json FILE]]
 //! python bench/allreduce_gloo.py [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]
 //! ```
 //!
 //! Over `memory` workers and coordinator find out that they share a host; over `grpc` they are told not to, and
-//! `grpc-bf16` sends half the bytes (GB/s counts those of f32 all the same). `sharded` is over gRPC, too, but the workers
+//! `grpc-bf16` and `grpc-int8` send a half and a quarter of the bytes (GB/s counts those of f32 all the same). `sharded` is over gRPC, too, but the workers
 //! own the gradient, a slice each, and push to each other.
 //!
 //! The second command measures PyTorch's gloo and a plain ring over TCP in the same way. Without any argument a tiny
@@ -108,7 +108,7 @@ fn role() -> Role {
             vec![1.0, 10.0, 100.0]
         },
         workers: if tiny { vec![2] } else { vec![2, 4] },
-        over: ["grpc", "grpc-bf16", "sharded", "memory"]
+        over: ["grpc", "grpc-bf16", "grpc-int8", "sharded", "memory"]
             .map(String::from)
             .to_vec(),
         seconds: if tiny { 0.0 } else { 3.0 },
@@ -131,10 +131,12 @@ fn role() -> Role {
         let shape = Shape {
             lanes: workers,
             len,
-            payload: match over.ends_with("bf16") {
-                true => Payload::Bf16,
-                false => Payload::F32,
+            payload: match over.split_once('-') {
+                Some((_, "bf16")) => Payload::Bf16,
+                Some((_, "int8")) => Payload::Int8,
+                _ => Payload::F32,
             },
+            seed: 1,
         };
         return match named.get("--url") {
             None => Role::Coordinator(shape),
@@ -350,18 +352,20 @@ async fn coordinator(shape: Shape) {
 fn gradient(rank: u32, shape: Shape) -> Vec<f32> {
     let value = |i: usize| ((i * 37 + rank as usize * 101) % 1009) as f32 * 0.37 - 150.0;
     let mut gradient = (0..shape.len).map(value).collect::<Vec<f32>>();
-    leaf(shape.payload, &mut gradient);
+    // What has been rounded once stays so, whatever the step.
+    leaf(shape.rounding(1).of(Node::leaf(rank)), &mut gradient);
     gradient
 }
 
 /// What the exchange must find.
-fn sum(node: Node, shape: Shape) -> Vec<f32> {
+fn sum(step: Step, node: Node, shape: Shape) -> Vec<f32> {
     let Some((left, right)) = node.children() else {
         return gradient(node.first, shape);
     };
-    let mut sum_of_both = sum(left, shape);
-    parent(shape.payload, &mut sum_of_both, &sum(right, shape));
-    sum_of_both
+    let mut both = sum(step, left, shape);
+    let right = sum(step, right, shape);
+    parent(shape.rounding(step).of(node), &mut both, &right);
+    both
 }
 
 /// Reads where the workers can be pushed to, and makes each the owner of a slice if that is what is measured.
@@ -428,7 +432,6 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
     }
     std::thread::spawn(move || while told.blocking_recv().is_some() {});
     let own: Arc<Gradient> = Arc::new(gradient(rank, shape).into());
-    let expected = sum(Tree::new(shape.lanes).root(), shape);
     let mut times = Vec::new();
     for step in 1..=share.steps as Step {
         // As an engine would, straight into the memory that is shared, if there is such. Otherwise the gradient stays where
@@ -446,6 +449,7 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
         let root = client.root(step).expect("the exchange goes on");
         times.push(began.elapsed());
         if step == 1 || step == share.steps as Step {
+            let expected = sum(step, Tree::new(shape.lanes).root(), shape);
             assert!(expected[..] == root[..], "step {step}: a wrong root");
         }
         client.reuse(root);

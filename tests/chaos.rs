@@ -60,6 +60,12 @@ keep = 3
 "#;
 
 const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
+/// How gradients are exchanged: as they are, rounded by chance, and after rounds of inner steps that are as long as a step.
+const MODES: [&str; 3] = [
+    "",
+    "--set train.payload=int8",
+    "--set train.sync=diloco --set train.inner_steps=2 --set train.accumulate=1 --set train.payload=int8",
+];
 /// What is told when workers begin to sum the gradient themselves.
 const SHARED: &str = "sum a slice of the gradient each";
 
@@ -98,6 +104,8 @@ struct Schedule {
     seed: u64,
     /// Flags of the coordinator. In one schedule of two, workers sum slices of the gradient themselves.
     exchange: &'static str,
+    /// Index of the mode.
+    mode: usize,
     workers: usize,
     faults: Vec<Planned>,
 }
@@ -125,6 +133,7 @@ impl Schedule {
         Self {
             seed,
             exchange: ["--exchange sharded", ""][seed as usize % 2],
+            mode: seed as usize / 2 % MODES.len(),
             workers,
             faults,
         }
@@ -179,6 +188,7 @@ struct Relief {
 
 struct Chaos<'s> {
     cluster: Cluster<'s>,
+    command: String,
     reliefs: Vec<Relief>,
     /// Workers that were asked to end.
     leaving: Vec<usize>,
@@ -248,7 +258,7 @@ impl Chaos<'_> {
                 for _ in 0..workers {
                     self.cluster.add_worker();
                 }
-                self.cluster.submit(TRAIN);
+                self.cluster.submit(&self.command);
             }
             fault => self.strike_worker(fault, planned.pick),
         }
@@ -299,9 +309,15 @@ impl Chaos<'_> {
     }
 }
 
-fn reference() -> &'static Reference {
-    static REFERENCE: OnceLock<Reference> = OnceLock::new();
-    REFERENCE.get_or_init(|| Reference::of(&scene(), TRAIN, 1))
+/// The command of a mode.
+fn command(mode: usize) -> String {
+    format!("{TRAIN} {}", MODES[mode])
+}
+
+fn reference(mode: usize) -> &'static Reference {
+    static REFERENCES: [OnceLock<Reference>; MODES.len()] =
+        [const { OnceLock::new() }; MODES.len()];
+    REFERENCES[mode].get_or_init(|| Reference::of(&scene(), &command(mode), 1))
 }
 
 fn scene() -> Scene {
@@ -317,16 +333,17 @@ fn survive(seed: u64) {
     let scene = scene();
     let mut chaos = Chaos {
         cluster: Cluster::start_with(&scene, schedule.workers, schedule.exchange),
+        command: command(schedule.mode),
         reliefs: Vec::new(),
         leaving: Vec::new(),
     };
-    chaos.cluster.submit(&format!("{TRAIN} --new"));
+    chaos.cluster.submit(&format!("{} --new", chaos.command));
     for planned in &schedule.faults {
         chaos.wait_for_step(planned.step);
         chaos.strike(*planned);
     }
     chaos.end();
-    let differences = reference().differences(&chaos.cluster);
+    let differences = reference(schedule.mode).differences(&chaos.cluster);
     assert!(differences.is_empty(), "{differences:#?}");
     let told = |event: &Event| event.text().contains(SHARED);
     let shared = chaos.cluster.events.iter().any(told);

@@ -48,19 +48,25 @@ fn workers_find_out_that_they_share_a_host_and_it_changes_no_bit() {
 }
 
 #[test]
-fn rounded_to_bf16_the_result_does_not_depend_on_the_cluster_either() {
-    let bf16 = "--set train.payload=bf16";
-    let (alone, _) = train(bf16, &[""]);
-    for flags in [
-        &["", ""][..],
-        &["--no-shared-memory"; 3][..],
-        &["", "--no-shared-memory"],
-    ] {
-        let (several, _) = train(bf16, flags);
-        assert_eq!(several["state_hash"], alone["state_hash"], "{flags:?}");
-    }
+fn in_no_mode_does_the_result_depend_on_the_cluster() {
     let (exact, _) = train("", &[""]);
-    assert_ne!(exact["state_hash"], alone["state_hash"]);
+    for mode in [
+        "--set train.payload=bf16",
+        "--set train.payload=int8",
+        "--set train.sync=diloco --set train.inner_steps=2",
+    ] {
+        let (alone, _) = train(mode, &[""]);
+        for flags in [
+            &["", ""][..],
+            &["--no-shared-memory"; 3][..],
+            &["", "--no-shared-memory"],
+        ] {
+            let (several, _) = train(mode, flags);
+            let hashes = [&several, &alone].map(|run| &run["state_hash"]);
+            assert_eq!(hashes[0], hashes[1], "{mode} {flags:?}");
+        }
+        assert_ne!(exact["state_hash"], alone["state_hash"]);
+    }
 }
 
 #[test]

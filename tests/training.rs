@@ -47,6 +47,39 @@ fn frozen_layers_travel_nowhere_and_the_bits_are_the_same_on_any_cluster() {
 }
 
 #[test]
+fn a_round_of_one_lane_comes_to_what_as_many_steps_do() {
+    let scene = Scene::new();
+    let set = |name: &str, flags: &str| {
+        let flags = format!("--set train.lanes=1 --set train.warmup_steps=0 {flags}");
+        let last = scene.finished(&format!("{TRAIN} --local 1 --name {name} {flags}"));
+        last["val_loss"].as_f64().expect("a loss")
+    };
+    // An outer step of rate 1 without momentum goes to where the lane has come.
+    let rounds =
+        "--set train.sync=diloco --set train.outer_learning_rate=1 --set train.outer_momentum=0";
+    let plain = set("plain", "--set train.steps=6");
+    let one = set(
+        "one",
+        &format!("{rounds} --set train.steps=1 --set train.inner_steps=6"),
+    );
+    assert!((one - plain).abs() < 1e-5, "{one} is not {plain}");
+    // Moments begin anew in each round.
+    let two = set(
+        "two",
+        &format!("{rounds} --set train.steps=2 --set train.inner_steps=3"),
+    );
+    assert!((two - plain).abs() > 1e-4, "{two} is {plain}");
+    // A replay computes rounds again, with their chance.
+    let rounded = format!("{rounds} --set train.lanes=3 --set train.payload=int8");
+    set(
+        "three",
+        &format!("{rounded} --set train.steps=3 --set train.inner_steps=2"),
+    );
+    let replayed = &scene.events("verify three --replay 2 --threads 1")[0];
+    assert_eq!(replayed["contradictions"], 0, "{replayed}");
+}
+
+#[test]
 fn processors_of_different_width_train_together_to_the_same_bits() {
     let scene = Scene::new();
     // In bf16 the wide one has an instruction for what the narrow one does step by step, where it has AMX.

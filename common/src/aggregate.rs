@@ -18,20 +18,19 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 
-use crate::floats::{add_bytes, add_stamped, to_bf16};
-use crate::ids::{Lane, SessionId};
+use crate::floats::{add_bytes, add_stamped};
+use crate::ids::{Lane, SessionId, Step};
 use crate::layout::{CHUNK_LEN, chunk_count, chunk_range};
 use crate::seal::checksum;
 use crate::segment::{Part, Segment};
 use crate::spec::Payload;
 use crate::tree::{Node, Tree};
 use data::{Check, Stamp, Waiting};
-use nodes::round;
 
 pub use data::Data;
 pub use digests::{ChunkDigest, RootTotals, totals_of};
 pub use error::OfferError;
-pub use nodes::{add_all, encode, leaf, parent};
+pub use nodes::{NodeRounding, Rounding, add_all, encode, leaf, parent};
 
 /// What a push did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -56,7 +55,7 @@ impl Offered {
 /// The finished root of one chunk, as it travels.
 #[derive(Clone, Debug)]
 pub struct RootChunk {
-    /// Little-endian: f32, or bf16 where that is the payload.
+    /// As the run's payload says.
     pub data: Bytes,
     /// CRC-32 of `data`.
     pub check: u32,
@@ -71,6 +70,8 @@ pub struct Shape {
     pub len: usize,
     /// What nodes are rounded to.
     pub payload: Payload,
+    /// The run's seed, of which chance in rounding is made.
+    pub seed: u64,
 }
 
 impl Shape {
@@ -82,6 +83,11 @@ impl Shape {
     /// Chunks of a gradient.
     pub fn chunks(self) -> usize {
         chunk_count(self.len)
+    }
+
+    /// How a step's nodes are rounded.
+    pub fn rounding(self, step: Step) -> Rounding {
+        Rounding::new(self.payload, self.seed, step)
     }
 }
 
@@ -96,7 +102,7 @@ pub type MakeRoot = Box<dyn Fn(usize) -> Arc<Segment> + Send + Sync>;
 pub struct Aggregator {
     tree: Tree,
     len: usize,
-    payload: Payload,
+    rounding: Rounding,
     /// The chunks that are summed here.
     slice: Range<usize>,
     /// Those of the slice.
@@ -153,28 +159,25 @@ impl Aggregator {
             lanes,
             len,
             payload: Payload::F32,
+            seed: 0,
         };
-        Self::with_root(shape, 0..shape.chunks(), Box::new(private))
+        Self::with_root(shape, 0, 0..shape.chunks(), Box::new(private))
     }
 
-    /// An empty aggregation of the chunks of `slice`, whose root lies in a segment of at least as many bytes as asked for,
+    /// An empty aggregation of the chunks of `slice` in a step, whose root lies in a segment of at least as many bytes as asked for,
     /// which nobody reads. A slice without chunks has nothing to wait for, and nothing is ever said of it.
     ///
     /// # Panics
     /// If the slice lies outside the gradient.
-    pub fn with_root(shape: Shape, slice: Range<usize>, make_root: MakeRoot) -> Self {
-        let Shape {
-            lanes,
-            len,
-            payload,
-        } = shape;
+    pub fn with_root(shape: Shape, step: Step, slice: Range<usize>, make_root: MakeRoot) -> Self {
+        let Shape { lanes, len, .. } = shape;
         let inside = slice.start <= slice.end && slice.end <= shape.chunks();
         assert!(inside, "{slice:?} lies outside {} chunks", shape.chunks());
         let chunks = slice.len();
         Self {
             tree: Tree::new(lanes),
             len,
-            payload,
+            rounding: shape.rounding(step),
             chunks: (0..chunks).map(|_| Mutex::default()).collect(),
             progress: Mutex::new(Progress {
                 missing_per_lane: vec![chunks; lanes as usize],
@@ -201,6 +204,10 @@ impl Aggregator {
         let first = self.slice.start * CHUNK_LEN;
         let range = chunk_range(index, self.len);
         range.start - first..range.end - first
+    }
+
+    fn payload(&self) -> Payload {
+        self.rounding.payload()
     }
 
     fn chunk(&self, index: usize) -> MutexGuard<'_, ChunkState> {
@@ -236,9 +243,9 @@ impl Aggregator {
             let range = self.place(index);
             let part = Part::new(self.segment(), range.start as u64 * 4, range.len() * 4);
             let part = part.expect("chunks lie inside");
-            let data: Bytes = match self.payload {
+            let data: Bytes = match self.payload() {
                 Payload::F32 => Bytes::from_owner(part),
-                Payload::Bf16 => to_bf16(part.floats()).into(),
+                payload => payload.to_wire(part.floats()).into(),
             };
             let check = checksum(&data);
             RootChunk { data, check }
@@ -263,7 +270,7 @@ impl Aggregator {
         }
         state.waiting.retain(|held, _| !node.contains(*held));
         drop(state);
-        let summand = Waiting::new(data, self.payload);
+        let summand = Waiting::new(data, self.payload());
         let root = self.climb(node, index, summand);
         Ok(self.advance(index, &newly, root))
     }
@@ -280,7 +287,7 @@ impl Aggregator {
         let Some(first) = state.stamps.get(&node) else {
             let check = match data {
                 // Nobody will sum it, so it need not be held.
-                Data::Here(_) if state.covers(node) => Check::Stamp(data.stamp(self.payload)),
+                Data::Here(_) if state.covers(node) => Check::Stamp(data.stamp(self.payload())),
                 data => Check::new(data),
             };
             state.stamps.insert(node, Stamp { check, from });
@@ -288,7 +295,8 @@ impl Aggregator {
         };
         let shared = matches!(first.check, Check::Of(_)) || matches!(data, Data::Shared(_));
         // Once a step is complete, what was shared for it may be overwritten, and says nothing any more.
-        if first.check.matches(data, self.payload) || shared && lock(&self.progress).missing == 0 {
+        if first.check.matches(data, self.payload()) || shared && lock(&self.progress).missing == 0
+        {
             return Ok(());
         }
         Err(OfferError::Mismatch {
@@ -313,7 +321,7 @@ impl Aggregator {
             return Err(OfferError::NotOwned { index, slice });
         }
         let elements = chunk_range(index, self.len).len();
-        let (found, expected) = data.sizes(elements, self.payload);
+        let (found, expected) = data.sizes(elements, self.payload());
         match found == expected {
             true => Ok(()),
             false => Err(OfferError::WrongLength {
@@ -341,10 +349,10 @@ impl Aggregator {
             let summands = [(node, &sum), (family.sibling, &sibling)];
             node = family.parent;
             if node == root {
-                return self.finish(index, |out| self.add(index, out, summands));
+                return self.finish(index, |out| self.add(index, node, out, summands));
             }
             let mut out = vec![0.0; chunk_range(index, self.len).len()];
-            self.add(index, &mut out, summands);
+            self.add(index, node, &mut out, summands);
             sum = Waiting::Sum(out);
         }
         self.finish(index, |out| {
@@ -352,8 +360,10 @@ impl Aggregator {
         })
     }
 
-    /// `out` = the sum, rounded; and the stamps of what did not travel are taken on the way.
-    fn add(&self, index: usize, out: &mut [f32], summands: [(Node, &Waiting); 2]) {
+    /// `out` = the sum, rounded as `node`; and the stamps of what did not travel are taken on the way.
+    fn add(&self, index: usize, node: Node, out: &mut [f32], summands: [(Node, &Waiting); 2]) {
+        let rounding = self.rounding.of(node);
+        let first = chunk_range(index, self.len).start;
         let stamped = summands.map(|(_, summand)| summand.wants_stamp());
         let [a, b] = summands.map(|(_, summand)| summand.bytes());
         let mut stamps = [0u64; 2];
@@ -367,7 +377,7 @@ impl Aggregator {
                 let (of_a, of_b) = add_stamped(out, a, b, at);
                 stamps = [stamps[0].wrapping_add(of_a), stamps[1].wrapping_add(of_b)];
             }
-            round(self.payload, out);
+            rounding.round(out, first + at);
         }
         if stamped == [false; 2] {
             return;

@@ -1,6 +1,8 @@
 //! The loops over gradients: sums, squares, rounding, bytes. Each gives the same bits on every processor; where wider
 //! instructions are there, they are found at run time and used.
 
+mod int8;
+
 use bytemuck::cast_slice;
 
 #[cfg(target_endian = "big")]
@@ -47,6 +49,8 @@ macro_rules! widest {
     };
 }
 pub(crate) use widest;
+
+pub use int8::{BLOCK as INT8_BLOCK, from_int8, int8_len, round_to_int8, to_int8};
 
 widest! {
     /// `sum += other`, element by element.

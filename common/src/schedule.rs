@@ -19,21 +19,39 @@ use crate::spec::{ScheduleKind, TrainConfig};
 /// On step 0, which does not exist.
 pub fn learning_rate(train: &TrainConfig, step: u64) -> f64 {
     assert!(step >= 1, "steps count from 1");
+    rate_at(train, step - 1, 1)
+}
+
+/// The learning rate of an inner step of a round; rounds count from 1, their inner steps from 0. The shape is that of all
+/// inner steps of the run, in a row.
+///
+/// # Panics
+///
+/// On step 0, which does not exist.
+pub fn inner_learning_rate(train: &TrainConfig, step: u64, inner: u32) -> f64 {
+    assert!(step >= 1, "steps count from 1");
+    let each = u64::from(train.inner_steps());
+    rate_at(train, (step - 1) * each + u64::from(inner), each)
+}
+
+/// The rate of an iteration, where each step of the schedule has so many.
+fn rate_at(train: &TrainConfig, iteration: u64, each: u64) -> f64 {
     let (peak, floor) = (train.learning_rate, train.min_learning_rate);
-    let iteration = step - 1;
-    if iteration < train.warmup_steps {
-        return peak * step as f64 / (train.warmup_steps + 1) as f64;
+    let [steps, warmup, decay] =
+        [train.steps, train.warmup_steps, train.decay_steps].map(|steps| steps * each);
+    if iteration < warmup {
+        return peak * (iteration + 1) as f64 / (warmup + 1) as f64;
     }
     let share_left = match train.schedule {
         ScheduleKind::Constant => 1.0,
         ScheduleKind::Cosine => {
-            let done = progress(iteration, train.warmup_steps, train.steps);
+            let done = progress(iteration, warmup, steps);
             0.5 * (1.0 + libm::cos(std::f64::consts::PI * done))
         }
-        ScheduleKind::Linear => 1.0 - progress(iteration, train.warmup_steps, train.steps),
+        ScheduleKind::Linear => 1.0 - progress(iteration, warmup, steps),
         ScheduleKind::Wsd => {
-            let decay_from = train.steps.saturating_sub(train.decay_steps);
-            1.0 - progress(iteration, decay_from.max(train.warmup_steps), train.steps)
+            let decay_from = steps.saturating_sub(decay);
+            1.0 - progress(iteration, decay_from.max(warmup), steps)
         }
     };
     floor + share_left * (peak - floor)
@@ -48,8 +66,17 @@ fn progress(iteration: u64, start: u64, end: u64) -> f64 {
 }
 
 /// What a step's summed gradient is multiplied with: the mean over its Σ weight, clipped by the global norm of that mean
-/// (Pascanu et al., arXiv 1211.5063): scaled to `grad_clip` where it is longer.
+/// (Pascanu et al., arXiv 1211.5063): scaled to `grad_clip` where it is longer. An outer gradient, of a round, is not
+/// clipped: those of its inner steps were.
 pub fn gradient_scale(train: &TrainConfig, grad_norm: f64, weight: f64) -> f64 {
+    match train.diloco {
+        Some(_) => 1.0 / weight,
+        None => clipped_scale(train, grad_norm, weight),
+    }
+}
+
+/// [`gradient_scale`] of a step that is taken by what is clipped: any, but an outer one.
+pub fn clipped_scale(train: &TrainConfig, grad_norm: f64, weight: f64) -> f64 {
     let bound = train.grad_clip;
     let clip = if bound > 0.0 && grad_norm > bound {
         bound / grad_norm
@@ -84,6 +111,7 @@ mod tests {
             grad_clip: 1.0,
             precision: Default::default(),
             payload: Payload::F32,
+            diloco: None,
             gradient_checkpointing: false,
             seed: 1,
             eval_every: 0,

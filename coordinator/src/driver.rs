@@ -293,6 +293,7 @@ impl Driver {
                     lanes: spec.train.lanes,
                     len: spec.gradient_len(),
                     payload: spec.train.payload,
+                    seed: spec.train.seed,
                 };
                 let all = 0..shape.chunks();
                 self.cluster.exchange().open(&run, step, shape, all);

@@ -103,6 +103,7 @@ fn train(how: How) -> TrainConfig {
         grad_clip: 1.0,
         precision: how.precision,
         payload: Payload::F32,
+        diloco: None,
         gradient_checkpointing: how.gradient_checkpointing,
         seed: 1,
         eval_every: 0,

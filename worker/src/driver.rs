@@ -419,6 +419,7 @@ impl Driver {
             lanes: spec.train.lanes,
             len: spec.gradient_len(),
             payload: spec.train.payload,
+            seed: spec.train.seed,
         };
         let entrance = self.entrance.clone();
         let (notes, told) = mpsc::channel(REPORTS);

@@ -5,15 +5,17 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_common::aggregate::{leaf, parent};
+use cohort_common::aggregate::{Rounding, leaf, parent};
 use cohort_common::cluster::messages::LaneSums;
+use cohort_common::floats::sum_of_squares;
 use cohort_common::ids::{Lane, Step};
 use cohort_common::layout::CHUNK_LEN;
+use cohort_common::schedule::{clipped_scale, inner_learning_rate};
 use cohort_common::spec::{Payload, TrainConfig};
 use cohort_common::tree::Node;
 
 use crate::data::RunData;
-use crate::engine::{Batch, Engine, EngineError, Gradient, Progress, Site, Sums};
+use crate::engine::{Batch, Engine, EngineError, Gradient, Progress, Site, Sums, Update};
 
 /// Why work was not done.
 pub enum Stop {
@@ -108,17 +110,18 @@ impl Work<'_> {
             return self.together(step, node).map(Some);
         }
         let Some((left, right)) = node.children() else {
-            return match skipped {
-                true => Ok(None),
-                false => self.lane(step, node.first).map(Some),
+            return match (skipped, self.train.diloco) {
+                (true, _) => Ok(None),
+                (false, None) => self.lane(step, node.first).map(Some),
+                (false, Some(_)) => self.round(step, node.first).map(Some),
             };
         };
         let first = self.node(step, left)?;
         let second = self.node(step, right)?;
         match (first, second) {
             (Some(mut sum), Some(other)) => {
-                let payload = self.train.payload;
-                self.engine.install(|| parent(payload, &mut sum, &other));
+                let rounding = self.rounding(step).of(node);
+                self.engine.install(|| parent(rounding, &mut sum, &other));
                 self.free.push(other);
                 return Ok(Some(sum));
             }
@@ -129,9 +132,17 @@ impl Work<'_> {
         Ok(None)
     }
 
+    fn rounding(&self, step: Step) -> Rounding {
+        Rounding::new(self.train.payload, self.train.seed, step)
+    }
+
     /// Whether the lanes of a node share one pass. A lane of several micro-batches goes alone: they fill the machine. So do
-    /// lanes whose sums are rounded: the pass adds along the tree, but does not round on the way.
+    /// lanes whose sums are rounded: the pass adds along the tree, but does not round on the way. And so do lanes that step by
+    /// themselves.
     fn shares(&self, node: Node) -> bool {
+        if self.train.diloco.is_some() {
+            return false;
+        }
         let length = self.train.max_length.unwrap_or(self.engine.model().context);
         let rows = self.train.micro_batch as usize * length;
         let exact = self.train.payload == Payload::F32;
@@ -193,23 +204,37 @@ impl Work<'_> {
         let started = Instant::now();
         let batches = self.data.lane(self.train, step, lane)?;
         let mut gradient = self.buffer();
+        let tells = !self.tolerant;
+        let sums = self.micro_batches((step, lane), 0, &batches, &mut gradient, tells)?;
+        self.complete((step, lane), started, sums, gradient, &batches)
+    }
+
+    /// Sums the gradients of micro-batches in order, of which the first has this number in its lane. The exchange hears how
+    /// much is complete, if it is told.
+    fn micro_batches(
+        &mut self,
+        (step, lane): (Step, Lane),
+        first: u32,
+        batches: &[(Batch, Vec<u64>)],
+        gradient: &mut Gradient,
+        tells: bool,
+    ) -> Result<LaneSums, Stop> {
         let mut sums = LaneSums::default();
-        for ((batch, samples), micro_batch) in batches.iter().zip(0u32..) {
+        for (number, (batch, samples)) in batches.iter().enumerate() {
             self.hooks.go_on()?;
+            let micro_batch = first + number as u32;
             let site = self.site(step, lane, micro_batch);
             let (node, hooks) = (Node::leaf(lane), &mut *self.hooks);
             let mut tell = |gradient: &Gradient, complete| hooks.progress(node, gradient, complete);
-            let last = micro_batch as usize + 1 == batches.len();
-            let tells = last && !self.tolerant;
-            let progress: Option<Progress<'_>> = if tells { Some(&mut tell) } else { None };
-            let found = match micro_batch {
-                0 => {
-                    self.engine
-                        .gradient_telling(node, &[(batch, site)], &mut gradient, progress)?[0]
-                }
+            let last = number + 1 == batches.len();
+            let progress: Option<Progress<'_>> = if last && tells { Some(&mut tell) } else { None };
+            let found = match number {
+                0 => self
+                    .engine
+                    .gradient_telling(node, &[(batch, site)], gradient, progress)?[0],
                 _ => self
                     .engine
-                    .accumulate_telling(batch, site, &mut gradient, progress)?,
+                    .accumulate_telling(batch, site, gradient, progress)?,
             };
             if !self.tolerant {
                 check_loss(&found, lane, micro_batch, samples)?;
@@ -217,10 +242,73 @@ impl Work<'_> {
             sums.loss += found.loss;
             sums.weight += found.weight;
         }
+        Ok(sums)
+    }
+
+    /// A round of a lane: its inner steps, each by its own gradient, and what they come to.
+    fn round(&mut self, step: Step, lane: Lane) -> Result<Gradient, Stop> {
+        let started = Instant::now();
+        let batches = self.data.lane(self.train, step, lane)?;
+        let start = self.engine.begin_lane()?;
+        let mut gradient = self.free.pop().unwrap_or_default();
+        let found = self.inner_steps((step, lane), &batches, &mut gradient);
+        self.free.push(gradient);
+        // Whatever has come of it, the engine goes back to where the round began.
+        let weight = found.as_ref().map_or(0.0, |sums| sums.weight);
+        let mut outer = self.buffer();
+        self.engine.end_lane(start, weight, &mut outer)?;
+        match found {
+            Ok(sums) => self.complete((step, lane), started, sums, outer, &batches),
+            Err(stop) => {
+                self.free.push(outer);
+                Err(stop)
+            }
+        }
+    }
+
+    fn inner_steps(
+        &mut self,
+        (step, lane): (Step, Lane),
+        batches: &[(Batch, Vec<u64>)],
+        gradient: &mut Gradient,
+    ) -> Result<LaneSums, Stop> {
+        let mut sums = LaneSums::default();
+        let mut count = 0;
+        let each = self.train.accumulate;
+        for (inner, batches) in (0..).zip(batches.chunks(each as usize)) {
+            let found = self.micro_batches((step, lane), inner * each, batches, gradient, false)?;
+            sums.loss += found.loss;
+            sums.weight += found.weight;
+            // A micro-batch may have nothing to learn from.
+            if found.weight == 0.0 {
+                continue;
+            }
+            count += 1;
+            let norm = self.engine.install(|| squares(gradient)).sqrt() / found.weight;
+            let update = Update {
+                step,
+                count,
+                scale: clipped_scale(self.train, norm, found.weight),
+                learning_rate: inner_learning_rate(self.train, step, inner),
+            };
+            self.engine.inner_update(gradient, update)?;
+        }
+        Ok(sums)
+    }
+
+    /// Makes a lane's gradient a leaf of the tree, and says that it is there.
+    fn complete(
+        &mut self,
+        (step, lane): (Step, Lane),
+        started: Instant,
+        sums: LaneSums,
+        mut gradient: Gradient,
+        batches: &[(Batch, Vec<u64>)],
+    ) -> Result<Gradient, Stop> {
         let sums = lane_sums(sums.loss, sums.weight);
-        self.check_finite(Node::leaf(lane), &mut gradient, &[sums], &batches)?;
-        let payload = self.train.payload;
-        self.engine.install(|| leaf(payload, &mut gradient));
+        self.check_finite(Node::leaf(lane), &mut gradient, &[sums], batches)?;
+        let rounding = self.rounding(step).of(Node::leaf(lane));
+        self.engine.install(|| leaf(rounding, &mut gradient));
         let time = started.elapsed();
         self.hooks.computed(Node::leaf(lane), time);
         self.hooks.done(lane, sums, time);
@@ -261,6 +349,13 @@ impl Work<'_> {
             "the gradient of `{name}` in {node} is not finite (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
         )))
     }
+}
+
+/// Σ x², chunks combined in index order.
+fn squares(gradient: &[f32]) -> f64 {
+    use rayon::prelude::*;
+    let chunks = gradient.par_chunks(CHUNK_LEN).map(sum_of_squares);
+    chunks.collect::<Vec<f64>>().iter().sum()
 }
 
 /// Sums of a lane; a loss that is not finite is always the same NaN.

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_common::aggregate::parent;
+use cohort_common::aggregate::{Rounding, parent};
 use cohort_common::rng::philox;
 use cohort_common::spec::{Payload, RunSpec, Speed};
 use cohort_common::tree::{Node, Tree};
@@ -56,8 +56,9 @@ pub fn measure(
         engine.gradient(node, &lanes, &mut gradient).map(drop)
     })?;
     let sibling = gradient.to_vec();
+    let rounding = Rounding::new(train.payload, train.seed, 1).of(node);
     let (sum_seconds, _) = typical(Duration::ZERO, || {
-        engine.install(|| parent(train.payload, &mut gradient, &sibling));
+        engine.install(|| parent(rounding, &mut gradient, &sibling));
         Ok(())
     })?;
     let mut step = 0;
@@ -74,8 +75,12 @@ pub fn measure(
     let (score_seconds, _) = typical(of_scores, || engine.score(&batches[0]).map(drop))?;
 
     let nodes = f64::from(train.lanes) / f64::from(node.size);
-    let gradient_seconds =
-        nodes * f64::from(train.accumulate) * pass_seconds + (nodes - 1.0).max(0.0) * sum_seconds;
+    let inner = f64::from(train.inner_steps());
+    let of_a_node = match train.diloco {
+        Some(_) => inner * (f64::from(train.accumulate) * pass_seconds + update_seconds),
+        None => f64::from(train.accumulate) * pass_seconds,
+    };
+    let gradient_seconds = nodes * of_a_node + (nodes - 1.0).max(0.0) * sum_seconds;
     Ok(Speed {
         device: describe_device(device)?.0,
         threads: threads as u32,
@@ -90,7 +95,7 @@ pub fn measure(
 fn pass(engine: &Engine, spec: &RunSpec) -> Node {
     let train = &spec.train;
     let rows = train.micro_batch as usize * spec.sample_length();
-    let alone = train.accumulate > 1 || train.payload != Payload::F32;
+    let alone = train.accumulate > 1 || train.payload != Payload::F32 || train.diloco.is_some();
     let mut node = Tree::new(train.lanes).root();
     while let Some((left, _)) = node.children() {
         if !alone && engine.shares(rows, node.size as usize) {

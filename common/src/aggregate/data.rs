@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::floats::{bytes_of, floats_of, from_bf16, stamp, to_bf16};
+use crate::floats::{bytes_of, floats_of, stamp};
 use crate::ids::SessionId;
 use crate::seal::checksum;
 use crate::segment::Part;
@@ -14,7 +14,7 @@ use crate::spec::Payload;
 pub enum Data {
     /// As it travels.
     Wire {
-        /// Little-endian: f32, or bf16 where that is the payload.
+        /// As the run's payload says.
         data: Bytes,
         /// CRC-32 of `data`, which was compared.
         check: u32,
@@ -30,7 +30,7 @@ impl Data {
     /// Bytes of it, and those that a chunk of so many elements has.
     pub(super) fn sizes(&self, elements: usize, payload: Payload) -> (usize, usize) {
         match self {
-            Self::Wire { data, .. } => (data.len(), elements * payload.bytes()),
+            Self::Wire { data, .. } => (data.len(), payload.bytes(elements)),
             Self::Shared(part) => (part.as_ref().len(), elements * 4),
             Self::Here(data) => (data.len(), elements * 4),
         }
@@ -49,7 +49,7 @@ impl Data {
     pub(super) fn stamp(&self, payload: Payload) -> u64 {
         match (self, payload) {
             (Self::Wire { data, .. }, Payload::F32) => stamp(data, 0),
-            (Self::Wire { data, .. }, Payload::Bf16) => stamp(bytes_of(&from_bf16(data)), 0),
+            (Self::Wire { data, .. }, payload) => stamp(bytes_of(&payload.from_wire(data)), 0),
             (Self::Shared(part), _) => stamp(part.as_ref(), 0),
             (Self::Here(data), _) => stamp(data, 0),
         }
@@ -69,7 +69,7 @@ impl Data {
 fn crc_of(values: &[u8], payload: Payload) -> u32 {
     match payload {
         Payload::F32 => checksum(values),
-        Payload::Bf16 => checksum(&to_bf16(&floats_of(values))),
+        payload => checksum(&payload.to_wire(&floats_of(values))),
     }
 }
 
@@ -86,7 +86,7 @@ impl Waiting {
     pub(super) fn new(data: Data, payload: Payload) -> Self {
         match (data, payload) {
             (Data::Wire { data, .. }, Payload::F32) => Self::Wire(data),
-            (Data::Wire { data, .. }, Payload::Bf16) => Self::Sum(from_bf16(&data)),
+            (Data::Wire { data, .. }, payload) => Self::Sum(payload.from_wire(&data)),
             (Data::Shared(part), _) => Self::Shared(part),
             (Data::Here(data), _) => Self::Here(data),
         }

@@ -1,7 +1,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::floats::{floats_of, from_bf16};
 
 /// Two chunks, the second of them short.
 const LEN: usize = CHUNK_LEN + 3;
@@ -14,17 +13,35 @@ fn gradient(lane: Lane, len: usize) -> Vec<f32> {
     (0..len).map(value).collect()
 }
 
+const STEP: Step = 7;
+
+const PAYLOADS: [Payload; 3] = [Payload::F32, Payload::Bf16, Payload::Int8];
+
+fn payload() -> impl Strategy<Value = Payload> {
+    prop::sample::select(&PAYLOADS[..])
+}
+
+fn shape(lanes: u32, len: usize, payload: Payload) -> Shape {
+    Shape {
+        lanes,
+        len,
+        payload,
+        seed: 3,
+    }
+}
+
 /// What a worker holds of a node.
 fn node_sum(payload: Payload, node: Node, len: usize) -> Vec<f32> {
+    let rounding = shape(1, len, payload).rounding(STEP).of(node);
     match node.children() {
         None => {
             let mut gradient = gradient(node.first, len);
-            leaf(payload, &mut gradient);
+            leaf(rounding, &mut gradient);
             gradient
         }
         Some((left, right)) => {
             let mut sum = node_sum(payload, left, len);
-            parent(payload, &mut sum, &node_sum(payload, right, len));
+            parent(rounding, &mut sum, &node_sum(payload, right, len));
             sum
         }
     }
@@ -48,10 +65,7 @@ fn data(payload: Payload, sum: &[f32], index: usize, way: Way) -> Data {
     let chunk = &sum[chunk_range(index, sum.len())];
     match way {
         Way::Wire => {
-            let data: Bytes = match payload {
-                Payload::F32 => encode(chunk),
-                Payload::Bf16 => to_bf16(chunk).into(),
-            };
+            let data: Bytes = payload.to_wire(chunk).into();
             let check = checksum(&data);
             Data::Wire { data, check }
         }
@@ -70,12 +84,7 @@ fn private() -> MakeRoot {
 }
 
 fn aggregator(lanes: u32, payload: Payload) -> Aggregator {
-    let shape = Shape {
-        lanes,
-        len: LEN,
-        payload,
-    };
-    Aggregator::with_root(shape, 0..2, private())
+    Aggregator::with_root(shape(lanes, LEN, payload), STEP, 0..2, private())
 }
 
 /// The root, as far as it is owned.
@@ -83,10 +92,7 @@ fn root_of(sums: &Aggregator, payload: Payload) -> Vec<f32> {
     let chunk = |index| {
         let chunk = sums.root(index).unwrap();
         assert_eq!(chunk.check, checksum(&chunk.data));
-        match payload {
-            Payload::F32 => floats_of(&chunk.data),
-            Payload::Bf16 => from_bf16(&chunk.data),
-        }
+        payload.from_wire(&chunk.data)
     };
     sums.slice().flat_map(chunk).collect()
 }
@@ -98,10 +104,9 @@ proptest! {
     #[test]
     fn the_root_depends_on_the_lanes_alone(
         lanes in 1u32..7,
-        bf16: bool,
+        payload in payload(),
         ranges in prop::collection::vec((0u32..7, 0u32..7, way()), 0..6),
     ) {
-        let payload = if bf16 { Payload::Bf16 } else { Payload::F32 };
         let tree = Tree::new(lanes);
         let sums = aggregator(lanes, payload);
         // Some work, then all of it.
@@ -131,17 +136,16 @@ proptest! {
     #[test]
     fn slices_add_up_to_the_whole(
         lanes in 1u32..5,
-        bf16: bool,
+        payload in payload(),
         cuts in (0usize..=5, 0usize..=5),
         ways in (way(), way()),
     ) {
-        let payload = if bf16 { Payload::Bf16 } else { Payload::F32 };
-        let shape = Shape { lanes, len: LONG, payload };
+        let shape = shape(lanes, LONG, payload);
         let (a, b) = (cuts.0.min(cuts.1), cuts.0.max(cuts.1));
         let mut roots = Vec::new();
         let mut digests = Vec::new();
         for slice in [0..a, a..b, b..5] {
-            let sums = Aggregator::with_root(shape, slice.clone(), private());
+            let sums = Aggregator::with_root(shape, STEP, slice.clone(), private());
             let mut delivered = Vec::new();
             for lane in 0..lanes {
                 let sum = node_sum(payload, Node::leaf(lane), LONG);
@@ -182,7 +186,7 @@ proptest! {
 /// Two workers, and what they say of lane 0 of 2, in every mixture of ways.
 #[test]
 fn copies_are_compared_whatever_way_they_take() {
-    for payload in [Payload::F32, Payload::Bf16] {
+    for payload in PAYLOADS {
         for (first, second) in WAYS.iter().flat_map(|&a| WAYS.map(|b| (a, b))) {
             let sums = aggregator(2, payload);
             let right = node_sum(payload, Node::leaf(0), LEN);
@@ -265,12 +269,8 @@ fn what_lies_here_is_held_until_the_root_is_complete() {
 
 #[test]
 fn a_chunk_of_another_slice_is_refused() {
-    let shape = Shape {
-        lanes: 1,
-        len: LONG,
-        payload: Payload::F32,
-    };
-    let sums = Aggregator::with_root(shape, 1..3, private());
+    let shape = shape(1, LONG, Payload::F32);
+    let sums = Aggregator::with_root(shape, STEP, 1..3, private());
     let sum = gradient(0, LONG);
     let refused = |index: usize, of: usize| {
         let data = data(Payload::F32, &sum, of, Way::Wire);
@@ -283,4 +283,27 @@ fn a_chunk_of_another_slice_is_refused() {
     assert_eq!(refused(5, 4), outside);
     assert_eq!(sums.leading(), 1);
     assert!(sums.root(0).is_none() && sums.root(5).is_none());
+}
+
+#[test]
+fn chance_is_another_one_for_each_node_step_and_seed() {
+    let key = |seed, step, node| {
+        let shape = Shape {
+            seed,
+            ..shape(8, LEN, Payload::Int8)
+        };
+        let mut values = gradient(0, 256);
+        shape.rounding(step).of(node).round(&mut values, 0);
+        values
+    };
+    let one = key(1, 1, Node::leaf(0));
+    assert_eq!(one, key(1, 1, Node::leaf(0)));
+    let others = [
+        key(2, 1, Node::leaf(0)),
+        key(1, 2, Node::leaf(0)),
+        key(1, 1 + (1 << 32), Node::leaf(0)),
+        key(1, 1, Node::leaf(1)),
+        key(1, 1, Node { first: 0, size: 2 }),
+    ];
+    assert!(others.iter().all(|other| *other != one));
 }

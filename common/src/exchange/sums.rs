@@ -41,7 +41,12 @@ impl StepSums {
             step,
             root: Tree::new(shape.lanes).root(),
             leading: watch::Sender::new(slice.start),
-            sums: Aggregator::with_root(shape, slice, Box::new(move |bytes| roots.take(bytes))),
+            sums: Aggregator::with_root(
+                shape,
+                step,
+                slice,
+                Box::new(move |bytes| roots.take(bytes)),
+            ),
             began: OnceLock::new(),
             over: AtomicBool::new(false),
         }

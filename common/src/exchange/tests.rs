@@ -1,6 +1,6 @@
 use super::roots::send_roots;
 use super::*;
-use crate::aggregate::{ChunkDigest, encode, parent};
+use crate::aggregate::{ChunkDigest, add_all, encode};
 use crate::layout::{CHUNK_LEN, chunk_range};
 use crate::seal::{Opener, checksum};
 use crate::spec::Payload;
@@ -12,6 +12,7 @@ const SHAPE: Shape = Shape {
     // The last chunk is short.
     len: 49 * CHUNK_LEN + 3,
     payload: Payload::F32,
+    seed: 1,
 };
 
 const STEP: Step = 7;
@@ -55,7 +56,7 @@ fn an_owner_adds_its_own_and_follows_the_roots() {
         assert_eq!(*leading.borrow(), expected);
     }
     let told = offer(&exchange, 1, &other, 49);
-    parent(SHAPE.payload, &mut sum, &other);
+    add_all(&mut sum, &other);
     let digest = |index| ChunkDigest::of(&sum[chunk_range(index, SHAPE.len)]);
     let (run, step) = (run(), STEP);
     let expected = [

@@ -25,6 +25,7 @@ fn train(lanes: u32, micro_batch: u32, accumulate: u32) -> TrainConfig {
         grad_clip: 1.0,
         precision: Default::default(),
         payload: Payload::F32,
+        diloco: None,
         gradient_checkpointing: false,
         seed: 1,
         eval_every: 0,

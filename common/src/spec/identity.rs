@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::bounds::number;
 use super::memory::{human_bytes, human_count, memory_per_worker};
 use super::{
-    LoraConfig, MixturePhase, ModelConfig, Payload, Precision, RunKind, RunSpec, ScheduleKind,
-    StartPoint, TrainConfig, WatchdogConfig,
+    Diloco, LoraConfig, MixturePhase, ModelConfig, Payload, Precision, RunKind, RunSpec,
+    ScheduleKind, StartPoint, TrainConfig, WatchdogConfig,
 };
 
 /// Everything that decides the weights after every step, in a fixed order.
@@ -35,6 +35,8 @@ struct Identity<'a> {
     precision: Precision,
     #[serde(skip_serializing_if = "Payload::is_f32")]
     payload: Payload,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diloco: Option<Diloco>,
     seed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     freeze_layers: Option<u32>,
@@ -111,6 +113,7 @@ impl RunSpec {
             grad_clip,
             precision,
             payload,
+            diloco,
             gradient_checkpointing: _,
             seed,
             eval_every: _,
@@ -145,6 +148,7 @@ impl RunSpec {
             grad_clip,
             precision,
             payload,
+            diloco,
             seed,
             freeze_layers,
             layer_decay,
@@ -297,13 +301,28 @@ impl RunSpec {
             t.lanes,
             t.accumulate,
             t.micro_batch,
-            self.tokens_per_step()
+            self.tokens_per_step() / u64::from(t.inner_steps())
         )?;
+        if let Some(diloco) = t.diloco {
+            writeln!(
+                out,
+                "  sync        DiLoCo: rounds of {} such steps in each lane by itself, of {} tokens; rate {}, momentum {}",
+                diloco.inner_steps,
+                self.tokens_per_step(),
+                number(diloco.outer_learning_rate),
+                number(diloco.outer_momentum)
+            )?;
+        }
         let tokens = self.tokens_per_step().saturating_mul(t.steps);
         writeln!(
             out,
-            "  length      {} steps, {} tokens, seed {}",
+            "  length      {} {}, {} tokens, seed {}",
             t.steps,
+            if t.diloco.is_some() {
+                "rounds"
+            } else {
+                "steps"
+            },
             human_count(tokens),
             t.seed
         )?;
@@ -327,8 +346,16 @@ impl RunSpec {
                 "  precision   bf16 products, f32 sums, weights and moments"
             )?;
         }
-        if t.payload == Payload::Bf16 {
-            writeln!(out, "  gradients   rounded to bf16 wherever they are added")?;
+        let rounded = match t.payload {
+            Payload::F32 => None,
+            Payload::Bf16 => Some("bf16"),
+            Payload::Int8 => Some("8 bits in blocks, by seeded chance,"),
+        };
+        if let Some(rounded) = rounded {
+            writeln!(
+                out,
+                "  gradients   rounded to {rounded} wherever they are added"
+            )?;
         }
         let share = match t.eval_samples {
             0 => "the whole split".to_string(),

@@ -14,6 +14,9 @@ pub const LOGITS_ALIVE: usize = 1 << 23;
 /// Bytes for each parameter: itself, its gradient and two moments, in 32 bits each.
 const BYTES_PER_PARAMETER: u64 = 16;
 
+/// The same of a lane that steps by itself: its weights and its two moments.
+const BYTES_PER_INNER_PARAMETER: u64 = 12;
+
 /// Memory of one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryEstimate {
@@ -36,7 +39,7 @@ impl MemoryEstimate {
 fn tokens_of_a_pass(model: &ModelConfig, train: &TrainConfig) -> usize {
     let lane = (train.micro_batch as usize).saturating_mul(length_of(model, train));
     let bound = SHARED_TOKENS.min(LOGITS_ALIVE / model.outputs().max(1));
-    let lanes = match train.accumulate {
+    let lanes = match u64::from(train.accumulate) * u64::from(train.inner_steps()) {
         1 => (bound / lane.max(1)).clamp(1, train.lanes.max(1) as usize),
         _ => 1,
     };
@@ -76,7 +79,10 @@ pub fn memory_per_worker(model: &ModelConfig, train: &TrainConfig) -> MemoryEsti
     let tokens = tokens_of_a_pass(model, train) as f64;
     MemoryEstimate {
         parameters,
-        state_bytes: parameters.saturating_mul(BYTES_PER_PARAMETER),
+        state_bytes: parameters.saturating_mul(match train.diloco {
+            Some(_) => BYTES_PER_PARAMETER + BYTES_PER_INNER_PARAMETER,
+            None => BYTES_PER_PARAMETER,
+        }),
         // A cast from float saturates.
         activation_bytes: (4.0 * tokens * per_token) as u64,
     }

@@ -332,7 +332,7 @@ impl Wire {
                 coordinator_sent: 0,
             };
         }
-        let gradient = spec.gradient_len() as u64 * spec.train.payload.bytes() as u64;
+        let gradient = spec.train.payload.bytes(spec.gradient_len()) as u64;
         let tree = Tree::new(lanes);
         let sent = ranges
             .into_values()

@@ -4,7 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::layers::LayerRates;
-use super::{LoraConfig, MixtureConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig};
+use super::{
+    Diloco, LoraConfig, MixtureConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig,
+};
+use crate::floats::{bytes_of, floats_of, from_bf16, from_int8, int8_len, to_bf16, to_int8};
 use crate::layout::Layout;
 
 /// Why a run exists. The loop is the same; data, start and defaults differ.
@@ -60,6 +63,9 @@ pub enum Payload {
     F32,
     /// To the nearest bfloat16; two bytes for each element.
     Bf16,
+    /// At random, to a neighbour among the multiples of a scale that a block has in common; a byte for each element, and
+    /// one for each block.
+    Int8,
 }
 
 impl Payload {
@@ -68,11 +74,30 @@ impl Payload {
         *self == Self::F32
     }
 
-    /// Bytes of one element on the wire.
-    pub fn bytes(self) -> usize {
+    /// Bytes of so many elements on the wire.
+    pub fn bytes(self, elements: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F32 => elements * 4,
+            Self::Bf16 => elements * 2,
+            Self::Int8 => int8_len(elements),
+        }
+    }
+
+    /// Values of a node as they travel, little-endian. They are rounded already, so that nothing is lost.
+    pub fn to_wire(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => bytes_of(values).to_vec(),
+            Self::Bf16 => to_bf16(values),
+            Self::Int8 => to_int8(values),
+        }
+    }
+
+    /// What [`to_wire`](Self::to_wire) has written.
+    pub fn from_wire(self, data: &[u8]) -> Vec<f32> {
+        match self {
+            Self::F32 => floats_of(data),
+            Self::Bf16 => from_bf16(data),
+            Self::Int8 => from_int8(data),
         }
     }
 }
@@ -114,6 +139,9 @@ pub struct TrainConfig {
     /// What sums of gradients are rounded to. Runs of before there was a choice do not say it.
     #[serde(default)]
     pub payload: Payload,
+    /// How each lane steps by itself between exchanges; absent is not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diloco: Option<Diloco>,
     /// Whether a block's activations are computed again for its backward, instead of kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gradient_checkpointing: bool,
@@ -159,7 +187,12 @@ impl TrainConfig {
 
     /// Samples that one lane consumes per step.
     pub fn samples_per_lane(&self) -> u64 {
-        u64::from(self.accumulate) * u64::from(self.micro_batch)
+        u64::from(self.inner_steps()) * u64::from(self.accumulate) * u64::from(self.micro_batch)
+    }
+
+    /// Optimizer steps that each lane takes by itself in a step: those of a round, or 1.
+    pub fn inner_steps(&self) -> u32 {
+        self.diloco.map_or(1, |diloco| diloco.inner_steps)
     }
 }
 

@@ -10,6 +10,7 @@ use super::bounds::{
     within,
 };
 use super::depth;
+use super::diloco::diloco_of;
 use super::error::SpecError;
 use super::file::{
     CheckpointTable, CorpusTable, SpecFile, SplitKind, TokenizerKind, TokenizerTable, TrainTable,
@@ -392,6 +393,9 @@ fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, 
         1..=MAX_LANES,
         "8 is the default, and any number of workers shares them",
     )?;
+    let diloco = diloco_of(table, notes)?;
+    // A round is long.
+    let least = if diloco.is_some() { 1 } else { 50 };
     let train = TrainConfig {
         steps,
         lanes: lanes as u32,
@@ -409,9 +413,10 @@ fn train_of(table: &TrainTable, notes: &mut Vec<String>) -> Result<TrainConfig, 
         grad_clip: table.grad_clip.unwrap_or(1.0),
         precision: table.precision.unwrap_or_default(),
         payload: table.payload.unwrap_or_default(),
+        diloco,
         gradient_checkpointing: table.gradient_checkpointing.unwrap_or_default(),
         seed: table.seed.unwrap_or(1337),
-        eval_every: table.eval_every.unwrap_or((steps / 10).clamp(50, 1000)),
+        eval_every: table.eval_every.unwrap_or((steps / 10).clamp(least, 1000)),
         eval_samples: table.eval_samples.unwrap_or(1024),
         freeze_layers: freeze_layers(table.freeze_layers)?,
         layer_decay: layer_decay(table.layer_decay)?,

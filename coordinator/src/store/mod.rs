@@ -168,6 +168,7 @@ pub(crate) mod tests {
                 grad_clip: 1.0,
                 precision: Default::default(),
                 payload: Payload::F32,
+                diloco: None,
                 gradient_checkpointing: false,
                 seed: u64::MAX,
                 eval_every: 50,

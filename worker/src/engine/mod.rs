@@ -17,6 +17,7 @@ mod gradient;
 mod init;
 pub mod ops;
 mod optim;
+mod outer;
 mod parameters;
 mod products;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use cohort_common::layout::{Layout, TensorSpec};
-use cohort_common::spec::{LoraConfig, ModelConfig, Precision, TrainConfig};
+use cohort_common::spec::{Diloco, LoraConfig, ModelConfig, Precision, TrainConfig};
 use cohort_common::tree::Node;
 
 use self::composite::Composite;
@@ -108,15 +109,25 @@ pub struct Update {
 pub struct State {
     /// Parameters that are trained.
     pub params: Vec<f32>,
-    /// AdamW's first moment.
+    /// AdamW's first moment; of a run in rounds the momentum of the outer step.
     pub exp_avg: Vec<f32>,
-    /// AdamW's second moment.
+    /// AdamW's second moment; of a run in rounds zeros.
     pub exp_avg_sq: Vec<f32>,
 }
 
 /// The optimizer and what it remembers.
 struct Optimizer {
     adamw: AdamW,
+    moments: Moments,
+    /// A run in rounds: `adamw` takes inner steps.
+    diloco: Option<Diloco>,
+    /// Moments of inner steps, to be used again.
+    spare: Option<Moments>,
+}
+
+/// What a round begins with, kept while a lane takes inner steps.
+pub struct RoundStart {
+    params: Arc<Vec<f32>>,
     moments: Moments,
 }
 
@@ -198,6 +209,8 @@ impl Engine {
         let optimizer = train.map(|train| Optimizer {
             adamw: AdamW::new(train, model, &layout),
             moments: Moments::zeros(layout.len()),
+            diloco: train.diloco,
+            spare: None,
         });
         let gradient_len = optimizer
             .as_ref()
@@ -447,18 +460,59 @@ impl Engine {
         }
     }
 
-    /// One AdamW step by the gradient `root`.
+    /// One step by the gradient `root`: of AdamW, or the outer one of a round.
     pub fn update(&mut self, root: &[f32], update: Update) -> Result<()> {
+        let diloco = self.optimizer.as_ref().and_then(|o| o.diloco);
+        self.step(root, update, diloco)
+    }
+
+    /// One inner step of AdamW by a lane's own gradient.
+    pub fn inner_update(&mut self, gradient: &[f32], update: Update) -> Result<()> {
+        self.step(gradient, update, None)
+    }
+
+    fn step(&mut self, root: &[f32], update: Update, outer: Option<Diloco>) -> Result<()> {
         self.check_gradient(root.len())?;
         if update.step == 0 || update.count == 0 {
             return Err(EngineError::Step(0));
         }
-        let Some(Optimizer { adamw, moments }) = &mut self.optimizer else {
+        let Some(Optimizer { adamw, moments, .. }) = &mut self.optimizer else {
             return Err(EngineError::InferenceOnly);
         };
         let params = &mut Arc::make_mut(&mut self.params)[..root.len()];
+        self.pool.install(|| match outer {
+            Some(diloco) => outer::update(params, &mut moments.exp_avg, root, update.scale, diloco),
+            None => adamw.update(params, moments, root, update),
+        });
+        self.upload()
+    }
+
+    /// Lets a lane step by itself, with moments of zero, until [`end_lane`](Self::end_lane).
+    pub fn begin_lane(&mut self) -> Result<RoundStart> {
+        let params = self.params.clone();
+        let len = self.layout.len();
+        let optimizer = self.optimizer.as_mut().ok_or(EngineError::InferenceOnly)?;
+        let mut inner = optimizer
+            .spare
+            .take()
+            .unwrap_or_else(|| Moments::zeros(len));
+        for moments in [&mut inner.exp_avg, &mut inner.exp_avg_sq] {
+            moments.fill(0.0);
+        }
+        let moments = std::mem::replace(&mut optimizer.moments, inner);
+        Ok(RoundStart { params, moments })
+    }
+
+    /// Takes the engine back to where a round began, and overwrites `grad` with the lane's outer gradient:
+    /// `weight · (θ − θₗ)`.
+    pub fn end_lane(&mut self, start: RoundStart, weight: f64, grad: &mut Gradient) -> Result<()> {
+        let optimizer = self.optimizer.as_mut().ok_or(EngineError::InferenceOnly)?;
+        optimizer.spare = Some(std::mem::replace(&mut optimizer.moments, start.moments));
+        let lane = std::mem::replace(&mut self.params, start.params);
+        grad.fit(self.gradient_len);
+        let (params, weight) = (&self.params, weight as f32);
         self.pool
-            .install(|| adamw.update(params, moments, root, update));
+            .install(|| outer::difference(grad, params, &lane, weight));
         self.upload()
     }
 

@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use cohort_common::aggregate::Shape;
-use cohort_common::floats::{copy_out, from_bf16};
+use cohort_common::floats::copy_out;
 use cohort_common::ids::Step;
 use cohort_common::layout::chunk_range;
 use cohort_common::segment::{Address, Part, Segment, Slot, Slots};
@@ -197,7 +197,7 @@ impl Arriving {
         let out = &mut data[range];
         match payload {
             Payload::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(chunk),
-            Payload::Bf16 => out.copy_from_slice(&from_bf16(chunk)),
+            payload => out.copy_from_slice(&payload.from_wire(chunk)),
         }
         *missing -= 1;
         *missing == 0

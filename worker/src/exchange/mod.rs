@@ -296,7 +296,7 @@ impl ExchangeClient {
         }
         let data = match place {
             Some(_) => Content::Lent,
-            None => Content::Part(shared.copy(gradient, chunks.clone())),
+            None => Content::Part(shared.copy((step, node), gradient, chunks.clone())),
         };
         let mut state = shared.lock();
         // The coordinator may have collected the step meanwhile: then all of it begins again.

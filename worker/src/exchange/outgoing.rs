@@ -5,10 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cohort_common::floats::{bytes_of, round_to_bf16};
+use cohort_common::floats::bytes_of;
 use cohort_common::ids::{SessionId, Step};
 use cohort_common::layout::{CHUNK_LEN, chunk_range};
-use cohort_common::spec::Payload;
 use cohort_common::tree::Node;
 use tokio::sync::Notify;
 use tracing::error;
@@ -175,12 +174,16 @@ impl Shared {
     }
 
     /// Copies chunks of a gradient that is not whole, rounded as a node is that goes alone.
-    pub(super) fn copy(&self, gradient: &Gradient, chunks: Range<usize>) -> Part {
+    pub(super) fn copy(
+        &self,
+        (step, node): (Step, Node),
+        gradient: &Gradient,
+        chunks: Range<usize>,
+    ) -> Part {
         let elements = chunks.start * CHUNK_LEN..chunks.end * CHUNK_LEN;
-        let mut data = gradient[elements].to_vec();
-        if self.shape.payload == Payload::Bf16 {
-            round_to_bf16(&mut data);
-        }
+        let mut data = gradient[elements.clone()].to_vec();
+        let rounding = self.shape.rounding(step).of(node);
+        rounding.round(&mut data, elements.start);
         Part {
             first: chunks.start,
             data: Arc::new(data),

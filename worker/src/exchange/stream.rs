@@ -7,7 +7,6 @@ use bytes::Bytes;
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::Report;
 use cohort_common::exchange::Incoming;
-use cohort_common::floats::to_bf16;
 use cohort_common::ids::{SessionId, Step};
 use cohort_common::layout::chunk_range;
 use cohort_common::net::EXCHANGE_BEAT;
@@ -84,7 +83,7 @@ impl Chunks {
         let floats = data.floats(elements).expect("what is lent has a place");
         let data: Bytes = match payload {
             Payload::F32 => floats,
-            Payload::Bf16 => to_bf16(bytemuck::cast_slice(&floats)).into(),
+            payload => payload.to_wire(bytemuck::cast_slice(&floats)).into(),
         };
         Kind::Node(v1::NodeChunk {
             step,
@@ -268,7 +267,7 @@ impl Shared {
             return Err(format!("chunk {index} of {node} is not a part of the root"));
         }
         let elements = chunk_range(index, self.shape.len).len();
-        if chunk.data.len() != elements * self.shape.payload.bytes() {
+        if chunk.data.len() != self.shape.payload.bytes(elements) {
             let bytes = chunk.data.len();
             return Err(format!("chunk {index} of the root has {bytes} bytes"));
         }

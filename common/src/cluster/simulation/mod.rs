@@ -52,6 +52,7 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
         grad_clip: 0.0,
         precision: Default::default(),
         payload: Payload::F32,
+        diloco: None,
         gradient_checkpointing: false,
         seed: 0,
         eval_every: 7,

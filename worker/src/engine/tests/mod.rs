@@ -130,6 +130,7 @@ fn train() -> TrainConfig {
         grad_clip: 1.0,
         precision: Default::default(),
         payload: Payload::F32,
+        diloco: None,
         gradient_checkpointing: false,
         seed: 7,
         eval_every: 0,
