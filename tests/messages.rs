@@ -42,12 +42,12 @@ fn a_spec_with_an_unknown_key() {
     assert_snapshot!(says(&scene, "pretrain spec.toml --corpus text.txt --local 1"), @r"
     exit code 1
     --- stderr
-    error: unknown key `train.stpes` in table [train] (spec.toml, line 2); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, gradient_checkpointing, seed, eval_every, eval_samples, freeze_layers, layer_decay, unfreeze_every, data_share, replay, early_stopping_patience, max_forgetting, max_length, min_workers
+    error: unknown key `train.stpes` in table [train] (spec.toml, line 2); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, sync, inner_steps, outer_learning_rate, outer_momentum, gradient_checkpointing, seed, eval_every, eval_samples, freeze_layers, layer_decay, unfreeze_every, data_share, replay, early_stopping_patience, max_forgetting, max_length, min_workers
     ");
     assert_snapshot!(says(&scene, "pretrain --corpus text.txt --local 1 --set train.lanse=3"), @r"
     exit code 1
     --- stderr
-    error: unknown key `train.lanse` in table [train] (--set train.lanse=3); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, gradient_checkpointing, seed, eval_every, eval_samples, freeze_layers, layer_decay, unfreeze_every, data_share, replay, early_stopping_patience, max_forgetting, max_length, min_workers
+    error: unknown key `train.lanse` in table [train] (--set train.lanse=3); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, sync, inner_steps, outer_learning_rate, outer_momentum, gradient_checkpointing, seed, eval_every, eval_samples, freeze_layers, layer_decay, unfreeze_every, data_share, replay, early_stopping_patience, max_forgetting, max_length, min_workers
     ");
 }
 

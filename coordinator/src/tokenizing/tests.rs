@@ -242,7 +242,8 @@ fn what_a_worker_does_not_give_back_is_encoded_all_the_same() {
 fn each_tokenizer_is_compared_though_another_was_sent_since() {
     let mut cluster = TestCluster::start();
     let tokenizers = [tokenizer(), Arc::new(char_tokenizer('a'..='y'))];
-    let begin = |tokenizer| cluster.tokenizing.begin(tokenizer, texts(4));
+    let tokenizing = cluster.tokenizing.clone();
+    let begin = |tokenizer| tokenizing.begin(tokenizer, texts(4));
     let under_way: Vec<_> = tokenizers.iter().map(begin).collect();
     let wanted = tokenizers
         .each_ref()
@@ -255,7 +256,8 @@ fn each_tokenizer_is_compared_though_another_was_sent_since() {
 #[test]
 fn a_batch_that_two_workers_lose_is_encoded_here() {
     let mut cluster = TestCluster::start();
-    let waiting = cluster.tokenizing.begin(&tokenizer(), texts(3));
+    let tokenizing = cluster.tokenizing.clone();
+    let waiting = tokenizing.begin(&tokenizer(), texts(3));
     for _ in 0..2 {
         cluster.worker(Manner::Leaves);
         cluster.left();

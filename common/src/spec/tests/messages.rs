@@ -41,7 +41,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     unknown key `train.lr` in table [train] (spec.toml, line 2); did you mean `train.learning_rate`?
     unknown key `model.n_layer` in table [model] (spec.toml, line 2); did you mean `model.num_hidden_layers`?
     unknown key `model.learning_rate` in table [model] (spec.toml, line 2); did you mean `train.learning_rate`?
-    unknown key `train.frobnicate` in table [train] (spec.toml, line 2); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, gradient_checkpointing, seed, eval_every, eval_samples, freeze_layers, layer_decay, unfreeze_every, data_share, replay, early_stopping_patience, max_forgetting, max_length, min_workers
+    unknown key `train.frobnicate` in table [train] (spec.toml, line 2); [train] takes steps, lanes, micro_batch, accumulate, learning_rate, min_learning_rate, warmup_steps, schedule, decay_steps, beta1, beta2, eps, weight_decay, grad_clip, precision, payload, sync, inner_steps, outer_learning_rate, outer_momentum, gradient_checkpointing, seed, eval_every, eval_samples, freeze_layers, layer_decay, unfreeze_every, data_share, replay, early_stopping_patience, max_forgetting, max_length, min_workers
     unknown table [modle] (spec.toml, line 1); did you mean [model]?
     unknown table [quantisation] (spec.toml, line 1); a spec has the tables model, corpus, tokenizer, train, checkpoint, mixture, lora, samples, watchdog
     unknown key `steps` outside any table (spec.toml, line 1); did you mean `train.steps`?
