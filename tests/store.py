@@ -185,7 +185,7 @@ def finished(events):
     return next(e for e in reversed(events) if e.get("event") == "finished")
 
 
-def main(binary, steps=400):
+def main(binary, steps=3000):
     from moto.server import ThreadedMotoServer
     import boto3
 
