@@ -83,7 +83,9 @@ def machine(args):
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     facts["commit"] = commit.stdout.strip()
     if args.python:
-        facts["torch"] = subprocess.check_output([args.python, "-c", "import torch; print(torch.__version__)"], text=True).strip()
+        # One environment has what one comparison needs.
+        find = "import importlib.util as u, importlib.metadata as m; print(*(p + ' ' + m.version(p) for p in ['torch', 'datasets', 'tokenizers'] if u.find_spec(p)), sep=', ')"
+        facts["python"] = subprocess.check_output([args.python, "-c", find], text=True).strip()
     return facts
 
 
@@ -343,8 +345,8 @@ def table(_args):
             return None
         facts = found[name]["machine"]
         where = ", ".join(filter(None, [facts.get("gpu"), facts["processor"], f"{facts['cores']} cores", facts.get("features")]))
-        torch = f"; PyTorch {facts['torch']}" if "torch" in facts else ""
-        out.extend([f"## {title}", "", f"`python3 bench/run.py {command}`; {found[name]['rounds']} rounds, {facts['date']}, commit {facts['commit']}; {where}{torch}.", ""])
+        versions = f"; {facts['python']}" if "python" in facts else ""
+        out.extend([f"## {title}", "", f"`python3 bench/run.py {command}`; {found[name]['rounds']} rounds, {facts['date']}, commit {facts['commit']}; {where}{versions}.", ""])
         return found[name]["rows"]
 
     def lines(head, rows):
