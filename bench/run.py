@@ -13,6 +13,8 @@
     python3 bench/run.py page              a run of a million steps with 64 workers, looked at
     python3 bench/run.py watching          what a run pays for being watched
     python3 bench/run.py tls               what encryption costs between three hosts, in network namespaces
+    python3 bench/run.py rounds TEXT       losses after equal tokens, exchanged in every step and after rounds of inner steps
+    python3 bench/run.py links             speed over slow links, in network namespaces, beside DistributedDataParallel
     python3 bench/run.py tokenize BOOKS    text to tokens on one and two workers, beside Hugging Face's datasets and tokenizers
     python3 bench/run.py table             BENCHMARKS.md from the results
     python3 bench/run.py smoke             the smallest run of each that needs neither a GPU nor a browser
@@ -263,6 +265,34 @@ def preset(args):
     save(args, "preset", [pretrain_whole(cohort(args), "shakespeare-cpu", args.text, options)])
 
 
+# Equal tokens in each: as many steps of all lanes, exchanged one by one, or after rounds of them.
+ROUNDS_STEPS = 600
+ROUNDS = {
+    "every step": (1, ""),
+    "every step, int8": (1, "payload=int8"),
+    "rounds of 10": (10, "sync=diloco inner_steps=10"),
+    "rounds of 50": (50, "sync=diloco inner_steps=50"),
+    "rounds of 50, int8": (50, "sync=diloco inner_steps=50 payload=int8"),
+    "rounds of 100": (100, "sync=diloco inner_steps=100"),
+}
+
+
+def rounds(args):
+    """Validation loss after equal tokens, in each way of exchanging. It does not depend on how fast the machine is."""
+    rows = []
+    modes = ["every step, int8", "rounds of 10"] if args.quick else ROUNDS
+    for mode in modes:
+        inner, settings = ROUNDS[mode]
+        steps = (20 if args.quick else ROUNDS_STEPS) // inner
+        settings = [*settings.split(), f"steps={steps}", f"warmup_steps={max(1, steps // 20)}", f"eval_every={max(1, steps // 6)}"]
+        options = [word for setting in [*settings, "eval_samples=512"] for word in ("--set", f"train.{setting}")]
+        options += ["--set", "model.hidden_size=24"] if args.quick else []
+        found = pretrain_whole(cohort(args), "shakespeare-cpu", args.text, options)
+        last = found["evals"][-1][0]
+        rows.append({"mode": mode, "all_s": found["all_s"], "evals": [[step / last, loss] for step, loss, _ in found["evals"]]})
+    save(args, "rounds", rows)
+
+
 @contextlib.contextmanager
 def coordinator(binary):
     """The home of a coordinator without workers."""
@@ -321,6 +351,11 @@ def watching(args):
 def tls(args):
     options = ["--rounds", 1, "--steps", 6, "--hidden", 32] if args.quick else ["--rounds", args.rounds + 1]
     save(args, "tls", [script(args, "hosts.py", *options)])
+
+
+def links(args):
+    options = ["--modes", "f32", "--links", "0:0"] if args.quick else ["--python", args.python] if args.python else []
+    save(args, "links", script(args, "links.py", *options))
 
 
 def tokenize(args):
@@ -397,6 +432,22 @@ def table(_args):
         lines(["Tiny Shakespeare, by characters", "time", "of PyTorch's", "validation loss, nats"], body)
     if rows := section("preset", "The preset shakespeare-cpu", "preset TEXT"):
         lines(["step", "validation loss, nats", "seconds since the start"], [[str(step), f"{loss:.4f}", f"{seconds:.0f}"] for step, loss, seconds in rows[0]["evals"]])
+    if rows := section("rounds", "Losses after equal tokens", "rounds TEXT"):
+        shares = [share for share, _ in rows[0]["evals"]]
+        nearest = lambda row, share: min(row["evals"], key=lambda e: abs(e[0] - share))[1]
+        body = [[row["mode"], *(f"{nearest(row, share):.4f}" for share in shares)] for row in rows]
+        lines(["gradients are exchanged in", *(f"{100 * share:.0f} % of the tokens" for share in shares)], body)
+    if rows := section("links", "Slow links", "links"):
+        ways = sorted({(r["megabits"], r["delay_ms"]) for r in rows})
+        at = {(r["mode"], r["megabits"], r["delay_ms"]): r for r in rows}
+        body = []
+        for mode in dict.fromkeys(r["mode"] for r in rows):
+            speeds = [at.get((mode, *way)) for way in ways]
+            free = speeds[0]["tokens_per_s"] if speeds[0] and not ways[0][0] else None
+            shown = [f"{r['tokens_per_s']:,.0f}" + (f" ({100 * r['tokens_per_s'] / free:.0f} %)" if free and r is not speeds[0] else "") if r else "" for r in speeds]
+            body.append([mode, *shown, f"{speeds[-1]['bytes_per_token']:,.0f}" if speeds[-1] else ""])
+        name = lambda way: f"{way[0]:,.0f} Mbit/s, {2 * way[1]:g} ms there and back" if way[0] else "nothing in the way"
+        lines(["tokens/s", *map(name, ways), "bytes per token"], body)
     if rows := section("dedup", "Preparing a corpus", "dedup TEXT"):
         body = [[r["what"], f"{r['documents']:,}", f"{median(r['mb_per_s']):.1f}"] for r in rows]
         lines([f"{rows[0]['megabytes']:.0f} MB of text, tokenizer and baselines included", "documents left", "MB/s"], body)
@@ -437,12 +488,12 @@ def exchange_table(rows, lines):
 
 
 def smoke(args):
-    for command in [engine, lanes, workers, overhead, exchange, text, preset, dedup, tokenize]:
+    for command in [engine, lanes, workers, overhead, exchange, text, preset, rounds, dedup, tokenize]:
         command(args)
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, tokenize, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, links, tokenize, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")
@@ -457,7 +508,7 @@ def main():
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
         args.text = args.text or text_for_runs()
-    if args.command in ("text", "preset", "dedup", "tokenize") and not args.text:
+    if args.command in ("text", "preset", "dedup", "tokenize", "rounds") and not args.text:
         parser.error(f"{args.command} needs a text file")
     next(c for c in commands if c.__name__ == args.command)(args)
 

@@ -1,7 +1,7 @@
 """The PyTorch side of `cargo bench -p cohort-worker --bench step`: the same models, batches and steps.
 
     pip install torch
-    python bench/step_pytorch.py [a] [b-llama] [b-gpt2] [c] [gpt2] [--device D] [--threads N] [--seconds S] [--bf16] [--gradient-checkpointing]
+    python bench/step_pytorch.py [a] [b-llama] [b-gpt2] [c] [gpt2] [links] [--device D] [--threads N] [--seconds S] [--bf16] [--gradient-checkpointing]
                                   [--json] [--ddp]
 
 Plain modules in float32 without TF32 (with --bf16 under autocast), scaled_dot_product_attention, fused AdamW; the median over steps.
@@ -27,6 +27,7 @@ SHAPES = {  # layers, heads, hidden, context, samples, vocabulary
     "b-gpt2": (6, 6, 384, 256, 4, 4096),
     "c": (12, 12, 768, 256, 1, 50257),
     "gpt2": (12, 12, 768, 1024, 8, 50257),
+    "links": (6, 6, 384, 128, 1, 4096),
 }
 
 
@@ -66,7 +67,7 @@ class Model(nn.Module):
         super().__init__()
         self.checkpointing = checkpointing
         layers, heads, hidden, context, _, vocab = SHAPES[name]
-        self.llama, bias = name == "b-llama", name in ("c", "gpt2")
+        self.llama, bias = name in ("b-llama", "links"), name in ("c", "gpt2")
         self.tokens = nn.Embedding(vocab, hidden)
         self.positions = None if self.llama else nn.Embedding(context, hidden)
         self.blocks = nn.ModuleList(Block(self.llama, heads, hidden, bias) for _ in range(layers))
@@ -102,8 +103,8 @@ def measure(name, args):
     inputs, targets = (torch.randint(0, vocab, (samples, context), device=args.device) for _ in range(2))
     times, start = [], time.perf_counter()
     # Processes of one group take equally many steps.
-    fixed = 20 if args.ddp else 0
-    while len(times) < max(5, fixed) or (not fixed and time.perf_counter() - start < args.seconds):
+    fixed = args.steps if args.ddp else 0
+    while len(times) < (fixed or 5) or (not fixed and time.perf_counter() - start < args.seconds):
         begin = time.perf_counter()
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16):
             loss = model(inputs, targets)
@@ -129,6 +130,7 @@ parser.add_argument("--bf16", action="store_true")
 parser.add_argument("--gradient-checkpointing", action="store_true")
 parser.add_argument("--json", action="store_true")
 parser.add_argument("--ddp", action="store_true")
+parser.add_argument("--steps", type=int, default=20, help="of each process with --ddp")
 args = parser.parse_args()
 if args.threads:
     torch.set_num_threads(args.threads)
