@@ -116,8 +116,8 @@ fn width(answer: &Answer) -> Option<Finding> {
         true => Finding::note(
             "throughput",
             text,
-            "a step sends 4 bytes for each parameter in each direction: `--set train.payload=bf16` halves that, and larger \
-             batches need fewer steps",
+            "a step sends 4 bytes for each parameter in each direction: `--set train.payload=int8` makes that a quarter, and with \
+             `--set train.sync=diloco` it is sent once in many steps (docs/links.md)",
         ),
         false => Finding::ok("throughput", text),
     })
@@ -246,7 +246,7 @@ mod tests {
         note     round trip   45.0 ms there and back, 80.0 ms at most
                               -> each step waits for some round trips: give it more to do (`train.lanes`, `train.accumulate`), or move closer
         note     throughput   6.0 MB/s in each direction at once
-                              -> a step sends 4 bytes for each parameter in each direction: `--set train.payload=bf16` halves that, and larger batches need fewer steps
+                              -> a step sends 4 bytes for each parameter in each direction: `--set train.payload=int8` makes that a quarter, and with `--set train.sync=diloco` it is sent once in many steps (docs/links.md)
         note     clock        7.0 s behind the coordinator's
                               -> let both machines keep time by NTP (`timedatectl`)
         note     token        00c0ffee lets in a worker, for another 1 h 00 min
