@@ -259,7 +259,7 @@ impl Bucket {
         signed.map(Some).map_err(self.failed(name))
     }
 
-    /// Copies a file of this machine, open at its beginning, to an object. See [`super::put`].
+    /// Copies a file of this machine, open at its beginning, to an object (`put.rs`).
     pub async fn put(
         &self,
         name: &str,
