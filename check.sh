@@ -85,9 +85,6 @@ else
     step "benchmarks: skipped, there is no python3"
 fi
 
-step "tests"
-cargo test
-
 # Too short to find much: it shows that every target can be fuzzed, and finds what is broken at once.
 if command -v c++ >/dev/null; then
     step "fuzzing, a little"
@@ -95,3 +92,6 @@ if command -v c++ >/dev/null; then
 else
     step "fuzzing: skipped, there is no C++ compiler for libFuzzer"
 fi
+
+step "tests"
+cargo test
