@@ -1,15 +1,13 @@
 //! What the processes of a cluster tell of their work: how the workers' time goes, how much of their processors the model
 //! gets, and logs that machines read.
 
-use std::time::{Duration, Instant};
-
 use cohort_common::api::{ClusterView, WorkerView};
 use cohort_common::wire;
 use cohort_proto::v1::Empty;
 use cohort_proto::v1::client_client::ClientClient;
 use serde_json::Value;
 
-use crate::support::{DEADLINE, Scene};
+use crate::support::{Scene, look};
 
 const TRAIN: &str = "pretrain spec.toml --corpus text.txt --new";
 
@@ -23,18 +21,6 @@ fn view(url: &str) -> ClusterView {
     });
     let reply = reply.expect("a view").into_inner();
     wire::from_json(&reply).expect("a view is JSON")
-}
-
-/// Looks again and again until something is found.
-fn look<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]

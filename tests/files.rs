@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use cohort_common::tensorboard::{Item, read};
 use serde_json::Value;
 
-use crate::support::{DEADLINE, Process, Scene, text};
+use crate::support::{Process, Scene, look, text};
 
 const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
 
@@ -57,16 +56,11 @@ fn curves(directory: &Path) -> (BTreeMap<String, Vec<(u64, f32)>>, bool) {
 
 /// Waits until a directory has the curve of the training loss up to a step.
 fn wait_for_curve(directory: &Path, step: u64) {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
+    look(&format!("step {step} of the curves"), || {
         let (curves, _) = curves(directory);
-        let last = curves.get("train/loss").and_then(|points| points.last());
-        if last.is_some_and(|(last, _)| *last >= step) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "no step {step} in {curves:?}");
-        std::thread::park_timeout(Duration::from_millis(50));
-    }
+        let (last, _) = *curves.get("train/loss")?.last()?;
+        (last >= step).then_some(())
+    });
 }
 
 #[test]

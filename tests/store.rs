@@ -1,14 +1,12 @@
 //! Data in an object store: text that is fetched from one, checkpoints and corpora that outlive the machine in one, with a
 //! store that fails now and then.
 
-use std::time::{Duration, Instant};
-
 use serde_json::Value;
 
 use crate::support::hub::{Hub, Model};
 use crate::support::s3::{Mood, S3, SECRET};
 use crate::support::signal::{self, Signal};
-use crate::support::{DEADLINE, Process, Scene, finished, text, words};
+use crate::support::{Process, Scene, finished, look, text, words};
 
 const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
 const STORE: &str = "--store s3://bucket/cohort";
@@ -38,21 +36,12 @@ fn run(scene: &Scene, url: &str, name: &str) -> Value {
     found.unwrap_or(Value::Null)
 }
 
-/// Looks until something holds.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// Waits until a run's newest checkpoint of at least that step is in the store.
 fn wait_for_copy(scene: &Scene, url: &str, name: &str, step: u64) {
-    eventually("a copy of the checkpoint", || {
+    look("a copy of the checkpoint", || {
         let stored = run(scene, url, name)["stored"].clone();
         let steps = stored["steps"].as_array().cloned().unwrap_or_default();
-        steps.iter().any(|s| s.as_u64() >= Some(step))
+        steps.iter().find(|s| s.as_u64() >= Some(step)).cloned()
     });
 }
 
@@ -171,10 +160,8 @@ fn everything_is_killed_and_an_empty_home_goes_on_to_the_same_bits() {
     let second = scene(&s3);
     let (_coordinator, url) = second.coordinator(STORE);
     // At once, or when a store that was disturbed is asked again.
-    let mut found = Value::Null;
-    eventually("the run of the store", || {
-        found = run(&second, &url, "cut");
-        found["status"] == "interrupted"
+    let found = look("the run of the store", || {
+        Some(run(&second, &url, "cut")).filter(|run| run["status"] == "interrupted")
     });
     let step = found["step"].as_u64().expect("a step");
     assert!((20..120).contains(&step), "{found}");
@@ -186,14 +173,15 @@ fn everything_is_killed_and_an_empty_home_goes_on_to_the_same_bits() {
     second.run(&format!("verify cut --coordinator {url}"));
     // What the store has in the end is what the run keeps.
     wait_for_copy(&second, &url, "cut", 120);
-    eventually("the retention of the store", || {
+    look("the retention of the store", || {
         let stored = run(&second, &url, "cut");
         let of = |list: &Value| -> Vec<Value> {
             let list = list.as_array().expect("a list").iter();
             list.map(|item| item.get("step").unwrap_or(item).clone())
                 .collect()
         };
-        of(&stored["stored"]["steps"]) == of(&stored["checkpoints"])
+        let same = of(&stored["stored"]["steps"]) == of(&stored["checkpoints"]);
+        same.then_some(())
     });
     let names = s3.names().join("\n");
     assert!(!names.contains("step-00000020.json"), "{names}");
@@ -254,10 +242,9 @@ fn workers_elsewhere_read_shards_from_the_store() {
         &scene,
         &format!("text.txt --spec spec.toml --coordinator {url}"),
     );
-    eventually("the corpus in the store", || {
-        s3.names()
-            .iter()
-            .any(|name| name.contains("/corpora/") && name.ends_with("manifest.json"))
+    look("the corpus in the store", || {
+        let mut names = s3.names().into_iter();
+        names.find(|name| name.contains("/corpora/") && name.ends_with("manifest.json"))
     });
     s3.asked();
     let mut worker = scene.start(&format!(

@@ -33,6 +33,9 @@ pub use lock::{Holder, HomeLock};
 /// Name of the directory in a home that has the authority and the tokens of a cluster.
 pub const SECURITY: &str = "security";
 
+/// The file of a worker's cache with its certificate.
+pub const IDENTITY: &str = "identity.json";
+
 /// Longest name of a run, in bytes.
 pub const MAX_RUN_NAME: usize = 64;
 

@@ -69,8 +69,8 @@ impl Data for DataService {
         let request = request.into_inner();
         let home = self.cluster.home().clone();
         let path = blocking(move || {
-            let entry = shard_entry(&home, &request)?;
-            Ok(open_corpus(&home, &request.fingerprint)?.shard_path(&entry.file))
+            let corpus = open_corpus(&home, &request.fingerprint)?;
+            Ok(corpus.shard_path(&shard_entry(&corpus, &request)?.file))
         })
         .await?;
         Ok(Response::new(send_file(path)))
@@ -89,8 +89,11 @@ impl Data for DataService {
             Some(remote) if !near => {
                 let home = self.cluster.home().clone();
                 let fingerprint = request.fingerprint.clone();
-                let entry = blocking(move || shard_entry(&home, &request)).await?;
-                remote.place(&fingerprint, &entry.hash).await
+                let hash = blocking(move || {
+                    let corpus = open_corpus(&home, &request.fingerprint)?;
+                    Ok(shard_entry(&corpus, &request)?.hash.clone())
+                });
+                remote.place(&fingerprint, &hash.await?).await
             }
             _ => None,
         };
@@ -226,16 +229,16 @@ impl Data for DataService {
         tokio::spawn(async move {
             let mut left = MAX_ECHO;
             while let Some(Ok(piece)) = incoming.next().await {
-                let fits = left.checked_sub(piece.data.len());
-                let back = fits
-                    .map(|_| piece)
-                    .ok_or_else(|| invalid(format!("an echo has at most {} MiB", MAX_ECHO >> 20)));
-                if out.send(back).await.is_err() {
+                let Some(rest) = left.checked_sub(piece.data.len()) else {
+                    let most = MAX_ECHO >> 20;
+                    let refusal = invalid(format!("an echo has at most {most} MiB"));
+                    // Nobody reads it where the connection is gone.
+                    let _ = out.send(Err(refusal)).await;
                     return;
-                }
-                match fits {
-                    Some(rest) => left = rest,
-                    None => return,
+                };
+                left = rest;
+                if out.send(Ok(piece)).await.is_err() {
+                    return;
                 }
             }
         });
@@ -341,18 +344,19 @@ pub fn open_corpus(home: &Home, fingerprint: &str) -> Result<Corpus, Status> {
 }
 
 /// What the index says of a shard.
-fn shard_entry(home: &Home, request: &v1::ShardRequest) -> Result<ShardEntry, Status> {
-    let corpus = open_corpus(home, &request.fingerprint)?;
+fn shard_entry<'a>(
+    corpus: &'a Corpus,
+    request: &v1::ShardRequest,
+) -> Result<&'a ShardEntry, Status> {
     let split = Split::ALL
         .into_iter()
         .find(|s| s.name() == request.split)
         .ok_or_else(|| invalid(format!("`{}` is no split", request.split)))?;
     let shards = &corpus.index().split(split).shards;
-    let entry = shards.get(request.index as usize).ok_or_else(|| {
+    shards.get(request.index as usize).ok_or_else(|| {
         let (index, count) = (request.index, shards.len());
         invalid(format!("shard {index} of {count} does not exist"))
-    })?;
-    Ok(entry.clone())
+    })
 }
 
 /// Where a file of the content store lies.

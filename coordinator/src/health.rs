@@ -130,9 +130,12 @@ impl Health for HealthService {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        match is_known(&request.get_ref().service) {
+        let service = &request.get_ref().service;
+        match is_known(service) {
             true => Ok(Response::new(answer(self.readiness.status().await))),
-            false => Err(Status::not_found("there is no such service")),
+            false => Err(Status::not_found(format!(
+                "there is no service `{service}`"
+            ))),
         }
     }
 

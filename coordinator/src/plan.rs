@@ -47,8 +47,8 @@ pub async fn enqueue(
     source: StateSource,
 ) -> Result<(), Status> {
     let history = history(cluster, name, &spec, source).await?;
-    let base = spec.start.as_ref().and_then(|s| s.base_corpus.clone());
-    let base = base.filter(|fingerprint| *fingerprint != spec.corpus);
+    let base = spec.base_corpus().filter(|base| *base != spec.corpus);
+    let base = base.map(str::to_owned);
     let home = cluster.home().clone();
     let name = name.clone();
     let described = name.clone();

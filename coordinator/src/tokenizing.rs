@@ -408,9 +408,11 @@ impl Worker {
         let vocabulary = batch.tokenizer.vocab_size();
         let known = ids.iter().flatten().all(|id| *id < vocabulary);
         if !known || ids.len() != batch.texts.len() {
-            return Err(invalid(
-                "tokens that fit neither the texts nor the vocabulary",
-            ));
+            let (came, texts) = (ids.len(), batch.texts.len());
+            return Err(invalid(format!(
+                "tokens of {came} texts for a batch of {texts}, or ids beyond the vocabulary of {vocabulary}; run the \
+                 same version of cohort on both"
+            )));
         }
         self.compare(&batch, &ids).await?;
         batch.settle(Ok(ids));

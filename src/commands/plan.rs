@@ -339,9 +339,10 @@ fn figures(kept: &KeptPlan) -> Result<String, std::fmt::Error> {
         human_bytes(memory.activations)
     )?;
     let mut tokens = format!(
-        "{} in {} steps of {}, {:.2} per parameter",
+        "{} in {} {}s of {}, {:.2} per parameter",
         human_count(plan.tokens),
         plan.steps,
+        spec.train.step_word(),
         plan.tokens_per_step,
         plan.tokens_per_parameter
     );

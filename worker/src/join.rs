@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cohort_common::home::IDENTITY;
 use cohort_common::net::{self, ConnectError, Credentials, Token};
 use cohort_common::security::{
     ClusterToken, Credential, Request, Role, SecurityError, Trust, Whom,
@@ -72,7 +73,7 @@ fn ended(seconds: u64) -> Error {
 }
 
 fn identity_file(cache: &Path) -> PathBuf {
-    cache.join("identity.json")
+    cache.join(IDENTITY)
 }
 
 /// The credential of an earlier time, if it is still good and came of the token that is given, if one is.

@@ -11,7 +11,7 @@ use cohort_common::floats::sum_of_squares;
 use cohort_common::ids::{Lane, Step};
 use cohort_common::layout::CHUNK_LEN;
 use cohort_common::schedule::{clipped_scale, inner_learning_rate};
-use cohort_common::spec::{Payload, TrainConfig};
+use cohort_common::spec::TrainConfig;
 use cohort_common::tree::Node;
 
 use crate::data::RunData;
@@ -136,17 +136,11 @@ impl Work<'_> {
         Rounding::new(self.train.payload, self.train.seed, step)
     }
 
-    /// Whether the lanes of a node share one pass. A lane of several micro-batches goes alone: they fill the machine. So do
-    /// lanes whose sums are rounded: the pass adds along the tree, but does not round on the way. And so do lanes that step by
-    /// themselves.
+    /// Whether the lanes of a node share one pass.
     fn shares(&self, node: Node) -> bool {
-        if self.train.diloco.is_some() {
-            return false;
-        }
         let length = self.train.max_length.unwrap_or(self.engine.model().context);
         let rows = self.train.micro_batch as usize * length;
-        let exact = self.train.payload == Payload::F32;
-        exact && self.train.accumulate == 1 && self.engine.shares(rows, node.size as usize)
+        !self.train.lanes_go_alone() && self.engine.shares(rows, node.size as usize)
     }
 
     fn together(&mut self, step: Step, node: Node) -> Result<Gradient, Stop> {
@@ -250,20 +244,12 @@ impl Work<'_> {
         let started = Instant::now();
         let batches = self.data.lane(self.train, step, lane)?;
         let start = self.engine.begin_lane()?;
-        let mut gradient = self.free.pop().unwrap_or_default();
+        let mut gradient = self.buffer();
         let found = self.inner_steps((step, lane), &batches, &mut gradient);
-        self.free.push(gradient);
         // Whatever has come of it, the engine goes back to where the round began.
         let weight = found.as_ref().map_or(0.0, |sums| sums.weight);
-        let mut outer = self.buffer();
-        self.engine.end_lane(start, weight, &mut outer)?;
-        match found {
-            Ok(sums) => self.complete((step, lane), started, sums, outer, &batches),
-            Err(stop) => {
-                self.free.push(outer);
-                Err(stop)
-            }
-        }
+        self.engine.end_lane(start, weight, &mut gradient)?;
+        self.complete((step, lane), started, found?, gradient, &batches)
     }
 
     fn inner_steps(
@@ -285,6 +271,9 @@ impl Work<'_> {
             }
             count += 1;
             let norm = self.engine.install(|| squares(gradient)).sqrt() / found.weight;
+            if !norm.is_finite() {
+                self.check_finite(Node::leaf(lane), gradient, &[found], batches)?;
+            }
             let update = Update {
                 step,
                 count,

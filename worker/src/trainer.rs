@@ -1,6 +1,6 @@
 //! The trainer: the one thread that owns the engine. It takes jobs in order, computes lanes and sums them along the
-//! reduction tree, and applies commits. No weight changes before a commit. What it has computed for the next step stays
-//! until the commit, so that it can be delivered again in another session.
+//! reduction tree, and applies commits. No weight changes before a commit, but in a lane's round, which puts them back. What it has
+//! computed for the next step stays until the commit, so that it can be delivered again in another session.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -13,17 +13,18 @@ use object_store::signer::Signer;
 use object_store::{
     GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
-use tokio::time::sleep;
 use tokio_stream::StreamExt;
 use url::Url;
 
 use crate::credentials;
 use crate::error::{ObjectError, is_lost};
 use crate::location::{BucketUrl, Location};
+use crate::patience::patiently;
 
 /// Objects that one list may have.
 const MAX_LISTED: usize = 1_000_000;
-/// Tries of a list or a deletion whose answer does not come.
+/// Tries of a list or a deletion whose answer does not come. `object_store` asks again for most requests, but neither for
+/// deletions, which it takes for something that cannot be done twice, nor for a list that is cut off in the middle.
 const TRIES: u32 = 4;
 /// The pause before the second one; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -56,7 +57,7 @@ impl Bucket {
         match location {
             Location::Bucket(url) => Self::of_bucket(url),
             Location::File(path) => Self::of_directory(path),
-            Location::Web(_) | Location::Hub(_) => Err(ObjectError::Setup {
+            Location::Web(_) | Location::Hub(_) => Err(ObjectError::Unusable {
                 url: location.to_string(),
                 reason: "it is no object store; those begin with `s3://`, `gs://` or `az://`"
                     .into(),
@@ -80,7 +81,7 @@ impl Bucket {
         })?;
         Ok(Self {
             store,
-            signer,
+            signer: Some(signer),
             prefix,
             url: url.to_string(),
         })
@@ -116,15 +117,10 @@ impl Bucket {
         format!("{}{name}", self.url)
     }
 
-    /// Whether URLs can be signed, so that others need no credentials.
-    pub fn signs(&self) -> bool {
-        self.signer.is_some()
-    }
-
     pub(super) fn key(&self, name: &str) -> Result<Key, ObjectError> {
-        Key::parse(format!("{}{name}", self.prefix)).map_err(|error| ObjectError::Setup {
+        Key::parse(format!("{}{name}", self.prefix)).map_err(|error| ObjectError::Unusable {
             url: self.url(name),
-            reason: error.to_string(),
+            reason: format!("{error}; name another object"),
         })
     }
 
@@ -157,10 +153,10 @@ impl Bucket {
         let directory = prefix.rfind('/').map_or("", |slash| &prefix[..slash]);
         let key = self.key(directory)?;
         let key = (!key.as_ref().is_empty()).then_some(key);
-        let listed = patiently(|| self.listed(key.as_ref())).await;
+        let listed = patiently((TRIES, PAUSE), is_lost, || self.listed(key.as_ref())).await;
         let mut found = listed.map_err(self.failed(prefix))?;
         if found.len() > MAX_LISTED {
-            return Err(ObjectError::Setup {
+            return Err(ObjectError::Unusable {
                 url: self.url(prefix),
                 reason: format!("it has more than {MAX_LISTED} objects; name fewer"),
             });
@@ -243,7 +239,7 @@ impl Bucket {
     /// Deletes an object. One that is not there is no error.
     pub async fn delete(&self, name: &str) -> Result<(), ObjectError> {
         let key = self.key(name)?;
-        match patiently(|| self.store.delete(&key)).await {
+        match patiently((TRIES, PAUSE), is_lost, || self.store.delete(&key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.failed(name)(error)),
         }
@@ -268,23 +264,4 @@ impl Bucket {
     ) -> Result<(), ObjectError> {
         crate::put::put(self, name, file, expected).await
     }
-}
-
-/// Asks again for what may be done twice, when an answer is lost. `object_store` does so for most requests, but neither for
-/// deletions, which it takes for others than that, nor for a list that is cut off in the middle.
-async fn patiently<T, F>(mut request: impl FnMut() -> F) -> object_store::Result<T>
-where
-    F: Future<Output = object_store::Result<T>>,
-{
-    let mut pause = PAUSE;
-    for _ in 1..TRIES {
-        match request().await {
-            Err(error) if is_lost(&error) => {
-                sleep(pause).await;
-                pause *= 2;
-            }
-            answer => return answer,
-        }
-    }
-    request().await
 }

@@ -17,7 +17,12 @@ use crate::location::{BucketKind, BucketUrl};
 use crate::web::Dialer;
 
 /// A store, and who signs URLs for it.
-pub type Opened = (Arc<dyn ObjectStore>, Option<Arc<dyn Signer>>);
+pub type Opened = (Arc<dyn ObjectStore>, Arc<dyn Signer>);
+
+fn opened(store: impl ObjectStore + Signer) -> Opened {
+    let store = Arc::new(store);
+    (store.clone(), store)
+}
 
 /// How often, and how long, a request is tried again.
 fn retries() -> RetryConfig {
@@ -50,20 +55,17 @@ pub fn open(url: &BucketUrl) -> object_store::Result<Opened> {
                 }
             }
             let builder = builder.with_http_connector(Dialer).with_retry(retries());
-            let store = Arc::new(builder.build()?);
-            Ok((store.clone(), Some(store)))
+            Ok(opened(builder.build()?))
         }
         BucketKind::Gs => {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
             let builder = builder.with_http_connector(Dialer).with_retry(retries());
-            let store = Arc::new(builder.build()?);
-            Ok((store.clone(), Some(store)))
+            Ok(opened(builder.build()?))
         }
         BucketKind::Az => {
             let builder = MicrosoftAzureBuilder::from_env().with_container_name(bucket);
             let builder = builder.with_http_connector(Dialer).with_retry(retries());
-            let store = Arc::new(builder.build()?);
-            Ok((store.clone(), Some(store)))
+            Ok(opened(builder.build()?))
         }
     }
 }

@@ -29,6 +29,14 @@ pub enum ObjectError {
         /// What is wrong.
         reason: String,
     },
+    /// It cannot be used in this way.
+    #[error("cannot use `{url}`: {reason}")]
+    Unusable {
+        /// What was named.
+        url: String,
+        /// Why, and what to do instead.
+        reason: String,
+    },
     /// There is nothing of that name.
     #[error("there is no `{url}`{}; check the name", said(.reason))]
     Missing {

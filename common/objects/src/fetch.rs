@@ -23,6 +23,7 @@ use url::Url;
 use crate::bucket::{Bucket, Meta};
 use crate::error::ObjectError;
 use crate::location::{Location, shown};
+use crate::patience::patiently;
 use crate::web::Web;
 
 /// Tries without progress.
@@ -79,7 +80,10 @@ impl WebFile {
     /// The content of a small file.
     pub async fn read(&self, most: u64) -> Result<Bytes, ObjectError> {
         let failed = |error| ObjectError::of_http(&self.shown, &error);
-        let answer = patiently(|| ask(self, 0, None)).await?;
+        let answer = patiently((TRIES, PAUSE), ObjectError::is_transient, || {
+            ask(self, 0, None)
+        })
+        .await?;
         let mut pieces = answer.into_body().bytes_stream();
         let mut content = Vec::new();
         while let Some(piece) = pieces.next().await {
@@ -137,7 +141,10 @@ impl Download {
         let (version, dated, bytes, answer) = match &source {
             Source::Object(_, meta) => (meta.version.clone(), false, Some(meta.bytes), None),
             Source::Web(file) => {
-                let answer = patiently(|| ask(file, 0, None)).await?;
+                let answer = patiently((TRIES, PAUSE), ObjectError::is_transient, || {
+                    ask(file, 0, None)
+                })
+                .await?;
                 let version = file.version.clone().or_else(|| version_of(&answer));
                 let dated = file.version.is_none() && text(&answer, &ETAG).is_none();
                 (version, dated, length_of(&answer), Some(answer))
@@ -323,24 +330,6 @@ impl Download {
             _ => ObjectError::disk(part)(error),
         }
     }
-}
-
-/// Tries a question again while it may help.
-async fn patiently<T, F>(mut question: impl FnMut() -> F) -> Result<T, ObjectError>
-where
-    F: Future<Output = Result<T, ObjectError>>,
-{
-    let mut pause = PAUSE;
-    for _ in 1..TRIES {
-        match question().await {
-            Err(error) if error.is_transient() => {
-                sleep(pause).await;
-                pause *= 2;
-            }
-            answer => return answer,
-        }
-    }
-    question().await
 }
 
 /// Asks for what is behind that many bytes of a file.

@@ -164,11 +164,6 @@ impl Location {
             _ => Err(LocationError::Scheme(scheme)),
         }
     }
-
-    /// Whether it is one machine's, and means nothing on another.
-    pub fn is_of_this_machine(&self) -> bool {
-        matches!(self, Self::File(_))
-    }
 }
 
 impl fmt::Display for Location {

@@ -31,10 +31,7 @@ pub struct Rounding {
 impl Rounding {
     /// Of a step of a run with this seed.
     pub fn new(payload: Payload, seed: u64, step: Step) -> Self {
-        let key = match payload {
-            Payload::Int8 => derive_key(seed, "rounding"),
-            Payload::F32 | Payload::Bf16 => 0,
-        };
+        let key = derive_key(seed, "rounding");
         Self { payload, key, step }
     }
 
@@ -45,17 +42,11 @@ impl Rounding {
 
     /// How this node is rounded: where chance decides, it is a function of seed, step, node and place alone.
     pub fn of(self, node: Node) -> NodeRounding {
-        let key = match self.payload {
-            Payload::Int8 => {
-                let step = [self.step as u32, (self.step >> 32) as u32];
-                let [low, high, ..] = philox(self.key, [step[0], step[1], node.first, node.size]);
-                u64::from(high) << 32 | u64::from(low)
-            }
-            Payload::F32 | Payload::Bf16 => 0,
-        };
+        let step = [self.step as u32, (self.step >> 32) as u32];
+        let [low, high, ..] = philox(self.key, [step[0], step[1], node.first, node.size]);
         NodeRounding {
             payload: self.payload,
-            key,
+            key: u64::from(high) << 32 | u64::from(low),
         }
     }
 }

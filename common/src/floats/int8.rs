@@ -19,7 +19,8 @@ const MOST: u32 = 127;
 /// Exponents that occur: below, scales would not be normal numbers.
 const LEAST: i32 = -126;
 
-/// Stands for the exponent of a block with something that is not finite. All of it becomes NaN.
+/// Stands for the exponent of a block with something that is not finite, or above 127 · 2¹²¹, where what is rounded up could
+/// be infinite. All of it becomes NaN.
 const NOT_FINITE: i8 = i8::MIN;
 
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -42,19 +43,20 @@ fn power(exponent: i32) -> f32 {
     f32::from_bits(((exponent + 127) as u32) << 23)
 }
 
-/// The exponent of a block's scale; `None` if something in it is not finite.
+/// The exponent of a block's scale; `None` if something in it is not finite, or above 127 · 2¹²¹.
 #[inline(always)]
 fn exponent(block: &[f32]) -> Option<i32> {
     const SIGN: u32 = 1 << 31;
     const MANTISSA: u32 = (1 << 23) - 1;
     // The mantissa of 127.
     const FULL: u32 = MOST << 17 & MANTISSA;
+    const HIGHEST: u32 = 254 << 23 | FULL;
     let largest = block
         .iter()
         .fold(0, |most, x| most.max(x.to_bits() & !SIGN));
     let exponent = (largest >> 23) as i32 - 127;
     let over = i32::from(largest & MANTISSA > FULL);
-    (exponent < 128).then_some((exponent - 6 + over).max(LEAST))
+    (largest <= HIGHEST).then_some((exponent - 6 + over).max(LEAST))
 }
 
 #[inline(always)]
@@ -115,15 +117,14 @@ widest! {
         let (exponents, numbers) = data.split_at(blocks);
         let mut out = vec![0.0; numbers.len()];
         for ((out, numbers), &byte) in out.chunks_mut(BLOCK).zip(numbers.chunks(BLOCK)).zip(exponents) {
-            let scale = match byte as i8 {
-                NOT_FINITE => f32::NAN,
-                exponent => power(i32::from(exponent).max(LEAST)),
-            };
+            let exponent = byte as i8;
+            if exponent == NOT_FINITE {
+                out.fill(f32::NAN);
+                continue;
+            }
+            let scale = power(i32::from(exponent).max(LEAST));
             for (out, &number) in out.iter_mut().zip(numbers) {
-                *out = match byte as i8 {
-                    NOT_FINITE => f32::NAN,
-                    _ => f32::from(number as i8) * scale,
-                };
+                *out = f32::from(number as i8) * scale;
             }
         }
         out
@@ -136,6 +137,26 @@ mod tests {
 
     use super::*;
     use crate::floats::bytes_of;
+
+    /// The largest that is rounded to something finite.
+    const HIGHEST: f32 = 127.0 * f32::from_bits((121 + 127) << 23);
+
+    #[test]
+    fn nothing_is_rounded_to_infinity() {
+        let above = f32::from_bits(HIGHEST.to_bits() + 1);
+        for (most, finite) in [(HIGHEST, true), (above, false), (f32::MAX, false)] {
+            for key in 0..100 {
+                let mut block = [most, 1.0, -most];
+                round_to_int8(&mut block, key, 0);
+                assert!(
+                    block
+                        .iter()
+                        .all(|x| x.is_finite() == finite && !x.is_infinite())
+                );
+                assert_eq!(bytes_of(&from_int8(&to_int8(&block))), bytes_of(&block));
+            }
+        }
+    }
 
     fn any_values() -> impl Strategy<Value = Vec<f32>> {
         let value = prop_oneof![
@@ -163,7 +184,7 @@ mod tests {
             prop_assert_eq!(to_int8(&come), sent);
             for (block, rounded) in values.chunks(BLOCK).zip(rounded.chunks(BLOCK)) {
                 let most = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-                let finite = block.iter().all(|x| x.is_finite());
+                let finite = block.iter().all(|x| x.abs() <= HIGHEST);
                 for (x, r) in block.iter().zip(rounded) {
                     prop_assert_eq!(r.is_finite(), finite);
                     // A scale is less than 1/63 of the largest, but where that is smaller than any scale.

@@ -115,7 +115,12 @@ pub(super) fn check_steps(train: &TrainConfig) -> Result<(), SpecError> {
                 "a step would take {} samples, and the most is {MAX_SAMPLES_PER_STEP}",
                 train.samples_per_step()
             ),
-            "lower `train.lanes`, `train.accumulate` or `train.micro_batch`",
+            match train.diloco {
+                None => "lower `train.lanes`, `train.accumulate` or `train.micro_batch`",
+                Some(_) => {
+                    "lower `train.lanes`, `train.accumulate`, `train.micro_batch` or `train.inner_steps`"
+                }
+            },
         ));
     }
     Ok(())

@@ -136,7 +136,7 @@ fn derive_recipe(table: &mut TrainTable, model: &ModelConfig, notes: &mut Notes)
         .fill("train.accumulate", &mut table.accumulate, accumulate, &why)
         .max(1);
 
-    let per_step = [lanes, micro, accumulate, context]
+    let per_step = [lanes, micro, accumulate, context, table.inner_steps_meant()]
         .iter()
         .fold(1.0, |product, &x| product * x as f64);
     let steps = libm::ceil(tokens / per_step) as u64;

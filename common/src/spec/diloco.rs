@@ -18,7 +18,7 @@ use super::file::TrainTable;
 /// When gradients are exchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Sync {
+pub enum SyncKind {
     /// After every step.
     #[default]
     Step,
@@ -38,27 +38,35 @@ pub struct Diloco {
 }
 
 /// Inner steps of a round, if nothing is said.
-const INNER_STEPS: u32 = 50;
+const INNER_STEPS: u64 = 50;
+
+impl TrainTable {
+    /// Optimizer steps in a step, before anything is checked: those of a round, or 1.
+    pub(super) fn inner_steps_meant(&self) -> u64 {
+        match self.sync.unwrap_or_default() {
+            SyncKind::Step => 1,
+            SyncKind::Diloco => self.inner_steps.unwrap_or(INNER_STEPS).max(1),
+        }
+    }
+}
 
 /// What a spec says of rounds.
 pub(super) fn diloco_of(
     table: &TrainTable,
     notes: &mut Vec<String>,
 ) -> Result<Option<Diloco>, SpecError> {
-    if table.sync.unwrap_or_default() == Sync::Step {
+    if table.sync.unwrap_or_default() == SyncKind::Step {
         let given = [
-            ("inner_steps", table.inner_steps.is_some()),
-            ("outer_learning_rate", table.outer_learning_rate.is_some()),
-            ("outer_momentum", table.outer_momentum.is_some()),
+            table.inner_steps.map(|_| "inner_steps"),
+            table.outer_learning_rate.map(|_| "outer_learning_rate"),
+            table.outer_momentum.map(|_| "outer_momentum"),
         ];
-        for (key, _) in given.iter().filter(|(_, given)| *given) {
-            notes.push(format!(
-                "train.{key} has no effect: only `train.sync = \"diloco\"` uses it"
-            ));
-        }
+        notes.extend(given.into_iter().flatten().map(|key| {
+            format!("train.{key} has no effect: only `train.sync = \"diloco\"` uses it")
+        }));
         return Ok(None);
     }
-    let inner_steps = table.inner_steps.unwrap_or(u64::from(INNER_STEPS));
+    let inner_steps = table.inner_steps.unwrap_or(INNER_STEPS);
     within(
         "train.inner_steps",
         inner_steps,

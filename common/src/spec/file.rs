@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::error::{Place, SpecError};
 use super::suggest::{fields_of, nearest_key, nearest_word};
-use super::{Architecture, Payload, Precision, ScheduleKind, Sync, WatchdogAction};
+use super::{Architecture, Payload, Precision, ScheduleKind, SyncKind, WatchdogAction};
 use crate::corpus::{Dedup, TooLong};
 
 /// Everything that a spec may say. Every table and every key may be absent.
@@ -277,7 +277,7 @@ pub struct TrainTable {
     pub grad_clip: Option<f64>,
     pub precision: Option<Precision>,
     pub payload: Option<Payload>,
-    pub sync: Option<Sync>,
+    pub sync: Option<SyncKind>,
     pub inner_steps: Option<u64>,
     pub outer_learning_rate: Option<f64>,
     pub outer_momentum: Option<f64>,

@@ -249,7 +249,11 @@ fn fill_train(
     };
     let steps = base
         .train
-        .map_or(200, |old| (old.steps / 10).clamp(20, 2000));
+        .map_or(200, |old| {
+            let taken = old.steps * u64::from(old.inner_steps());
+            (taken / 10).clamp(20, 2000)
+        })
+        .div_ceil(table.inner_steps_meant());
     fill.default("train.learning_rate", &mut table.learning_rate, rate, why);
     let steps = fill.default(
         "train.steps",

@@ -200,6 +200,7 @@ impl RunSpec {
 
     fn describe_to(&self, out: &mut String) -> std::fmt::Result {
         let (m, t) = (&self.model, &self.train);
+        let word = t.step_word();
         let kind = match self.kind {
             RunKind::Pretrain => "pretrain",
             RunKind::Finetune => "finetune",
@@ -251,7 +252,7 @@ impl RunSpec {
             t.layer_decay
                 .map(|d| format!("each learns at {} of the rate above it", number(d))),
             t.unfreeze_every
-                .map(|n| format!("one more learns every {n} steps, top down")),
+                .map(|n| format!("one more learns every {n} {word}s, top down")),
         ];
         let layers: Vec<String> = layers.into_iter().flatten().collect();
         if !layers.is_empty() {
@@ -316,13 +317,8 @@ impl RunSpec {
         let tokens = self.tokens_per_step().saturating_mul(t.steps);
         writeln!(
             out,
-            "  length      {} {}, {} tokens, seed {}",
+            "  length      {} {word}s, {} tokens, seed {}",
             t.steps,
-            if t.diloco.is_some() {
-                "rounds"
-            } else {
-                "steps"
-            },
             human_count(tokens),
             t.seed
         )?;
@@ -364,7 +360,7 @@ impl RunSpec {
         writeln!(
             out,
             "  validation  {}, {share}",
-            every(t.eval_every, "at the start and the end")
+            every(t.eval_every, word, "at the start and the end")
         )?;
         if let Some(samples) = &self.samples {
             writeln!(out, "  samples     {samples}")?;
@@ -373,7 +369,7 @@ impl RunSpec {
         writeln!(
             out,
             "  checkpoints {}, {kept}",
-            every(self.checkpoint.every, "at the end")
+            every(self.checkpoint.every, word, "at the end")
         )?;
         let memory = memory_per_worker(m, t);
         writeln!(
@@ -388,23 +384,27 @@ impl RunSpec {
 
     fn describe_rate(&self) -> String {
         let t = &self.train;
+        let word = t.step_word();
         let (peak, floor) = (number(t.learning_rate), number(t.min_learning_rate));
         let shape = match t.schedule {
             ScheduleKind::Constant => format!("{peak} throughout"),
             ScheduleKind::Cosine => format!("{peak} to {floor} along a cosine"),
             ScheduleKind::Linear => format!("{peak} to {floor} along a line"),
             ScheduleKind::Wsd => {
-                format!("{peak}, and to {floor} in the last {} steps", t.decay_steps)
+                format!(
+                    "{peak}, and to {floor} in the last {} {word}s",
+                    t.decay_steps
+                )
             }
         };
-        format!("{shape}, {} steps of warm-up", t.warmup_steps)
+        format!("{shape}, {} {word}s of warm-up", t.warmup_steps)
     }
 }
 
-fn every(steps: u64, otherwise: &str) -> String {
+fn every(steps: u64, word: &str, otherwise: &str) -> String {
     match steps {
         0 => otherwise.into(),
-        1 => "every step".into(),
-        n => format!("every {n} steps"),
+        1 => format!("every {word}"),
+        n => format!("every {n} {word}s"),
     }
 }

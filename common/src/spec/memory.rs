@@ -39,9 +39,9 @@ impl MemoryEstimate {
 fn tokens_of_a_pass(model: &ModelConfig, train: &TrainConfig) -> usize {
     let lane = (train.micro_batch as usize).saturating_mul(length_of(model, train));
     let bound = SHARED_TOKENS.min(LOGITS_ALIVE / model.outputs().max(1));
-    let lanes = match u64::from(train.accumulate) * u64::from(train.inner_steps()) {
-        1 => (bound / lane.max(1)).clamp(1, train.lanes.max(1) as usize),
-        _ => 1,
+    let lanes = match train.lanes_go_alone() {
+        true => 1,
+        false => (bound / lane.max(1)).clamp(1, train.lanes.max(1) as usize),
     };
     lane.saturating_mul(lanes)
 }

@@ -30,7 +30,7 @@ mod watchdog;
 pub use bounds::{
     MAX_LANES, MAX_MICRO_BATCH_TOKENS, MAX_SAMPLES_PER_STEP, MAX_STEPS, MAX_VOCAB, MAX_WORKER_BYTES,
 };
-pub use diloco::{Diloco, Sync};
+pub use diloco::{Diloco, SyncKind};
 pub use error::{Place, SpecError};
 pub use file::{
     CheckpointTable, CorpusTable, LoraTable, MixedTable, MixtureTable, ModelTable, ObjectiveKind,

@@ -256,13 +256,16 @@ impl Parameters {
 impl StateBytes {
     fn of(spec: &RunSpec, parameters: &Parameters) -> Self {
         let activations = memory_per_worker(&spec.model, &spec.train).activation_bytes;
-        let (all, trained) = (F32 * parameters.total, F32 * parameters.trained);
+        // A lane that steps by itself has weights, those behind adapters included, and moments of its own.
+        let copies = if spec.train.diloco.is_some() { 2 } else { 1 };
+        let gradients = F32 * parameters.trained;
+        let (parameters, moments) = (copies * F32 * parameters.total, copies * 2 * gradients);
         Self {
-            parameters: all,
-            gradients: trained,
-            moments: 2 * trained,
+            parameters,
+            gradients,
+            moments,
             activations,
-            total: (all + 3 * trained).saturating_add(activations),
+            total: (parameters + gradients + moments).saturating_add(activations),
         }
     }
 }
@@ -415,6 +418,18 @@ mod tests {
             &[2],
         );
         assert_eq!(half.wire[0].sent, gradient);
+    }
+
+    #[test]
+    fn a_round_costs_memory_and_its_steps_and_travels_once() {
+        let plain = Plan::of(&spec("tiny", &[]), None, &[2]);
+        let rounds = ["train.sync=diloco", "train.inner_steps=5"];
+        let round = Plan::of(&spec("tiny", &rounds), None, &[2]);
+        assert_eq!(round.tokens_per_step, 5 * plain.tokens_per_step);
+        assert_eq!(round.wire[0].sent, plain.wire[0].sent);
+        let kept = |plan: &Plan| plan.memory.total - plan.memory.activations;
+        let trained = 4 * spec("tiny", &[]).trained_parameters();
+        assert_eq!(kept(&round), kept(&plain) + 3 * trained);
     }
 
     #[test]

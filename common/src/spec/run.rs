@@ -190,6 +190,20 @@ impl TrainConfig {
         u64::from(self.inner_steps()) * u64::from(self.accumulate) * u64::from(self.micro_batch)
     }
 
+    /// Whether no two lanes share a pass: several micro-batches fill the machine, a pass that adds along the tree does not
+    /// round on the way, and lanes may step by themselves.
+    pub fn lanes_go_alone(&self) -> bool {
+        self.accumulate > 1 || !self.payload.is_f32() || self.diloco.is_some()
+    }
+
+    /// What its steps are called.
+    pub fn step_word(&self) -> &'static str {
+        match self.diloco {
+            Some(_) => "round",
+            None => "step",
+        }
+    }
+
     /// Optimizer steps that each lane takes by itself in a step: those of a round, or 1.
     pub fn inner_steps(&self) -> u32 {
         self.diloco.map_or(1, |diloco| diloco.inner_steps)
@@ -248,10 +262,15 @@ impl RunSpec {
         own.chain(mixed).chain(self.replayed_corpus()).collect()
     }
 
+    /// The fingerprint of the corpus that the run's start was trained on, if that is known.
+    pub fn base_corpus(&self) -> Option<&str> {
+        self.start.as_ref()?.base_corpus.as_deref()
+    }
+
     /// The fingerprint of the corpus that is replayed.
     pub fn replayed_corpus(&self) -> Option<&str> {
         self.train.replay?;
-        self.start.as_ref()?.base_corpus.as_deref()
+        self.base_corpus()
     }
 
     /// The watchdog, where it looks at all.

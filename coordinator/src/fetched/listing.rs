@@ -96,7 +96,7 @@ fn named(url: &BucketUrl, bucket: &Bucket, meta: Meta) -> Named {
 
 fn page(url: &Url, reach: Reach) -> Result<Named, ObjectError> {
     if url.path().contains(['*', '[']) {
-        return Err(ObjectError::Setup {
+        return Err(ObjectError::Unusable {
             url: shown(url),
             reason: "servers of the web cannot be asked for all files of a pattern; name each file"
                 .into(),

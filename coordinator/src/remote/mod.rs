@@ -12,6 +12,13 @@
 mod keep;
 mod layout;
 mod restore;
+/// Size and BLAKE3 of a file.
+fn hash_file(path: &Path) -> std::io::Result<(u64, [u8; 32])> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok((hasher.count(), hasher.finalize().into()))
+}
+
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -92,6 +99,11 @@ impl State {
         if !self.due.contains(&job) {
             self.due.push_back(job);
         }
+    }
+
+    /// Whether nothing is being copied, and nothing is to be.
+    fn is_idle(&self) -> bool {
+        !self.busy && self.due.is_empty()
     }
 }
 
@@ -311,11 +323,16 @@ impl Remote {
         }
     }
 
+    /// This home, as the one who writes a run.
+    fn ours(&self) -> Owner {
+        Owner {
+            home: self.0.id.clone(),
+        }
+    }
+
     /// Makes sure that this home writes a run: nobody else does.
     async fn own(&self, run: &RunName) -> Result<(), RemoteError> {
-        let ours = Owner {
-            home: self.0.id.clone(),
-        };
+        let ours = self.ours();
         let json = serde_json::to_vec(&ours).expect("plain data");
         let found = match self.owner(run).await? {
             Some(owner) => Some(owner),
@@ -353,9 +370,7 @@ impl Remote {
 
     /// Makes this home the one that writes a run.
     async fn take_over(&self, run: &RunName) -> Result<(), RemoteError> {
-        let ours = Owner {
-            home: self.0.id.clone(),
-        };
+        let ours = self.ours();
         let found = self.owner(run).await?;
         if found.as_ref().is_some_and(|owner| *owner != ours) {
             let json = serde_json::to_vec(&ours).expect("plain data");
@@ -407,11 +422,7 @@ impl Uploader {
         let idle = async {
             loop {
                 let rest = self.remote.0.rest.notified();
-                let state = {
-                    let state = self.remote.state();
-                    state.busy || !state.due.is_empty()
-                };
-                if !state {
+                if self.remote.state().is_idle() {
                     return;
                 }
                 rest.await;

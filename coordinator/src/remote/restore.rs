@@ -18,7 +18,7 @@ use tracing::{error, info};
 
 use super::layout::{self, StoredCheckpoint, StoredCorpus};
 use super::upload::{blocking, corpora_of, local};
-use super::{MAX_MANIFEST, Remote, RemoteError, write_file};
+use super::{MAX_MANIFEST, Remote, RemoteError, hash_file, write_file};
 use crate::data::start_directory;
 use crate::driver::now_ms;
 use crate::fetched::alone;
@@ -324,15 +324,11 @@ impl Remote {
 
 /// BLAKE3 of a file; `None` if there is none.
 fn hash(path: &Path) -> Result<Option<[u8; 32]>, RemoteError> {
-    let file = match fs::File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(|error| local(path, &error))?,
-    };
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update_reader(file)
-        .map_err(|error| local(path, &error))?;
-    Ok(Some(*hasher.finalize().as_bytes()))
+    match hash_file(path) {
+        Ok((_, hash)) => Ok(Some(hash)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(local(path, &error)),
+    }
 }
 
 /// Where a home's note lies that a checkpoint is in a store.

@@ -127,7 +127,12 @@ fn url(directory: &TempDir) -> String {
 
 /// The files of the store below a place, by name.
 fn stored(directory: &TempDir, below: &str) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(directory.path().join("store").join(below))
+    names(&directory.path().join("store").join(below))
+}
+
+/// The names in a directory, in order; none if there is no such directory.
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory)
         .into_iter()
         .flatten()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -320,17 +325,10 @@ async fn an_empty_home_gets_the_run_back_to_the_bit() {
         .bring_back(&run(), &state(5).spec, Some(5), true)
         .await
         .unwrap();
-    for name in stored_files(&side.home.checkpoint(&run(), 5)) {
+    for name in names(&side.home.checkpoint(&run(), 5)) {
         let read = |home: &Home| fs::read(home.checkpoint(&run(), 5).join(&name)).unwrap();
         assert!(read(&side.home) == read(&empty.home), "{name}");
     }
-}
-
-fn stored_files(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).unwrap();
-    entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect()
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::layout::{self, FORMAT, Record, StoredCheckpoint, StoredCorpus};
-use super::{InStore, Remote, RemoteError, restore};
+use super::{InStore, Remote, RemoteError, hash_file, restore};
 use crate::data::start_directory;
 use crate::driver::Cluster;
 use crate::record::record_event;
@@ -373,11 +373,8 @@ impl Remote {
 
 /// The corpora that a run reads.
 pub(super) fn corpora_of(spec: &RunSpec) -> Vec<String> {
-    let base = spec
-        .start
-        .as_ref()
-        .and_then(|start| start.base_corpus.as_deref());
-    let all = spec.training_corpora().into_iter().chain(base);
+    let all = spec.training_corpora().into_iter();
+    let all = all.chain(spec.base_corpus());
     let all: BTreeSet<&str> = all.collect();
     all.into_iter().map(str::to_owned).collect()
 }
@@ -400,24 +397,20 @@ type OpenFiles = Vec<(FileEntry, PathBuf, File)>;
 
 /// The files of a checkpoint, each open; `None` if it is not there any more.
 fn open_checkpoint(directory: &Path) -> Result<Option<(RunState, OpenFiles)>, RemoteError> {
+    let is_gone =
+        |error: &io::Error| error.kind() == io::ErrorKind::NotFound && !directory.is_dir();
     let open = |name: &str| {
         let path = directory.join(name);
         match File::open(&path) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !directory.is_dir() => {
-                Ok(None)
-            }
-            Err(error) => Err(local(&path, &error)),
+            Err(error) if is_gone(&error) => Ok(None),
+            file => file.map(Some).map_err(|error| local(&path, &error)),
         }
     };
     let read = |name: &str| {
         let path = directory.join(name);
         match fs::read(&path) {
-            Ok(content) => Ok(Some(content)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !directory.is_dir() => {
-                Ok(None)
-            }
-            Err(error) => Err(local(&path, &error)),
+            Err(error) if is_gone(&error) => Ok(None),
+            content => content.map(Some).map_err(|error| local(&path, &error)),
         }
     };
     let (Some(manifest), Some(state)) = (read(MANIFEST)?, read(RUN)?) else {
@@ -461,16 +454,11 @@ fn entries(directory: &Path) -> Result<Vec<FileEntry>, RemoteError> {
         if !is_plain_name(&name) || !path.is_file() {
             continue;
         }
-        let mut hasher = blake3::Hasher::new();
-        let file = File::open(&path).map_err(|error| local(&path, &error))?;
-        let bytes = file.metadata().map_err(|error| local(&path, &error))?.len();
-        hasher
-            .update_reader(file)
-            .map_err(|error| local(&path, &error))?;
+        let (bytes, blake3) = hash_file(&path).map_err(|error| local(&path, &error))?;
         found.push(FileEntry {
             name,
             bytes,
-            blake3: *hasher.finalize().as_bytes(),
+            blake3,
         });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));

@@ -16,7 +16,7 @@ const LITTLE_ROOM: u64 = 20 << 30;
 /// Bytes a second below which checkpoints take long.
 const SLOW_DISK: f64 = 50e6;
 /// Seconds before a token's end in which it is worth a word.
-const SOON: u64 = 3 * 86_400;
+pub const SOON: u64 = 3 * 86_400;
 
 /// What is known of a home directory.
 #[derive(Clone, Debug, PartialEq)]

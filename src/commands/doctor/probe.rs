@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cohort_common::home::{Home, SECURITY};
+use cohort_common::home::{Home, IDENTITY, SECURITY};
 use cohort_common::process;
 use cohort_common::security::{Credential, Security};
 use cohort_common::segment::Segment;
@@ -25,8 +25,6 @@ const PIECE: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes of a segment that is made to see whether that is possible.
 const SEGMENT: usize = 4096;
-/// The file of a worker's cache with its certificate.
-const IDENTITY: &str = "identity.json";
 
 /// This machine.
 pub fn machine() -> Machine {

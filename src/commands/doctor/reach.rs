@@ -7,6 +7,7 @@ use cohort_common::api::Whoami;
 use cohort_common::spec::human_bytes;
 
 use super::finding::Finding;
+use super::place::SOON;
 use crate::output::duration;
 
 /// A round trip that each step of a small model feels.
@@ -17,8 +18,6 @@ const NARROW: f64 = 50e6;
 const ODD_CLOCK: i64 = 5_000;
 /// Clocks that differ by so many milliseconds may make certificates worthless: they begin ten minutes before they are made.
 const WRONG_CLOCK: i64 = 300_000;
-/// Seconds before a token's end in which it is worth a word.
-const SOON: u64 = 3 * 86_400;
 
 /// What is known of a coordinator.
 #[derive(Clone, Debug, PartialEq)]

@@ -17,9 +17,9 @@ mod gradient;
 mod init;
 pub mod ops;
 mod optim;
-mod outer;
 mod parameters;
 mod products;
+mod round;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +38,7 @@ pub use self::generate::{Sampling, generate};
 pub use self::gradient::Gradient;
 use self::optim::{AdamW, Moments};
 pub use self::products::products;
+pub use self::round::RoundStart;
 
 /// Samples of one length, row by row.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -123,12 +124,6 @@ struct Optimizer {
     diloco: Option<Diloco>,
     /// Moments of inner steps, to be used again.
     spare: Option<Moments>,
-}
-
-/// What a round begins with, kept while a lane takes inner steps.
-pub struct RoundStart {
-    params: Arc<Vec<f32>>,
-    moments: Moments,
 }
 
 /// A model that can be trained, scored and sampled from.
@@ -319,7 +314,7 @@ impl Engine {
         &self.params
     }
 
-    /// AdamW's first and second moments; empty without an optimizer.
+    /// AdamW's first and second moments, of a run in rounds the outer momentum and zeros; empty without an optimizer.
     pub fn moments(&self) -> (&[f32], &[f32]) {
         match &self.optimizer {
             Some(optimizer) => (&optimizer.moments.exp_avg, &optimizer.moments.exp_avg_sq),
@@ -481,38 +476,11 @@ impl Engine {
         };
         let params = &mut Arc::make_mut(&mut self.params)[..root.len()];
         self.pool.install(|| match outer {
-            Some(diloco) => outer::update(params, &mut moments.exp_avg, root, update.scale, diloco),
+            Some(diloco) => {
+                round::outer_update(params, &mut moments.exp_avg, root, update.scale, diloco)
+            }
             None => adamw.update(params, moments, root, update),
         });
-        self.upload()
-    }
-
-    /// Lets a lane step by itself, with moments of zero, until [`end_lane`](Self::end_lane).
-    pub fn begin_lane(&mut self) -> Result<RoundStart> {
-        let params = self.params.clone();
-        let len = self.layout.len();
-        let optimizer = self.optimizer.as_mut().ok_or(EngineError::InferenceOnly)?;
-        let mut inner = optimizer
-            .spare
-            .take()
-            .unwrap_or_else(|| Moments::zeros(len));
-        for moments in [&mut inner.exp_avg, &mut inner.exp_avg_sq] {
-            moments.fill(0.0);
-        }
-        let moments = std::mem::replace(&mut optimizer.moments, inner);
-        Ok(RoundStart { params, moments })
-    }
-
-    /// Takes the engine back to where a round began, and overwrites `grad` with the lane's outer gradient:
-    /// `weight · (θ − θₗ)`.
-    pub fn end_lane(&mut self, start: RoundStart, weight: f64, grad: &mut Gradient) -> Result<()> {
-        let optimizer = self.optimizer.as_mut().ok_or(EngineError::InferenceOnly)?;
-        optimizer.spare = Some(std::mem::replace(&mut optimizer.moments, start.moments));
-        let lane = std::mem::replace(&mut self.params, start.params);
-        grad.fit(self.gradient_len);
-        let (params, weight) = (&self.params, weight as f32);
-        self.pool
-            .install(|| outer::difference(grad, params, &lane, weight));
         self.upload()
     }
 

@@ -1,18 +1,65 @@
-//! The outer step of a round: SGD with Nesterov's momentum (Sutskever et al., ICML 2013), in place over the flat buffers and
-//! in the order of operations of `torch.optim.SGD`:
+//! A round: a lane that steps by itself, and the outer step that ends it, which is SGD with Nesterov's momentum (Sutskever et
+//! al., ICML 2013), in place over the flat buffers and in the order of operations of `torch.optim.SGD`:
 //!
 //! b = μ b + g,   p -= η (g + μ b),   with g = scale · root gradient
+
+use std::sync::Arc;
 
 use cohort_common::spec::Diloco;
 use rayon::prelude::*;
 
 use super::ops::simd::{fma, simd_fn};
+use super::optim::Moments;
+use super::{Engine, EngineError, Gradient, Result};
 
 /// Elements in one task.
 const BLOCK: usize = 64 * 1024;
 
+/// What a round begins with, kept while a lane takes inner steps.
+pub struct RoundStart {
+    params: Arc<Vec<f32>>,
+    moments: Moments,
+}
+
+impl Engine {
+    /// Lets a lane step by itself, with moments of zero, until [`end_lane`](Self::end_lane).
+    pub fn begin_lane(&mut self) -> Result<RoundStart> {
+        let params = self.params.clone();
+        let len = self.layout.len();
+        let optimizer = self.optimizer.as_mut().ok_or(EngineError::InferenceOnly)?;
+        let mut inner = optimizer
+            .spare
+            .take()
+            .unwrap_or_else(|| Moments::zeros(len));
+        for moments in [&mut inner.exp_avg, &mut inner.exp_avg_sq] {
+            moments.fill(0.0);
+        }
+        let moments = std::mem::replace(&mut optimizer.moments, inner);
+        Ok(RoundStart { params, moments })
+    }
+
+    /// Takes the engine back to where a round began, and overwrites `grad` with the lane's outer gradient:
+    /// `weight · (θ − θₗ)`.
+    pub fn end_lane(&mut self, start: RoundStart, weight: f64, grad: &mut Gradient) -> Result<()> {
+        let optimizer = self.optimizer.as_mut().ok_or(EngineError::InferenceOnly)?;
+        optimizer.spare = Some(std::mem::replace(&mut optimizer.moments, start.moments));
+        let lane = std::mem::replace(&mut self.params, start.params);
+        grad.fit(self.gradient_len);
+        let (params, weight) = (&self.params, weight as f32);
+        self.pool
+            .install(|| difference(grad, params, &lane, weight));
+        self.upload()
+    }
+}
+
 /// One outer step; what has no gradient stays as it is.
-pub fn update(params: &mut [f32], momentum: &mut [f32], root: &[f32], scale: f64, diloco: Diloco) {
+pub(super) fn outer_update(
+    params: &mut [f32],
+    momentum: &mut [f32],
+    root: &[f32],
+    scale: f64,
+    diloco: Diloco,
+) {
     let tasks = params
         .par_chunks_mut(BLOCK)
         .zip(momentum.par_chunks_mut(BLOCK))
@@ -26,7 +73,7 @@ pub fn update(params: &mut [f32], momentum: &mut [f32], root: &[f32], scale: f64
 }
 
 /// `out = weight · (from - to)`, for as many elements as it has.
-pub fn difference(out: &mut [f32], from: &[f32], to: &[f32], weight: f32) {
+fn difference(out: &mut [f32], from: &[f32], to: &[f32], weight: f32) {
     let tasks = out
         .par_chunks_mut(BLOCK)
         .zip(from.par_chunks(BLOCK))
@@ -88,7 +135,7 @@ mod tests {
         for (g, expected) in steps {
             // A gradient of eight tokens.
             let root: Vec<f32> = g.iter().map(|g| 8.0 * g).collect();
-            update(&mut p, &mut b, &root, 0.125, diloco);
+            outer_update(&mut p, &mut b, &root, 0.125, diloco);
             for (p, expected) in p.iter().zip(expected) {
                 assert!((p - expected).abs() < 1e-6, "{p} is not {expected}");
             }
