@@ -3,12 +3,12 @@
 //! them and the checks are those of `cohort`; the coordinator and each worker are a process of their own.
 //!
 //! ```text
-//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,grpc-bf16,grpc-int8,sharded,memory] [--seconds S] [--json FILE]]
+//! cargo bench --bench exchange [-- [--megabytes 1,10,100] [--workers 2,4] [--over grpc,grpc-bf16,grpc-int8,grpc-int4,sharded,memory] [--seconds S] [--json FILE]]
 //! python bench/allreduce_gloo.py [--megabytes 1,10,100] [--workers 2,4] [--seconds S] [--json FILE]
 //! ```
 //!
 //! Over `memory` workers and coordinator find out that they share a host; over `grpc` they are told not to, and
-//! `grpc-bf16` and `grpc-int8` send a half and a quarter of the bytes (GB/s counts those of f32 all the same). `sharded` is over gRPC, too, but the workers
+//! `grpc-bf16`, `grpc-int8` and `grpc-int4` send a half, a quarter and an eighth of the bytes (GB/s counts those of f32 all the same). `sharded` is over gRPC, too, but the workers
 //! own the gradient, a slice each, and push to each other.
 //!
 //! The second command measures PyTorch's gloo and a plain ring over TCP in the same way. Without any argument a tiny
@@ -108,9 +108,16 @@ fn role() -> Role {
             vec![1.0, 10.0, 100.0]
         },
         workers: if tiny { vec![2] } else { vec![2, 4] },
-        over: ["grpc", "grpc-bf16", "grpc-int8", "sharded", "memory"]
-            .map(String::from)
-            .to_vec(),
+        over: [
+            "grpc",
+            "grpc-bf16",
+            "grpc-int8",
+            "grpc-int4",
+            "sharded",
+            "memory",
+        ]
+        .map(String::from)
+        .to_vec(),
         seconds: if tiny { 0.0 } else { 3.0 },
         json: None,
     };
@@ -134,6 +141,7 @@ fn role() -> Role {
             payload: match over.split_once('-') {
                 Some((_, "bf16")) => Payload::Bf16,
                 Some((_, "int8")) => Payload::Int8,
+                Some((_, "int4")) => Payload::Int4,
                 _ => Payload::F32,
             },
             seed: 1,

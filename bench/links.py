@@ -5,8 +5,8 @@ and receive so many bits a second and delays every packet.
     python3 bench/links.py --cohort target/release/cohort [--python PYTHON] [--links 100:25,1000:2.5] [--modes ...] [--json FILE]
 
 A coordinator has one host, and each of four workers of one thread another. `--links` are Mbit/s and milliseconds of delay in
-each direction; `0:0` is a link that bounds nothing. The model has 12 million parameters (llama, 6 layers, 384 wide), a lane's
-step 128 tokens. For each mode: tokens per second and bytes that passed the router per token, from the first step to the last;
+each direction; `0:0` is a link that bounds nothing; `--slow` makes the line of one worker slower. The model has 12 million parameters (llama, 6 layers, 384 wide), a lane's
+step 256 tokens. For each mode: tokens per second and bytes that passed the router per token, from the first step to the last;
 with `--python` also torch's DistributedDataParallel over gloo, on four of the same hosts.
 
 Needs Linux, `ip`, /dev/net/tun and the right to make namespaces. Exits with 77 where that is missing. Nothing outside the
@@ -30,50 +30,25 @@ from hosts import INSIDE, MISSING, Cluster, enter, ip
 
 NETWORK = "10.77.0"
 WORKERS = 4
-TOKENS = 128
+TOKENS = 256
 # Large packets, so that the router costs little of the two cores that train.
 MTU = 32_000
 # Seconds of backlog from which on a host's packets are dropped.
 BACKLOG = 0.25
 
 MODES = {
-    "f32": (8, ""),
-    "bf16": (8, "payload=bf16"),
-    "int8": (12, "payload=int8"),
-    "diloco 10": (6, "sync=diloco inner_steps=10"),
-    "diloco 50": (4, "sync=diloco inner_steps=50"),
-    "diloco 50, int8": (4, "sync=diloco inner_steps=50 payload=int8"),
-    "diloco 100": (3, "sync=diloco inner_steps=100"),
-    "diloco 100, int8": (3, "sync=diloco inner_steps=100 payload=int8"),
+    "f32": (6, ""),
+    "bf16": (6, "payload=bf16"),
+    "int8": (10, "payload=int8"),
+    "int4": (10, "payload=int4"),
+    "diloco 10, int8": (6, "sync=diloco inner_steps=10 payload=int8"),
+    "diloco 50, int8": (3, "sync=diloco inner_steps=50 payload=int8"),
+    "diloco 50, int4": (3, "sync=diloco inner_steps=50 payload=int4"),
+    "diloco 100, int8": (2, "sync=diloco inner_steps=100 payload=int8"),
 }
 
-SPEC = """
-[model]
-architecture = "llama"
-hidden_size = 384
-num_hidden_layers = 6
-num_attention_heads = 6
-intermediate_size = 1024
-context = 128
-
-[corpus]
-split = "tail"
-
-[tokenizer]
-kind = "bpe"
-vocab_size = 4096
-
-[train]
-lanes = 4
-micro_batch = 1
-eval_every = 0
-eval_samples = 1
-warmup_steps = 0
-min_workers = 4
-
-[checkpoint]
-every = 0
-"""
+# Of runs whose speed is measured.
+SHORT = ["eval_every=0", "eval_samples=1", "warmup_steps=0", f"min_workers={WORKERS}"]
 
 
 class Router:
@@ -83,7 +58,7 @@ class Router:
         ip("link", "set", "lo", "up")
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
         os.mkdir("/run/netns")
-        self.rate, self.delay, self.passed = 0.0, 0.0, 0
+        self.rates, self.delay, self.passed = [0.0] * (count + 1), 0.0, 0
         self.up, self.down = [0.0] * (count + 1), [0.0] * (count + 1)
         self.waiting, self.number, self.change = [], 0, threading.Condition()
         self.devices = [None]
@@ -102,9 +77,12 @@ class Router:
             threading.Thread(target=self.read, args=(n,), daemon=True).start()
         threading.Thread(target=self.deliver, daemon=True).start()
 
-    def set(self, megabits, milliseconds):
+    def set(self, megabits, milliseconds, slow=None):
+        """Every host's rate, but the last one's if `slow` is another."""
         with self.change:
-            self.rate, self.delay = megabits * 1e6 / 8, milliseconds / 1e3
+            self.rates = [megabits * 1e6 / 8] * len(self.rates)
+            self.rates[-1] = (slow or megabits) * 1e6 / 8
+            self.delay = milliseconds / 1e3
 
     def read(self, source):
         while True:
@@ -117,12 +95,12 @@ class Router:
                 continue
             now = time.monotonic()
             with self.change:
-                takes = len(packet) / self.rate if self.rate else 0.0
-                sent = max(now, self.up[source]) + takes
+                goes, comes = (len(packet) / rate if rate else 0.0 for rate in (self.rates[source], self.rates[target]))
+                sent = max(now, self.up[source]) + goes
                 if sent - now > BACKLOG:
                     continue
                 self.up[source] = sent
-                at = max(sent, self.down[target] + takes)
+                at = max(sent, self.down[target] + comes)
                 if at - now > 2 * BACKLOG:
                     continue
                 self.down[target] = at
@@ -149,11 +127,12 @@ def cohort(args, router, root, mode, link):
     steps, settings = MODES[mode]
     place = root / f"{mode}-{link}".replace(" ", "-")
     place.mkdir()
-    spec, corpus = root / "spec.toml", root / "text.txt"
+    spec, corpus = Path(__file__).with_name("links.toml"), root / "text.txt"
     router.set(0, 0)
     cluster = Cluster(args.cohort, place, False, WORKERS)
-    router.set(*link)
-    options = [word for setting in [f"steps={steps}", *settings.split()] for word in ("--set", f"train.{setting}")]
+    router.set(*link, args.slow)
+    settings = [f"steps={steps}", *SHORT, *settings.split()]
+    options = [word for setting in settings for word in ("--set", f"train.{setting}")]
     words = ["pretrain", spec, "--corpus", corpus, "--name", "links", "--home", cluster.home, "--json", "--new", *cluster.client]
     run = subprocess.Popen(cluster.on(1, [*words, *options]), stdout=subprocess.PIPE, text=True)
     seen = []
@@ -172,7 +151,7 @@ def cohort(args, router, root, mode, link):
 
 def ddp(args, router, link):
     """The same of torch over gloo, whose hosts are those of the workers."""
-    router.set(*link)
+    router.set(*link, args.slow)
     script = Path(__file__).with_name("step_pytorch.py")
     command = [args.python, script, "links", "--threads", "1", "--ddp", "--json", "--steps", str(args.ddp_steps)]
     processes, before = [], router.passed
@@ -195,6 +174,7 @@ def main():
     parser.add_argument("--python", help="one that has torch")
     parser.add_argument("--links", default="0:0,100:25,1000:2.5")
     parser.add_argument("--modes", default=";".join(MODES), help="separated by semicolons")
+    parser.add_argument("--slow", type=float, help="Mbit/s of the last worker's line, where it is another than the others'")
     parser.add_argument("--ddp-steps", type=int, default=8)
     parser.add_argument("--json", type=Path, help="file for what was found")
     args = parser.parse_args()
@@ -209,7 +189,6 @@ def main():
         root = Path(root)
         sources = sorted((Path(__file__).parent.parent / "common" / "src").rglob("*.rs"))
         (root / "text.txt").write_text("\n".join(path.read_text() for path in sources)[:1_500_000])
-        (root / "spec.toml").write_text(SPEC)
         for link in links:
             names = ["ddp", *args.modes.split(";")] if args.python else args.modes.split(";")
             for mode in names:

@@ -22,7 +22,7 @@
 Options: --python PATH (an interpreter with torch: `python3 -m venv v && v/bin/pip install torch numpy`; without one, the
 other side is left out), --rounds N (pairs; default 5), --seconds S (of one measurement; default 3), --quick (the smallest
 run that shows that all still works; leaves the results alone, and needs no TEXT), --profile P (default `release`; `dev` is
-built sooner, for --quick), --step PATH (the bench `step`, where it was built elsewhere).
+built sooner, for --quick), --step PATH (the bench `step`, where it was built elsewhere), --cohort PATH (the binary, likewise).
 
 What is compared runs in turn, so that a change of the machine's mood meets both. Figures are medians over the rounds, and a
 ratio is the median of the rounds' ratios. Results lie in bench/results/NAME.json, with every single measurement.
@@ -31,6 +31,7 @@ ratio is the median of the rounds' ratios. Results lie in bench/results/NAME.jso
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -63,7 +64,9 @@ def bench_binary(args, name, options=()):
 
 
 def cohort(args):
-    """Builds the binary and returns where it lies."""
+    """Builds the binary, unless it is given, and returns where it lies."""
+    if args.cohort:
+        return args.cohort
     command = ["cargo", "build", "--bin", "cohort", "--profile", args.profile, "--message-format=json"]
     return [m for m in run(command) if m.get("target", {}).get("name") == "cohort" and m.get("executable")][-1]["executable"]
 
@@ -226,12 +229,12 @@ def exchange(args):
     save(args, "exchange", rows)
 
 
-def pretrain_whole(binary, preset, text, options=()):
+def pretrain_whole(binary, spec, text, options=()):
     """Wall-clock seconds of a whole command, data preparation and validations included, and its validation losses."""
     home = tempfile.mkdtemp(prefix="cohort-bench-")
     try:
         begin = time.perf_counter()
-        command = [binary, "pretrain", "--preset", preset, "--corpus", text, "--local", "1", "--home", home, "--json", *options]
+        command = [binary, "pretrain", *spec, "--corpus", text, "--local", "1", "--home", home, "--json", *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         evals = []
         for line in process.stdout:
@@ -252,8 +255,8 @@ def text(args):
     binary, row = cohort(args), {"quick": [], "ours": [], "theirs": []}
     for _ in range(args.rounds):
         options = QUICK if args.quick else []
-        row["quick"].append(pretrain_whole(binary, "shakespeare-quick", args.text, options))
-        row["ours"].append(pretrain_whole(binary, "nanogpt-shakespeare-cpu", args.text, options))
+        row["quick"].append(pretrain_whole(binary, ["--preset", "shakespeare-quick"], args.text, options))
+        row["ours"].append(pretrain_whole(binary, ["--preset", "nanogpt-shakespeare-cpu"], args.text, options))
         if args.python:
             script = ["bench/shakespeare_pytorch.py", args.text, "--threads", str(os.cpu_count())]
             row["theirs"] += run([args.python, *script, *(["--steps", "20"] if args.quick else [])])
@@ -262,35 +265,37 @@ def text(args):
 
 def preset(args):
     options = QUICK if args.quick else []
-    save(args, "preset", [pretrain_whole(cohort(args), "shakespeare-cpu", args.text, options)])
+    save(args, "preset", [pretrain_whole(cohort(args), ["--preset", "shakespeare-cpu"], args.text, options)])
 
 
 # Equal tokens in each: as many steps of all lanes, exchanged one by one, or after rounds of them.
-ROUNDS_STEPS = 600
+ROUNDS_STEPS = 1200
 ROUNDS = {
-    "every step": (1, ""),
-    "every step, int8": (1, "payload=int8"),
-    "rounds of 10": (10, "sync=diloco inner_steps=10"),
-    "rounds of 50": (50, "sync=diloco inner_steps=50"),
-    "rounds of 50, int8": (50, "sync=diloco inner_steps=50 payload=int8"),
-    "rounds of 100": (100, "sync=diloco inner_steps=100"),
+    "f32": (1, ""),
+    "bf16": (1, "payload=bf16"),
+    "int8": (1, "payload=int8"),
+    "int4": (1, "payload=int4"),
+    "diloco 10, int8": (10, "sync=diloco inner_steps=10 payload=int8"),
+    "diloco 50, int8": (50, "sync=diloco inner_steps=50 payload=int8"),
+    "diloco 50, int4": (50, "sync=diloco inner_steps=50 payload=int4"),
+    "diloco 100, int8": (100, "sync=diloco inner_steps=100 payload=int8"),
 }
 
 
 def rounds(args):
-    """Validation loss after equal tokens, in each way of exchanging. It does not depend on how fast the machine is."""
-    rows = []
-    modes = ["every step, int8", "rounds of 10"] if args.quick else ROUNDS
-    for mode in modes:
+    """Validation loss after equal tokens, in each way of exchanging. It does not depend on the machine's speed or on the cluster."""
+    rows, binary = [], cohort(args)
+    for mode in ["int8", "diloco 10, int8"] if args.quick else ROUNDS:
         inner, settings = ROUNDS[mode]
         steps = (20 if args.quick else ROUNDS_STEPS) // inner
         settings = [*settings.split(), f"steps={steps}", f"warmup_steps={max(1, steps // 20)}", f"eval_every={max(1, steps // 6)}"]
-        options = [word for setting in [*settings, "eval_samples=512"] for word in ("--set", f"train.{setting}")]
-        options += ["--set", "model.hidden_size=24"] if args.quick else []
-        found = pretrain_whole(cohort(args), "shakespeare-cpu", args.text, options)
+        settings += ["learning_rate=1e-3", "precision=bf16", "eval_samples=256"]
+        options = [word for setting in settings for word in ("--set", f"train.{setting}")]
+        options += ["--set", "model.hidden_size=24", "--set", "tokenizer.vocab_size=300"] if args.quick else []
+        found = pretrain_whole(binary, [ROOT / "bench" / "links.toml"], args.text, options)
         last = found["evals"][-1][0]
         rows.append({"mode": mode, "all_s": found["all_s"], "evals": [[step / last, loss] for step, loss, _ in found["evals"]]})
-    save(args, "rounds", rows)
+        save(args, "rounds", rows)
 
 
 @contextlib.contextmanager
@@ -368,6 +373,57 @@ def tokenize(args):
 
 def ratios(above, below):
     return [a / b for a, b in zip(above, below)]
+
+
+# What the losses of `rounds` are of, in tokens.
+LINKS_TOKENS = ROUNDS_STEPS * 4 * 2 * 128
+MINUTES = [10, 30, 60, 120, 240]
+
+
+def equal_time(rows, at, way, name, out, lines):
+    """Losses after equal time on a link: those after equal tokens, at the speed that was measured on it."""
+    curves = {}
+    for row in rows:
+        if speed := at.get((row["mode"], *way)):
+            all_minutes = LINKS_TOKENS / speed["tokens_per_s"] / 60
+            curves[row["mode"]] = [(share * all_minutes, loss) for share, loss in row["evals"]]
+
+    def after(curve, minutes):
+        if minutes >= curve[-1][0]:
+            return f"**{curve[-1][1]:.4f}**"
+        later = next(i for i, (at, _) in enumerate(curve) if at > minutes)
+        (a, x), (b, y) = curve[later - 1 if later else 0], curve[later]
+        return f"{x + (y - x) * (minutes - a) / (b - a):.4f}" if later else ""
+
+    out += [f"Losses after equal time, {name}; in bold that of a run that is over by then:", ""]
+    lines(["gradients are exchanged in", *(f"{m} min" for m in MINUTES)], [[mode, *(after(curve, m) for m in MINUTES)] for mode, curve in curves.items()])
+    picture = f"links-{way[0]:.0f}.svg"
+    (ROOT / "docs" / picture).write_text(drawing(f"Validation loss over time, {name}", curves))
+    out += [f"![Validation loss over time, {name}](docs/{picture})", ""]
+
+
+def drawing(title, curves):
+    """Curves over minutes, on a logarithmic axis, as SVG."""
+    width, height, left, right, top, bottom = 960, 540, 60, 190, 60, 50
+    points = [point for curve in curves.values() for point in curve if point[0] > 0]
+    low, high = (math.log10(f(x for x, _ in points)) for f in (min, max))
+    least, most = min(y for _, y in points), max(y for _, y in points)
+    x = lambda minutes: left + (math.log10(minutes) - low) / (high - low) * (width - left - right)
+    y = lambda loss: top + (most - loss) / (most - least) * (height - top - bottom)
+    text = lambda at_x, at_y, words, more="": f'<text x="{at_x:.1f}" y="{at_y:.1f}" {more}>{words}</text>'
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="Ubuntu, Verdana, sans-serif" font-size="13" fill="#444">']
+    out += [f'<rect width="{width}" height="{height}" fill="#fff"/>', text(24, 32, title, 'font-size="19" fill="#222"')]
+    for minutes in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000):
+        if low <= math.log10(minutes) <= high:
+            out += [f'<path d="M{x(minutes):.1f} {top}V{height - bottom}" stroke="#e4e4e4"/>', text(x(minutes), height - bottom + 20, f"{minutes} min", 'text-anchor="middle"')]
+    for tenth in range(math.ceil(10 * least), math.floor(10 * most) + 1, max(1, round((most - least) * 10 / 6))):
+        out += [f'<path d="M{left} {y(tenth / 10):.1f}H{width - right}" stroke="#e4e4e4"/>', text(left - 8, y(tenth / 10) + 4, f"{tenth / 10:.1f}", 'text-anchor="end"')]
+    colours = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf"]
+    for number, (mode, curve) in enumerate(curves.items()):
+        colour = colours[number % len(colours)]
+        path = " ".join(f"{x(m):.1f},{y(loss):.1f}" for m, loss in curve if m > 0)
+        out += [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>', text(width - right + 12, top + 16 + 20 * number, mode, f'fill="{colour}"')]
+    return "\n".join([*out, "</svg>", ""])
 
 
 def table(_args):
@@ -448,6 +504,9 @@ def table(_args):
             body.append([mode, *shown, f"{speeds[-1]['bytes_per_token']:,.0f}" if speeds[-1] else ""])
         name = lambda way: f"{way[0]:,.0f} Mbit/s, {2 * way[1]:g} ms there and back" if way[0] else "nothing in the way"
         lines(["tokens/s", *map(name, ways), "bytes per token"], body)
+        for way in ways if "rounds" in found else []:
+            if way[0]:
+                equal_time(found["rounds"]["rows"], at, way, name(way), out, lines)
     if rows := section("dedup", "Preparing a corpus", "dedup TEXT"):
         body = [[r["what"], f"{r['documents']:,}", f"{median(r['mb_per_s']):.1f}"] for r in rows]
         lines([f"{rows[0]['megabytes']:.0f} MB of text, tokenizer and baselines included", "documents left", "MB/s"], body)
@@ -499,6 +558,7 @@ def main():
     parser.add_argument("text", nargs="?")
     parser.add_argument("--python")
     parser.add_argument("--step", type=os.path.abspath)
+    parser.add_argument("--cohort", type=os.path.abspath)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--quick", action="store_true")

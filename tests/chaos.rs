@@ -64,7 +64,7 @@ const TRAIN: &str = "pretrain spec.toml --corpus text.txt";
 const MODES: [&str; 3] = [
     "",
     "--set train.payload=int8",
-    "--set train.sync=diloco --set train.inner_steps=2 --set train.accumulate=1 --set train.payload=int8",
+    "--set train.sync=diloco --set train.inner_steps=2 --set train.accumulate=1 --set train.payload=int4",
 ];
 /// What is told when workers begin to sum the gradient themselves.
 const SHARED: &str = "sum a slice of the gradient each";

@@ -53,6 +53,7 @@ fn in_no_mode_does_the_result_depend_on_the_cluster() {
     for mode in [
         "--set train.payload=bf16",
         "--set train.payload=int8",
+        "--set train.payload=int4",
         "--set train.sync=diloco --set train.inner_steps=2",
     ] {
         let (alone, _) = train(mode, &[""]);

@@ -25,7 +25,7 @@ use crate::seal::checksum;
 use crate::segment::{Part, Segment};
 use crate::spec::Payload;
 use crate::tree::{Node, Tree};
-use data::{Check, Stamp, Waiting};
+use data::{Check, Form, Stamp, Waiting};
 
 pub use data::Data;
 pub use digests::{ChunkDigest, RootTotals, totals_of};
@@ -210,6 +210,13 @@ impl Aggregator {
         self.rounding.payload()
     }
 
+    fn form(&self, index: usize) -> Form {
+        Form {
+            payload: self.payload(),
+            elements: chunk_range(index, self.len).len(),
+        }
+    }
+
     fn chunk(&self, index: usize) -> MutexGuard<'_, ChunkState> {
         lock(&self.chunks[index - self.slice.start])
     }
@@ -270,7 +277,7 @@ impl Aggregator {
         }
         state.waiting.retain(|held, _| !node.contains(*held));
         drop(state);
-        let summand = Waiting::new(data, self.payload());
+        let summand = Waiting::new(data, self.form(index));
         let root = self.climb(node, index, summand);
         Ok(self.advance(index, &newly, root))
     }
@@ -287,7 +294,7 @@ impl Aggregator {
         let Some(first) = state.stamps.get(&node) else {
             let check = match data {
                 // Nobody will sum it, so it need not be held.
-                Data::Here(_) if state.covers(node) => Check::Stamp(data.stamp(self.payload())),
+                Data::Here(_) if state.covers(node) => Check::Stamp(data.stamp(self.form(index))),
                 data => Check::new(data),
             };
             state.stamps.insert(node, Stamp { check, from });
@@ -295,7 +302,8 @@ impl Aggregator {
         };
         let shared = matches!(first.check, Check::Of(_)) || matches!(data, Data::Shared(_));
         // Once a step is complete, what was shared for it may be overwritten, and says nothing any more.
-        if first.check.matches(data, self.payload()) || shared && lock(&self.progress).missing == 0
+        if first.check.matches(data, self.form(index))
+            || shared && lock(&self.progress).missing == 0
         {
             return Ok(());
         }
@@ -320,8 +328,7 @@ impl Aggregator {
             let slice = self.slice();
             return Err(OfferError::NotOwned { index, slice });
         }
-        let elements = chunk_range(index, self.len).len();
-        let (found, expected) = data.sizes(elements, self.payload());
+        let (found, expected) = data.sizes(self.form(index));
         match found == expected {
             true => Ok(()),
             false => Err(OfferError::WrongLength {

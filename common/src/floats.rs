@@ -1,7 +1,7 @@
 //! The loops over gradients: sums, squares, rounding, bytes. Each gives the same bits on every processor; where wider
 //! instructions are there, they are found at run time and used.
 
-mod int8;
+mod blocks;
 
 use bytemuck::cast_slice;
 
@@ -50,7 +50,9 @@ macro_rules! widest {
 }
 pub(crate) use widest;
 
-pub use int8::{BLOCK as INT8_BLOCK, from_int8, int8_len, round_to_int8, to_int8};
+pub use blocks::{
+    BLOCK, block_len, from_int4, from_int8, round_to_int4, round_to_int8, to_int4, to_int8,
+};
 
 widest! {
     /// `sum += other`, element by element.

@@ -12,6 +12,9 @@
 
 use crate::spec::{ScheduleKind, TrainConfig};
 
+/// A round's ramp is so much of it.
+const RAMP: u32 = 5;
+
 /// The learning rate of a step; steps count from 1. Beyond the planned end it is what the schedule ends with.
 ///
 /// # Panics
@@ -23,15 +26,25 @@ pub fn learning_rate(train: &TrainConfig, step: u64) -> f64 {
 }
 
 /// The learning rate of an inner step of a round; rounds count from 1, their inner steps from 0. The shape is that of all
-/// inner steps of the run, in a row.
+/// inner steps of the run, in a row, and each round ramps up to it: as its moments begin at zero, AdamW's first steps go by
+/// what single gradients say, and are the longest of all, were they not made shorter.
 ///
 /// # Panics
 ///
 /// On step 0, which does not exist.
 pub fn inner_learning_rate(train: &TrainConfig, step: u64, inner: u32) -> f64 {
     assert!(step >= 1, "steps count from 1");
-    let each = u64::from(train.inner_steps());
-    rate_at(train, (step - 1) * each + u64::from(inner), each)
+    let each = train.inner_steps();
+    let rate = rate_at(
+        train,
+        (step - 1) * u64::from(each) + u64::from(inner),
+        u64::from(each),
+    );
+    let ramp = each / RAMP;
+    if inner + 1 >= ramp {
+        return rate;
+    }
+    rate * f64::from(inner + 1) / f64::from(ramp)
 }
 
 /// The rate of an iteration, where each step of the schedule has so many.
@@ -194,6 +207,26 @@ mod tests {
             &train(ScheduleKind::Constant, 100, 0),
             &[(1, 1e-3), (100, 1e-3), (1000, 1e-3)],
         );
+    }
+
+    #[test]
+    fn each_round_ramps_up_to_the_schedule() {
+        let mut train = train(ScheduleKind::Constant, 3, 0);
+        train.diloco = Some(crate::spec::Diloco {
+            inner_steps: 20,
+            outer_learning_rate: 1.0,
+            outer_momentum: 0.5,
+        });
+        for step in 1..=3 {
+            let rates: Vec<f64> = (0..20)
+                .map(|inner| inner_learning_rate(&train, step, inner))
+                .collect();
+            assert_eq!(rates[..4], [0.25e-3, 0.5e-3, 0.75e-3, 1e-3]);
+            assert!(rates[4..].iter().all(|&rate| rate == 1e-3));
+        }
+        // A round is too short for one.
+        train.diloco.as_mut().unwrap().inner_steps = 9;
+        assert_eq!(inner_learning_rate(&train, 1, 0), 1e-3);
     }
 
     proptest! {

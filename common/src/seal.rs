@@ -178,6 +178,14 @@ fn chunk_check(number: u64, kind: &Kind) -> u32 {
             hasher.update(&root.step.to_le_bytes());
             hash_segment(&mut hasher, root.segment.as_ref());
         }
+        Kind::Probe(probe) => {
+            hasher.update(&probe.number.to_le_bytes());
+            hasher.update(&probe.padding);
+        }
+        Kind::Echo(echo) => {
+            hasher.update(b"e");
+            hasher.update(&echo.number.to_le_bytes());
+        }
         Kind::Done(done) => hasher.update(&done.through.to_le_bytes()),
         // Messages without a field differ by a byte, so that one cannot become the other unnoticed.
         Kind::Alive(v1::Empty {}) => {}

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::events::MemberInfo;
+use crate::cluster::links::Link;
 use crate::cluster::messages::{Commit, LaneSums};
 use crate::cluster::{FromWorker, Holding, StateSource, ToWorker};
 use crate::home::RunName;
@@ -289,6 +290,12 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
             run: name(run),
             peers: peers.into_iter().map(|p| p.0).collect(),
         }),
+        FromWorker::Link { run, peer, link } => Kind::Link(v1::Link {
+            run: name(run),
+            peer: peer.0,
+            rtt_micros: link.rtt_micros,
+            bytes_per_second: link.bytes_per_second,
+        }),
         FromWorker::Held { run, step, lanes } => Kind::Held(v1::Held {
             run: name(run),
             step,
@@ -380,6 +387,14 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
             Kind::Reaches(m) => FromWorker::Reaches {
                 run: run_id(&m.run)?,
                 peers: m.peers.into_iter().map(SessionId).collect(),
+            },
+            Kind::Link(m) => FromWorker::Link {
+                run: run_id(&m.run)?,
+                peer: SessionId(m.peer),
+                link: Link {
+                    rtt_micros: m.rtt_micros,
+                    bytes_per_second: m.bytes_per_second,
+                },
             },
             Kind::Held(m) => FromWorker::Held {
                 run: run_id(&m.run)?,

@@ -165,6 +165,16 @@ fn workers(page: &mut Page, workers: &[WorkerView]) {
         "The same, received.",
         &|w| w.received_per_second,
     );
+    each(
+        "cohort_worker_line_bytes_per_second",
+        "Bytes that its line takes in a second in its slower direction, as measured with the other workers.",
+        &|w| w.line_bytes_per_second.map(|speed| speed as f64),
+    );
+    each(
+        "cohort_worker_line_rtt_seconds",
+        "Time there and back to the nearest of the other workers.",
+        &|w| w.line_rtt_ms.map(|ms| ms / 1000.0),
+    );
     let mut times = page.gauge(
         "cohort_worker_time_ratio",
         "Shares of its time: compute, exchange, wait, data.",

@@ -9,6 +9,20 @@ use crate::seal::checksum;
 use crate::segment::Part;
 use crate::spec::Payload;
 
+/// What a chunk's bytes are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    pub payload: Payload,
+    pub elements: usize,
+}
+
+impl Form {
+    /// The f32 of what has travelled.
+    fn floats(self, data: &[u8]) -> Vec<f32> {
+        self.payload.from_wire(data, self.elements)
+    }
+}
+
 /// One chunk of a node.
 #[derive(Clone, Debug)]
 pub enum Data {
@@ -27,10 +41,11 @@ pub enum Data {
 }
 
 impl Data {
-    /// Bytes of it, and those that a chunk of so many elements has.
-    pub(super) fn sizes(&self, elements: usize, payload: Payload) -> (usize, usize) {
+    /// Bytes of it, and those that a chunk of this form has.
+    pub(super) fn sizes(&self, form: Form) -> (usize, usize) {
+        let elements = form.elements;
         match self {
-            Self::Wire { data, .. } => (data.len(), payload.bytes(elements)),
+            Self::Wire { data, .. } => (data.len(), form.payload.bytes(elements)),
             Self::Shared(part) => (part.as_ref().len(), elements * 4),
             Self::Here(data) => (data.len(), elements * 4),
         }
@@ -46,10 +61,10 @@ impl Data {
     }
 
     /// The [`stamp`] of its f32.
-    pub(super) fn stamp(&self, payload: Payload) -> u64 {
-        match (self, payload) {
+    pub(super) fn stamp(&self, form: Form) -> u64 {
+        match (self, form.payload) {
             (Self::Wire { data, .. }, Payload::F32) => stamp(data, 0),
-            (Self::Wire { data, .. }, payload) => stamp(bytes_of(&payload.from_wire(data)), 0),
+            (Self::Wire { data, .. }, _) => stamp(bytes_of(&form.floats(data)), 0),
             (Self::Shared(part), _) => stamp(part.as_ref(), 0),
             (Self::Here(data), _) => stamp(data, 0),
         }
@@ -83,10 +98,10 @@ pub(super) enum Waiting {
 }
 
 impl Waiting {
-    pub(super) fn new(data: Data, payload: Payload) -> Self {
-        match (data, payload) {
+    pub(super) fn new(data: Data, form: Form) -> Self {
+        match (data, form.payload) {
             (Data::Wire { data, .. }, Payload::F32) => Self::Wire(data),
-            (Data::Wire { data, .. }, payload) => Self::Sum(payload.from_wire(&data)),
+            (Data::Wire { data, .. }, _) => Self::Sum(form.floats(&data)),
             (Data::Shared(part), _) => Self::Shared(part),
             (Data::Here(data), _) => Self::Here(data),
         }
@@ -136,12 +151,12 @@ impl Check {
     }
 
     /// Whether a copy is the same.
-    pub(super) fn matches(&self, copy: &Data, payload: Payload) -> bool {
+    pub(super) fn matches(&self, copy: &Data, form: Form) -> bool {
         match self {
-            Self::Crc(first) => *first == copy.crc(payload),
-            Self::Of(first) => copy.is(first.as_ref(), payload),
-            Self::Here(first) => copy.is(first, payload),
-            Self::Stamp(first) => *first == copy.stamp(payload),
+            Self::Crc(first) => *first == copy.crc(form.payload),
+            Self::Of(first) => copy.is(first.as_ref(), form.payload),
+            Self::Here(first) => copy.is(first, form.payload),
+            Self::Stamp(first) => *first == copy.stamp(form),
         }
     }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use crate::floats::{add, bytes_of, round_to_bf16, round_to_int8};
+use crate::floats::{add, bytes_of, round_to_bf16, round_to_int4, round_to_int8};
 use crate::ids::Step;
 use crate::layout::CHUNK_LEN;
 use crate::rng::{derive_key, philox};
@@ -66,12 +66,13 @@ impl NodeRounding {
     };
 
     /// Rounds elements of the node, of which the first has this place in the gradient: a multiple of
-    /// [`INT8_BLOCK`](crate::floats::INT8_BLOCK).
+    /// [`BLOCK`](crate::floats::BLOCK).
     pub fn round(self, values: &mut [f32], place: usize) {
         match self.payload {
             Payload::F32 => {}
             Payload::Bf16 => round_to_bf16(values),
             Payload::Int8 => round_to_int8(values, self.key, place),
+            Payload::Int4 => round_to_int4(values, self.key, place),
         }
     }
 }

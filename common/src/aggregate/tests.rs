@@ -15,7 +15,7 @@ fn gradient(lane: Lane, len: usize) -> Vec<f32> {
 
 const STEP: Step = 7;
 
-const PAYLOADS: [Payload; 3] = [Payload::F32, Payload::Bf16, Payload::Int8];
+const PAYLOADS: [Payload; 4] = [Payload::F32, Payload::Bf16, Payload::Int8, Payload::Int4];
 
 fn payload() -> impl Strategy<Value = Payload> {
     prop::sample::select(&PAYLOADS[..])
@@ -92,7 +92,7 @@ fn root_of(sums: &Aggregator, payload: Payload) -> Vec<f32> {
     let chunk = |index| {
         let chunk = sums.root(index).unwrap();
         assert_eq!(chunk.check, checksum(&chunk.data));
-        payload.from_wire(&chunk.data)
+        payload.from_wire(&chunk.data, chunk_range(index, sums.len()).len())
     };
     sums.slice().flat_map(chunk).collect()
 }

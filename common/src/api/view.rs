@@ -62,6 +62,10 @@ pub struct WorkerView {
     pub sent_per_second: Option<f64>,
     /// The same, received.
     pub received_per_second: Option<f64>,
+    /// Bytes a second that its line takes in its slower direction, as measured with the other workers of the run that trains.
+    pub line_bytes_per_second: Option<u64>,
+    /// There and back to the nearest of them, in milliseconds.
+    pub line_rtt_ms: Option<f64>,
 }
 
 /// Shares of a worker's time; their sum is 1.

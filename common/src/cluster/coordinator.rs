@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
+use crate::cluster::links::Line;
 use crate::cluster::messages::{FromWorker, Holding, ToWorker};
 use crate::cluster::run::{Active, Phase, RunPlan};
 use crate::cluster::silence::{Silence, SilenceLimits};
@@ -55,6 +56,8 @@ pub struct Member {
     pub(super) pause: (Step, u64),
     /// Whom it can push gradients to, in the active run.
     pub(super) reaches: BTreeSet<SessionId>,
+    /// What the ways to and from others showed of its line, in the active run.
+    pub line: Line,
     pub(super) leaving: bool,
 }
 
@@ -173,6 +176,7 @@ impl Machine {
             lane_micros: None,
             pause: (0, 0),
             reaches: BTreeSet::new(),
+            line: Line::default(),
             leaving: false,
         };
         let fresh = self.members.insert(session, member).is_none();
@@ -204,6 +208,7 @@ impl Machine {
                 self.root_ready(now, session, &run, step, totals, out);
             }
             FromWorker::Reaches { run, peers } => self.reaches(session, &run, peers, out),
+            FromWorker::Link { run, peer, link } => self.linked(session, &run, peer, link),
             FromWorker::Held { run, step, lanes } => {
                 self.slice_held(now, session, &run, step, &lanes, out);
             }
@@ -361,6 +366,7 @@ impl Machine {
                 member.applied = None;
                 member.holding = None;
                 member.reaches.clear();
+                member.line = Line::default();
                 let message = ToWorker::Unload { run: run.clone() };
                 out.push(Action::Send { session, message });
             }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::cluster::coordinator::{Machine, Member};
 use crate::cluster::events::{Action, Change, Happening, StepRecord};
+use crate::cluster::links::Line;
 use crate::cluster::messages::{Holding, StateSource, ToWorker};
 use crate::cluster::run::{Active, Joiner, Phase, StepInFlight};
 use crate::cluster::sharing::Ownership;
@@ -222,6 +223,7 @@ impl Machine {
         for (session, member) in &mut self.members {
             member.applied = None;
             member.reaches.clear();
+            member.line = Line::default();
             if sessions.contains(session) {
                 member.holding = None;
                 out.push(active.load_message(*session, source));

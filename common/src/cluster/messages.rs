@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::EvalSplit;
+use crate::cluster::links::Link;
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
 use crate::spec::RunSpec;
@@ -222,6 +223,15 @@ pub enum FromWorker {
         run: RunId,
         /// Their sessions.
         peers: Vec<SessionId>,
+    },
+    /// How fast the way to a peer is.
+    Link {
+        /// The run.
+        run: RunId,
+        /// The peer.
+        peer: SessionId,
+        /// What was measured.
+        link: Link,
     },
     /// An owner holds these lanes for every chunk of its slice.
     Held {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, LeftReason};
+use crate::cluster::links;
 use crate::cluster::messages::{Owners, Peer, Share, ToWorker};
 use crate::cluster::run::Phase;
 use crate::ids::{Lane, RunId, SessionId, Step};
@@ -22,7 +23,7 @@ use crate::ids::{Lane, RunId, SessionId, Step};
 const PAUSE: Step = 16;
 
 /// Chunks of a slice, at most: their digests come in one message.
-const MOST_CHUNKS: u64 = 65_536;
+const MOST_CHUNKS: usize = 65_536;
 
 /// How long owners may take for their first slices.
 const FIRST_MS: u64 = 10_000;
@@ -172,38 +173,53 @@ impl Machine {
             let mut others = active.ready.iter().filter(|from| from != owner);
             others.all(reaches)
         };
-        let chunks = u64::from(active.plan.chunks);
+        let chunks = active.plan.chunks as usize;
         let owners = active.ready.iter().filter(reached).copied();
         // A small model has no slice for everybody.
-        let owners: Vec<SessionId> = owners.take(chunks as usize).collect();
-        let count = owners.len() as u64;
-        if count < 2 || chunks / count >= MOST_CHUNKS {
+        let owners: Vec<SessionId> = owners.take(chunks).collect();
+        if owners.len() < 2 {
             return Ownership::Star;
         }
-        let cut = |i: u64| (chunks * i / count) as u32;
-        let share = |(i, session): (u64, SessionId)| Share {
-            session,
-            chunks: cut(i)..cut(i + 1),
-        };
-        let shares: Vec<Share> = (0..).zip(owners).map(share).collect();
+        let speed = |owner: &SessionId| self.members[owner].line.speed();
+        let speeds: Vec<Option<u64>> = owners.iter().map(speed).collect();
+        let slices = links::slices(&speeds, active.ready.len(), active.plan.chunks);
+        if slices.iter().any(|slice| slice.len() > MOST_CHUNKS) {
+            return Ownership::Star;
+        }
+        let share = |(session, chunks)| Share { session, chunks };
+        let shares: Vec<Share> = owners.into_iter().zip(slices).map(share).collect();
         Ownership::Shares(Box::new(Slices::new(shares.into(), now)))
     }
 
     /// Tells people when others sum the gradient than before.
     pub(super) fn note_owners(&mut self, owners: &Ownership, out: &mut Vec<Action>) {
         let active = self.active.as_mut().expect("a run is at a boundary");
-        let sharers = match owners {
-            Ownership::Shares(slices) => slices.shares.len(),
-            Ownership::Star | Ownership::Alone(_) => 0,
+        let lens: Vec<usize> = match owners {
+            Ownership::Shares(slices) => slices.shares.iter().map(|s| s.chunks.len()).collect(),
+            Ownership::Star | Ownership::Alone(_) => Vec::new(),
         };
+        let sharers = lens.len();
         if sharers == std::mem::replace(&mut active.sharers_said, sharers) {
             return;
         }
-        let text = match sharers {
-            0 => "the coordinator sums the gradients again".into(),
-            _ => format!(
-                "the workers reach each other: {sharers} of them sum a slice of the gradient each"
-            ),
+        let (least, most) = (lens.iter().min(), lens.iter().max());
+        let text = match least.zip(most) {
+            None => "the coordinator sums the gradients again".into(),
+            Some((least, most)) => {
+                let equal = most - least <= 1;
+                let percent = |len: &usize| 100 * len / active.plan.chunks.max(1) as usize;
+                let each = match equal {
+                    true => "each".into(),
+                    false => format!(
+                        "each, as their lines allow: {} % of it at least, {} % at most",
+                        percent(least),
+                        percent(most)
+                    ),
+                };
+                format!(
+                    "the workers reach each other: {sharers} of them sum a slice of the gradient {each}"
+                )
+            }
         };
         let run = Some(active.plan.run.clone());
         out.push(Action::Note { run, text });

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::EvalSplit;
+use crate::cluster::links::Link;
 use crate::cluster::messages::{
     Commit, Found, FromWorker, Holding, LaneSums, Owners, Peer, StateSource, ToWorker,
 };
@@ -68,6 +69,13 @@ pub enum Report {
     Reaches {
         /// Their sessions.
         peers: Vec<SessionId>,
+    },
+    /// How fast the way to a peer is.
+    Link {
+        /// The peer.
+        peer: SessionId,
+        /// What was measured.
+        link: Link,
     },
     /// The slice that this worker owns has these lanes for every chunk.
     Held {
@@ -412,6 +420,7 @@ impl WorkerMachine {
             }
             Report::RootReady { step, totals } => FromWorker::RootReady { run, step, totals },
             Report::Reaches { peers } => FromWorker::Reaches { run, peers },
+            Report::Link { peer, link } => FromWorker::Link { run, peer, link },
             Report::Held { step, lanes } => FromWorker::Held { run, step, lanes },
             Report::SliceReady { step, digests } => FromWorker::SliceReady { run, step, digests },
             Report::RootHeld { step } => FromWorker::RootHeld { run, step },

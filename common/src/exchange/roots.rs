@@ -61,21 +61,19 @@ struct Way {
     out: mpsc::Sender<Result<v1::Chunk, Status>>,
 }
 
-/// Sends the roots of the steps after `after`; where memory is shared, `lent` notes what is read.
+/// Sends the roots of the steps after `after` on a way of which nothing was sent but what `sealer` has numbered; where memory is
+/// shared, `lent` notes what is read.
 pub(super) async fn send_roots(
     exchange: Arc<Exchange>,
     run: RunId,
     after: Step,
     lent: Option<Arc<Lent>>,
+    sealer: Sealer,
     out: mpsc::Sender<Result<v1::Chunk, Status>>,
 ) {
     let mut opened = exchange.opened.subscribe();
     let mut done = after;
-    let mut way = Way {
-        sealer: Sealer::default(),
-        lent,
-        out,
-    };
+    let mut way = Way { sealer, lent, out };
     if way.lent.is_some() && way.send(Kind::Shares(v1::Empty {})).await.is_none() {
         return;
     }

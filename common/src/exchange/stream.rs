@@ -17,7 +17,7 @@ use super::{Exchange, Host, Incoming, StepSums, Told, WINDOW};
 use crate::aggregate::{Data, OfferError, Offered};
 use crate::ids::{RunId, SessionId, Step};
 use crate::layout::{CHUNK_LEN, chunk_range};
-use crate::seal::Opener;
+use crate::seal::{Opener, Sealer};
 use crate::segment::{Part, Segment};
 use crate::tree::Node;
 use crate::wire;
@@ -61,7 +61,8 @@ impl Stream {
         out: &mpsc::Sender<Result<v1::Chunk, Status>>,
     ) -> Result<(), Status> {
         let mut opener = Opener::default();
-        let mut roots = None;
+        // Echoes are sent here until the stream is opened, and everything else by the task that has the sealer then.
+        let mut sealer = Some(Sealer::default());
         while let Some(chunk) = incoming.next().await {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
@@ -78,26 +79,33 @@ impl Stream {
                 Ok(None) => continue,
                 Err(error) => return self.broken(error.to_string()).await,
             };
-            match kind {
-                Kind::Open(open) if roots.is_none() => {
+            match (kind, &mut sealer) {
+                (Kind::Probe(v1::Probe { number, .. }), Some(sealer)) => {
+                    let echo = sealer.chunk(Kind::Echo(v1::Echo { number }));
+                    // One that is gone is noticed at the other end of the stream.
+                    let _ = out.send(Ok(echo)).await;
+                }
+                (Kind::Open(open), Some(own)) => {
                     self.shared = open.segment.as_ref().and_then(|s| self.share(s));
                     let sending = send_roots(
                         self.exchange.clone(),
                         self.run.clone(),
                         open.after,
                         self.shared.as_ref().map(|shared| shared.lent.clone()),
+                        std::mem::take(own),
                         out.clone(),
                     );
-                    roots = Some(tokio::spawn(sending));
+                    tokio::spawn(sending);
+                    sealer = None;
                 }
-                Kind::Node(node) if roots.is_some() => self.push(node).await?,
-                Kind::SharedNode(node) if roots.is_some() => self.push_shared(node).await?,
-                Kind::Done(done) => {
+                (Kind::Node(node), None) => self.push(node).await?,
+                (Kind::SharedNode(node), None) => self.push_shared(node).await?,
+                (Kind::Done(done), _) => {
                     if let Some(shared) = &self.shared {
                         shared.lent.give_back(done.through);
                     }
                 }
-                Kind::Alive(_) => {}
+                (Kind::Alive(_), _) => {}
                 _ => return Err(Status::invalid_argument("only node chunks are pushed")),
             }
         }

@@ -2,7 +2,7 @@ use super::roots::send_roots;
 use super::*;
 use crate::aggregate::{ChunkDigest, add_all, encode};
 use crate::layout::{CHUNK_LEN, chunk_range};
-use crate::seal::{Opener, checksum};
+use crate::seal::{Opener, Sealer, checksum};
 use crate::spec::Payload;
 use crate::wire::SESSION_KEY;
 use cohort_proto::v1::chunk::Kind;
@@ -94,7 +94,14 @@ async fn credits_and_roots_are_those_of_the_slice() {
     let slice = 10..44;
     let exchange = opened(slice.clone());
     let (out, mut sent) = mpsc::channel(OUTBOX);
-    let sending = send_roots(exchange.clone(), run(), STEP - 1, None, out);
+    let sending = send_roots(
+        exchange.clone(),
+        run(),
+        STEP - 1,
+        None,
+        Sealer::default(),
+        out,
+    );
     let sending = tokio::spawn(sending);
     let mut opener = Opener::default();
     let mut next = async || {

@@ -7,7 +7,8 @@
 //! b ← μ b + Δ,   θ ← θ − η (Δ + μ b)
 //!
 //! So that a contribution depends on θ, the round and the lane alone, whoever computes it, inner moments begin at zero in
-//! each round. The paper keeps those of each worker, which would make the result depend on the cluster.
+//! each round, in whose first steps learning rates ramp up ([`crate::schedule`]). The paper keeps those of each worker, which
+//! would make the result depend on the cluster.
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,11 @@ pub struct Diloco {
 
 /// Inner steps of a round, if nothing is said.
 const INNER_STEPS: u64 = 50;
+
+/// Outer steps, if nothing is said. The paper has 0.7 and 0.9, for hundreds of rounds: a momentum of 0.9 goes on for ten of
+/// them, which a run of a few dozen never makes up for.
+const OUTER_LEARNING_RATE: f64 = 1.0;
+const OUTER_MOMENTUM: f64 = 0.5;
 
 impl TrainTable {
     /// Optimizer steps in a step, before anything is checked: those of a round, or 1.
@@ -73,21 +79,21 @@ pub(super) fn diloco_of(
         1..=100_000,
         "50 is the default",
     )?;
-    let rate = table.outer_learning_rate.unwrap_or(0.7);
+    let rate = table.outer_learning_rate.unwrap_or(OUTER_LEARNING_RATE);
     real(
         "train.outer_learning_rate",
         rate,
         rate > 0.0 && rate <= 10.0,
         "it must lie above 0 and be at most 10",
-        "0.7 is usual",
+        "1 is the default",
     )?;
-    let momentum = table.outer_momentum.unwrap_or(0.9);
+    let momentum = table.outer_momentum.unwrap_or(OUTER_MOMENTUM);
     real(
         "train.outer_momentum",
         momentum,
         (0.0..1.0).contains(&momentum),
         "it must be 0 or more and below 1",
-        "0.9 is usual",
+        "0.5 is the default",
     )?;
     Ok(Some(Diloco {
         inner_steps: inner_steps as u32,

@@ -346,6 +346,7 @@ impl RunSpec {
             Payload::F32 => None,
             Payload::Bf16 => Some("bf16"),
             Payload::Int8 => Some("8 bits in blocks, by seeded chance,"),
+            Payload::Int4 => Some("4 bits in blocks, by seeded chance,"),
         };
         if let Some(rounded) = rounded {
             writeln!(

@@ -7,7 +7,9 @@ use super::layers::LayerRates;
 use super::{
     Diloco, LoraConfig, MixtureConfig, ModelConfig, SampleConfig, WatchdogAction, WatchdogConfig,
 };
-use crate::floats::{bytes_of, floats_of, from_bf16, from_int8, int8_len, to_bf16, to_int8};
+use crate::floats::{
+    block_len, bytes_of, floats_of, from_bf16, from_int4, from_int8, to_bf16, to_int4, to_int8,
+};
 use crate::layout::Layout;
 
 /// Why a run exists. The loop is the same; data, start and defaults differ.
@@ -66,6 +68,8 @@ pub enum Payload {
     /// At random, to a neighbour among the multiples of a scale that a block has in common; a byte for each element, and
     /// one for each block.
     Int8,
+    /// The same with half a byte for each element.
+    Int4,
 }
 
 impl Payload {
@@ -79,7 +83,8 @@ impl Payload {
         match self {
             Self::F32 => elements * 4,
             Self::Bf16 => elements * 2,
-            Self::Int8 => int8_len(elements),
+            Self::Int8 => block_len(8, elements),
+            Self::Int4 => block_len(4, elements),
         }
     }
 
@@ -89,15 +94,21 @@ impl Payload {
             Self::F32 => bytes_of(values).to_vec(),
             Self::Bf16 => to_bf16(values),
             Self::Int8 => to_int8(values),
+            Self::Int4 => to_int4(values),
         }
     }
 
-    /// What [`to_wire`](Self::to_wire) has written.
-    pub fn from_wire(self, data: &[u8]) -> Vec<f32> {
+    /// What [`to_wire`](Self::to_wire) has written of so many elements.
+    ///
+    /// # Panics
+    /// If these are not the [`bytes`](Self::bytes) of so many elements.
+    pub fn from_wire(self, data: &[u8], elements: usize) -> Vec<f32> {
+        assert_eq!(data.len(), self.bytes(elements));
         match self {
             Self::F32 => floats_of(data),
             Self::Bf16 => from_bf16(data),
-            Self::Int8 => from_int8(data),
+            Self::Int8 => from_int8(data, elements),
+            Self::Int4 => from_int4(data, elements),
         }
     }
 }

@@ -11,11 +11,11 @@ use super::{Driver, now_ms};
 impl Driver {
     pub(super) fn view(&self) -> ClusterView {
         let described = self.describe();
-        let sessions = self.machine.members().keys();
+        let members = self.machine.members().iter();
         let now = Instant::now();
         let active = self.machine.active_run().and_then(|run| self.runs.get(run));
         let flops_per_token = active.map(|record| record.facts.flops_per_token);
-        let worker = |(worker, session): (WorkerInfo, &SessionId)| {
+        let worker = |(worker, (session, member)): (WorkerInfo, (&SessionId, &Member))| {
             let mut view = WorkerView {
                 name: worker.name,
                 host: worker.host,
@@ -24,6 +24,8 @@ impl Driver {
                 threads: worker.threads,
                 lanes: worker.lanes,
                 joined_ms: self.joined_ms.get(session).copied().unwrap_or_default(),
+                line_bytes_per_second: member.line.speed(),
+                line_rtt_ms: member.line.rtt_micros.map(|micros| micros as f64 / 1000.0),
                 ..WorkerView::default()
             };
             self.figures.show(*session, &mut view, flops_per_token, now);
@@ -37,7 +39,7 @@ impl Driver {
             workers: described
                 .workers
                 .into_iter()
-                .zip(sessions)
+                .zip(members)
                 .map(worker)
                 .collect(),
             active: described.active,

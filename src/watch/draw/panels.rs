@@ -134,6 +134,13 @@ fn columns(workers: &[WorkerView], width: u16) -> Vec<Column> {
         };
         columns.push(Column::right("network", each(&sent)));
     }
+    if width >= 125 {
+        let line = |w: &WorkerView| {
+            let both = w.line_bytes_per_second.zip(w.line_rtt_ms);
+            known(both.map(|(speed, rtt)| format!("{}/s, {rtt:.1} ms", human_bytes(speed))))
+        };
+        columns.push(Column::right("line", each(&line)));
+    }
     if width >= 110 {
         let host = each(&|w| clip(&w.host, 20));
         columns.insert(1, Column::left("host", host));

@@ -197,7 +197,7 @@ impl Arriving {
         let out = &mut data[range];
         match payload {
             Payload::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(chunk),
-            payload => out.copy_from_slice(&payload.from_wire(chunk)),
+            payload => out.copy_from_slice(&payload.from_wire(chunk, out.len())),
         }
         *missing -= 1;
         *missing == 0

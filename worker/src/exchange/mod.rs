@@ -6,6 +6,7 @@
 //! and the root is read where the owner has it (`memory.rs`). `outgoing.rs` has what waits to be sent, `stream.rs` is the
 //! traffic.
 
+mod measure;
 mod memory;
 mod outgoing;
 mod owner;

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tracing::debug;
 
+use super::measure::Way;
 use super::outgoing::Outlet;
 use super::stream::send;
 use super::{OUTBOX, Shared, State};
@@ -94,13 +95,24 @@ impl Shared {
             .await
             .map_err(|error| error.to_string())?;
         let (out, outgoing) = mpsc::channel(OUTBOX);
-        let mut sealer = Sealer::default();
+        let incoming = push_pull(channel, &self.credentials, outgoing).await;
+        let mut incoming = incoming.map_err(|s| s.message().to_owned())?;
+        let (mut sealer, mut opener) = (Sealer::default(), Opener::default());
+        let way = Way {
+            sealer: &mut sealer,
+            out: &out,
+            opener: &mut opener,
+            incoming: &mut incoming,
+        };
+        let link = way.measure().await?;
+        debug!(%peer, ?link, "measured");
+        self.owner.note(Report::Link { peer, link });
         let after = self.lock().applied;
         let segment = None;
         let open = sealer.chunk(Kind::Open(v1::Open { after, segment }));
-        out.send(open).await.expect("the receiver is right here");
-        let incoming = push_pull(channel, &self.credentials, outgoing).await;
-        let incoming = incoming.map_err(|s| s.message().to_owned())?;
+        if out.send(open).await.is_err() {
+            return Err("it takes nothing any more".into());
+        }
         {
             let mut state = self.lock();
             state.outlets.insert(Some(peer), Outlet::default());
@@ -109,7 +121,7 @@ impl Shared {
         let sending = send(self.clone(), Some(peer), sealer, out);
         let reason = tokio::select! {
             () = sending => "it takes nothing any more".into(),
-            reason = self.take_from(peer, incoming) => reason,
+            reason = self.take_from(peer, opener, incoming) => reason,
         };
         let mut state = self.lock();
         state.outlets.remove(&Some(peer));
@@ -118,8 +130,12 @@ impl Shared {
     }
 
     /// Takes in what a peer sends; ends with the reason why no more will come.
-    async fn take_from(&self, peer: SessionId, mut incoming: Incoming) -> String {
-        let mut opener = Opener::default();
+    async fn take_from(
+        &self,
+        peer: SessionId,
+        mut opener: Opener,
+        mut incoming: Incoming,
+    ) -> String {
         loop {
             let chunk = match incoming.next().await {
                 None => return "it closed the link".into(),

@@ -9,6 +9,7 @@ use super::trainer::LEN;
 use super::world::{Direction, Next, Up, World};
 use crate::aggregate::{Aggregator, ChunkDigest, Data, encode};
 use crate::cluster::events::Event;
+use crate::cluster::links::Link as Speed;
 use crate::cluster::messages::{Owners, Peer, Share};
 use crate::cluster::worker::Report;
 use crate::floats::floats_of;
@@ -152,7 +153,13 @@ impl World {
             return;
         };
         found.open = true;
-        let from = found.from;
+        let (from, peer) = (found.from, found.sessions.1);
+        let link = Speed {
+            rtt_micros: 1 + self.draw(100),
+            bytes_per_second: 1 + self.draw(1_000),
+        };
+        let load = self.workers[from].load;
+        self.report(from, load, Report::Link { peer, link });
         self.tell_reach(from);
     }
 

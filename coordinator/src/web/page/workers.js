@@ -105,6 +105,9 @@ function showWorker(element, worker) {
   setText(cores, fixed(worker.cores, 1));
   setText(memory, bytes(worker.rss_bytes));
   const known = worker.sent_per_second !== null && worker.sent_per_second !== undefined;
+  net.title = worker.line_bytes_per_second
+    ? `Its line takes ${bytes(worker.line_bytes_per_second)}/s; ${fixed(worker.line_rtt_ms, 1)} ms there and back to the nearest worker`
+    : '';
   setText(net, known ? `${bytes(worker.sent_per_second)}/s, ${bytes(worker.received_per_second)}/s` : '–');
 }
 

@@ -1,7 +1,7 @@
-"""Writes int8.json: what the formula in `floats/int8.rs` makes of some values, in NumPy and by itself.
+"""Writes blocks.json: what the formula in `floats/blocks.rs` makes of some values, in NumPy and by itself.
 
     pip install numpy
-    python int8.py
+    python blocks.py
 """
 
 import json
@@ -20,13 +20,13 @@ def split_mix(key, number):
     return z ^ z >> 31
 
 
-def rounded(block, place):
+def rounded(bits, block, place):
     """The exponent, the whole numbers, and the values."""
     if not np.isfinite(block).all():
         return -128, np.zeros(len(block), np.int8), np.full(len(block), np.nan, np.float32)
     most = np.abs(block).max().astype(np.float64)
     exponent = -126
-    while most > 127 * 2.0**exponent:
+    while most > (2 ** (bits - 1) - 1) * 2.0**exponent:
         exponent += 1
     random = [split_mix(KEY, p // 4) >> 16 * (p % 4) & 0xFFFF for p in range(place, place + len(block))]
     u = (np.array(random) + 0.5) / 65536
@@ -36,7 +36,7 @@ def rounded(block, place):
     return exponent, numbers.astype(np.int8), (numbers * np.float64(2.0) ** exponent).astype(np.float32)
 
 
-def sent_as(values):
+def sent_as(bits, values):
     """What travels of values that are rounded: their scales may be smaller now."""
     exponents, numbers = [], []
     for begin in range(0, len(values), BLOCK):
@@ -46,10 +46,13 @@ def sent_as(values):
             numbers += [0] * len(block)
             continue
         exponent = -126
-        while np.abs(block).max() > 127 * 2.0**exponent:
+        while np.abs(block).max() > (2 ** (bits - 1) - 1) * 2.0**exponent:
             exponent += 1
         exponents.append(exponent % 256)
-        numbers += [int(x / 2.0**exponent) % 256 for x in block]
+        numbers += [int(x / 2.0**exponent) % 2**bits for x in block]
+    if bits == 4:
+        numbers += [0] * (len(numbers) % 2)
+        numbers = [low + 16 * high for low, high in zip(numbers[::2], numbers[1::2])]
     return exponents + numbers
 
 
@@ -60,8 +63,10 @@ values[BLOCK + 3] = 1e-40
 values[2 * BLOCK] = np.inf
 values[3 * BLOCK : 4 * BLOCK] *= np.float32(1e38)
 values[4 * BLOCK] = -127 * 2.0**-9
-parts = [rounded(values[at : at + BLOCK], PLACE + at) for at in range(0, len(values), BLOCK)]
-out = np.concatenate([values for _, _, values in parts])
-bits = lambda x: np.where(np.isnan(x), 0x7FC00000, x.view(np.uint32)).tolist()
-golden = {"key": str(KEY), "place": PLACE, "values": bits(values), "rounded": bits(out), "sent": sent_as(out)}
-Path(__file__).with_name("int8.json").write_text(json.dumps(golden) + "\n")
+bits_of = lambda x: np.where(np.isnan(x), 0x7FC00000, x.view(np.uint32)).tolist()
+golden = {"key": str(KEY), "place": PLACE, "values": bits_of(values)}
+for bits in (8, 4):
+    parts = [rounded(bits, values[at : at + BLOCK], PLACE + at) for at in range(0, len(values), BLOCK)]
+    out = np.concatenate([values for _, _, values in parts])
+    golden[str(bits)] = {"rounded": bits_of(out), "sent": sent_as(bits, out)}
+Path(__file__).with_name("blocks.json").write_text(json.dumps(golden) + "\n")
