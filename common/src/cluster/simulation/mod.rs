@@ -6,6 +6,7 @@
 //! `COHORT_SIM_SEEDS=N` sets the number of schedules, `COHORT_SIM_SEED=S` runs one. A failure prints its seed.
 
 mod network;
+mod scale;
 mod sharing;
 mod trainer;
 mod workers;
@@ -27,6 +28,9 @@ use crate::spec::{
     Architecture, CheckpointConfig, ModelConfig, Payload, RunKind, RunSpec, ScheduleKind,
     TrainConfig, WatchdogAction, WatchdogConfig,
 };
+
+/// The run's name.
+const RUN: &str = "sim-1";
 
 /// Schedules in a usual run of the tests.
 const SEEDS: u64 = 8_000;
@@ -90,7 +94,7 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
         labels: Vec::new(),
     };
     RunPlan {
-        run: RunId::new("sim-1"),
+        run: RunId::new(RUN),
         spec: Arc::new(RunSpec {
             kind: RunKind::Pretrain,
             model,
