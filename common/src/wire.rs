@@ -285,8 +285,8 @@ fn hash_from(message: &'static str, bytes: &[u8]) -> Result<Option<[u8; 32]>, Wi
     bytes.try_into().map(Some).map_err(wrong)
 }
 
-fn hash_to(hash: Option<[u8; 32]>) -> bytes::Bytes {
-    hash.map_or_else(bytes::Bytes::new, |h| h.to_vec().into())
+fn hash_to(hash: Option<[u8; 32]>) -> Bytes {
+    hash.map_or_else(Bytes::new, |h| h.to_vec().into())
 }
 
 fn load_from(load: v1::Load) -> Result<ToWorker, WireError> {

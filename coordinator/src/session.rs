@@ -193,7 +193,7 @@ impl Room {
         match workers < self.most() {
             true => Ok(()),
             false => Err(Status::failed_precondition(format!(
-                "this coordinator has {workers} workers and can have no more: each takes {CONNECTIONS} connections, and it may have {files} files open; raise that limit where it is started (`ulimit -n`, or `LimitNOFILE=` of systemd) and start it again"
+                "this coordinator has as many workers as it can have, {workers}: each takes {CONNECTIONS} connections, and it may have {files} files open; raise that limit where it is started (`ulimit -n`, or `LimitNOFILE=` of systemd) and start it again"
             ))),
         }
     }
@@ -252,7 +252,7 @@ mod tests {
         assert!(room.check(287).is_ok());
         let status = room.check(288).unwrap_err();
         let text = status.message();
-        assert!(text.starts_with("this coordinator has 288 workers"), "{text}");
+        assert!(text.contains("as it can have, 288: each"), "{text}");
         assert!(text.contains("1024 files") && text.contains("ulimit -n"), "{text}");
         // One may always come, and a system without a bound has none.
         assert!(Room::new(0).check(0).is_ok());

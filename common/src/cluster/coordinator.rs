@@ -13,7 +13,9 @@ use crate::cluster::events::{Action, Change, Event, Happening, LeftReason, Membe
 use crate::cluster::messages::{FromWorker, Holding, ToWorker};
 use crate::cluster::run::{Active, Phase, RunPlan};
 use crate::cluster::silence::{Silence, SilenceLimits};
-use crate::ids::{Lane, RunId, SessionId, Step};
+#[cfg(test)]
+use crate::ids::Lane;
+use crate::ids::{RunId, SessionId, Step};
 
 /// Workers and lanes that are looked at for each event, to see that the state contradicts itself nowhere.
 const LOOKED_AT: usize = 64;

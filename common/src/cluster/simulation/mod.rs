@@ -528,7 +528,7 @@ fn a_checkpoint_is_written_at_the_next_boundary_after_it_was_asked_for() {
     world.request_checkpoint();
     finish(&mut world);
     let saved: Vec<Step> = world.disk.checkpoints.keys().copied().collect();
-    assert_eq!(saved[..2], [9, 15], "step 15 was in flight");
+    assert_eq!(saved[..2], [9, 14], "step 14 was in flight");
 }
 
 #[test]
