@@ -86,20 +86,40 @@ fn main() {
     let mut named: BTreeMap<&str, &str> = BTreeMap::new();
     let mut rest = arguments.iter().filter(|a| !tiny && *a != "--bench");
     while let Some(name) = rest.next() {
-        assert!(known(name), "`{name}` is no option; the options are {NAMES:?}");
+        assert!(
+            known(name),
+            "`{name}` is no option; the options are {NAMES:?}"
+        );
         let value = rest.next();
-        named.insert(name, value.unwrap_or_else(|| panic!("{name} wants a value")));
+        named.insert(
+            name,
+            value.unwrap_or_else(|| panic!("{name} wants a value")),
+        );
     }
     if let Some(url) = named.get("--url") {
         return workers(url, named["--workers"], Path::new(named["--cache"]));
     }
-    let usual = if tiny { ("20", "3") } else { ("10,100,1000", "60") };
+    let usual = if tiny {
+        ("20", "3")
+    } else {
+        ("10,100,1000", "60")
+    };
     let counts = named.get("--workers").unwrap_or(&usual.0).split(',');
     let steps: u64 = number(named.get("--steps").unwrap_or(&usual.1));
     let fixed = named.get("--lanes").filter(|lanes| **lanes != "each");
     println!(
         "{:>8} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>9}",
-        "workers", "lanes", "step ms", "p50 ms", "p99 ms", "cpu ms", "us/worker", "messages", "KB", "RSS MB", "KB/worker"
+        "workers",
+        "lanes",
+        "step ms",
+        "p50 ms",
+        "p99 ms",
+        "cpu ms",
+        "us/worker",
+        "messages",
+        "KB",
+        "RSS MB",
+        "KB/worker"
     );
     let mut rows = Vec::new();
     for count in counts {
@@ -150,9 +170,10 @@ impl Look {
         let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let rss = rss.and_then(|line| line.split_whitespace().next());
         let page = metrics(url);
-        let sum = |name: &str| {
+        let sum = |name: &str| -> f64 {
             let of = page.lines().filter(|line| line.starts_with(name));
-            of.map(|line| number::<f64>(line.rsplit_once(' ').expect("a sample").1)).sum()
+            of.map(|line| number::<f64>(line.rsplit_once(' ').expect("a sample").1))
+                .sum()
         };
         Self {
             at: Instant::now(),
@@ -180,8 +201,8 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name);
     let warm = if steps > 2 * WARM { WARM } else { 0 };
-    // A sample for each lane of each step, so that none is read twice.
-    let text: String = (0..(40_000 + 10 * lanes)).map(|i| char::from(b'a' + (i * i % 23) as u8)).collect();
+    let letter = |i: u64| char::from(b'a' + (i * i % 23) as u8);
+    let text: String = (0..40_000).map(letter).collect();
     std::fs::write(path("text.txt"), text).expect("a file is written");
     std::fs::write(path("spec.toml"), SPEC).expect("a file is written");
     let cohort = |line: &str| {
@@ -197,7 +218,10 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
         command
     };
     let mut coordinator = cohort("coordinator --listen 127.0.0.1:0");
-    let coordinator = coordinator.stderr(Stdio::piped()).spawn().expect("it starts");
+    let coordinator = coordinator
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
     let mut coordinator = Process(coordinator);
     let mut log = BufReader::new(coordinator.0.stderr.take().expect("it is piped")).lines();
     let url = log.by_ref().find_map(|line| {
@@ -214,7 +238,10 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
 
     let mut child = Command::new(std::env::current_exe().expect("this file has a name"));
     child.args(["--url", &url, "--workers", &workers.to_string(), "--cache"]);
-    let child = child.arg(path("cache")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let child = child
+        .arg(path("cache"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = Process(child.spawn().expect("a process can be started"));
     let mut times = BufReader::new(child.0.stdout.take().expect("it is piped"));
 
@@ -222,7 +249,12 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
         "pretrain spec.toml --corpus text.txt --json --coordinator {url} --set train.lanes={lanes} --set train.steps={steps} --set train.min_workers={}",
         workers.min(lanes)
     );
-    let mut run = Process(cohort(&run).stdout(Stdio::piped()).spawn().expect("it starts"));
+    let mut run = Process(
+        cohort(&run)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts"),
+    );
     let events = BufReader::new(run.0.stdout.take().expect("it is piped"));
     let (mut first, mut last, mut finished) = (None, None, false);
     for line in events.lines() {
@@ -254,8 +286,11 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
         .filter_map(|line| line.split_once(' '))
         .map(|(step, ms)| (number(step), number(ms)))
         .collect();
-    let mut latencies: Vec<f64> =
-        times.iter().filter(|(step, _)| *step > from && *step <= to).map(|(_, ms)| *ms).collect();
+    let mut latencies: Vec<f64> = times
+        .iter()
+        .filter(|(step, _)| *step > from && *step <= to)
+        .map(|(_, ms)| *ms)
+        .collect();
     latencies.sort_by(f64::total_cmp);
     assert_eq!(latencies.len() as u64, to - from, "a step was not seen");
     let quantile = |q: f64| latencies[((latencies.len() - 1) as f64 * q).round() as usize];
@@ -309,7 +344,9 @@ impl Visit for Event {
 
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         if field.name() == "message" {
-            self.kind = ["computed a lane", "applied"].iter().position(|m| format!("{value:?}") == *m);
+            self.kind = ["computed a lane", "applied"]
+                .iter()
+                .position(|m| format!("{value:?}") == *m);
         }
     }
 }
@@ -330,7 +367,9 @@ fn workers(url: &str, count: &str, cache: &Path) {
     process::open_files();
     let times = Times::default();
     let only = Targets::new().with_target("cohort_worker::driver", LevelFilter::TRACE);
-    tracing_subscriber::registry().with(times.clone().with_filter(only)).init();
+    tracing_subscriber::registry()
+        .with(times.clone().with_filter(only))
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -351,7 +390,8 @@ fn workers(url: &str, count: &str, cache: &Path) {
         let config = config.clone();
         runtime.spawn(async move {
             let ended = cohort_worker::run(config, std::future::pending()).await;
-            panic!("a worker ended: {ended:?}");
+            eprintln!("a worker ended: {ended:?}");
+            std::process::exit(1);
         });
     }
     // Until the parent has nothing more to say.
@@ -359,7 +399,10 @@ fn workers(url: &str, count: &str, cache: &Path) {
     let steps = times.0.lock().expect("no panic under this lock");
     for (step, times) in &*steps {
         if let [Some(computed), Some(applied)] = times {
-            println!("{step} {}", applied.saturating_duration_since(*computed).as_secs_f64() * 1e3);
+            println!(
+                "{step} {}",
+                applied.saturating_duration_since(*computed).as_secs_f64() * 1e3
+            );
         }
     }
     std::io::stdout().flush().expect("somebody reads");

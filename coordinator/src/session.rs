@@ -253,7 +253,10 @@ mod tests {
         let status = room.check(288).unwrap_err();
         let text = status.message();
         assert!(text.contains("as it can have, 288: each"), "{text}");
-        assert!(text.contains("1024 files") && text.contains("ulimit -n"), "{text}");
+        assert!(
+            text.contains("1024 files") && text.contains("ulimit -n"),
+            "{text}"
+        );
         // One may always come, and a system without a bound has none.
         assert!(Room::new(0).check(0).is_ok());
         assert!(Room::new(usize::MAX).check(1_000_000).is_ok());
