@@ -22,7 +22,8 @@ pub fn assign(
     let times: Vec<f64> = workers.iter().map(|(_, t)| t.unwrap_or(usual)).collect();
     let mut counts = vec![0u32; workers.len()];
     // The next lane goes to whoever would be done with it first.
-    let turn = |worker: usize, count: u32| Reverse(Turn(f64::from(count + 1) * times[worker], worker));
+    let turn =
+        |worker: usize, count: u32| Reverse(Turn(f64::from(count + 1) * times[worker], worker));
     let mut turns: BinaryHeap<_> = (0..workers.len()).map(|worker| turn(worker, 0)).collect();
     for _ in 0..lanes {
         let Reverse(Turn(_, best)) = turns.pop().expect("there are workers");
@@ -65,7 +66,11 @@ pub fn reassign(
     let takers: Vec<SessionId> = survivors.into_iter().take(lost.len()).collect();
     let count = takers.len();
     let piece = |i: usize| lost[lost.len() * i / count..lost.len() * (i + 1) / count].to_vec();
-    takers.into_iter().enumerate().map(|(i, session)| (session, piece(i))).collect()
+    takers
+        .into_iter()
+        .enumerate()
+        .map(|(i, session)| (session, piece(i)))
+        .collect()
 }
 
 /// Joins a sorted list of lanes into contiguous ranges.

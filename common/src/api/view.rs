@@ -97,6 +97,7 @@ pub struct SystemView {
     /// All bytes of that disk.
     pub disk_bytes: Option<u64>,
     /// What went over the workers' control connections.
+    #[serde(default)]
     pub control: ControlView,
 }
 

@@ -50,7 +50,11 @@ impl Machine {
         let active = self.active.as_mut().expect("a run is active");
         if let Some(hash) = hash {
             let joins = active.joiners.contains_key(&session);
-            active.votes.entry(step).or_default().add(session, hash, joins);
+            active
+                .votes
+                .entry(step)
+                .or_default()
+                .add(session, hash, joins);
         }
     }
 

@@ -148,7 +148,9 @@ impl Introduced {
             return Self::default();
         }
         let mut owners: BTreeSet<SessionId> = self.owners.intersection(ready).copied().collect();
-        let more = ready.iter().filter(|s| !self.owners.contains(s) && listens(s));
+        let more = ready
+            .iter()
+            .filter(|s| !self.owners.contains(s) && listens(s));
         let room = MOST_OWNERS - owners.len();
         owners.extend(more.take(room).copied());
         match owners.len() {

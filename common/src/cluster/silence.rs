@@ -33,7 +33,10 @@ impl SilenceLimits {
     /// in half of the shortest deadline.
     pub fn heartbeat_ms_of(&self, workers: usize) -> u64 {
         let spread = (workers as u64).saturating_mul(1000) / BEATS;
-        spread.clamp(self.heartbeat_ms(), (self.floor_ms / 2).max(self.heartbeat_ms()))
+        spread.clamp(
+            self.heartbeat_ms(),
+            (self.floor_ms / 2).max(self.heartbeat_ms()),
+        )
     }
 }
 

@@ -356,11 +356,15 @@ impl Active {
                 takers[range.start as usize..range.end as usize].fill(Some(*session));
             }
         }
-        let left: Vec<Lane> = (0..lanes).filter(|l| takers[*l as usize].is_none()).collect();
+        let left: Vec<Lane> = (0..lanes)
+            .filter(|l| takers[*l as usize].is_none())
+            .collect();
         in_time.sort_unstable();
         let in_time = in_time.into_iter().map(|(_, session)| session);
         for (taker, lanes) in lanes::reassign(&left, in_time) {
-            lanes.into_iter().for_each(|l| takers[l as usize] = Some(taker));
+            lanes
+                .into_iter()
+                .for_each(|l| takers[l as usize] = Some(taker));
         }
         let mut claimed = BTreeSet::new();
         let kept = self.kept.iter().filter(|(s, _)| self.ready.contains(s));
@@ -370,7 +374,9 @@ impl Active {
             }
         }
         let mut hands = Hands::new(lanes);
-        self.ready.iter().for_each(|session| hands.give(*session, []));
+        self.ready
+            .iter()
+            .for_each(|session| hands.give(*session, []));
         for (lane, taker) in (0..lanes).zip(takers) {
             hands.give(taker.expect("somebody is ready"), [lane]);
         }

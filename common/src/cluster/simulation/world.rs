@@ -5,9 +5,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
-use super::{RUN, plan};
 use super::sharing::{Link, Passed, Sharing};
 use super::trainer::{LEN, State, Trainer, totals};
+use super::{RUN, plan};
 use crate::aggregate::{Aggregator, Data, Offered, encode};
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason};
 use crate::cluster::messages::{FromWorker, Owners, Scores, StateSource, ToWorker};
@@ -408,7 +408,10 @@ impl World {
         if boot != self.boots || self.coordinator.is_none() {
             return;
         }
-        let heard = self.coordinator.as_mut().map(|c| std::mem::take(&mut c.heard));
+        let heard = self
+            .coordinator
+            .as_mut()
+            .map(|c| std::mem::take(&mut c.heard));
         self.event(Event::Heard(heard.unwrap_or_default()));
         self.event(Event::Tick);
         let limits = Limits::default();
@@ -421,7 +424,13 @@ impl World {
                 .map(|(s, (w, _))| (*s, *w))
                 .collect();
             for (session, w) in all {
-                self.send_down(w, session, Down::Control(ToWorker::Ping { heartbeat_ms: beat as u32 }));
+                self.send_down(
+                    w,
+                    session,
+                    Down::Control(ToWorker::Ping {
+                        heartbeat_ms: beat as u32,
+                    }),
+                );
                 self.send_down(w, session, Down::Alive);
             }
         }
