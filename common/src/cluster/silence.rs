@@ -29,7 +29,7 @@ impl SilenceLimits {
         (self.floor_ms / 8).max(10)
     }
 
-    /// The same where there are so many workers: all together give [`BEATS`] signs of life a second, until each gives one
+    /// The same where there are so many workers: all together give about a thousand signs of life a second, until each gives one
     /// in half of the shortest deadline.
     pub fn heartbeat_ms_of(&self, workers: usize) -> u64 {
         let spread = (workers as u64).saturating_mul(1000) / BEATS;
