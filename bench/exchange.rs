@@ -390,7 +390,7 @@ fn owners(share: &Share, client: &ExchangeClient) -> Owners {
         session: session(rank),
         address: Some(addresses[rank as usize].clone()),
     };
-    client.introduce(others.map(peer).collect());
+    client.introduce(&[], others.map(peer).collect());
     let chunks = share.shape.chunks() as u32;
     let cut = |rank: u32| chunks * rank / count;
     let slice = |rank: u32| Slice {

@@ -15,6 +15,7 @@
     python3 bench/run.py tls               what encryption costs between three hosts, in network namespaces
     python3 bench/run.py rounds TEXT       losses after equal tokens, exchanged in every step and after rounds of inner steps
     python3 bench/run.py links             speed over slow links, in network namespaces, beside DistributedDataParallel
+    python3 bench/run.py scale             the coordinator with 10, 100 and 1,000 workers, and 2,000: what a step costs it
     python3 bench/run.py tokenize BOOKS    text to tokens on one and two workers, beside Hugging Face's datasets and tokenizers
     python3 bench/run.py table             BENCHMARKS.md from the results
     python3 bench/run.py smoke             the smallest run of each that needs neither a GPU nor a browser
@@ -363,6 +364,17 @@ def links(args):
     save(args, "links", script(args, "links.py", *options))
 
 
+def scale(args):
+    """Rounds within 8 minutes: what takes long is that a thousand workers join."""
+    ours, rows = bench_binary(args, "scale"), []
+    cases = [(20, 3, [])] if args.quick else [(10, 60, []), (100, 60, []), (300, 60, []), (1000, 60, []), (2000, 30, [])]
+    for workers, steps, options in cases:
+        with tempfile.NamedTemporaryFile() as file:
+            subprocess.run([ours, "--workers", str(workers), "--steps", str(steps), "--json", file.name, *options], cwd=ROOT, check=True)
+            rows += json.load(open(file.name))["rows"]
+    save(args, "scale", rows)
+
+
 def tokenize(args):
     path = Path(args.text)
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
@@ -528,6 +540,15 @@ def table(_args):
         row = rows[0]
         body = [[f"{median(row['encrypted']):.1f} ms", f"{median(row['plain']):.1f} ms", f"**{row['ratio']:.3f}**"]]
         lines(["a step, encrypted", "in plain text", "ratio"], body)
+    if rows := section("scale", "The coordinator at scale", "scale"):
+        body = []
+        for row in rows:
+            line = [f"{row['workers']:,}", f"{row['cpu_ms_per_step']:.1f} ms", f"{1e3 * row['cpu_ms_per_step'] / row['workers']:.0f} µs"]
+            line += [f"{row['latency_p50_ms']:.0f} ms", f"{row['latency_p99_ms']:.0f} ms", f"{row['step_ms']:.0f} ms"]
+            line += [f"{row['messages_per_step']:,.0f}", f"{row['bytes_per_step'] / 1e3:,.0f} KB", f"{row['rss_bytes'] / 1e6:,.0f} MB"]
+            body.append(line)
+        head = ["workers, a lane each", "the coordinator's CPU time of a step", "for each worker", "last lane to last update, median", "99th percentile"]
+        lines([*head, "whole step", "control messages of a step", "their bytes", "the coordinator's memory"], body)
     if rows := section("watching", "Being watched", "watching"):
         row = rows[0]
         coordinator = [median(p["coordinator_percent"] for p in row["phases"] if p["watched"] == watched) for watched in (False, True)]
@@ -547,12 +568,12 @@ def exchange_table(rows, lines):
 
 
 def smoke(args):
-    for command in [engine, lanes, workers, overhead, exchange, text, preset, rounds, dedup, tokenize]:
+    for command in [engine, lanes, workers, overhead, exchange, text, preset, rounds, dedup, scale, tokenize]:
         command(args)
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, links, tokenize, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, links, scale, tokenize, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")

@@ -164,3 +164,16 @@ fn nor_one_with_few_open_files() {
     let scene = Scene::new();
     siege(&scene, scene.coordinator_limited("ulimit -n 256"));
 }
+
+/// Workers for whose connections there are no files are refused, and told what to raise.
+#[test]
+fn a_worker_too_many_is_told_why() {
+    let scene = Scene::new();
+    let (_coordinator, url) = scene.coordinator_limited("ulimit -n 164");
+    let line = format!("worker --coordinator {url} --threads 1 --no-shared-memory");
+    let mut first = scene.start(&line);
+    first.wait_for("joined");
+    let message = scene.fails(&line);
+    let expected = "this coordinator has as many workers as it can have, 1: each takes 3 connections, and it may have 164 files open";
+    assert!(message.contains(expected), "{message}");
+}

@@ -275,7 +275,10 @@ impl Aggregator {
         if newly.is_empty() {
             return Ok(Offered::default());
         }
-        state.waiting.retain(|held, _| !node.contains(*held));
+        if newly.len() < node.size as usize {
+            // Parts of it that wait are in it once more.
+            state.waiting.retain(|held, _| !node.contains(*held));
+        }
         drop(state);
         let summand = Waiting::new(data, self.form(index));
         let root = self.climb(node, index, summand);

@@ -19,8 +19,8 @@ pub use corpora::{
 pub use evals::{Classes, EvalEvent};
 pub use metrics::{MetricsRequest, StepMetrics};
 pub use view::{
-    Band, ClusterView, FaultTotal, History, HistoryRequest, RunFacts, RunSummary, RunView,
-    SampleInfo, SystemView, TimeSplit, TimelineEntry, WorkerView,
+    Band, ClusterView, ControlView, FaultTotal, History, HistoryRequest, RunFacts, RunSummary,
+    RunView, SampleInfo, SystemView, TimeSplit, TimelineEntry, WorkerView,
 };
 
 use crate::security::Role;

@@ -1,7 +1,8 @@
 //! Who computes which lanes. A fresh assignment gives each worker one contiguous range, so that most of the tree is
 //! summed where the lanes are; lanes that are lost in mid-step go to the survivors in contiguous pieces.
 
-use std::collections::BTreeMap;
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
 
 use crate::ids::{Lane, SessionId};
@@ -20,10 +21,14 @@ pub fn assign(
     };
     let times: Vec<f64> = workers.iter().map(|(_, t)| t.unwrap_or(usual)).collect();
     let mut counts = vec![0u32; workers.len()];
+    // The next lane goes to whoever would be done with it first.
+    let turn =
+        |worker: usize, count: u32| Reverse(Turn(f64::from(count + 1) * times[worker], worker));
+    let mut turns: BinaryHeap<_> = (0..workers.len()).map(|worker| turn(worker, 0)).collect();
     for _ in 0..lanes {
-        let end = |i: &usize| f64::from(counts[*i] + 1) * times[*i];
-        let best = (0..workers.len()).min_by(|a, b| end(a).total_cmp(&end(b)));
-        counts[best.expect("there are workers")] += 1;
+        let Reverse(Turn(_, best)) = turns.pop().expect("there are workers");
+        counts[best] += 1;
+        turns.push(turn(best, counts[best]));
     }
     let mut first = 0;
     let range = |((session, _), count): (&(SessionId, Option<f64>), u32)| {
@@ -34,19 +39,38 @@ pub fn assign(
     workers.iter().zip(counts).map(range).collect()
 }
 
-/// Splits the lost lanes over the survivors, those with the least work first, in contiguous pieces.
-///
-/// `loads` holds each survivor and the lanes it still has to deliver.
-pub fn reassign(lost: &[Lane], loads: &[(SessionId, usize)]) -> BTreeMap<SessionId, Vec<Lane>> {
-    let mut order = loads.to_vec();
-    order.sort_by_key(|&(session, load)| (load, session));
-    let mut out = BTreeMap::new();
-    let takers = order.len().min(lost.len());
-    for (i, (session, _)) in order.into_iter().take(takers).enumerate() {
-        let piece = &lost[lost.len() * i / takers..lost.len() * (i + 1) / takers];
-        out.insert(session, piece.to_vec());
+/// When a worker would be done with one more lane, and which one it is.
+#[derive(PartialEq)]
+struct Turn(f64, usize);
+
+impl Eq for Turn {}
+
+impl PartialOrd for Turn {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
-    out
+}
+
+impl Ord for Turn {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0).then(self.1.cmp(&other.1))
+    }
+}
+
+/// Splits the lost lanes over the survivors, who come in order, those with the least work first, in contiguous pieces. No
+/// more of them are looked at than there are lanes.
+pub fn reassign(
+    lost: &[Lane],
+    survivors: impl IntoIterator<Item = SessionId>,
+) -> BTreeMap<SessionId, Vec<Lane>> {
+    let takers: Vec<SessionId> = survivors.into_iter().take(lost.len()).collect();
+    let count = takers.len();
+    let piece = |i: usize| lost[lost.len() * i / count..lost.len() * (i + 1) / count].to_vec();
+    takers
+        .into_iter()
+        .enumerate()
+        .map(|(i, session)| (session, piece(i)))
+        .collect()
 }
 
 /// Joins a sorted list of lanes into contiguous ranges.
@@ -90,11 +114,10 @@ mod tests {
         #[test]
         fn lost_lanes_are_reassigned_once(
             lost in proptest::collection::btree_set(0u32..100, 1..50),
-            loads in proptest::collection::vec(0usize..9, 1..12),
+            survivors in 1u64..12,
         ) {
             let lost: Vec<Lane> = lost.into_iter().collect();
-            let loads: Vec<_> = loads.into_iter().enumerate().map(|(i, l)| (SessionId(i as u64), l)).collect();
-            let mut all: Vec<Lane> = reassign(&lost, &loads).into_values().flatten().collect();
+            let mut all: Vec<Lane> = reassign(&lost, (0..survivors).map(SessionId)).into_values().flatten().collect();
             all.sort_unstable();
             prop_assert_eq!(all, lost);
         }

@@ -55,8 +55,12 @@ pub struct Sealer(Outgoing);
 impl Sealer {
     /// Puts the next message into its frame.
     pub fn frame(&mut self, message: &impl Message) -> v1::Frame {
+        self.body(message.encode_to_vec().into())
+    }
+
+    /// Puts the next message, which is encoded, into its frame.
+    pub fn body(&mut self, body: bytes::Bytes) -> v1::Frame {
         let number = self.0.number();
-        let body: bytes::Bytes = message.encode_to_vec().into();
         v1::Frame {
             number,
             check: frame_check(number, &body),

@@ -7,14 +7,16 @@ mod sharing;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use cohort_proto::v1;
+use prost::Message;
 use thiserror::Error;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::events::MemberInfo;
 use crate::cluster::links::Link;
 use crate::cluster::messages::{Commit, LaneSums};
-use crate::cluster::{FromWorker, Holding, StateSource, ToWorker};
+use crate::cluster::{FromWorker, Holding, Proof, StateSource, ToWorker};
 use crate::home::RunName;
 use crate::ids::{RunId, SessionId};
 use crate::ledger::Entry;
@@ -118,23 +120,30 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
             run: run.as_str().into(),
             step: *step,
         }),
-        ToWorker::Peers { run, peers } => Kind::Peers(v1::Peers {
+        ToWorker::Peers { run, gone, peers } => Kind::Peers(v1::Peers {
             run: run.as_str().into(),
             peers: peers.iter().map(peer_to).collect(),
+            gone: gone.iter().map(|session| session.0).collect(),
         }),
         ToWorker::Skip { run, step, lanes } => Kind::Skip(v1::Skip {
             run: run.as_str().into(),
             step: *step,
             lanes: lanes.clone(),
         }),
-        ToWorker::Ping => Kind::Ping(v1::Ping {}),
-        ToWorker::Commit { run, commit } => Kind::Commit(v1::Commit {
-            run: run.as_str().into(),
-            entry: commit.entry.encode().into(),
-            scale: commit.scale,
-            hash_state: commit.hash_state,
-            updates: commit.updates,
+        ToWorker::Ping { heartbeat_ms } => Kind::Ping(v1::Ping {
+            heartbeat_ms: *heartbeat_ms,
         }),
+        ToWorker::Commit { run, commit } => {
+            let (entry, brief) = proof_to(&commit.proof);
+            Kind::Commit(v1::Commit {
+                run: run.as_str().into(),
+                entry,
+                brief,
+                scale: commit.scale,
+                hash_state: commit.hash_state,
+                updates: commit.updates,
+            })
+        }
         ToWorker::Evaluate {
             run,
             step,
@@ -157,6 +166,11 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
     v1::ToWorker { kind: Some(kind) }
 }
 
+/// A message to workers as it is put into frames: one that goes to many is encoded once.
+pub fn to_worker_body(message: &v1::ToWorker) -> Bytes {
+    message.encode_to_vec().into()
+}
+
 /// A message to a worker, from the wire. `Welcome` is not one of them: it opens the session.
 pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
     use v1::to_worker::Kind;
@@ -177,6 +191,7 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
             },
             Kind::Peers(p) => ToWorker::Peers {
                 run: run_id(&p.run)?,
+                gone: p.gone.into_iter().map(SessionId).collect(),
                 peers: p.peers.into_iter().map(peer_from).collect(),
             },
             Kind::Skip(s) => ToWorker::Skip {
@@ -184,11 +199,13 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
                 step: s.step,
                 lanes: s.lanes,
             },
-            Kind::Ping(_) => ToWorker::Ping,
+            Kind::Ping(p) => ToWorker::Ping {
+                heartbeat_ms: p.heartbeat_ms,
+            },
             Kind::Commit(c) => ToWorker::Commit {
                 run: run_id(&c.run)?,
                 commit: Commit {
-                    entry: entry_from("Commit", &c.entry)?,
+                    proof: proof_from("Commit", &c.entry, c.brief)?,
                     scale: c.scale,
                     hash_state: c.hash_state,
                     updates: c.updates,
@@ -211,9 +228,48 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
     )
 }
 
-fn entry_from(message: &'static str, encoded: &[u8]) -> Result<Arc<Entry>, WireError> {
-    let entry = Entry::decode(encoded).ok_or_else(|| bad(message, "its entry is no ledger entry"));
-    entry.map(Arc::new)
+/// The entry, or what stands for it.
+fn proof_to(proof: &Proof) -> (Bytes, Option<v1::Brief>) {
+    if let Some(entry) = &proof.entry {
+        return (entry.encode().into(), None);
+    }
+    let brief = v1::Brief {
+        step: proof.step,
+        hash: proof.hash.to_vec().into(),
+        learning_rate: proof.learning_rate,
+        skipped: proof.skipped,
+    };
+    (Bytes::new(), Some(brief))
+}
+
+fn proof_from(
+    message: &'static str,
+    entry: &[u8],
+    brief: Option<v1::Brief>,
+) -> Result<Proof, WireError> {
+    let Some(brief) = brief else {
+        let entry = Entry::decode(entry);
+        let entry = entry.ok_or_else(|| bad(message, "its entry is no ledger entry"))?;
+        let entry = Arc::new(entry);
+        return Ok(Proof {
+            step: entry.step,
+            hash: entry.hash(),
+            learning_rate: entry.learning_rate,
+            skipped: entry.skipped,
+            entry: Some(entry),
+        });
+    };
+    if !entry.is_empty() {
+        return Err(bad(message, "it has an entry and what stands for one"));
+    }
+    Ok(Proof {
+        step: brief.step,
+        hash: hash_from(message, &brief.hash)?
+            .ok_or_else(|| bad(message, "its brief has no hash"))?,
+        learning_rate: brief.learning_rate,
+        skipped: brief.skipped,
+        entry: None,
+    })
 }
 
 /// 32 bytes, or none.
@@ -230,8 +286,8 @@ fn hash_from(message: &'static str, bytes: &[u8]) -> Result<Option<[u8; 32]>, Wi
     bytes.try_into().map(Some).map_err(wrong)
 }
 
-fn hash_to(hash: Option<[u8; 32]>) -> bytes::Bytes {
-    hash.map_or_else(bytes::Bytes::new, |h| h.to_vec().into())
+fn hash_to(hash: Option<[u8; 32]>) -> Bytes {
+    hash.map_or_else(Bytes::new, |h| h.to_vec().into())
 }
 
 fn load_from(load: v1::Load) -> Result<ToWorker, WireError> {
@@ -432,9 +488,11 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
 
 /// What a worker still holds, on the wire.
 pub fn holding_to(holding: Holding) -> v1::Holding {
+    let (entry, brief) = proof_to(&holding.proof);
     v1::Holding {
         run: holding.run.as_str().into(),
-        entry: holding.entry.encode().into(),
+        entry,
+        brief,
         lanes: holding.lanes,
     }
 }
@@ -443,7 +501,7 @@ pub fn holding_to(holding: Holding) -> v1::Holding {
 pub fn holding_from(holding: v1::Holding) -> Result<Holding, WireError> {
     Ok(Holding {
         run: run_id(&holding.run)?,
-        entry: entry_from("Holding", &holding.entry)?,
+        proof: proof_from("Holding", &holding.entry, holding.brief)?,
         lanes: holding.lanes,
     })
 }

@@ -8,6 +8,7 @@ mod host;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use cohort_common::aggregate::Shape;
 use cohort_common::api::{ClusterInfo, ClusterView, SystemView};
 use cohort_common::checkpoint::CheckpointMeta;
@@ -17,7 +18,6 @@ use cohort_common::figures::Figures;
 use cohort_common::home::RunName;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::wire;
-use cohort_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 use tracing::{error, info, warn};
@@ -34,8 +34,8 @@ const QUEUE: usize = 1024;
 /// Messages that may wait for one worker. A worker that lets more pile up is lost.
 const OUTBOX: usize = 256;
 
-/// The way to a worker: messages, and at last the reason why there will be no more.
-pub type Outbox = mpsc::Receiver<Result<v1::ToWorker, Status>>;
+/// The way to a worker: encoded messages, and at last the reason why there will be no more.
+pub type Outbox = mpsc::Receiver<Result<Bytes, Status>>;
 
 /// What the driver is asked.
 pub enum Command {
@@ -103,7 +103,7 @@ struct Driver {
     cluster: Cluster,
     machine: Machine,
     tick: Duration,
-    outboxes: HashMap<SessionId, mpsc::Sender<Result<v1::ToWorker, Status>>>,
+    outboxes: HashMap<SessionId, mpsc::Sender<Result<Bytes, Status>>>,
     runs: HashMap<RunId, RunRecord>,
     started: Instant,
     started_ms: u64,
@@ -124,7 +124,11 @@ impl Driver {
                     Some(command) => command,
                     None => return,
                 },
-                _ = tick.tick() => Command::Event(Event::Tick),
+                _ = tick.tick() => {
+                    let heard = self.cluster.take_heard();
+                    self.handle(Event::Heard(heard)).await;
+                    Command::Event(Event::Tick)
+                }
             };
             self.obey(command).await;
         }
@@ -255,20 +259,27 @@ impl Driver {
             }
             let now = self.started.elapsed().as_millis() as u64;
             for action in self.machine.handle(now, event) {
-                if let Some(consequence) = self.act(action).await {
-                    events.push(consequence);
-                }
+                events.extend(self.act(action).await);
             }
         }
     }
 
-    /// Carries out one action; may answer with an event that follows from it.
-    async fn act(&mut self, action: Action) -> Option<Event> {
+    /// Carries out one action. Gives the events that follow from it.
+    async fn act(&mut self, action: Action) -> Vec<Event> {
+        match action {
+            Action::Send { session, message } => self.send(&[session], message).await,
+            Action::SendAll { sessions, message } => self.send(&sessions, message).await,
+            action => self.carry_out(action).await.into_iter().collect(),
+        }
+    }
+
+    /// Carries out an action that is no message.
+    async fn carry_out(&mut self, action: Action) -> Option<Event> {
         if let Some((run, step)) = action.progress() {
             self.cluster.notices().progress(run.as_str(), step);
         }
         match action {
-            Action::Send { session, message } => self.send(session, message).await,
+            Action::Send { .. } | Action::SendAll { .. } => unreachable!("handled by the caller"),
             Action::Close { session, reason } => {
                 warn!(worker = %session, %reason, "session closed");
                 if let Some(outbox) = self.outboxes.get(&session) {
@@ -382,24 +393,28 @@ impl Driver {
         }
     }
 
-    async fn send(&mut self, session: SessionId, message: ToWorker) -> Option<Event> {
+    /// Sends a message, which is encoded once. Gives the events that follow from it: the ends of sessions.
+    async fn send(&mut self, sessions: &[SessionId], message: ToWorker) -> Vec<Event> {
         if let ToWorker::Commit { run, .. } = &message
             && let Some(record) = self.runs.get_mut(run)
             && let Err(error) = record.durable().await
         {
             error!(%run, %error, "the ledger cannot be written");
             let run = run.clone();
-            return Some(Event::RunBroken { run, error });
+            return vec![Event::RunBroken { run, error }];
         }
         if let ToWorker::Compute { run, step, .. } = &message {
             self.spans.computing(run, *step);
         }
-        let outbox = self.outboxes.get(&session)?;
-        if outbox.try_send(Ok(wire::to_worker(&message))).is_ok() {
-            return None;
-        }
-        let what = format!("{OUTBOX} messages wait for it, or its connection is gone");
-        let reason = LeftReason::Protocol(what);
-        Some(Event::Left { session, reason })
+        let body = wire::to_worker_body(&wire::to_worker(&message));
+        let lost = |session: &SessionId| {
+            let outbox = self.outboxes.get(session)?;
+            outbox.try_send(Ok(body.clone())).err()?;
+            let what = format!("{OUTBOX} messages wait for it, or its connection is gone");
+            let reason = LeftReason::Protocol(what);
+            let session = *session;
+            Some(Event::Left { session, reason })
+        };
+        sessions.iter().filter_map(lost).collect()
     }
 }

@@ -140,14 +140,10 @@ impl Book {
         view.cores = worker.cpu_micros().map(share);
         view.sent_per_second = Some(rate(did.sent_bytes)).filter(|rate| *rate > 0.0);
         view.received_per_second = Some(rate(did.received_bytes)).filter(|rate| *rate > 0.0);
-        view.straggler = self
-            .straggler(now)
-            .filter(|(s, _)| *s == session)
-            .map(|s| s.1);
     }
 
     /// The worker that the others wait for, and why; `None` where the work is balanced.
-    fn straggler(&self, now: Instant) -> Option<(SessionId, String)> {
+    pub fn straggler(&self, now: Instant) -> Option<(SessionId, String)> {
         let paces = self.0.iter().filter_map(|(s, w)| Some((*s, w.pace(now)?)));
         let paces: Vec<(SessionId, Pace)> = paces.collect();
         let slowest = paces

@@ -50,6 +50,7 @@ use cohort_common::cluster::Limits;
 use cohort_common::exchange::{ExchangeServer, ExchangeService};
 use cohort_common::home::{Home, HomeError};
 use cohort_common::net;
+use cohort_common::process;
 use cohort_common::security::{Gate, SecurityError};
 use cohort_common::traces::Traces;
 use cohort_common::wire::MAX_MESSAGE;
@@ -295,6 +296,7 @@ async fn route(
         cluster: cluster.clone(),
         access: access.clone(),
         limits,
+        room: session::Room::new(process::open_files()),
     };
     let join = join::JoinService {
         access: access.clone(),

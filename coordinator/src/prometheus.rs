@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use cohort_common::api::{ClusterView, EvalEvent, RunView, WorkerView};
+use cohort_common::api::{ClusterView, ControlView, EvalEvent, RunView, WorkerView};
 
 /// What a run counts even before it has happened, so that the first time is an increase.
 const FAULTS: [&str; 4] = ["redone", "worker_joined", "worker_left", "worker_lost"];
@@ -18,6 +18,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub fn text(cluster: &ClusterView, runs: &[RunView]) -> String {
     let mut page = Page::default();
     coordinator(&mut page, cluster);
+    control(&mut page, &cluster.system.control);
     workers(&mut page, &cluster.workers);
     lives(&mut page, runs);
     steps(&mut page, runs);
@@ -88,6 +89,26 @@ fn coordinator(page: &mut Page, cluster: &ClusterView) {
         "cohort_home_disk_bytes",
         "All bytes of that disk.",
         bytes(system.disk_bytes),
+    );
+}
+
+fn control(page: &mut Page, control: &ControlView) {
+    let mut both = |name, help, sent: u64, received: u64| {
+        let mut family = page.counter(name, help);
+        family.sample(&[("direction", "sent")], sent as f64);
+        family.sample(&[("direction", "received")], received as f64);
+    };
+    both(
+        "cohort_control_messages_total",
+        "Messages on the workers' control connections.",
+        control.messages_sent,
+        control.messages_received,
+    );
+    both(
+        "cohort_control_bytes_total",
+        "Their bytes.",
+        control.bytes_sent,
+        control.bytes_received,
     );
 }
 

@@ -1,9 +1,10 @@
 //! The control service of workers: one stream is one session.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cohort_common::cluster::events::LeftReason;
-use cohort_common::cluster::{Event, Limits, ToWorker};
+use cohort_common::cluster::silence::SilenceLimits;
+use cohort_common::cluster::{Event, FromWorker, Limits, ToWorker};
 use cohort_common::ids::SessionId;
 use cohort_common::seal::{Opener, Sealer};
 use cohort_common::security::TokenId;
@@ -11,7 +12,6 @@ use cohort_common::wire::{self, Heard};
 use cohort_proto::v1;
 use cohort_proto::v1::workers_server::Workers;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -31,6 +31,8 @@ pub struct WorkersService {
     pub access: Access,
     /// Decides the heartbeat.
     pub limits: Limits,
+    /// What bounds the number of workers.
+    pub room: Room,
 }
 
 #[tonic::async_trait]
@@ -53,6 +55,7 @@ impl Workers for WorkersService {
         let mut register = first_message(&mut incoming, &mut opener).await?;
         let holding = register.holding.take().map(wire::holding_from).transpose();
         let holding = holding.map_err(invalid)?;
+        self.room.check(self.cluster.workers())?;
         let peak_flops = wire::peak_from(&register);
         let info = wire::member_from(register);
         let join = |reply| Command::Join {
@@ -65,17 +68,29 @@ impl Workers for WorkersService {
         let (out, outgoing) = mpsc::channel(1);
         let welcome = v1::Welcome {
             session: session.0,
-            heartbeat_ms: self.limits.silence.heartbeat_ms() as u32,
+            heartbeat_ms: self.beat().as_millis() as u32,
             version: env!("CARGO_PKG_VERSION").into(),
         };
         let cluster = self.cluster.clone();
-        let beat = Duration::from_millis(self.limits.silence.heartbeat_ms());
-        tokio::spawn(talk(welcome, messages, beat, stay, out));
+        let talking = Talking {
+            cluster: self.cluster.clone(),
+            limits: self.limits.silence,
+            stay,
+        };
+        tokio::spawn(talking.talk(welcome, messages, out));
         tokio::spawn(async move {
             let reason = listen(&cluster, session, incoming, opener).await;
             cluster.send(Event::Left { session, reason }).await;
         });
         Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+impl WorkersService {
+    /// Time between two signs of life, as long as there are as many workers as now.
+    fn beat(&self) -> Duration {
+        let workers = self.cluster.workers();
+        Duration::from_millis(self.limits.silence.heartbeat_ms_of(workers))
     }
 }
 
@@ -97,34 +112,90 @@ impl Stay {
     }
 }
 
-/// Sends a worker its messages, and signs of life between them.
-async fn talk(
-    welcome: v1::Welcome,
-    mut messages: Outbox,
-    beat: Duration,
+/// One worker's side of the conversation that goes out.
+struct Talking {
+    cluster: Cluster,
+    limits: SilenceLimits,
     stay: Stay,
-    out: mpsc::Sender<Result<v1::Frame, Status>>,
-) {
-    let mut sealer = Sealer::default();
-    let kind = Some(v1::to_worker::Kind::Welcome(welcome));
-    let ping = wire::to_worker(&ToWorker::Ping);
-    let mut beat = tokio::time::interval(beat);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut next = Ok(v1::ToWorker { kind });
-    loop {
-        let sealed = next.map(|message| sealer.frame(&message));
-        let last = sealed.is_err();
-        if out.send(sealed).await.is_err() || last {
-            return;
+}
+
+impl Talking {
+    fn heartbeat_ms(&self) -> u64 {
+        self.limits.heartbeat_ms_of(self.cluster.workers())
+    }
+
+    /// Sends a worker its messages, and signs of life where there are none for a while.
+    async fn talk(
+        self,
+        welcome: v1::Welcome,
+        mut messages: Outbox,
+        out: mpsc::Sender<Result<v1::Frame, Status>>,
+    ) {
+        let mut sealer = Sealer::default();
+        let kind = Some(v1::to_worker::Kind::Welcome(welcome));
+        let mut next = Ok(wire::to_worker_body(&v1::ToWorker { kind }));
+        let mut checked = Instant::now();
+        loop {
+            if let Ok(body) = &next {
+                self.cluster.traffic().sent.count(body.len());
+            }
+            let sealed = next.map(|body| sealer.body(body));
+            let last = sealed.is_err();
+            if out.send(sealed).await.is_err() || last {
+                return;
+            }
+            let heartbeat_ms = self.heartbeat_ms();
+            let beat = Duration::from_millis(heartbeat_ms);
+            next = tokio::select! {
+                biased;
+                message = messages.recv() => match message {
+                    Some(message) => message,
+                    None => return,
+                },
+                () = tokio::time::sleep(beat) => {
+                    let heartbeat_ms = heartbeat_ms as u32;
+                    Ok(wire::to_worker_body(&wire::to_worker(&ToWorker::Ping { heartbeat_ms })))
+                }
+            };
+            if checked.elapsed() >= beat {
+                checked = Instant::now();
+                next = self.stay.check().and(next);
+            }
         }
-        next = tokio::select! {
-            biased;
-            message = messages.recv() => match message {
-                Some(message) => message,
-                None => return,
-            },
-            _ = beat.tick() => stay.check().map(|()| ping.clone()),
-        };
+    }
+}
+
+/// How many workers may be there at a time: each has connections, and each of these is a file that is open.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    files: usize,
+}
+
+/// Connections of a worker: what is said, bulk data, gradients.
+const CONNECTIONS: usize = 3;
+
+/// Open files that are not for workers' connections: the database, corpora, clients and strangers.
+const OTHER_FILES: usize = 160;
+
+impl Room {
+    /// That of a process that may have so many files open.
+    pub fn new(files: usize) -> Self {
+        Self { files }
+    }
+
+    fn most(self) -> usize {
+        (self.files.saturating_sub(OTHER_FILES) / CONNECTIONS).max(1)
+    }
+
+    /// Whether there is room for one more.
+    fn check(self, workers: usize) -> Result<(), Status> {
+        let Self { files } = self;
+        match workers < self.most() {
+            true => Ok(()),
+            false => Err(Status::failed_precondition(format!(
+                "this coordinator has as many workers as it can have, {workers}: each takes {CONNECTIONS} connections, and it may have {files} files open; raise that limit where it is started (`ulimit -n`, or `LimitNOFILE=` of systemd) and start it again"
+            ))),
+        }
     }
 }
 
@@ -152,18 +223,42 @@ async fn listen(
     mut opener: Opener,
 ) -> LeftReason {
     while let Some(Ok(frame)) = incoming.next().await {
+        cluster.traffic().received.count(frame.body.len());
         let message: v1::FromWorker = match opener.frame(frame) {
             Ok(Some(message)) => message,
             Ok(None) => continue,
             Err(error) => return LeftReason::Protocol(error.to_string()),
         };
         match wire::heard_from(message) {
+            Ok(Heard::Said(FromWorker::Heartbeat)) => cluster.beat(session),
             Ok(Heard::Said(message)) => cluster.send(Event::Said { session, message }).await,
             Ok(Heard::Figures(figures)) => {
+                cluster.beat(session);
                 cluster.command(Command::Figures { session, figures }).await;
             }
             Err(error) => return LeftReason::Protocol(error.to_string()),
         }
     }
     LeftReason::ConnectionClosed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_for_whom_there_are_no_files_are_told_what_to_do() {
+        let room = Room::new(1024);
+        assert!(room.check(287).is_ok());
+        let status = room.check(288).unwrap_err();
+        let text = status.message();
+        assert!(text.contains("as it can have, 288: each"), "{text}");
+        assert!(
+            text.contains("1024 files") && text.contains("ulimit -n"),
+            "{text}"
+        );
+        // One may always come, and a system without a bound has none.
+        assert!(Room::new(0).check(0).is_ok());
+        assert!(Room::new(usize::MAX).check(1_000_000).is_ok());
+    }
 }

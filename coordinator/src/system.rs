@@ -74,6 +74,7 @@ impl Looker {
             memory_bytes: memory("MemTotal:"),
             disk_free_bytes: disk.as_ref().map(fs4::FsStats::available_space),
             disk_bytes: disk.as_ref().map(fs4::FsStats::total_space),
+            ..SystemView::default()
         }
     }
 }

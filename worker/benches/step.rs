@@ -323,7 +323,9 @@ fn price(place: Place, budget: Duration) {
         std::hint::black_box(entry.hash());
     });
     let mut sealer = cohort_common::seal::Sealer::default();
-    let ping = cohort_common::wire::to_worker(&cohort_common::cluster::ToWorker::Ping);
+    let ping = cohort_common::wire::to_worker(&cohort_common::cluster::ToWorker::Ping {
+        heartbeat_ms: 250,
+    });
     // Four each way in a second.
     let beats = 8.0 * step * time(&mut || drop(sealer.frame(&ping)));
     println!(

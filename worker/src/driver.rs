@@ -17,6 +17,7 @@ use cohort_common::process;
 use cohort_common::security::Whom;
 use cohort_common::spec::RunSpec;
 use tokio::sync::{mpsc, watch};
+use tracing::trace;
 
 use crate::data::{DataClient, RunData};
 use crate::exchange::{Entrance, ExchangeClient, Note, Observer, Setup, Sharing};
@@ -118,6 +119,11 @@ impl Driver {
         tokio::select! {
             report = self.reports.recv() => {
                 let (load, report) = report.expect("the trainer lives as long as the driver");
+                match &report {
+                    Report::LaneDone { step, lane, .. } => trace!(step, lane, "computed a lane"),
+                    Report::Applied { step, .. } => trace!(step, "applied"),
+                    _ => {}
+                }
                 self.handle(WorkerEvent::Did { load, report })
             }
             fetch = self.fetched.recv() => {
@@ -228,9 +234,9 @@ impl Driver {
                         exchange.collect(step);
                     }
                 }
-                Order::Peers(peers) => {
+                Order::Peers { gone, peers } => {
                     if let Some(exchange) = self.exchange() {
-                        exchange.introduce(peers);
+                        exchange.introduce(&gone, peers);
                     }
                 }
                 Order::Skip { step, lanes } => {

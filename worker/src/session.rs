@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cohort_common::cluster::silence::{Silence, SilenceLimits};
 use cohort_common::cluster::worker::WorkerEvent;
-use cohort_common::cluster::{FromWorker, Holding};
+use cohort_common::cluster::{FromWorker, Holding, ToWorker};
 use cohort_common::figures::Figures;
 use cohort_common::ids::SessionId;
 use cohort_common::net::{self, Credentials};
@@ -137,7 +137,9 @@ pub async fn serve(
         sealer,
         out,
         silence: Silence::new(SilenceLimits::default(), 0),
-        beat: Duration::from_millis(u64::from(welcome.heartbeat_ms.max(10))),
+        beat: at_least_10(welcome.heartbeat_ms),
+        heartbeat: at_least_10(welcome.heartbeat_ms),
+        last_said: tokio::time::Instant::now(),
         started: Instant::now(),
         last_beat: Instant::now(),
     };
@@ -167,6 +169,10 @@ pub async fn serve(
                 };
                 match opener.frame::<v1::ToWorker>(frame) {
                     Ok(Some(message)) => match wire::to_worker_from(message) {
+                        Ok(ToWorker::Ping { heartbeat_ms }) => {
+                            session.heartbeat = at_least_10(heartbeat_ms);
+                            Vec::new()
+                        }
                         Ok(message) => driver.handle(WorkerEvent::Told(message)),
                         Err(error) => return Err(Error::Refused(error.to_string()).into()),
                     },
@@ -179,9 +185,10 @@ pub async fn serve(
                 return Err(closed(&format!("the exchange broke: {reason}")).into());
             }
             said = driver.next() => said,
+            () = tokio::time::sleep_until(session.due()) => vec![FromWorker::Heartbeat],
             _ = beat.tick() => {
                 session.check_silence()?;
-                vec![FromWorker::Heartbeat]
+                Vec::new()
             }
             changed = leave.changed() => {
                 // The sender is gone only when the process ends.
@@ -199,7 +206,11 @@ struct Session {
     sealer: Sealer,
     out: mpsc::Sender<v1::Frame>,
     silence: Silence,
+    /// Time between two looks at the silence.
     beat: Duration,
+    /// How long this worker may say nothing.
+    heartbeat: Duration,
+    last_said: tokio::time::Instant,
     started: Instant,
     last_beat: Instant,
 }
@@ -221,7 +232,13 @@ impl Session {
         Ok(())
     }
 
+    /// When something has to be said, whatever it is.
+    fn due(&self) -> tokio::time::Instant {
+        self.last_said + self.heartbeat
+    }
+
     fn send(&mut self, message: &v1::FromWorker) -> Result<(), Error> {
+        self.last_said = tokio::time::Instant::now();
         let sent = self.out.try_send(self.sealer.frame(message));
         sent.map_err(|_| closed(&format!("{OUTBOX} messages wait for the coordinator")))
     }
@@ -248,6 +265,10 @@ impl Session {
             None => Ok(()),
         }
     }
+}
+
+fn at_least_10(ms: u32) -> Duration {
+    Duration::from_millis(u64::from(ms.max(10)))
 }
 
 fn closed(reason: &str) -> Error {

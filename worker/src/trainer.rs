@@ -480,12 +480,12 @@ impl Loaded {
             return Ok(());
         };
         let span = observer.spans.begin(step);
-        if !commit.entry.skipped {
+        if !commit.proof.skipped {
             let update = Update {
                 step,
                 count: commit.updates,
                 scale: commit.scale,
-                learning_rate: commit.entry.learning_rate,
+                learning_rate: commit.proof.learning_rate,
             };
             self.engine.update(&root, update)?;
         }

@@ -100,6 +100,23 @@ pub struct SystemView {
     pub disk_free_bytes: Option<u64>,
     /// All bytes of that disk.
     pub disk_bytes: Option<u64>,
+    /// What went over the workers' control connections.
+    #[serde(default)]
+    pub control: ControlView,
+}
+
+/// What went over the control connections of all workers since the coordinator was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ControlView {
+    /// Messages to workers.
+    pub messages_sent: u64,
+    /// Their bytes, before they are framed.
+    pub bytes_sent: u64,
+    /// Messages from workers.
+    pub messages_received: u64,
+    /// Their bytes.
+    pub bytes_received: u64,
 }
 
 /// A run as a row of a list; figures that are not known are absent.

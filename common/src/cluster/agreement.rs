@@ -23,22 +23,25 @@ impl Machine {
         state_hash: Option<[u8; 32]>,
         out: &mut Vec<Action>,
     ) {
-        let Some(active) = self.active_as(run) else {
+        let Some(active) = self.active.as_mut().filter(|a| a.plan.run == *run) else {
             return;
         };
         let joins = active.joiners.contains_key(&session);
         if !joins && !active.ready.contains(&session) {
             return;
         }
-        self.members.get_mut(&session).expect("it spoke").applied = Some(step);
+        let member = self.members.get_mut(&session).expect("it spoke");
+        let before = member.applied.replace(step);
+        let before = active.needs(session, before);
+        active.advanced(before, active.needs(session, Some(step)));
         self.vote(session, step, state_hash);
         if state_hash.is_some() && !self.judge(now, step, out) {
             return;
         }
-        self.release(out);
+        let released = self.release(out);
         self.settle(now, out);
         let yielding = |a: &Active| matches!(a.phase, Phase::Yielding);
-        if self.active.as_ref().is_some_and(yielding) {
+        if released && self.active.as_ref().is_some_and(yielding) {
             self.at_boundary(now, out);
         }
     }
@@ -46,22 +49,25 @@ impl Machine {
     pub(super) fn vote(&mut self, session: SessionId, step: Step, hash: Option<[u8; 32]>) {
         let active = self.active.as_mut().expect("a run is active");
         if let Some(hash) = hash {
-            active.votes.entry(step).or_default().insert(session, hash);
+            let joins = active.joiners.contains_key(&session);
+            active
+                .votes
+                .entry(step)
+                .or_default()
+                .add(session, hash, joins);
         }
     }
 
     /// Compares the hashes of a step. Says whether the run can go on; if not, what follows is under way.
     pub(super) fn judge(&mut self, now: u64, step: Step, out: &mut Vec<Action>) -> bool {
         let active = self.active.as_mut().expect("a run is active");
-        let Some(votes) = active.votes.get(&step) else {
+        let Some(votes) = active.votes.get_mut(&step) else {
             return true;
         };
-        let (joining, voted): (BTreeMap<_, _>, BTreeMap<_, _>) = votes
-            .iter()
-            .map(|(s, h)| (*s, *h))
-            .partition(|(s, _)| active.joiners.contains_key(s));
-        let distinct: BTreeSet<[u8; 32]> = voted.values().copied().collect();
-        if distinct.len() > 1 {
+        if votes.differ {
+            let joins = |s: &SessionId| active.joiners.contains_key(s);
+            let all = votes.by.iter().map(|(s, h)| (*s, *h));
+            let voted: BTreeMap<SessionId, [u8; 32]> = all.filter(|(s, _)| !joins(s)).collect();
             let all = active.ready.iter().all(|s| voted.contains_key(s));
             active.disputed = Some(step);
             if all {
@@ -69,19 +75,13 @@ impl Machine {
             }
             return false;
         }
-        let Some(agreed) = distinct.first() else {
-            return true;
-        };
-        for (session, hash) in joining {
+        for (session, agrees) in votes.compare() {
             let active = self.active.as_mut().expect("a run is active");
-            if hash == *agreed {
+            if agrees {
                 if let Some(Joiner::Replaying { verified, .. }) = active.joiners.get_mut(&session) {
                     *verified = true;
                 }
                 continue;
-            }
-            if let Some(votes) = active.votes.get_mut(&step) {
-                votes.remove(&session);
             }
             let reason = LeftReason::Deviated { step };
             self.expel(now, session, reason, out);
@@ -184,7 +184,7 @@ impl Machine {
             return;
         }
         let votes = active.votes.get(&step);
-        let voted = |s: &SessionId| votes.is_some_and(|v| v.contains_key(s));
+        let voted = |s: &SessionId| votes.is_some_and(|v| v.by.contains_key(s));
         let applied = |s: &SessionId| self.members[s].applied.is_some_and(|a| a >= step);
         let open = |s: &SessionId| !voted(s) && !applied(s);
         if active.hashed.contains(&step) && active.ready.iter().any(open) {
@@ -216,8 +216,55 @@ impl Machine {
 impl Active {
     /// The hash of a step's state, if a worker with lanes has said it.
     pub(super) fn agreed(&self, step: Step) -> Option<[u8; 32]> {
-        let votes = self.votes.get(&step)?;
-        let joins = |s: &SessionId| self.joiners.contains_key(s);
-        votes.iter().find(|(s, _)| !joins(s)).map(|(_, h)| *h)
+        self.votes.get(&step)?.agreed
+    }
+}
+
+/// What is said of one step's state. Each vote is compared once, when it comes.
+#[derive(Debug, Default)]
+pub(super) struct Votes {
+    by: BTreeMap<SessionId, [u8; 32]>,
+    /// What the first worker with lanes has said.
+    agreed: Option<[u8; 32]>,
+    /// Another one has said something else.
+    differ: bool,
+    /// Joiners that are not compared yet.
+    joining: BTreeSet<SessionId>,
+}
+
+impl Votes {
+    fn add(&mut self, session: SessionId, hash: [u8; 32], joins: bool) {
+        self.by.insert(session, hash);
+        match joins {
+            true => drop(self.joining.insert(session)),
+            false => self.count(hash),
+        }
+    }
+
+    fn count(&mut self, hash: [u8; 32]) {
+        self.differ |= *self.agreed.get_or_insert(hash) != hash;
+    }
+
+    /// A joiner has lanes from now on.
+    pub fn admit(&mut self, session: SessionId) {
+        if self.joining.remove(&session) {
+            self.count(self.by[&session]);
+        }
+    }
+
+    /// A joiner is gone.
+    pub fn forget(&mut self, session: SessionId) {
+        self.by.remove(&session);
+        self.joining.remove(&session);
+    }
+
+    /// The joiners that can be compared now, and whether they agree.
+    fn compare(&mut self) -> Vec<(SessionId, bool)> {
+        let Some(agreed) = self.agreed else {
+            return Vec::new();
+        };
+        let joining = std::mem::take(&mut self.joining);
+        let agrees = |session: SessionId| (session, self.by[&session] == agreed);
+        joining.into_iter().map(agrees).collect()
     }
 }

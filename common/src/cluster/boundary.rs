@@ -66,6 +66,10 @@ impl Machine {
             return;
         }
         self.serve_joiners(true, out);
+        self.active
+            .as_mut()
+            .expect("a run is at a boundary")
+            .slowest = None;
         self.release(out);
         let active = self.active.as_mut().expect("a run is at a boundary");
         if active.step - active.released >= active.plan.retain {

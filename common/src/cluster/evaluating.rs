@@ -1,10 +1,9 @@
 //! Validations: the units of a split are handed out, redone when their worker is lost, and put together in their order.
 //! What a run writes after its prompts is a split, too, whose units have tokens in the place of a loss.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, LeftReason};
+use crate::cluster::hands::Hands;
 use crate::cluster::messages::{Found, Scores, ToWorker};
 use crate::cluster::run::{Active, EvalInFlight, Phase};
 use crate::ids::{RunId, SessionId, Step};
@@ -20,16 +19,17 @@ impl Machine {
         let members = &self.members;
         let speed = |s: &SessionId| (*s, members[s].lane_micros);
         let ready: Vec<_> = active.ready.iter().map(speed).collect();
-        let mut assigned = BTreeMap::new();
+        let mut hands = Hands::new(units);
         for (session, range) in lanes::assign(units, &ready) {
             let units: Vec<u32> = range.collect();
             active.send_units(session, split, &units, out);
-            assigned.insert(session, units.into_iter().collect());
+            hands.give(session, units);
         }
         active.phase = Phase::Evaluating(EvalInFlight {
             split,
-            assigned,
+            hands,
             found: vec![None; units as usize],
+            missing: units as usize,
         });
     }
 
@@ -60,11 +60,11 @@ impl Machine {
             );
             return self.expel(now, session, LeftReason::Protocol(what), out);
         }
-        eval.found[unit as usize] = Some(found);
-        for units in eval.assigned.values_mut() {
-            units.remove(&unit);
+        eval.hands.close(unit);
+        if eval.found[unit as usize].replace(found).is_none() {
+            eval.missing -= 1;
         }
-        if eval.found.iter().any(Option::is_none) {
+        if eval.missing > 0 {
             return;
         }
         let found = std::mem::take(&mut eval.found);
@@ -77,17 +77,11 @@ impl Machine {
         let Phase::Evaluating(eval) = &mut active.phase else {
             unreachable!("called with a validation in flight");
         };
-        let missing: BTreeSet<u32> = eval.assigned.remove(&lost).unwrap_or_default();
-        let missing: Vec<u32> = missing.into_iter().collect();
-        let loads: Vec<_> = active
-            .ready
-            .iter()
-            .map(|s| (*s, eval.assigned.get(s).map_or(0, BTreeSet::len)))
-            .collect();
+        let missing = eval.hands.leave(lost);
         let split = eval.split;
-        let moves = lanes::reassign(&missing, &loads);
+        let moves = lanes::reassign(&missing, eval.hands.by_load());
         for (session, units) in &moves {
-            eval.assigned.entry(*session).or_default().extend(units);
+            eval.hands.give(*session, units.iter().copied());
         }
         for (session, units) in moves {
             active.send_units(session, split, &units, out);

@@ -96,6 +96,8 @@ pub enum Event {
         /// What.
         message: FromWorker,
     },
+    /// These workers gave a sign of life, and said nothing else.
+    Heard(Vec<SessionId>),
     /// A session ended.
     Left {
         /// Who.
@@ -172,6 +174,13 @@ pub enum Action {
     Send {
         /// To whom.
         session: SessionId,
+        /// What.
+        message: ToWorker,
+    },
+    /// Send one message to many workers.
+    SendAll {
+        /// To whom.
+        sessions: Vec<SessionId>,
         /// What.
         message: ToWorker,
     },

@@ -5,6 +5,7 @@
 //! replays only what it missed. When all workers were lost, or the coordinator was, those that come back with the
 //! youngest state carry the run on.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::cluster::coordinator::{Machine, Member};
 use crate::cluster::events::{Action, Change, Happening, StepRecord};
 use crate::cluster::links::Line;
 use crate::cluster::messages::{Holding, StateSource, ToWorker};
-use crate::cluster::run::{Active, Joiner, Phase, StepInFlight};
+use crate::cluster::run::{Active, Joiner, Phase, Recovery, StepInFlight};
 use crate::cluster::sharing::Ownership;
 use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry};
@@ -90,6 +91,9 @@ impl Machine {
         for (session, from) in arrived {
             active.joiners.remove(&session);
             active.ready.insert(session);
+            for votes in active.votes.values_mut() {
+                votes.admit(session);
+            }
             let run = active.plan.run.clone();
             let what = Happening::Joined {
                 session,
@@ -100,31 +104,40 @@ impl Machine {
         }
     }
 
-    /// Lets the owner forget the roots that nobody needs any more.
-    pub(super) fn release(&mut self, out: &mut Vec<Action>) {
+    /// Lets the owner forget the roots that nobody needs any more. Says whether there were some.
+    pub(super) fn release(&mut self, out: &mut Vec<Action>) -> bool {
         let Some(active) = self.active.as_mut() else {
-            return;
+            return false;
         };
-        let applied = |s: &SessionId| self.members[s].applied.unwrap_or(0);
-        let ready = active.ready.iter().map(applied);
-        let joiners = active.joiners.iter().map(|(s, joiner)| match *joiner {
-            Joiner::Replaying { from, .. } => self.members[s].applied.unwrap_or(from).max(from),
-            Joiner::Waiting => {
-                let useful = active.writing.as_ref().map(|w| w.step);
-                useful
-                    .filter(|s| *s >= active.released)
-                    .unwrap_or(Step::MAX)
+        if active.slowest.is_some() {
+            return false;
+        }
+        let applied = |s: &SessionId| self.members[s].applied;
+        let ready = active.ready.iter().map(|s| applied(s).unwrap_or(0));
+        let joiners = active.joiners.keys();
+        let joiners = joiners.filter_map(|s| active.needs(*s, applied(s)));
+        let (mut needed, mut count) = (Step::MAX, 0);
+        for step in ready.chain(joiners) {
+            match step.cmp(&needed) {
+                Ordering::Less => (needed, count) = (step, 1),
+                Ordering::Equal => count += 1,
+                Ordering::Greater => {}
             }
-        });
-        let needed = ready.chain(joiners).min().unwrap_or(active.step);
+        }
+        if count == 0 {
+            needed = active.step;
+        }
+        active.slowest = Some((needed, count));
         let through = needed.min(active.step);
         // What was summed here before the workers summed themselves may still be held.
         let held = active.opened.take_if(|opened| *opened <= through);
-        if through > active.released || held.is_some() {
+        let newly = through > active.released || held.is_some();
+        if newly {
             active.released = active.released.max(through);
             let run = active.plan.run.clone();
             out.push(Action::ReleaseRoots { run, through });
         }
+        newly
     }
 
     pub(super) fn gather(&mut self, now: u64, out: &mut Vec<Action>) {
@@ -132,9 +145,9 @@ impl Machine {
             return;
         }
         let active = self.active.as_mut().expect("a run is gathering");
+        let need = active.plan.spec.train.min_workers.max(1);
         let stays = |m: &&Member| !m.leaving;
         let have = self.members.values().filter(stays).count();
-        let need = active.plan.spec.train.min_workers.max(1);
         let run = active.plan.run.clone();
         if have < need as usize {
             if active.waiting_said.replace(have) != Some(have) {
@@ -154,6 +167,10 @@ impl Machine {
     /// Says whether there is nobody to wait for, so that the state on disk has to do.
     fn recovered(&mut self, now: u64, out: &mut Vec<Action>) -> bool {
         let active = self.active.as_mut().expect("a run is gathering");
+        let waits = |r: &Recovery| now < r.until_ms && self.members.len() < r.expected;
+        if active.recovery.as_ref().is_some_and(waits) {
+            return false;
+        }
         let on_disk = active.durable.source.step();
         let members = &self.members;
         let mut held: Vec<(Arc<Entry>, SessionId)> = members
@@ -189,7 +206,7 @@ impl Machine {
             active.ledger = Chain::after(&entry);
         }
         active.chain = Chain::after(&entry);
-        active.recent.insert(step, entry.clone());
+        active.know(&entry);
         active.remember(&entry);
         active.step = step;
         active.released = step;
@@ -289,15 +306,39 @@ impl Machine {
 impl Active {
     /// The entry of the state that a worker holds, if it can be shown to be of this run.
     pub(super) fn proven(&self, holding: &Holding) -> Option<Arc<Entry>> {
-        let entry = &holding.entry;
+        let proof = &holding.proof;
         if holding.run != self.plan.run {
             return None;
         }
-        let known = match self.recent.get(&entry.step) {
-            Some(known) => known.hash() == entry.hash(),
-            None => self.ledger.clone().push(entry).is_ok(),
+        if let Some((entry, known)) = self.recent.get(&proof.step) {
+            return (known.hash == proof.hash).then(|| entry.clone());
+        }
+        let entry = proof.entry.as_ref()?;
+        self.ledger.clone().push(entry).ok().map(|()| entry.clone())
+    }
+
+    /// The newest step whose root a member that is not ready, or is, needs no more; `None` if it needs none that is held.
+    pub(super) fn needs(&self, session: SessionId, applied: Option<Step>) -> Option<Step> {
+        match self.joiners.get(&session) {
+            Some(Joiner::Replaying { from, .. }) => Some(applied.unwrap_or(*from).max(*from)),
+            Some(Joiner::Waiting) => {
+                let useful = self.writing.as_ref().map(|w| w.step);
+                useful.filter(|step| *step >= self.released)
+            }
+            None => self.ready.contains(&session).then(|| applied.unwrap_or(0)),
+        }
+    }
+
+    /// What somebody needs has changed. Whoever was not among the slowest is of no concern.
+    pub(super) fn advanced(&mut self, before: Option<Step>, after: Option<Step>) {
+        if before == after {
+            return;
+        }
+        self.slowest = match self.slowest {
+            Some((step, count)) if Some(step) == before && count > 1 => Some((step, count - 1)),
+            Some((step, _)) if Some(step) == before => None,
+            other => other,
         };
-        known.then(|| entry.clone())
     }
 
     /// Whether the owner holds the roots, and this machine the entries, of all steps after this one.
@@ -314,13 +355,13 @@ impl Active {
         let from = source.step();
         out.push(self.load_message(session, source));
         // Entries of steps that are to be made again may lie beyond.
-        for (_, entry) in self.recent.range(from + 1..) {
+        for (_, (entry, proof)) in self.recent.range(from + 1..) {
             if entry.step > self.step {
                 break;
             }
             let message = ToWorker::Commit {
                 run: self.plan.run.clone(),
-                commit: self.commit_of(entry, true),
+                commit: self.commit_of(entry, proof, true),
             };
             out.push(Action::Send { session, message });
         }

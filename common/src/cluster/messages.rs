@@ -96,11 +96,14 @@ pub enum ToWorker {
         /// The step.
         step: Step,
     },
-    /// Who else trains the run, and can be pushed to. Answered by [`FromWorker::Reaches`], now and whenever it changes.
+    /// What is new of the others that train the run: who may push here, and who can be pushed to. Answered by
+    /// [`FromWorker::Reaches`], now and whenever it changes.
     Peers {
         /// The run.
         run: RunId,
-        /// The others.
+        /// Those that are there no more.
+        gone: Vec<SessionId>,
+        /// Those that are new, or can be pushed to from now on.
         peers: Vec<Peer>,
     },
     /// Others have computed these lanes: what is not begun need not be.
@@ -143,14 +146,17 @@ pub enum ToWorker {
         run: RunId,
     },
     /// The coordinator is alive.
-    Ping,
+    Ping {
+        /// Time between two signs of life, from now on.
+        heartbeat_ms: u32,
+    },
 }
 
 /// The decision that makes a step count.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Commit {
-    /// The ledger's entry. A worker keeps it and presents it to a coordinator that has lost it.
-    pub entry: Arc<Entry>,
+    /// What the worker keeps of the ledger's entry, to present it when it comes back.
+    pub proof: Proof,
     /// Factor of the root gradient: clip / Σ weight.
     pub scale: f64,
     /// Updates that the state has seen once this commit is applied: the optimizer's count. A step that the entry says to
@@ -163,7 +169,41 @@ pub struct Commit {
 impl Commit {
     /// The step.
     pub fn step(&self) -> Step {
-        self.entry.step
+        self.proof.step
+    }
+}
+
+/// Lanes of the largest run whose entries go to every worker as they are. An entry grows with the lanes, and so would what
+/// a coordinator sends in a step with the square of the cluster.
+pub const WHOLE_ENTRIES: usize = 256;
+
+/// What shows that a state is of a run: the ledger's entry of the last step that it has seen, or what stands for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proof {
+    /// The step.
+    pub step: Step,
+    /// The entry's hash.
+    pub hash: [u8; 32],
+    /// Learning rate of its update.
+    pub learning_rate: f64,
+    /// Whether its update is passed over.
+    pub skipped: bool,
+    /// All of it, in runs of at most [`WHOLE_ENTRIES`] lanes: it goes out before it is durable, and a worker brings it to a
+    /// coordinator that has lost it. Of larger runs it is durable before anybody hears of the step.
+    pub entry: Option<Arc<Entry>>,
+}
+
+impl Proof {
+    /// What workers are given of an entry.
+    pub fn of(entry: &Arc<Entry>) -> Self {
+        let whole = entry.lanes.len() <= WHOLE_ENTRIES;
+        Self {
+            step: entry.step,
+            hash: entry.hash(),
+            learning_rate: entry.learning_rate,
+            skipped: entry.skipped,
+            entry: whole.then(|| entry.clone()),
+        }
     }
 }
 
@@ -172,9 +212,8 @@ impl Commit {
 pub struct Holding {
     /// The run.
     pub run: RunId,
-    /// The ledger's entry of the last step that its state has seen: proof that the state is of this run, and all that
-    /// a coordinator needs to know of a step whose record it lost.
-    pub entry: Arc<Entry>,
+    /// Of the last step that its state has seen.
+    pub proof: Proof,
     /// Lanes of the next step whose gradients it has computed, ascending.
     pub lanes: Vec<Lane>,
 }

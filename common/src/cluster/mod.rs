@@ -7,6 +7,7 @@ mod boundary;
 pub mod coordinator;
 mod evaluating;
 pub mod events;
+mod hands;
 mod joining;
 pub mod links;
 pub mod messages;
@@ -25,7 +26,7 @@ pub mod worker;
 pub use coordinator::{Limits, Machine};
 pub use events::{Action, Event};
 pub use messages::{
-    Found, FromWorker, Holding, Owners, Peer, Scores, Share, StateSource, ToWorker,
+    Found, FromWorker, Holding, Owners, Peer, Proof, Scores, Share, StateSource, ToWorker,
 };
 pub use run::{BASE_SPLIT, EvalSplit, EvalWork, OWN_SPLIT, Prompt, RunPlan, SAMPLES_SPLIT};
 pub use verdict::{Losses, Verdict};

@@ -7,8 +7,8 @@ use crate::cluster::coordinator::{Machine, Member};
 use crate::cluster::events::{Action, Change, LeftReason, RedoReason, Redone};
 use crate::cluster::messages::ToWorker;
 use crate::cluster::run::{Active, Phase, Recovery};
-use crate::cluster::sharing::Ownership;
-use crate::ids::{Lane, SessionId};
+use crate::cluster::sharing::{Introduced, Ownership};
+use crate::ids::{Lane, SessionId, Step};
 use crate::lanes;
 
 /// A lane is late when its worker is silent this much longer than usual, plus a grace of [`LATE_MS`].
@@ -23,17 +23,20 @@ impl Machine {
         &mut self,
         now: u64,
         session: SessionId,
+        applied: Option<Step>,
         why: LeftReason,
         out: &mut Vec<Action>,
     ) {
         let Some(active) = self.active.as_mut() else {
             return;
         };
+        let applied_before = active.needs(session, applied);
+        active.advanced(applied_before, None);
         let was_ready = active.ready.remove(&session);
         if active.joiners.remove(&session).is_some() {
             // What it said of its state was about one that nobody has any more.
             for votes in active.votes.values_mut() {
-                votes.remove(&session);
+                votes.forget(session);
             }
         }
         active.kept.remove(&session);
@@ -85,20 +88,12 @@ impl Machine {
         let Phase::Stepping(flight) = &mut active.phase else {
             unreachable!("called with a step in flight");
         };
-        flight.assigned.remove(&lost);
         // A lane that was late is with somebody else already.
-        let missing = |l: &Lane| !flight.settled(*l) && flight.holders(*l).next().is_none();
-        let lanes = 0..flight.sums.len() as u32;
-        let missing: Vec<Lane> = lanes.filter(missing).collect();
+        let missing = flight.hands.leave(lost);
         if missing.is_empty() {
             return;
         }
-        let loads: Vec<_> = active
-            .ready
-            .iter()
-            .map(|s| (*s, flight.open_lanes(*s).len()))
-            .collect();
-        let moves = lanes::reassign(&missing, &loads);
+        let moves = lanes::reassign(&missing, flight.hands.by_load());
         active.give(lost, RedoReason::Lost(why), moves, out);
     }
 
@@ -114,28 +109,27 @@ impl Machine {
         if matches!(flight.owners, Ownership::Alone(_)) {
             return;
         }
+        let idle = |s: &&SessionId| flight.awaited(**s).next().is_none();
+        let mut idle: Vec<SessionId> = active.ready.iter().filter(idle).copied().collect();
+        if idle.is_empty() || idle.len() == active.ready.len() {
+            return;
+        }
         let known = active.ready.iter().filter_map(|s| members[s].lane_micros);
         let Some(usual) = median(known.collect()) else {
             return;
         };
         let millis = |s: &SessionId| members[s].lane_micros.unwrap_or(usual) / 1000.0;
-        let idle = |s: &&SessionId| flight.awaited(**s).is_empty();
-        let mut idle: Vec<SessionId> = active.ready.iter().filter(idle).copied().collect();
         idle.sort_by(|a, b| millis(a).total_cmp(&millis(b)).then(a.cmp(b)));
-        let mut shares = vec![0u32; flight.sums.len()];
-        for lane in flight.assigned.values().flatten() {
-            shares[*lane as usize] += 1;
-        }
         // Each lane that one worker alone has, and how long its worker will still need for it.
         let mut late: Vec<(f64, SessionId, Lane)> = Vec::new();
         for owner in &active.ready {
-            let mut open = flight.awaited(*owner);
-            open.retain(|l| shares[*l as usize] == 1);
+            let alone = |lane: &Lane| flight.hands.holders(*lane).len() == 1;
+            let open = flight.awaited(*owner).filter(alone);
             let since = now.saturating_sub(flight.last_done_ms[owner]) as f64;
             // Lanes that share a pass are told together, when all are done.
             let usual = millis(owner).max(members[owner].pause.1 as f64);
             let overdue = since > LATE * usual + LATE_MS;
-            for (place, lane) in open.into_iter().enumerate() {
+            for (place, lane) in open.enumerate() {
                 let left = (place + 1) as f64 * millis(owner) - since;
                 match (overdue, place) {
                     (true, _) => late.push((f64::MAX, *owner, lane)),
@@ -216,7 +210,8 @@ impl Active {
         self.hashed.clear();
         self.disputed = None;
         self.assignment.clear();
-        self.introduced.clear();
+        self.introduced = Introduced::default();
+        self.slowest = None;
         self.phase = Phase::Gathering;
         self.enter_boundary();
     }
@@ -237,11 +232,8 @@ impl Active {
             .flat_map(|(s, lanes)| lanes.iter().map(|l| (*l, *s)))
             .collect();
         for (session, lanes) in moves {
-            flight
-                .assigned
-                .entry(session)
-                .or_default()
-                .extend(lanes.iter().copied());
+            flight.hands.give(session, lanes.iter().copied());
+            flight.moved.extend(&lanes);
             let message = ToWorker::Compute {
                 run: self.plan.run.clone(),
                 step: flight.step,

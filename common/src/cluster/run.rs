@@ -1,12 +1,15 @@
 //! The progress of the one run that is training: its plan, its phase, and the bookkeeping of what is in flight.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
+use crate::cluster::agreement::Votes;
 use crate::cluster::events::Redone;
-use crate::cluster::messages::{Commit, Found, LaneSums, StateSource};
-use crate::cluster::sharing::{Ownership, Patience};
+use crate::cluster::hands::Hands;
+use crate::cluster::messages::{Commit, Found, LaneSums, Proof, StateSource};
+use crate::cluster::sharing::{Introduced, Ownership, Patience};
 use crate::cluster::verdict::{Losses, Verdict, may_end_early};
 use crate::cluster::watchdog::{History, Pause};
 use crate::ids::{Lane, RunId, SessionId, Step};
@@ -192,20 +195,23 @@ pub(super) struct Active {
     pub recovery: Option<Recovery>,
     /// Ready workers of the last step.
     pub last_workers: usize,
-    /// Commits that joiners may need, and entries that prove a state.
-    pub recent: BTreeMap<Step, Arc<Entry>>,
+    /// Commits that joiners may need, and entries that prove a state, with what workers are given of them.
+    pub recent: BTreeMap<Step, (Arc<Entry>, Proof)>,
     /// The coordinator holds the roots of the steps after this one.
     pub released: Step,
+    /// What the slowest of those who need roots have applied, and how many there are of them; `None` where that has to be
+    /// counted anew.
+    pub slowest: Option<(Step, usize)>,
     /// The newest step whose sums the coordinator was told to get ready for, as long as it may hold it.
     pub opened: Option<Step>,
     /// Who was told of whom, so that they can push to each other.
-    pub introduced: BTreeSet<SessionId>,
+    pub introduced: Introduced,
     /// How many workers sum the gradient, each a slice, as people were last told.
     pub sharers_said: usize,
     /// How long owners of slices may take.
     pub patience: Patience,
     /// The hashes that workers found, by step.
-    pub votes: BTreeMap<Step, BTreeMap<SessionId, [u8; 32]>>,
+    pub votes: BTreeMap<Step, Votes>,
     /// Steps whose states the workers were asked to hash.
     pub hashed: BTreeSet<Step>,
     /// The hash of a step's state is disputed: nothing is committed until it is settled.
@@ -213,7 +219,7 @@ pub(super) struct Active {
     /// Times that the state was disputed without a majority.
     pub stalemates: u32,
     /// Who has which lanes when nothing happens.
-    pub assignment: BTreeMap<SessionId, BTreeSet<Lane>>,
+    pub assignment: BTreeMap<SessionId, Range<Lane>>,
     /// Version of the assignment.
     pub generation: u64,
     /// The step at which the assignment was last thought over.
@@ -249,12 +255,15 @@ pub(super) struct Boundary {
 #[derive(Debug)]
 pub(super) struct StepInFlight {
     pub step: Step,
-    /// Lanes that each session was given.
-    pub assigned: BTreeMap<SessionId, BTreeSet<Lane>>,
+    /// Lanes that each session was given; those that are not settled are open.
+    pub hands: Hands,
     pub owners: Ownership,
     /// What is known of each lane, and who found it.
     pub sums: Vec<Option<(LaneSums, SessionId)>>,
-    pub delivered: BTreeSet<Lane>,
+    /// Lanes of which that is not known yet.
+    pub unknown: usize,
+    /// Of each lane, whether it is where it is summed.
+    pub delivered: Vec<bool>,
     pub root: Option<RootTotals>,
     pub started_ms: u64,
     /// When the last lane was first computed, or another one before it.
@@ -265,48 +274,41 @@ pub(super) struct StepInFlight {
     pub undisturbed_ms: u64,
     /// Lanes that were given away.
     pub redone: Vec<Redone>,
+    pub moved: BTreeSet<Lane>,
 }
 
 impl StepInFlight {
     /// Whether a lane needs nobody any more: its gradient is where it is summed, and its sums are known.
     pub fn settled(&self, lane: Lane) -> bool {
-        self.delivered.contains(&lane) && self.sums[lane as usize].is_some()
+        self.delivered[lane as usize] && self.sums[lane as usize].is_some()
     }
 
-    /// Lanes of a session that are not settled, ascending.
-    pub fn open_lanes(&self, session: SessionId) -> Vec<Lane> {
-        let lanes = self.assigned.get(&session).into_iter().flatten();
-        lanes.copied().filter(|&l| !self.settled(l)).collect()
+    /// Whether a lane that a session has is waited for. What an owner of a slice has not got yet is its affair, once it is
+    /// computed.
+    fn is_awaited(&self, lane: Lane) -> bool {
+        !matches!(self.owners, Ownership::Shares(_)) || self.sums[lane as usize].is_none()
     }
 
-    /// Lanes of a session that are waited for, ascending. What an owner of a slice has not got yet is its affair, once it
-    /// is computed.
-    pub fn awaited(&self, session: SessionId) -> Vec<Lane> {
-        let mut open = self.open_lanes(session);
-        if matches!(self.owners, Ownership::Shares(_)) {
-            open.retain(|lane| self.sums[*lane as usize].is_none());
-        }
-        open
+    /// Lanes of a session that are waited for, ascending.
+    pub fn awaited(&self, session: SessionId) -> impl Iterator<Item = Lane> {
+        let open = self.hands.open_of(session);
+        open.filter(|lane| self.is_awaited(*lane))
     }
 
-    /// Sessions that have a lane.
-    pub fn holders(&self, lane: Lane) -> impl Iterator<Item = SessionId> {
-        let has =
-            move |(s, lanes): (&SessionId, &BTreeSet<Lane>)| lanes.contains(&lane).then_some(*s);
-        self.assigned.iter().filter_map(has)
-    }
-
-    /// Notes when a lane was settled, unless it was given away.
+    /// Notes that a lane may be settled, and when, unless it was given away.
     pub fn note_settled(&mut self, lane: Lane, now: u64) {
-        let moved = |r: &Redone| r.lanes.iter().any(|(l, _)| *l == lane);
-        if self.settled(lane) && !self.redone.iter().any(moved) {
+        if !self.settled(lane) {
+            return;
+        }
+        self.hands.close(lane);
+        if !self.moved.contains(&lane) {
             self.undisturbed_ms = self.undisturbed_ms.max(now);
         }
     }
 
     /// Whether nothing is missing for the commit.
     pub fn complete(&self) -> Option<RootTotals> {
-        self.root.filter(|_| self.sums.iter().all(Option::is_some))
+        self.root.filter(|_| self.unknown == 0)
     }
 }
 
@@ -314,15 +316,18 @@ impl StepInFlight {
 #[derive(Debug)]
 pub(super) struct EvalInFlight {
     pub split: u32,
-    pub assigned: BTreeMap<SessionId, BTreeSet<u32>>,
+    /// Units that each session was given; those that are not found are open.
+    pub hands: Hands,
     pub found: Vec<Option<Found>>,
+    /// Units that are not found yet.
+    pub missing: usize,
 }
 
 impl Active {
     pub fn new(plan: RunPlan, now: u64, recover_ms: u64) -> Self {
-        let recent: BTreeMap<Step, Arc<Entry>> =
-            plan.recent.iter().map(|e| (e.step, e.clone())).collect();
-        let newest = recent.last_key_value().map(|(_, e)| Chain::after(e));
+        let known = |entry: &Arc<Entry>| (entry.step, (entry.clone(), Proof::of(entry)));
+        let recent: BTreeMap<Step, (Arc<Entry>, Proof)> = plan.recent.iter().map(known).collect();
+        let newest = recent.last_key_value().map(|(_, e)| Chain::after(&e.0));
         let ledger = newest.unwrap_or_else(|| plan.chain.clone());
         let mut active = Self {
             phase: Phase::Gathering,
@@ -344,8 +349,9 @@ impl Active {
             last_workers: 0,
             recent,
             released: plan.source.step(),
+            slowest: None,
             opened: None,
-            introduced: BTreeSet::new(),
+            introduced: Introduced::default(),
             sharers_said: 0,
             patience: Patience::default(),
             votes: BTreeMap::new(),
@@ -461,10 +467,16 @@ impl Active {
         if entry.step >= self.ledger.next_step() {
             self.ledger = self.chain.clone();
         }
-        self.recent.insert(entry.step, entry.clone());
+        self.know(entry);
         self.remember(entry);
         self.step = entry.step;
         self.forget();
+    }
+
+    /// Keeps an entry for whoever may need it.
+    pub fn know(&mut self, entry: &Arc<Entry>) {
+        let known = (entry.clone(), Proof::of(entry));
+        self.recent.insert(entry.step, known);
     }
 
     /// Takes an entry of the ledger into what later steps are judged by.
@@ -497,10 +509,10 @@ impl Active {
     }
 
     /// The commit of a step that is in the ledger.
-    pub fn commit_of(&self, entry: &Arc<Entry>, hash_state: bool) -> Commit {
+    pub fn commit_of(&self, entry: &Entry, proof: &Proof, hash_state: bool) -> Commit {
         let train = &self.plan.spec.train;
         Commit {
-            entry: entry.clone(),
+            proof: proof.clone(),
             scale: gradient_scale(train, entry.grad_norm, entry.weight),
             updates: self.history.updates(entry.step),
             hash_state,

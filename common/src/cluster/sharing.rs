@@ -25,6 +25,13 @@ const PAUSE: Step = 16;
 /// Chunks of a slice, at most: their digests come in one message.
 const MOST_CHUNKS: usize = 65_536;
 
+/// Workers that own a slice, at most. Each has a link from every other one.
+const MOST_OWNERS: usize = 64;
+
+/// Workers of a run whose gradient workers sum, at most. Each owner tells the coordinator of each one's lanes; beyond this
+/// that is more than the coordinator would have to do itself for a gradient.
+const MOST_SHARERS: usize = 256;
+
 /// How long owners may take for their first slices.
 const FIRST_MS: u64 = 10_000;
 
@@ -127,26 +134,78 @@ impl Patience {
     }
 }
 
+/// Who was told of whom, so that they can push to each other: everybody of the owners, and the owners of everybody.
+#[derive(Debug, Default)]
+pub(super) struct Introduced {
+    all: BTreeSet<SessionId>,
+    /// Those that may own a slice.
+    owners: BTreeSet<SessionId>,
+}
+
+impl Introduced {
+    /// Who is to be told of whom now. Whoever was an owner stays one.
+    fn next(&self, ready: &BTreeSet<SessionId>, listens: impl Fn(&SessionId) -> bool) -> Self {
+        if ready.len() > MOST_SHARERS {
+            return Self::default();
+        }
+        let mut owners: BTreeSet<SessionId> = self.owners.intersection(ready).copied().collect();
+        let more = ready
+            .iter()
+            .filter(|s| !self.owners.contains(s) && listens(s));
+        let room = MOST_OWNERS - owners.len();
+        owners.extend(more.take(room).copied());
+        match owners.len() {
+            0 | 1 => Self::default(),
+            _ => Self {
+                all: ready.clone(),
+                owners,
+            },
+        }
+    }
+
+    /// Of whom a worker has been told.
+    fn known_to(&self, session: SessionId) -> impl Iterator<Item = SessionId> {
+        let all = self.owners.contains(&session).then_some(&self.all);
+        let owners = self.all.contains(&session).then_some(&self.owners);
+        let known = all.or(owners).into_iter().flatten().copied();
+        known.filter(move |other| *other != session)
+    }
+}
+
 impl Machine {
-    /// Tells workers of each other, if the ready ones are others than before.
+    /// Tells workers what is new of each other, if the ready ones are others than before.
     pub(super) fn introduce(&mut self, out: &mut Vec<Action>) {
         let active = self.active.as_mut().expect("a run is at a boundary");
-        if !self.limits.shares || active.introduced == active.ready {
+        if !self.limits.shares || active.introduced.all == active.ready {
             return;
         }
-        active.introduced = active.ready.clone();
         let members = &self.members;
-        let peer = |session: &SessionId| Peer {
-            session: *session,
-            address: members[session].info.listens.clone(),
-        };
-        let peers: Vec<Peer> = active.ready.iter().map(peer).collect();
+        let address = |session: &SessionId| members[session].info.listens.clone();
+        let listens = |session: &SessionId| members[session].info.listens.is_some();
+        let next = active.introduced.next(&active.ready, listens);
+        let before = std::mem::replace(&mut active.introduced, next);
+        let next = &active.introduced;
+        if before.all.is_empty() && next.all.is_empty() {
+            return;
+        }
         for &session in &active.ready {
-            let others = peers.iter().filter(|peer| peer.session != session);
-            let message = ToWorker::Peers {
-                run: active.plan.run.clone(),
-                peers: others.cloned().collect(),
+            let knew: BTreeSet<SessionId> = before.known_to(session).collect();
+            let knows: BTreeSet<SessionId> = next.known_to(session).collect();
+            let new = |s: &&SessionId| {
+                let promoted = next.owners.contains(s) && !before.owners.contains(s);
+                promoted || !knew.contains(s)
             };
+            let peer = |session: &SessionId| Peer {
+                session: *session,
+                address: address(session).filter(|_| next.owners.contains(session)),
+            };
+            let peers: Vec<Peer> = knows.iter().filter(new).map(peer).collect();
+            let gone: Vec<SessionId> = knew.difference(&knows).copied().collect();
+            if peers.is_empty() && gone.is_empty() {
+                continue;
+            }
+            let run = active.plan.run.clone();
+            let message = ToWorker::Peers { run, gone, peers };
             out.push(Action::Send { session, message });
         }
     }
@@ -165,16 +224,21 @@ impl Machine {
                 .applied
                 .is_some_and(|a| a + 1 >= active.step)
         };
-        if active.step < active.patience.star_until || !active.ready.iter().all(in_time) {
+        let candidates = &active.introduced.owners;
+        let waits = active.step < active.patience.star_until;
+        if candidates.is_empty() || waits || !active.ready.iter().all(in_time) {
             return Ownership::Star;
         }
-        let reached = |owner: &&SessionId| {
-            let reaches = |from: &SessionId| self.members[from].reaches.contains(owner);
-            let mut others = active.ready.iter().filter(|from| from != owner);
-            others.all(reaches)
-        };
+        let mut reached: BTreeMap<SessionId, usize> = candidates.iter().map(|s| (*s, 0)).collect();
+        for from in &active.ready {
+            for to in self.members[from].reaches.iter().filter(|to| *to != from) {
+                reached.entry(*to).and_modify(|count| *count += 1);
+            }
+        }
+        let others = active.ready.len() - 1;
+        let by_all = |(session, count): (SessionId, usize)| (count == others).then_some(session);
         let chunks = active.plan.chunks as usize;
-        let owners = active.ready.iter().filter(reached).copied();
+        let owners = reached.into_iter().filter_map(by_all);
         // A small model has no slice for everybody.
         let owners: Vec<SessionId> = owners.take(chunks).collect();
         if owners.len() < 2 {
@@ -303,6 +367,12 @@ impl Machine {
     }
 
     fn complete_slices(&mut self, now: u64, run: &RunId, step: Step, out: &mut Vec<Action>) {
+        let ready = self.active_as(run).map_or(0, |active| active.ready.len());
+        // Before that somebody has not got it all.
+        let all = |s: &&mut Slices| s.digests.len() == s.shares.len() && s.rooted.len() >= ready;
+        if self.slices(run, step).filter(all).is_none() {
+            return;
+        }
         let ready = self.active_as(run).map(|active| active.ready.clone());
         let slices = self.slices(run, step);
         let totals = slices.zip(ready).and_then(|(s, ready)| s.totals(&ready));
@@ -354,7 +424,7 @@ impl Machine {
         let Ownership::Shares(slices) = &flight.owners else {
             return;
         };
-        let computed = flight.sums.iter().all(Option::is_some);
+        let computed = flight.unknown == 0;
         // A root that everybody has waits for something else.
         let waits = computed && flight.root.is_none();
         let since = flight.computed_ms.max(slices.heard_ms);
@@ -384,7 +454,8 @@ impl Machine {
             return;
         }
         flight.owners = Ownership::Star;
-        flight.delivered.clear();
+        flight.delivered.fill(false);
+        flight.hands.reopen();
         flight.root = None;
         let (run, step) = (active.plan.run.clone(), flight.step);
         active.opened = Some(step);
@@ -392,10 +463,9 @@ impl Machine {
             run: run.clone(),
             step,
         });
-        for &session in &active.ready {
-            let run = run.clone();
-            let message = ToWorker::Collect { run, step };
-            out.push(Action::Send { session, message });
-        }
+        out.push(Action::SendAll {
+            sessions: active.ready.iter().copied().collect(),
+            message: ToWorker::Collect { run, step },
+        });
     }
 }

@@ -2,6 +2,9 @@
 //! messages come late and irregularly it grows, up to a ceiling. The estimate is that of TCP's retransmission timer
 //! (RFC 6298): mean plus four times the mean deviation. **Pure.**
 
+/// Signs of life that a coordinator takes in a second, about, and as many that it gives.
+const BEATS: u64 = 1_000;
+
 /// Bounds of the deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct SilenceLimits {
@@ -24,6 +27,16 @@ impl SilenceLimits {
     /// Time between two signs of life: a deadline must survive several that are late.
     pub fn heartbeat_ms(&self) -> u64 {
         (self.floor_ms / 8).max(10)
+    }
+
+    /// The same where there are so many workers: all together give about a thousand signs of life a second, until each gives one
+    /// in half of the shortest deadline.
+    pub fn heartbeat_ms_of(&self, workers: usize) -> u64 {
+        let spread = (workers as u64).saturating_mul(1000) / BEATS;
+        spread.clamp(
+            self.heartbeat_ms(),
+            (self.floor_ms / 2).max(self.heartbeat_ms()),
+        )
     }
 }
 
@@ -104,6 +117,21 @@ mod tests {
             silence.heard(100_000 + beat * 9_000);
         }
         assert_eq!(silence.deadline_ms(), 10_000);
+    }
+
+    #[test]
+    fn a_large_cluster_beats_more_slowly_and_nobody_is_given_up_for_it() {
+        let limits = SilenceLimits::default();
+        let beats = [1, 250, 600, 1_000, 100_000].map(|workers| limits.heartbeat_ms_of(workers));
+        assert_eq!(beats, [250, 250, 600, 1_000, 1_000]);
+        let mut silence = Silence::new(limits, 0);
+        // From one beat to the next the period may be four times as long.
+        let mut now = 0;
+        for beat in (0..20).map(|i| if i < 8 { 250 } else { 1_000 }) {
+            assert_eq!(silence.exceeded(now + beat + 500), None);
+            now += beat;
+            silence.heard(now);
+        }
     }
 
     #[test]

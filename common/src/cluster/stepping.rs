@@ -1,11 +1,13 @@
 //! A step: lanes are given out, redone when their worker is lost or late, and committed when everything is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, Change, Happening, StepRecord};
+use crate::cluster::hands::Hands;
 use crate::cluster::messages::{LaneSums, Owners, ToWorker};
 use crate::cluster::run::{Active, Phase, StepInFlight};
 use crate::cluster::sharing::Ownership;
@@ -56,13 +58,10 @@ impl Machine {
             return;
         }
         active.assigned_at = active.step;
-        let fresh: BTreeMap<SessionId, BTreeSet<Lane>> = lanes::assign(lanes, &ready)
-            .into_iter()
-            .map(|(session, range)| (session, range.collect()))
-            .collect();
-        let time = |assignment: &BTreeMap<SessionId, BTreeSet<Lane>>| {
+        let fresh = lanes::assign(lanes, &ready);
+        let time = |assignment: &BTreeMap<SessionId, Range<Lane>>| {
             let of = |(s, micros): &(SessionId, Option<f64>)| {
-                assignment.get(s).map_or(0, BTreeSet::len) as f64 * micros.unwrap_or(0.0)
+                assignment.get(s).map_or(0, Range::len) as f64 * micros.unwrap_or(0.0)
             };
             ready.iter().map(of).fold(0.0, f64::max)
         };
@@ -76,9 +75,7 @@ impl Machine {
             run: active.plan.run.clone(),
             step: active.step + 1,
             generation: active.generation,
-            lanes: given
-                .map(|(s, l)| (*s, l.iter().copied().collect()))
-                .collect(),
+            lanes: given.map(|(s, l)| (*s, l.clone().collect())).collect(),
         });
     }
 
@@ -99,9 +96,9 @@ impl Machine {
         let told = owners.told();
         let members = &self.members;
         let behind = |s: &SessionId| members[s].applied.is_none_or(|a| a + 1 < active.step);
-        let late: Vec<SessionId> = active.ready.iter().copied().filter(behind).collect();
-        let assigned = active.first_assignment(&late);
-        for (&session, lanes) in &assigned {
+        let late: BTreeSet<SessionId> = active.ready.iter().copied().filter(behind).collect();
+        let hands = active.first_assignment(&late);
+        for (session, lanes) in hands.all() {
             if lanes.is_empty() && !matches!(told, Owners::Shares(_)) {
                 continue;
             }
@@ -109,7 +106,7 @@ impl Machine {
                 run: run.clone(),
                 step,
                 generation: active.generation,
-                lanes: lanes.iter().copied().collect(),
+                lanes,
                 owners: told.clone(),
             };
             out.push(Action::Send { session, message });
@@ -117,16 +114,18 @@ impl Machine {
         active.last_workers = active.ready.len();
         active.phase = Phase::Stepping(StepInFlight {
             step,
-            last_done_ms: assigned.keys().map(|s| (*s, now)).collect(),
-            assigned,
+            last_done_ms: active.ready.iter().map(|s| (*s, now)).collect(),
+            hands,
             owners,
             sums: vec![None; lanes as usize],
-            delivered: BTreeSet::new(),
+            unknown: lanes as usize,
+            delivered: vec![false; lanes as usize],
             root: None,
             started_ms: now,
             computed_ms: now,
             undisturbed_ms: now,
             redone: Vec::new(),
+            moved: BTreeSet::new(),
         });
     }
 
@@ -163,6 +162,7 @@ impl Machine {
             Some(_) => {}
             None => {
                 *slot = Some((sums, session));
+                flight.unknown -= 1;
                 flight.computed_ms = now;
             }
         }
@@ -204,9 +204,11 @@ impl Machine {
         let Some(flight) = self.flight(run, step) else {
             return;
         };
-        flight.delivered.extend(lanes);
         for &lane in lanes {
-            flight.note_settled(lane, now);
+            if let Some(delivered) = flight.delivered.get_mut(lane as usize) {
+                *delivered = true;
+                flight.note_settled(lane, now);
+            }
         }
         self.spare(run, step, lanes, out);
     }
@@ -221,11 +223,12 @@ impl Machine {
                 continue;
             }
             let found_by = flight.sums[lane as usize].map(|(_, by)| by);
-            let others = flight.holders(lane).filter(|s| Some(*s) != found_by);
-            for session in others.collect::<Vec<_>>() {
+            let holders = flight.hands.holders(lane).iter().copied();
+            let others: Vec<SessionId> = holders.filter(|s| Some(*s) != found_by).collect();
+            for session in others {
                 if matches!(flight.owners, Ownership::Shares(_)) {
                     // If the owners are lost, whoever was told to skip it cannot be relied on.
-                    flight.assigned.entry(session).or_default().remove(&lane);
+                    flight.hands.take(session, lane);
                 }
                 let message = ToWorker::Skip {
                     run: run.clone(),
@@ -297,14 +300,15 @@ impl Machine {
         let entry = Arc::new(entry);
         active.record(&entry);
         let hash_state = active.hash_wanted(entry.step);
-        let commit = active.commit_of(&entry, hash_state);
-        for session in active.followers() {
-            let message = ToWorker::Commit {
+        let commit = active.commit_of(&entry, &active.recent[&entry.step].1, hash_state);
+        let brief = commit.proof.entry.is_none();
+        let told = Action::SendAll {
+            sessions: active.followers(),
+            message: ToWorker::Commit {
                 run: run.clone(),
-                commit: commit.clone(),
-            };
-            out.push(Action::Send { session, message });
-        }
+                commit,
+            },
+        };
         if hash_state {
             active.hashed.insert(entry.step);
         }
@@ -314,12 +318,17 @@ impl Machine {
         }
         active.last_loss = entry.loss();
         active.enter_boundary();
-        out.push(Action::Committed(StepRecord {
+        let record = Action::Committed(StepRecord {
             run: run.clone(),
             entry,
             millis,
             workers: active.last_workers,
-        }));
+        });
+        // What is recorded before a commit goes out is durable then. What nobody could bring back has to be.
+        match brief {
+            true => out.extend([record, told]),
+            false => out.extend([told, record]),
+        }
         if let Some(anomaly) = anomaly {
             let run = run.clone();
             out.push(Action::Unusual { run, anomaly });
@@ -336,30 +345,42 @@ impl Machine {
 impl Active {
     /// The lanes of a new step: those of the assignment, but whoever came back with computed lanes keeps them, and whoever
     /// is more than a step behind gets none.
-    fn first_assignment(&self, late: &[SessionId]) -> BTreeMap<SessionId, BTreeSet<Lane>> {
-        let mut assigned = self.assignment.clone();
-        if late.len() < self.ready.len() {
-            for session in late {
-                let lanes = assigned.insert(*session, BTreeSet::new());
-                let lanes: Vec<Lane> = lanes.into_iter().flatten().collect();
-                let in_time = assigned.iter().filter(|(s, _)| !late.contains(s));
-                let loads: Vec<_> = in_time.map(|(s, l)| (*s, l.len())).collect();
-                for (taker, lanes) in lanes::reassign(&lanes, &loads) {
-                    assigned.entry(taker).or_default().extend(lanes);
-                }
+    fn first_assignment(&self, late: &BTreeSet<SessionId>) -> Hands {
+        let lanes = self.plan.spec.train.lanes;
+        let everybody_is_late = late.len() == self.ready.len();
+        let mut takers: Vec<Option<SessionId>> = vec![None; lanes as usize];
+        let mut in_time: Vec<(usize, SessionId)> = Vec::new();
+        for (session, range) in &self.assignment {
+            if everybody_is_late || !late.contains(session) {
+                in_time.push((range.len(), *session));
+                takers[range.start as usize..range.end as usize].fill(Some(*session));
             }
+        }
+        let left: Vec<Lane> = (0..lanes)
+            .filter(|l| takers[*l as usize].is_none())
+            .collect();
+        in_time.sort_unstable();
+        let in_time = in_time.into_iter().map(|(_, session)| session);
+        for (taker, lanes) in lanes::reassign(&left, in_time) {
+            lanes
+                .into_iter()
+                .for_each(|l| takers[l as usize] = Some(taker));
         }
         let mut claimed = BTreeSet::new();
         let kept = self.kept.iter().filter(|(s, _)| self.ready.contains(s));
-        for (&session, lanes) in kept {
-            for &lane in lanes.iter().filter(|l| claimed.insert(**l)) {
-                for others in assigned.values_mut() {
-                    others.remove(&lane);
-                }
-                assigned.entry(session).or_default().insert(lane);
+        for (&session, kept) in kept {
+            for &lane in kept.range(..lanes).filter(|l| claimed.insert(**l)) {
+                takers[lane as usize] = Some(session);
             }
         }
-        assigned
+        let mut hands = Hands::new(lanes);
+        self.ready
+            .iter()
+            .for_each(|session| hands.give(*session, []));
+        for (lane, taker) in (0..lanes).zip(takers) {
+            hands.give(taker.expect("somebody is ready"), [lane]);
+        }
+        hands
     }
 
     /// Whether a step that is about to be committed is out of the ordinary.

@@ -11,10 +11,9 @@ use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::EvalSplit;
 use crate::cluster::links::Link;
 use crate::cluster::messages::{
-    Commit, Found, FromWorker, Holding, LaneSums, Owners, Peer, StateSource, ToWorker,
+    Commit, Found, FromWorker, Holding, LaneSums, Owners, Peer, Proof, StateSource, ToWorker,
 };
 use crate::ids::{Lane, RunId, SessionId, Step};
-use crate::ledger::Entry;
 use crate::spec::RunSpec;
 
 /// What happens to a worker.
@@ -174,8 +173,13 @@ pub enum Order {
         /// The step.
         step: Step,
     },
-    /// These are the workers that this one may push to.
-    Peers(Vec<Peer>),
+    /// What is new of the other workers of the run.
+    Peers {
+        /// Those that are there no more.
+        gone: Vec<SessionId>,
+        /// Those that may push here, and can be pushed to where they have an address.
+        peers: Vec<Peer>,
+    },
     /// These lanes need not be begun.
     Skip {
         /// The step.
@@ -222,12 +226,12 @@ struct Held {
     loading: bool,
     /// Updates that the state has seen.
     step: Step,
-    /// The entry of that step, as the commit brought it.
-    entry: Option<Arc<Entry>>,
+    /// The proof of that step, as the commit brought it.
+    proof: Option<Proof>,
     /// Lanes of the next step that are computed.
     lanes: BTreeSet<Lane>,
     /// Commits that the trainer has been given and has not reported.
-    commits: VecDeque<Arc<Entry>>,
+    commits: VecDeque<Proof>,
 }
 
 impl WorkerMachine {
@@ -273,7 +277,7 @@ impl WorkerMachine {
         let held = self.run.as_ref().filter(|r| !r.loading)?;
         Some(Holding {
             run: held.run.clone(),
-            entry: held.entry.clone()?,
+            proof: held.proof.clone()?,
             lanes: held.lanes.iter().copied().collect(),
         })
     }
@@ -294,7 +298,7 @@ impl WorkerMachine {
 
     fn told(&mut self, message: ToWorker, out: &mut Vec<Order>) {
         match message {
-            ToWorker::Ping => {}
+            ToWorker::Ping { .. } => {}
             ToWorker::Load {
                 run,
                 spec,
@@ -313,13 +317,15 @@ impl WorkerMachine {
                 owners,
             }),
             ToWorker::Collect { run, step } if self.has(&run) => out.push(Order::Collect { step }),
-            ToWorker::Peers { run, peers } if self.has(&run) => out.push(Order::Peers(peers)),
+            ToWorker::Peers { run, gone, peers } if self.has(&run) => {
+                out.push(Order::Peers { gone, peers });
+            }
             ToWorker::Skip { run, step, lanes } if self.has(&run) => {
                 out.push(Order::Skip { step, lanes });
             }
             ToWorker::Commit { run, commit } if self.has(&run) => {
                 let held = self.run.as_mut().expect("checked");
-                held.commits.push_back(commit.entry.clone());
+                held.commits.push_back(commit.proof.clone());
                 out.push(Order::Commit(commit));
             }
             ToWorker::Evaluate {
@@ -373,7 +379,7 @@ impl WorkerMachine {
             run: run.clone(),
             loading: true,
             step: source.step(),
-            entry: None,
+            proof: None,
             lanes: BTreeSet::new(),
             commits: VecDeque::new(),
         });
@@ -425,9 +431,9 @@ impl WorkerMachine {
             Report::SliceReady { step, digests } => FromWorker::SliceReady { run, step, digests },
             Report::RootHeld { step } => FromWorker::RootHeld { run, step },
             Report::Applied { step, state_hash } => {
-                let entry = held.commits.pop_front().expect("a commit was given");
-                assert_eq!(entry.step, step, "commits are applied in order");
-                held.entry = Some(entry);
+                let proof = held.commits.pop_front().expect("a commit was given");
+                assert_eq!(proof.step, step, "commits are applied in order");
+                held.proof = Some(proof);
                 held.step = step;
                 held.lanes.clear();
                 FromWorker::Applied {
@@ -437,8 +443,8 @@ impl WorkerMachine {
                 }
             }
             Report::GaveUp { step } => {
-                let entry = held.commits.pop_front().expect("a commit was given");
-                assert_eq!(entry.step, step, "commits are given up in order");
+                let proof = held.commits.pop_front().expect("a commit was given");
+                assert_eq!(proof.step, step, "commits are given up in order");
                 return;
             }
             Report::UnitDone {
@@ -479,10 +485,10 @@ impl WorkerMachine {
 
     fn check_invariants(&self) {
         let Some(held) = &self.run else { return };
-        let entry = held.entry.as_ref();
+        let proof = held.proof.as_ref();
         assert!(
-            entry.is_none_or(|e| e.step == held.step),
-            "an entry of another step"
+            proof.is_none_or(|p| p.step == held.step),
+            "a proof of another step"
         );
         let steps: Vec<Step> = held.commits.iter().map(|c| c.step).collect();
         assert!(

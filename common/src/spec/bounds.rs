@@ -7,8 +7,8 @@ use super::error::SpecError;
 use super::memory::{human_bytes, memory_per_worker};
 use super::{ModelConfig, TrainConfig};
 
-/// Most lanes of a run: more would only make the tree deeper than any cluster is wide.
-pub const MAX_LANES: u64 = 4096;
+/// Most lanes of a run. Every entry of its ledger has a line for each.
+pub const MAX_LANES: u64 = 16_384;
 /// Most tokens in one forward and backward.
 pub const MAX_MICRO_BATCH_TOKENS: u64 = 1 << 26;
 /// Most samples in one optimizer step.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::cluster::{Event, Limits, Machine};
@@ -25,6 +26,36 @@ use crate::system::watch_system;
 use crate::tokenizing::Tokenizing;
 use crate::trace::StepSpans;
 
+/// Messages and their bytes on the control connections of all workers, since the start.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// To the workers.
+    pub sent: Flow,
+    /// From them.
+    pub received: Flow,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+pub struct Flow {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Flow {
+    /// Counts a message.
+    pub fn count(&self, bytes: usize) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Messages, and their bytes.
+    pub fn read(&self) -> (u64, u64) {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (read(&self.messages), read(&self.bytes))
+    }
+}
+
 /// The way to the driver and to what all services share. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster(Arc<Shared>);
@@ -36,6 +67,9 @@ struct Shared {
     store: StoreHandle,
     notices: Notices,
     sessions: std::sync::Mutex<HashSet<SessionId>>,
+    /// Workers that gave a sign of life, and said nothing else, since the last tick.
+    heard: std::sync::Mutex<Vec<SessionId>>,
+    traffic: Traffic,
     /// Bumped whenever a run has a new event, so that followers look.
     pub events: watch::Sender<u64>,
     histories: Histories,
@@ -65,6 +99,8 @@ impl Cluster {
             store,
             notices,
             sessions: std::sync::Mutex::default(),
+            heard: std::sync::Mutex::default(),
+            traffic: Traffic::default(),
             events: watch::Sender::new(0),
             histories: Histories::default(),
             remote,
@@ -162,6 +198,30 @@ impl Cluster {
         answer
             .await
             .map_err(|_| Status::unavailable("the coordinator is shutting down"))
+    }
+
+    /// Notes a sign of life. The driver hears of all of them together.
+    pub fn beat(&self, session: SessionId) {
+        self.heard().push(session);
+    }
+
+    pub(super) fn take_heard(&self) -> Vec<SessionId> {
+        std::mem::take(&mut *self.heard())
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, Vec<SessionId>> {
+        let heard = self.0.heard.lock();
+        heard.expect("no thread panics while it holds this lock")
+    }
+
+    /// What went over the control connections.
+    pub fn traffic(&self) -> &Traffic {
+        &self.0.traffic
+    }
+
+    /// Workers that are there.
+    pub fn workers(&self) -> usize {
+        self.sessions().len()
     }
 
     pub(super) fn sessions(&self) -> std::sync::MutexGuard<'_, HashSet<SessionId>> {

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use cohort_common::api::{ClusterInfo, ClusterView, WorkerInfo, WorkerView};
+use cohort_common::api::{
+    ClusterInfo, ClusterView, ControlView, SystemView, WorkerInfo, WorkerView,
+};
 use cohort_common::cluster::coordinator::Member;
 use cohort_common::ids::SessionId;
 
@@ -15,6 +17,7 @@ impl Driver {
         let now = Instant::now();
         let active = self.machine.active_run().and_then(|run| self.runs.get(run));
         let flops_per_token = active.map(|record| record.facts.flops_per_token);
+        let straggler = self.figures.straggler(now);
         let worker = |(worker, (session, member)): (WorkerInfo, (&SessionId, &Member))| {
             let mut view = WorkerView {
                 name: worker.name,
@@ -29,6 +32,10 @@ impl Driver {
                 ..WorkerView::default()
             };
             self.figures.show(*session, &mut view, flops_per_token, now);
+            view.straggler = straggler
+                .as_ref()
+                .filter(|(late, _)| late == session)
+                .map(|(_, why)| why.clone());
             view
         };
         ClusterView {
@@ -44,7 +51,22 @@ impl Driver {
                 .collect(),
             active: described.active,
             queued: described.queued,
-            system: *self.system.borrow(),
+            system: SystemView {
+                control: self.control(),
+                ..*self.system.borrow()
+            },
+        }
+    }
+
+    fn control(&self) -> ControlView {
+        let traffic = self.cluster.traffic();
+        let (messages_sent, bytes_sent) = traffic.sent.read();
+        let (messages_received, bytes_received) = traffic.received.read();
+        ControlView {
+            messages_sent,
+            bytes_sent,
+            messages_received,
+            bytes_received,
         }
     }
 

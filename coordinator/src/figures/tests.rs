@@ -84,6 +84,8 @@ fn book(lives: &[Life], start: Instant, seconds: u64) -> Book {
 fn view(book: &Book, number: u64, now: Instant) -> WorkerView {
     let mut view = WorkerView::default();
     book.show(SessionId(number), &mut view, Some(1e6), now);
+    let late = book.straggler(now).filter(|(s, _)| s.0 == number);
+    view.straggler = late.map(|(_, why)| why);
     view
 }
 

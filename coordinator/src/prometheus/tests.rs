@@ -59,6 +59,12 @@ fn cluster() -> ClusterView {
             memory_bytes: Some(1 << 34),
             disk_free_bytes: Some(1 << 40),
             disk_bytes: Some(1 << 41),
+            control: ControlView {
+                messages_sent: 10,
+                bytes_sent: 1000,
+                messages_received: 20,
+                bytes_received: 500,
+            },
         },
         ..ClusterView::default()
     }

@@ -227,9 +227,9 @@ impl ExchangeClient {
         }
     }
 
-    /// These other workers train the run, too.
-    pub fn introduce(&self, peers: Vec<Peer>) {
-        self.shared().introduce(peers);
+    /// These other workers train the run, too, or are found elsewhere than before; and those that are gone do not any more.
+    pub fn introduce(&self, gone: &[SessionId], peers: Vec<Peer>) {
+        self.shared().introduce(gone, peers);
     }
 
     /// Says who owns a step; one that nobody speaks of is the coordinator's. This worker's own slice is summed from here on.

@@ -27,6 +27,7 @@ use super::{OUTBOX, Shared, State};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 /// A peer.
+#[derive(Default)]
 pub(super) struct Known {
     /// Where it can be pushed to, until somebody does.
     address: Option<String>,
@@ -43,21 +44,20 @@ impl Drop for Known {
 }
 
 impl Shared {
-    /// These are the peers from now on. Links to others are given up.
-    pub(super) fn introduce(self: &Arc<Self>, peers: Vec<Peer>) {
+    /// What is new of the peers. Links to those that are gone are given up.
+    pub(super) fn introduce(self: &Arc<Self>, gone: &[SessionId], peers: Vec<Peer>) {
         let mut state = self.lock();
-        self.owner.admit(peers.iter().map(|peer| peer.session));
-        let stays = |session: &SessionId| peers.iter().any(|peer| peer.session == *session);
-        state.known.retain(|session, _| stays(session));
-        let links = |to: &Option<SessionId>| to.as_ref().is_none_or(stays);
-        state.outlets.retain(|to, _| links(to));
-        for peer in peers {
-            let fresh = Known {
-                address: peer.address,
-                task: None,
-            };
-            state.known.entry(peer.session).or_insert(fresh);
+        for session in gone {
+            state.known.remove(session);
+            state.outlets.remove(&Some(*session));
         }
+        for peer in peers {
+            let known = state.known.entry(peer.session).or_default();
+            if known.task.is_none() {
+                known.address = peer.address;
+            }
+        }
+        self.owner.admit(state.known.keys().copied());
         self.dial(&mut state);
         self.tell_reach(&state);
     }

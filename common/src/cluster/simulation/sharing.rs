@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::plan;
+use super::RUN;
 use super::trainer::LEN;
 use super::world::{Direction, Next, Up, World};
 use crate::aggregate::{Aggregator, ChunkDigest, Data, encode};
@@ -13,7 +13,7 @@ use crate::cluster::links::Link as Speed;
 use crate::cluster::messages::{Owners, Peer, Share};
 use crate::cluster::worker::Report;
 use crate::floats::floats_of;
-use crate::ids::{Lane, SessionId, Step};
+use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::tree::Node;
 
 /// What a worker has of steps that workers sum.
@@ -80,15 +80,17 @@ impl World {
         cut.max(self.workers[end].frozen_until)
     }
 
-    /// A worker is told whom it may push to.
-    pub(super) fn introduced(&mut self, w: usize, peers: Vec<Peer>) {
+    /// A worker is told what is new of those whom it may push to.
+    pub(super) fn introduced(&mut self, w: usize, gone: &[SessionId], peers: Vec<Peer>) {
         let sharing = &mut self.workers[w].sharing;
-        let known: BTreeSet<SessionId> = peers.iter().map(|p| p.session).collect();
-        sharing.peers = peers.clone();
-        let gone =
-            |(session, link): (&SessionId, &u64)| (!known.contains(session)).then_some(*link);
-        let gone: Vec<u64> = sharing.links.iter().filter_map(gone).collect();
-        gone.into_iter().for_each(|link| self.close_link(link));
+        let named = |session| peers.iter().any(|peer| peer.session == session);
+        sharing
+            .peers
+            .retain(|p| !gone.contains(&p.session) && !named(p.session));
+        sharing.peers.extend(peers.iter().cloned());
+        let links = gone.iter().filter_map(|session| sharing.links.get(session));
+        let links: Vec<u64> = links.copied().collect();
+        links.into_iter().for_each(|link| self.close_link(link));
         for peer in peers {
             let linked = self.workers[w].sharing.links.contains_key(&peer.session);
             if peer.address.is_some() && !linked {
@@ -321,7 +323,7 @@ impl World {
 
     /// An owner takes in a part of a node.
     fn take_part(&mut self, w: usize, from: SessionId, step: Step, node: Node, part: &[f32]) {
-        let run = plan(self.lanes, self.steps).run;
+        let run = RunId::new(RUN);
         let worker = &mut self.workers[w];
         let load = worker.load;
         let applied = worker.trainer.state.as_ref().map_or(0, |s| s.step);

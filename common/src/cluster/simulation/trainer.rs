@@ -322,7 +322,7 @@ impl Trainer {
             out.push(Effect::Report(Report::GaveUp { step }));
             return;
         }
-        match commit.entry.skipped {
+        match commit.proof.skipped {
             true => state.pass_over(),
             false => state.update(&root),
         }

@@ -96,6 +96,7 @@ impl World {
             return self.after(pause, Next::Connect(w));
         }
         self.next_session += 1;
+        self.joined += 1;
         let session = SessionId(self.next_session);
         let worker = &mut self.workers[w];
         worker.session = Some(session);
@@ -206,7 +207,7 @@ impl World {
                 self.open_exchange(w, step);
                 self.after(1, Next::Loaded(w, life, load, StateSource::Held(step)));
             }
-            Order::Peers(peers) => self.introduced(w, peers),
+            Order::Peers { gone, peers } => self.introduced(w, &gone, peers),
             Order::Collect { step } => self.collected(w, step),
             order => {
                 match &order {

@@ -5,9 +5,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
-use super::plan;
 use super::sharing::{Link, Passed, Sharing};
 use super::trainer::{LEN, State, Trainer, totals};
+use super::{RUN, plan};
 use crate::aggregate::{Aggregator, Data, Offered, encode};
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason};
 use crate::cluster::messages::{FromWorker, Owners, Scores, StateSource, ToWorker};
@@ -16,10 +16,12 @@ use crate::cluster::silence::Silence;
 use crate::cluster::worker::WorkerMachine;
 use crate::cluster::{Anomaly, History, Limits, Losses, Machine, RunPlan};
 use crate::floats::floats_of;
-use crate::ids::{SessionId, Step};
+use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis};
 use crate::rng::philox;
 use crate::tree::Node;
+use crate::wire;
+use prost::Message;
 
 /// What is on its way up.
 #[derive(Clone)]
@@ -107,6 +109,19 @@ pub(super) struct Coordinator {
     /// One for each element.
     pub(super) sums: BTreeMap<Step, Vec<Aggregator>>,
     pub(super) uploads: BTreeMap<Step, State>,
+    /// Who has given a sign of life since the last tick.
+    pub(super) heard: Vec<SessionId>,
+}
+
+/// What the coordinator has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Events that its machine took in.
+    pub events: u64,
+    /// Messages that it sent to workers.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What survives a crash of the coordinator.
@@ -158,6 +173,11 @@ pub struct World {
     pub collected: BTreeSet<Step>,
     /// A fault of one worker's memory: it happens after this step.
     pub corrupt: Option<(usize, Step)>,
+    /// Sessions that were opened.
+    pub joined: u64,
+    /// Of all coordinators; bytes only where they are counted.
+    pub work: Work,
+    pub counts_bytes: bool,
     pub(super) lanes: u32,
     pub(super) steps: Step,
 }
@@ -191,6 +211,9 @@ impl World {
             shared: BTreeSet::new(),
             collected: BTreeSet::new(),
             corrupt: None,
+            joined: 0,
+            work: Work::default(),
+            counts_bytes: false,
             lanes,
             steps,
         };
@@ -291,6 +314,7 @@ impl World {
             sessions: BTreeMap::new(),
             sums: BTreeMap::new(),
             uploads: BTreeMap::new(),
+            heard: Vec::new(),
         });
         if !self.disk.finished {
             let plan = self.plan();
@@ -328,7 +352,7 @@ impl World {
 
     /// A user wants a checkpoint.
     pub fn request_checkpoint(&mut self) {
-        let run = plan(self.lanes, self.steps).run;
+        let run = RunId::new(RUN);
         self.event(Event::CheckpointRequested(run));
     }
 
@@ -384,6 +408,11 @@ impl World {
         if boot != self.boots || self.coordinator.is_none() {
             return;
         }
+        let heard = self
+            .coordinator
+            .as_mut()
+            .map(|c| std::mem::take(&mut c.heard));
+        self.event(Event::Heard(heard.unwrap_or_default()));
         self.event(Event::Tick);
         let limits = Limits::default();
         let beat = limits.silence.heartbeat_ms();
@@ -395,7 +424,13 @@ impl World {
                 .map(|(s, (w, _))| (*s, *w))
                 .collect();
             for (session, w) in all {
-                self.send_down(w, session, Down::Control(ToWorker::Ping));
+                self.send_down(
+                    w,
+                    session,
+                    Down::Control(ToWorker::Ping {
+                        heartbeat_ms: beat as u32,
+                    }),
+                );
                 self.send_down(w, session, Down::Alive);
             }
         }
@@ -414,33 +449,42 @@ impl World {
         if let Event::Left { session, .. } = &event {
             coordinator.sessions.remove(session);
         }
+        self.work.events += 1;
         for action in coordinator.machine.handle(self.now, event) {
             self.act(action);
+        }
+    }
+
+    /// A message leaves the coordinator.
+    fn send(&mut self, session: SessionId, message: ToWorker) {
+        self.work.messages += 1;
+        if self.counts_bytes {
+            self.work.bytes += wire::to_worker(&message).encoded_len() as u64;
+        }
+        match &message {
+            ToWorker::Compute {
+                step,
+                owners: Owners::Shares(_),
+                ..
+            } => drop(self.shared.insert(*step)),
+            ToWorker::Collect { step, .. } => drop(self.collected.insert(*step)),
+            // What was recorded before is on the disk before a commit goes out.
+            ToWorker::Commit { .. } => self.flush(),
+            _ => {}
+        }
+        let coordinator = self.coordinator.as_ref().expect("it acts");
+        if let Some(&(w, _)) = coordinator.sessions.get(&session) {
+            self.send_down(w, session, Down::Control(message));
         }
     }
 
     pub(super) fn act(&mut self, action: Action) {
         let coordinator = self.coordinator.as_mut().expect("it acts");
         match action {
-            Action::Send { session, message } => {
-                match &message {
-                    ToWorker::Compute {
-                        step,
-                        owners: Owners::Shares(_),
-                        ..
-                    } => drop(self.shared.insert(*step)),
-                    ToWorker::Collect { step, .. } => drop(self.collected.insert(*step)),
-                    _ => {}
-                }
-                if matches!(message, ToWorker::Commit { .. }) {
-                    // What is committed before is on the disk before a commit goes out.
-                    let last = self.unwritten.pop();
-                    self.flush();
-                    self.unwritten.extend(last);
-                }
-                let coordinator = self.coordinator.as_ref().expect("it acts");
-                if let Some(&(w, _)) = coordinator.sessions.get(&session) {
-                    self.send_down(w, session, Down::Control(message));
+            Action::Send { session, message } => self.send(session, message),
+            Action::SendAll { sessions, message } => {
+                for session in sessions {
+                    self.send(session, message.clone());
                 }
             }
             Action::Close { session, .. } => {
@@ -517,6 +561,10 @@ impl World {
             }
         }
         match up {
+            Up::Control(FromWorker::Heartbeat) => {
+                let coordinator = self.coordinator.as_mut().expect("it is open");
+                coordinator.heard.push(session);
+            }
             Up::Control(message) => self.event(Event::Said { session, message }),
             Up::Push(step, node, data) => self.pushed(session, step, node, &data),
             Up::Alive => {}
@@ -528,7 +576,7 @@ impl World {
         let Some(sums) = coordinator.sums.get(&step) else {
             return;
         };
-        let run = plan(self.lanes, self.steps).run;
+        let run = RunId::new(RUN);
         let mut offered = Offered::default();
         for (sums, value) in sums.iter().zip(data) {
             let data = encode(&[*value]);
@@ -564,7 +612,7 @@ impl World {
     }
 
     pub(super) fn uploaded(&mut self, session: SessionId, state: State) {
-        let run = plan(self.lanes, self.steps).run;
+        let run = RunId::new(RUN);
         let step = state.step;
         if !self.is_open(session) {
             return self.event(Event::CheckpointLost { run, step });
