@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::{Access, Caller};
 use crate::driver::{Cluster, Command, Outbox};
+use crate::failover::Leadership;
 use crate::status::invalid;
 
 /// How long a new connection may take to say who it is.
@@ -67,6 +68,7 @@ impl Workers for WorkersService {
             session: session.0,
             heartbeat_ms: self.limits.silence.heartbeat_ms() as u32,
             version: env!("CARGO_PKG_VERSION").into(),
+            generation: self.cluster.leadership().map_or(0, Leadership::generation),
         };
         let cluster = self.cluster.clone();
         let beat = Duration::from_millis(self.limits.silence.heartbeat_ms());

@@ -158,7 +158,7 @@ impl Machine {
         let mut held: Vec<(Arc<Entry>, SessionId)> = members
             .iter()
             .filter_map(|(s, m)| Some((active.proven(m.holding.as_ref()?)?, *s)))
-            .filter(|(entry, _)| entry.step >= on_disk)
+            .filter(|(entry, _)| entry.step >= on_disk && !active.lacks_validation(entry.step))
             .collect();
         let youngest = held.iter().map(|(entry, _)| entry.step).max();
         if let Some(recovery) = active.recovery {
@@ -175,21 +175,22 @@ impl Machine {
         };
         held.retain(|(entry, _)| entry.step == step);
         let entry = held[0].0.clone();
+        let holding = members[&held[0].1].holding.as_ref();
         active.recovery = None;
         active.waiting_said = None;
-        if entry.step == active.ledger.next_step() {
-            // Its commit was given out, but its entry did not reach the disk: the workers bring it back.
+        // Their commits were given out, but their entries did not outlive the coordinator: the workers bring them back.
+        for missing in active.missing(holding.expect("it was found by it")) {
             out.push(Action::Committed(StepRecord {
                 run: active.plan.run.clone(),
-                entry: entry.clone(),
+                entry: missing.clone(),
                 millis: None,
                 workers: held.len(),
             }));
-            active.ledger = Chain::after(&entry);
+            active.ledger = Chain::after(&missing);
+            active.recent.insert(missing.step, missing.clone());
+            active.remember(&missing);
         }
         active.chain = Chain::after(&entry);
-        active.recent.insert(step, entry.clone());
-        active.remember(&entry);
         active.step = step;
         active.released = step;
         active.last_loss = entry.loss();
@@ -293,9 +294,22 @@ impl Active {
         }
         let known = match self.recent.get(&entry.step) {
             Some(known) => known.hash() == entry.hash(),
-            None => self.ledger.clone().push(entry).is_ok(),
+            None => !self.missing(holding).is_empty(),
         };
         known.then(|| entry.clone())
+    }
+
+    /// The entries up to that of a holding's state that follow the ledger's end in an unbroken chain; none if they do not, or
+    /// if the ledger has them.
+    fn missing(&self, holding: &Holding) -> Vec<Arc<Entry>> {
+        let mut chain = self.ledger.clone();
+        let entries = holding.earlier.iter().chain([&holding.entry]);
+        let beyond = entries.filter(|entry| entry.step >= self.ledger.next_step());
+        let beyond: Vec<Arc<Entry>> = beyond.cloned().collect();
+        match beyond.iter().all(|entry| chain.push(entry).is_ok()) {
+            true => beyond,
+            false => Vec::new(),
+        }
     }
 
     /// Whether the owner holds the roots, and this machine the entries, of all steps after this one.

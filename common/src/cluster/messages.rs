@@ -157,6 +157,8 @@ pub struct Commit {
     pub updates: u64,
     /// Whether the state after the update is to be hashed.
     pub hash_state: bool,
+    /// The entries up to this step are where they outlive the coordinator; the later ones are kept for it.
+    pub safe: Step,
 }
 
 impl Commit {
@@ -174,6 +176,9 @@ pub struct Holding {
     /// The ledger's entry of the last step that its state has seen: proof that the state is of this run, and all that
     /// a coordinator needs to know of a step whose record it lost.
     pub entry: Arc<Entry>,
+    /// Entries of steps before that one, ascending and without a gap up to it: those that may not have outlived the
+    /// coordinator.
+    pub earlier: Vec<Arc<Entry>>,
     /// Lanes of the next step whose gradients it has computed, ascending.
     pub lanes: Vec<Lane>,
 }

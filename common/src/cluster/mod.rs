@@ -8,6 +8,7 @@ pub mod coordinator;
 mod evaluating;
 pub mod events;
 mod joining;
+pub mod lease;
 pub mod messages;
 mod redoing;
 mod run;

@@ -16,6 +16,9 @@ use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
 use crate::spec::RunSpec;
 
+/// Bytes of entries that are kept for a coordinator, at most. They must fit into the message with which a worker registers.
+const MOST_KEPT: usize = 1 << 20;
+
 /// What happens to a worker.
 #[derive(Clone, Debug)]
 pub enum WorkerEvent {
@@ -216,6 +219,10 @@ struct Held {
     step: Step,
     /// The entry of that step, as the commit brought it.
     entry: Option<Arc<Entry>>,
+    /// The entries before it that are not known to be where they outlive the coordinator, ascending and without a gap.
+    earlier: VecDeque<Arc<Entry>>,
+    /// The step up to which they are.
+    safe: Step,
     /// Lanes of the next step that are computed.
     lanes: BTreeSet<Lane>,
     /// Commits that the trainer has been given and has not reported.
@@ -266,6 +273,7 @@ impl WorkerMachine {
         Some(Holding {
             run: held.run.clone(),
             entry: held.entry.clone()?,
+            earlier: held.earlier.iter().cloned().collect(),
             lanes: held.lanes.iter().copied().collect(),
         })
     }
@@ -312,6 +320,7 @@ impl WorkerMachine {
             ToWorker::Commit { run, commit } if self.has(&run) => {
                 let held = self.run.as_mut().expect("checked");
                 held.commits.push_back(commit.entry.clone());
+                held.safe = held.safe.max(commit.safe);
                 out.push(Order::Commit(commit));
             }
             ToWorker::Evaluate {
@@ -366,6 +375,8 @@ impl WorkerMachine {
             loading: true,
             step: source.step(),
             entry: None,
+            earlier: VecDeque::new(),
+            safe: 0,
             lanes: BTreeSet::new(),
             commits: VecDeque::new(),
         });
@@ -418,7 +429,7 @@ impl WorkerMachine {
             Report::Applied { step, state_hash } => {
                 let entry = held.commits.pop_front().expect("a commit was given");
                 assert_eq!(entry.step, step, "commits are applied in order");
-                held.entry = Some(entry);
+                held.keep(entry);
                 held.step = step;
                 held.lanes.clear();
                 FromWorker::Applied {
@@ -481,5 +492,34 @@ impl WorkerMachine {
             "a commit was skipped or came twice: {steps:?}"
         );
         assert!(steps.first().is_none_or(|s| *s > held.step), "{steps:?}");
+        let kept: Vec<Step> = held.earlier.iter().chain(entry).map(|e| e.step).collect();
+        assert!(
+            kept.windows(2).all(|w| w[0] + 1 == w[1]),
+            "an entry that is kept is missing: {kept:?}"
+        );
     }
 }
+
+impl Held {
+    /// Keeps the entry of the newest step, and those before it that may be needed with it. Where the coordinator has not said
+    /// for too long that they are safe, the oldest go: then it may have to go on from a checkpoint.
+    fn keep(&mut self, entry: Arc<Entry>) {
+        let follows = |before: &Arc<Entry>| before.step + 1 == entry.step;
+        match self.entry.take().filter(follows) {
+            Some(before) => self.earlier.push_back(before),
+            None => self.earlier.clear(),
+        }
+        let most = (MOST_KEPT / entry.encoded_len()).max(1);
+        let unneeded = |earlier: &VecDeque<Arc<Entry>>| match earlier.front() {
+            Some(first) => first.step <= self.safe || earlier.len() > most,
+            None => false,
+        };
+        while unneeded(&self.earlier) {
+            self.earlier.pop_front();
+        }
+        self.entry = Some(entry);
+    }
+}
+
+#[cfg(test)]
+mod tests;
