@@ -23,6 +23,9 @@ pub const FENCE: u64 = 2;
 /// Renewals, and looks at the lease of another, in the time that a lease lasts.
 const LOOKS: u64 = 5;
 
+/// The longest time between two looks at the lease of another, in milliseconds: it may be given back.
+const LONGEST_LOOK: u64 = 2_000;
+
 /// The lease, as it lies in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
@@ -252,7 +255,7 @@ impl<V: Clone + PartialEq> Elector<V> {
                 note(seen, found, now_ms);
                 self.due_ms = match seen {
                     Some(seen) if !self.me.may_take(seen, now_ms) => {
-                        now_ms + (seen.lease.lasts_ms / LOOKS).max(1)
+                        now_ms + (seen.lease.lasts_ms / LOOKS).clamp(1, LONGEST_LOOK)
                     }
                     _ => now_ms,
                 };
@@ -260,12 +263,20 @@ impl<V: Clone + PartialEq> Elector<V> {
             (State::Following { .. }, Answer::Written(version)) => {
                 let lease = asked.lease.expect("only what was asked is answered");
                 let until_ms = asked.sent_ms + fence(&lease);
-                self.due_ms = asked.sent_ms + pause;
-                self.state = State::Leading {
-                    lease,
-                    version,
-                    until_ms,
-                    unsure: false,
+                self.state = if now_ms < until_ms {
+                    self.due_ms = asked.sent_ms + pause;
+                    State::Leading {
+                        lease,
+                        version,
+                        until_ms,
+                        unsure: false,
+                    }
+                } else {
+                    // The answer took too long. The lease is its own, and can be taken again.
+                    self.due_ms = now_ms;
+                    let mut seen = None;
+                    note(&mut seen, Some((lease, version)), now_ms);
+                    State::Following { seen, read: true }
                 };
             }
             (State::Following { read, .. }, Answer::Refused | Answer::Unknown) => {

@@ -19,6 +19,9 @@ pub const LEADER_KEY: &str = "cohort-leader";
 /// How long a coordinator may take to say whether it leads.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long the others are waited for once one has said that it stands by.
+const OTHERS: Duration = Duration::from_secs(1);
+
 /// Where coordinators of one cluster listen, at least one, in the order in which they were named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places(Vec<String>);
@@ -82,7 +85,13 @@ impl Places {
         }
         let mut asked = self.0.clone();
         let (mut standing_by, mut first_error) = (Vec::new(), None);
-        while let Some(looked) = looks.join_next().await {
+        loop {
+            // Where one stands by, another may lead; a machine that is gone may not answer at all.
+            let next = match standing_by.is_empty() {
+                true => Ok(looks.join_next().await),
+                false => timeout(OTHERS, looks.join_next()).await,
+            };
+            let Ok(Some(looked)) = next else { break };
             let Ok((url, found)) = looked else { continue };
             match found {
                 Ok(Look::Leads(channel)) => {
@@ -154,7 +163,7 @@ pub struct StandsBy {
 enum Look {
     Leads(Channel),
     StandsBy(StandsBy),
-    /// There was no answer in time.
+    /// There was no answer, or not in time.
     Silent(Channel),
 }
 
@@ -173,11 +182,8 @@ async fn look(url: &str, credentials: &Credentials) -> Result<Look, ConnectError
     match timeout(PATIENCE, client.whoami(v1::Empty {})).await {
         Ok(Err(status)) => match standing_by(&status) {
             Some(by) => Ok(Look::StandsBy(by)),
-            // The connection is gone again; whatever else is wrong, the call that is meant will say.
-            None if lost(&status) => Err(ConnectError::Unreachable {
-                url: url.into(),
-                reason: status.message().to_owned(),
-            }),
+            None if lost(&status) => Ok(Look::Silent(channel)),
+            // Whatever is wrong, the call that is meant will say.
             None => Ok(Look::Leads(channel)),
         },
         Ok(Ok(_)) => Ok(Look::Leads(channel)),
@@ -188,7 +194,7 @@ async fn look(url: &str, credentials: &Credentials) -> Result<Look, ConnectError
 fn silent(url: &str) -> ConnectError {
     ConnectError::Unreachable {
         url: url.into(),
-        reason: format!("no answer within {} s", PATIENCE.as_secs()),
+        reason: "it does not say whether it leads".into(),
     }
 }
 

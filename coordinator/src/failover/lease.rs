@@ -98,6 +98,7 @@ impl Leadership {
 /// One coordinator's part in the election.
 pub struct Election {
     bucket: Bucket,
+    holder: String,
     elector: Elector<Version>,
     lasts: Duration,
     away: bool,
@@ -113,6 +114,7 @@ impl Election {
         Self {
             bucket,
             lasts: Duration::from_millis(me.lasts_ms),
+            holder: me.holder.clone(),
             elector: Elector::new(me),
             away: false,
             before: None,
@@ -143,6 +145,8 @@ impl Election {
                     };
                     return (Leadership(Arc::new(held)), self.before.take());
                 }
+                // One of its own, whose answer came too late, is nobody's.
+                (_, lease) if lease.as_ref().is_some_and(|l| l.holder == self.holder) => {}
                 (_, lease) => self.before = lease,
             }
         }

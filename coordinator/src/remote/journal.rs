@@ -129,7 +129,9 @@ impl Remote {
     pub(super) async fn keep_journal(self, cluster: Cluster) {
         let runs = cluster.read(|store| store.runs()).await;
         for run in runs.unwrap_or_default() {
-            self.note(&run.name);
+            if !run.status.has_ended() {
+                self.note(&run.name);
+            }
         }
         let mut pause = PAUSE;
         loop {
@@ -221,7 +223,8 @@ impl Remote {
             false => Err(RemoteError::Fenced),
         };
         let taken_back = there.end.is_some_and(|(end, _)| new.after < end);
-        if !new.entries.is_empty() || taken_back || there.end.is_none() {
+        let first = there.end.is_none() && !new.row.status.has_ended();
+        if !new.entries.is_empty() || taken_back || first {
             let last = new.entries.last();
             let step = last.map_or(new.after, |entry| entry.step);
             let hash = last.map_or(new.head, Entry::hash);

@@ -409,3 +409,17 @@ fn a_leader_that_cannot_renew_or_is_replaced_is_fenced_and_says_why() {
     );
     assert!(!replaced.leads(now));
 }
+
+#[test]
+fn an_answer_that_comes_too_late_does_not_make_a_leader() {
+    let mut slow = Elector::new(candidate(1, 0, None));
+    seen(&mut slow, 0, None);
+    takes(&mut slow, 0);
+    slow.answer(2_000, Answer::Written(1)).unwrap();
+    assert!(!slow.leads(2_000));
+    // Its own lease is taken again at once.
+    let again = takes(&mut slow, 2_000);
+    assert_eq!(again.generation, 2);
+    slow.answer(2_010, Answer::Written(2)).unwrap();
+    assert!(slow.leads(2_010));
+}
