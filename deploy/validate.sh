@@ -54,7 +54,8 @@ if has kubectl; then
     # The secrets are made of files that are not in the repository.
     cp -r kubernetes "$scratch/"
     "$cohort" init --home "$scratch/kubernetes/base/cluster" >/dev/null 2>&1
-    for what in base gpu; do
+    printf 'AWS_REGION=nowhere\n' >"$scratch/kubernetes/failover/store.env"
+    for what in base gpu failover; do
         step "kubernetes/$what, by kubectl kustomize"
         kubectl kustomize "$scratch/kubernetes/$what" >"$scratch/$what.yaml"
         grep -c '^kind:' "$scratch/$what.yaml"

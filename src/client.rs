@@ -9,7 +9,7 @@ use cohort_common::api::{
     History, HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed,
     Resolved, RunInfo, RunView, StepMetrics, Submit, Submitted,
 };
-use cohort_common::net::{self, ConnectError, Credentials, Token};
+use cohort_common::net::{self, ConnectError, Credentials, Places, Token};
 use cohort_common::security::Whom;
 use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
@@ -32,35 +32,52 @@ pub struct Client {
     credentials: Credentials,
     control: ClientClient<Service>,
     same_home: bool,
+    standing_by: Vec<(String, String)>,
 }
 
 /// Files that a checkpoint consists of, on the coordinator's side.
 pub type Files = Vec<v1::FileInfo>;
 
 impl Client {
-    /// Connects. `same_home` says that the coordinator works on this machine, on the client's own home directory.
-    pub async fn connect(url: &str, token: Option<Token>, same_home: bool) -> Result<Self> {
+    /// Connects to the one of these coordinators that leads. `here` is where the one listens that works on this machine, on the
+    /// client's own home directory.
+    pub async fn connect(
+        places: &Places,
+        token: Option<Token>,
+        here: Option<&str>,
+    ) -> Result<Self> {
         let trust = token.as_ref().and_then(Token::trust);
         let credentials = Credentials {
             token,
             trust,
             ..Credentials::default()
         };
-        let channel = connect(url, &credentials).await?;
-        let control = ClientClient::with_interceptor(channel, credentials.clone())
+        let found = places.leader(&credentials).await?;
+        let control = ClientClient::with_interceptor(found.channel, credentials.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         Ok(Self {
-            url: url.into(),
+            same_home: here == Some(found.url.as_str()),
+            url: found.url,
+            standing_by: found.standing_by,
             credentials,
             control,
-            same_home,
         })
     }
 
     /// Where the coordinator listens.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// What its calls carry.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// Coordinators that answered before it, and stand by, with what they say of themselves.
+    pub fn standing_by(&self) -> &[(String, String)] {
+        &self.standing_by
     }
 
     /// Whether the coordinator reads this machine's files.

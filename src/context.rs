@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::home::{Home, SECURITY};
-use cohort_common::net::Token;
+use cohort_common::net::{Places, Token};
 
 use crate::cli::{ConnectArgs, HomeArgs, TokenArgs};
 use crate::client::Client;
@@ -41,8 +41,8 @@ impl Secret {
 pub struct Context {
     /// The home directory; may not exist yet.
     pub home: PathBuf,
-    /// The coordinator that the user names.
-    named: Option<String>,
+    /// The coordinators that the user names, of which one leads.
+    named: Option<Places>,
     /// The token that the user gives.
     pub secret: Option<Secret>,
 }
@@ -53,37 +53,55 @@ impl Context {
         let secret = secret(&args.token)?;
         Ok(Self {
             home: home(&args.home)?,
-            named: coordinator(args.coordinator.as_deref(), secret.as_ref())?,
+            named: coordinators(&args.coordinator, secret.as_ref()),
             secret,
         })
     }
 
-    /// The address of the coordinator that is named or that runs on the home directory.
-    pub fn running(&self) -> Option<String> {
-        self.named.clone().or_else(|| holder_url(&self.home))
+    /// The coordinators that are named, or the one that runs on the home directory.
+    pub fn running(&self) -> Option<Places> {
+        self.named
+            .clone()
+            .or_else(|| Places::new(holder_url(&self.home)))
     }
 
     /// Connects to the coordinator that is named, or that runs on the home directory, or that listens where one does
     /// by default.
     pub async fn connect(&self) -> Result<Client> {
-        let url = self.running().unwrap_or_else(|| DEFAULT_URL.into());
-        self.connect_to(&url).await
+        match self.running() {
+            Some(places) => self.connect_to_leader(&places).await,
+            None => self.connect_to(DEFAULT_URL).await,
+        }
     }
 
     /// Connects where [`running`](Self::running) names a coordinator; `None` means that the home directory is to be
     /// read instead.
     pub async fn connect_if_running(&self) -> Result<Option<Client>> {
         match self.running() {
-            Some(url) => Ok(Some(self.connect_to(&url).await?)),
+            Some(places) => Ok(Some(self.connect_to_leader(&places).await?)),
             None => Ok(None),
         }
     }
 
-    /// Connects to a coordinator.
+    /// Connects to a coordinator, or to the one that leads instead of it.
     pub async fn connect_to(&self, url: &str) -> Result<Client> {
-        let token = self.token_for(url)?;
-        let same_home = holder_url(&self.home).is_some_and(|held| held == url);
-        Client::connect(url, token, same_home).await
+        let places = Places::new([url.to_owned()]).expect("it is one");
+        self.connect_to_leader(&places).await
+    }
+
+    /// Connects to the coordinator that leads.
+    async fn connect_to_leader(&self, places: &Places) -> Result<Client> {
+        places.are_private()?;
+        let token = self.token_for(places.first())?;
+        Client::connect(places, token, holder_url(&self.home).as_deref()).await
+    }
+
+    /// What each coordinator says of itself, where there are several; nothing where the only one leads.
+    pub async fn survey(&self, client: &Client) -> Vec<(String, String)> {
+        match self.running() {
+            Some(places) if !places.is_single() => places.survey(client.credentials()).await,
+            _ => client.standing_by().to_vec(),
+        }
     }
 
     /// What calls to a coordinator carry: the token that the user gives, or else the home's own.
@@ -126,13 +144,18 @@ pub fn home(args: &HomeArgs) -> Result<PathBuf> {
         })
 }
 
-/// The coordinator that the user names, if any. Where only a host is named, the token says how it is reached.
-fn coordinator(argument: Option<&str>, secret: Option<&Secret>) -> Result<Option<String>> {
+/// The coordinators that the user names, if any. Where only a host is named, the token says how it is reached.
+fn coordinators(arguments: &[String], secret: Option<&Secret>) -> Option<Places> {
     let variable = std::env::var(COORDINATOR_VARIABLE).ok();
-    let named = argument.map(str::to_owned).or(variable);
-    Ok(named.filter(|url| !url.is_empty()).map(|url| {
+    let variable = variable.iter().flat_map(|urls| urls.split(','));
+    let named: Vec<&str> = match arguments.is_empty() {
+        true => variable.collect(),
+        false => arguments.iter().map(String::as_str).collect(),
+    };
+    let named = named.into_iter().map(str::trim);
+    Places::new(named.filter(|url| !url.is_empty()).map(|url| {
         let url = match url.contains("://") {
-            true => url,
+            true => url.to_owned(),
             false => {
                 let private = secret.is_some_and(Secret::is_of_cluster);
                 format!("{}://{url}", if private { "https" } else { "http" })
@@ -146,10 +169,12 @@ fn coordinator(argument: Option<&str>, secret: Option<&Secret>) -> Result<Option
     }))
 }
 
-/// The coordinator of a worker: named, or of the home directory, or the default.
-pub fn worker_url(argument: Option<&str>, home: &Path, secret: Option<&Secret>) -> Result<String> {
-    let named = coordinator(argument, secret)?.or_else(|| holder_url(home));
-    Ok(named.unwrap_or_else(|| DEFAULT_URL.into()))
+/// The coordinators of a worker: named, or the one of the home directory, or the default.
+pub fn worker_places(arguments: &[String], home: &Path, secret: Option<&Secret>) -> Places {
+    let named = coordinators(arguments, secret);
+    let or_here = || Some(holder_url(home).unwrap_or_else(|| DEFAULT_URL.into()));
+    let places = named.or_else(|| Places::new(or_here()));
+    places.expect("there is a default")
 }
 
 /// The token that the user gives, if any: the file wins over the variable.

@@ -104,7 +104,8 @@ impl LocalCluster {
             &options.home,
             OPERATOR_TOKEN,
         )?;
-        let mut client = Client::connect(&cluster.url, token, true).await?;
+        let places = Places::new([cluster.url.clone()]).expect("it is one");
+        let mut client = Client::connect(&places, token, Some(&cluster.url)).await?;
         if options.private {
             cluster.set_aside = set_aside(&mut client).await?;
         }

@@ -9,7 +9,7 @@ use cohort_common::spec::{RunKind, RunSpec};
 use tokio::sync::mpsc;
 
 use crate::cli::{ConnectArgs, LocalArgs, NotifyArgs, SubmitArgs};
-use crate::client::Client;
+use crate::client::{Client, Events};
 use crate::context::Context;
 use crate::facts;
 use crate::failure::hinted;
@@ -19,6 +19,10 @@ use crate::output::Output;
 
 /// How long the end of a process may lag behind the end of its connection.
 const EXPLANATION: Duration = Duration::from_millis(500);
+/// How long another coordinator may take to lead: longer than most leases last.
+const TAKEOVER: Duration = Duration::from_secs(180);
+/// Between two looks for it.
+const LOOK: Duration = Duration::from_millis(500);
 /// Signals within this time are one.
 const SAME_INTERRUPT: Duration = Duration::from_millis(100);
 /// Exit code of a command that was interrupted, as shells know it.
@@ -32,6 +36,8 @@ pub struct Session {
     pub out: Output,
     cluster: Option<LocalCluster>,
     workers: Option<u32>,
+    /// Where another coordinator may take over, if there are several.
+    others: Option<Context>,
 }
 
 /// The only line of a run that is left alone.
@@ -82,11 +88,14 @@ impl Session {
                     "give these flags to `cohort coordinator` or `cohort local`, or add `--local N`",
                 ));
             }
+            let client = context.connect().await?;
+            let several = context.running().is_some_and(|places| !places.is_single());
             return Ok(Self {
-                client: context.connect().await?,
+                client,
                 out,
                 cluster: None,
                 workers: None,
+                others: several.then_some(context),
             });
         };
         let options = Options {
@@ -119,6 +128,7 @@ impl Session {
             out,
             cluster: Some(cluster),
             workers: Some(workers),
+            others: None,
         })
     }
 
@@ -183,14 +193,25 @@ impl Session {
         let mut interrupts = interrupts();
         let mut stopping = false;
         let mut rest = None;
+        let mut seen = after;
         loop {
             tokio::select! {
                 event = events.next_of_run() => {
-                    let event = match event {
-                        Err(error) => return Err(self.explain(error).await),
-                        Ok(event) => event,
+                    let numbered = match event {
+                        Ok(Some(numbered)) => numbered,
+                        Ok(None) if rest.is_some() || self.others.is_none() => break,
+                        lost => match self.come_back(run, seen, &progress).await {
+                            Some(found) => {
+                                events = found;
+                                continue;
+                            }
+                            None => match lost {
+                                Err(error) => return Err(self.explain(error).await),
+                                Ok(_) => break,
+                            },
+                        },
                     };
-                    let Some(numbered) = event else { break };
+                    seen = numbered.id;
                     self.out.line(&numbered.event)?;
                     progress.show(&numbered.event);
                     rest = rest_of(numbered.event).or(rest);
@@ -215,6 +236,27 @@ impl Session {
         }
         progress.clear();
         rest.ok_or_else(|| anyhow!("the coordinator ended the events of {run} before the run did"))
+    }
+
+    /// Where there are several coordinators, goes on with the events of a run at the one that leads next; `None` where there are not,
+    /// or none leads in time.
+    async fn come_back(&mut self, run: &str, after: u64, progress: &Progress) -> Option<Events> {
+        let context = self.others.as_ref()?;
+        progress.print("the coordinator is lost; looking for the one that leads next");
+        let look = async {
+            loop {
+                if let Ok(mut client) = context.connect().await
+                    && let Ok(events) = client.follow(run, after).await
+                {
+                    return (client, events);
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let (client, events) = tokio::time::timeout(TAKEOVER, look).await.ok()?;
+        progress.print(&format!("{} leads now", client.url()));
+        self.client = client;
+        Some(events)
     }
 
     /// If a private coordinator has died, that is the better explanation of a lost connection.

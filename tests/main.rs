@@ -10,6 +10,8 @@ mod corpora;
 mod deploy;
 mod exchange;
 #[cfg(unix)]
+mod failover;
+#[cfg(unix)]
 mod faults;
 mod figures;
 mod files;

@@ -112,6 +112,11 @@ impl Entry {
         bytes
     }
 
+    /// Bytes of [`Entry::encode`].
+    pub fn encoded_len(&self) -> usize {
+        FIXED_LEN + LANE_LEN * self.lanes.len()
+    }
+
     /// Reads what [`Entry::encode`] wrote; `None` if it is anything else.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let lanes = bytes.get(FIXED_LEN..)?;

@@ -142,6 +142,7 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
                 scale: commit.scale,
                 hash_state: commit.hash_state,
                 updates: commit.updates,
+                safe: commit.safe,
             })
         }
         ToWorker::Evaluate {
@@ -209,6 +210,7 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
                     scale: c.scale,
                     hash_state: c.hash_state,
                     updates: c.updates,
+                    safe: c.safe,
                 },
             },
             Kind::Evaluate(e) => ToWorker::Evaluate {
@@ -494,14 +496,18 @@ pub fn holding_to(holding: Holding) -> v1::Holding {
         entry,
         brief,
         lanes: holding.lanes,
+        earlier: holding.earlier.iter().map(|e| e.encode().into()).collect(),
     }
 }
 
 /// What a worker still holds, from the wire.
 pub fn holding_from(holding: v1::Holding) -> Result<Holding, WireError> {
+    let earlier = holding.earlier.iter();
+    let earlier = earlier.map(|entry| entry_from("Holding", entry));
     Ok(Holding {
         run: run_id(&holding.run)?,
         proof: proof_from("Holding", &holding.entry, holding.brief)?,
+        earlier: earlier.collect::<Result<_, _>>()?,
         lanes: holding.lanes,
     })
 }

@@ -89,6 +89,7 @@ pub async fn cancel(cluster: &Cluster, name: RunName) -> Result<RunInfo, Status>
         record_event(store, &name, &RunEvent::Cancelled { run })
     });
     cancelled.await.map_err(store_status)?;
+    cluster.note(&rested);
     cluster.announce();
     describe(cluster, rested).await
 }

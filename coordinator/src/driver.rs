@@ -112,9 +112,12 @@ struct Driver {
     system: watch::Receiver<SystemView>,
     spans: StepSpans,
     next_session: u64,
+    /// It may not lead any more: nothing is told to anybody.
+    fenced: bool,
 }
 
 impl Driver {
+    /// Until nobody has anything to say any more, or this process may not lead.
     async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         let mut tick = tokio::time::interval(self.tick);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -130,6 +133,10 @@ impl Driver {
                     Command::Event(Event::Tick)
                 }
             };
+            self.fenced |= !self.cluster.may_commit();
+            if self.fenced {
+                return;
+            }
             self.obey(command).await;
         }
     }
@@ -402,6 +409,13 @@ impl Driver {
             error!(%run, %error, "the ledger cannot be written");
             let run = run.clone();
             return vec![Event::RunBroken { run, error }];
+        }
+        // The disk may have taken its time. What comes behind a commit that is not sent is not sent either.
+        if matches!(message, ToWorker::Commit { .. }) {
+            self.fenced |= !self.cluster.may_commit();
+        }
+        if self.fenced {
+            return None;
         }
         if let ToWorker::Compute { run, step, .. } = &message {
             self.spans.computing(run, *step);

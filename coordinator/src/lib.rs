@@ -9,6 +9,7 @@ mod corpora;
 mod data;
 mod drain;
 mod driver;
+mod failover;
 mod fetched;
 mod figures;
 mod happenings;
@@ -29,6 +30,7 @@ mod remote;
 mod runs;
 mod samples;
 mod service;
+mod serving;
 mod session;
 mod status;
 pub mod store;
@@ -42,37 +44,26 @@ mod web;
 use std::future::{Future, pending};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::middleware::from_fn_with_state;
 use cohort_common::cluster::Limits;
-use cohort_common::exchange::{ExchangeServer, ExchangeService};
 use cohort_common::home::{Home, HomeError};
-use cohort_common::net;
-use cohort_common::process;
 use cohort_common::security::{Gate, SecurityError};
 use cohort_common::traces::Traces;
-use cohort_common::wire::MAX_MESSAGE;
-use cohort_proto::v1::client_server::ClientServer;
-use cohort_proto::v1::data_server::DataServer;
-use cohort_proto::v1::join_server::JoinServer;
-use cohort_proto::v1::tokenize_server::TokenizeServer;
-use cohort_proto::v1::workers_server::WorkersServer;
 use tokio::net::TcpListener;
 use tonic::Status;
-use tonic::service::Routes;
-use tonic_health::pb::health_server::HealthServer;
 use tracing::info;
 
 use crate::access::Access;
 use crate::driver::Cluster;
-use crate::health::{HealthService, Readiness};
+use crate::failover::{Front, Standby, Taken};
 use crate::notify::Notices;
 use crate::remote::Remote;
+use crate::serving::{Door, Place, route, serve_at};
 use crate::store::{Store, StoreError, StoreHandle};
 use crate::tensorboard::Exporter;
 
+pub use crate::failover::FailoverConfig;
 pub use crate::notify::NotifyConfig;
 
 /// How a coordinator is set up.
@@ -98,6 +89,8 @@ pub struct Config {
     pub notify: NotifyConfig,
     /// The URL of the object store that checkpoints and corpora are copied to, if there is one.
     pub store: Option<String>,
+    /// How it takes part where other coordinators share that store and stand by, if they do.
+    pub failover: Option<FailoverConfig>,
     /// Where traces of steps go, if anywhere.
     pub traces: Traces,
 }
@@ -138,6 +131,11 @@ pub enum Error {
         "the coordinator contradicted itself and stopped ({0}); start it again, its runs go on, and report the log"
     )]
     Driver(String),
+    /// It may not lead any more.
+    #[error(
+        "this coordinator leads no more: {0}; it has committed nothing since, and its workers go to whoever leads"
+    )]
+    Fenced(String),
     /// An answer for people.
     #[error("{0}")]
     Answer(String),
@@ -149,8 +147,9 @@ impl From<Status> for Error {
     }
 }
 
-/// Serves until `shutdown` completes and the run that trains is checkpointed. Takes the home's lock for the rest of the process's life, publishes its own address there, takes in runs that the
-/// database does not know, and takes up those that were under way.
+/// Serves until `shutdown` completes and the run that trains is checkpointed. Takes the home's lock for the rest of the process's
+/// life, publishes its own address there, takes in runs that the database does not know, and takes up those that were under way;
+/// where other coordinators share its store, it does the latter when it leads.
 pub async fn serve(
     config: Config,
     listener: TcpListener,
@@ -163,12 +162,141 @@ pub async fn serve(
     let (store, thread) = StoreHandle::spawn(store);
     recover::take_in(&home, &store).await;
     let remote = match &config.store {
+        // What is there is looked at as soon as it is known who leads.
+        Some(url) if config.failover.is_some() => Some(Remote::new(url, &home)?),
         Some(url) => Some(open_remote(url, &home, &store).await?),
         None => None,
     };
+    let gate = match &config.access {
+        Access::Cluster(security) => Some(Gate::of_coordinator(
+            security.clone(),
+            config.certificate_life,
+            access::now,
+        )?),
+        Access::Open | Access::Shared(_) => None,
+    };
+    let scheme = if gate.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listener.local_addr()?);
+    let page = match &config.http {
+        Some(http) => http.local_addr()?,
+        None => listener.local_addr()?,
+    };
+    let path = config.home.clone();
+    let mut publish = || -> Result<(), Error> {
+        lock.publish(&url)?;
+        info!(url, home = %path.display(), "listening");
+        info!("watch it at {}", page_at(scheme, page));
+        Ok(())
+    };
+    let place = Place { listener, gate };
+    let served = match config.failover.clone() {
+        None => {
+            let began = Began {
+                home,
+                store,
+                remote,
+                leadership: None,
+            };
+            lead(began, config, Door::Place(place), publish, shutdown).await
+        }
+        Some(failover) => {
+            publish()?;
+            let began = (home, store, remote);
+            stand_by(began, failover, config, place, shutdown).await
+        }
+    };
+    // The store closes when its last handle is gone; whatever was recorded is then on disk.
+    drop(thread);
+    // The lock ends with the process: a thread that still removes or writes files may outlive this function, and whoever
+    // comes next must not meet it.
+    lock.withdraw();
+    std::mem::forget(lock);
+    served
+}
+
+/// What a coordinator has when it begins to lead.
+struct Began {
+    home: Home,
+    store: StoreHandle,
+    remote: Option<Remote>,
+    /// That it leads, where others stand by.
+    leadership: Option<Taken>,
+}
+
+/// Stands by until it leads, and leads until it may not any more.
+async fn stand_by(
+    (home, store, remote): (Home, StoreHandle, Option<Remote>),
+    failover: FailoverConfig,
+    mut config: Config,
+    place: Place,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    let remote = remote.ok_or_else(|| Error::Answer(NO_STORE.into()))?;
+    if remote.bucket().is_directory() {
+        return Err(Error::Answer(format!(
+            "`{}` is a directory, and which coordinator leads is decided by conditional writes of an object store, which directories \
+             do not have, least of all on a network file system; use `s3://`, `gs://` or `az://`, or leave `--failover` out",
+            remote.url()
+        )));
+    }
+    let here = &failover.url;
+    let standby = Standby::new(&failover, remote.clone(), store.clone());
+    let front = || {
+        let (seen, follows) = (standby.seen(), standby.follows());
+        Front::new(config.access.clone(), here.clone(), seen, follows)
+    };
+    let (main, page) = (front(), config.http.as_ref().map(|_| front()));
+    let serving = serve_at(place.listener, main.router(), place.gate.clone());
+    let http = config.http.take();
+    let serving_page = async {
+        match (http, &page) {
+            (Some(listener), Some(page)) => {
+                serve_at(listener, page.router(), place.gate.clone()).await
+            }
+            _ => pending().await,
+        }
+    };
+    let door = Door::Front(main.clone(), page.clone());
+    let work = async {
+        tokio::pin!(shutdown);
+        let taken = tokio::select! {
+            taken = standby.lead() => taken?,
+            () = &mut shutdown => return Ok(()),
+        };
+        remote.lead(taken.leadership.clone());
+        let began = Began {
+            home,
+            store,
+            remote: Some(remote),
+            leadership: Some(taken),
+        };
+        lead(began, config, door, || Ok(()), shutdown).await
+    };
+    tokio::select! {
+        served = serving => served,
+        served = serving_page => served,
+        worked = work => worked,
+    }
+}
+
+/// Leads: serves until `shutdown` completes and the run that trains is checkpointed, or until it may lead no more. `publish` is
+/// done when it is about to answer.
+async fn lead(
+    began: Began,
+    config: Config,
+    door: Door,
+    publish: impl FnOnce() -> Result<(), Error>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    let Began {
+        home,
+        store,
+        remote,
+        leadership,
+    } = began;
     let notices = Notices::start(config.notify.clone());
     let traces = config.traces.clone();
-    let (cluster, driver) = Cluster::start(
+    let (cluster, mut driver) = Cluster::start(
         home,
         store,
         (config.limits, config.exchange),
@@ -182,42 +310,48 @@ pub async fn serve(
         Some(remote) => Some(remote.start(&cluster).await),
         None => None,
     };
-    let gate = match &config.access {
-        Access::Cluster(security) => Some(Gate::of_coordinator(
-            security.clone(),
-            config.certificate_life,
-            access::now,
-        )?),
-        Access::Open | Access::Shared(_) => None,
+    publish()?;
+    let (leadership, mut keeper) = match leadership {
+        Some(Taken { leadership, keeper }) => (Some(leadership), Some(keeper)),
+        None => (None, None),
     };
-    let scheme = if gate.is_some() { "https" } else { "http" };
-    let url = format!("{scheme}://{}", listener.local_addr()?);
-    lock.publish(&url)?;
-    info!(url, home = %config.home.display(), "listening");
-    let page = match &config.http {
-        Some(http) => http.local_addr()?,
-        None => listener.local_addr()?,
+    let fenced = async {
+        match &mut keeper {
+            Some(keeper) => keeper.fenced().await,
+            None => pending().await,
+        }
     };
-    info!("watch it at {}", page_at(scheme, page));
     let served = tokio::select! {
-        served = route(cluster, config, listener, gate, shutdown) => served,
-        ended = driver => Err(Error::Driver(ended.err().map_or_else(String::new, |e| e.to_string()))),
+        biased;
+        why = fenced => return Err(Error::Fenced(why)),
+        served = route(cluster.clone(), config, door, shutdown) => served,
+        ended = &mut driver => match ended {
+            // It looks at the clock itself, and may be faster.
+            Ok(()) => return Err(Error::Fenced("the lease was not renewed in time".into())),
+            Err(error) => Err(Error::Driver(error.to_string())),
+        },
     };
     if let Some(exporter) = exporter {
         exporter.finish().await;
     }
+    if let Some(leadership) = &leadership {
+        leadership.stop();
+        // Nothing is committed behind what is written last.
+        let _ = driver.await;
+    }
     if let Some(uploader) = uploader {
-        uploader.finish().await;
+        uploader.finish(&cluster).await;
+    }
+    if let Some(keeper) = keeper {
+        keeper.release().await;
     }
     notices.close().await;
-    // The store closes when its last handle is gone; whatever was recorded is then on disk.
-    drop(thread);
-    // The lock ends with the process: a thread that still removes or writes files may outlive this function, and whoever
-    // comes next must not meet it.
-    lock.withdraw();
-    std::mem::forget(lock);
     served
 }
+
+/// What is said to whoever wants others to stand by without a store.
+const NO_STORE: &str = "coordinators that stand by for each other need an object store in common: add `--store s3://BUCKET/PREFIX` \
+                        (or gs, az), the same for each";
 
 /// Opens the object store, and takes in what only it knows. One that cannot be reached is tried again later.
 async fn open_remote(url: &str, home: &Home, store: &StoreHandle) -> Result<Remote, Error> {
@@ -274,87 +408,4 @@ fn remove_unfinished(home: &Home) -> Result<(), Error> {
         info!(removed, "deleted what was left half-written");
     }
     Ok(())
-}
-
-async fn route(
-    cluster: Cluster,
-    config: Config,
-    listener: TcpListener,
-    gate: Option<Gate>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), Error> {
-    macro_rules! bounded {
-        ($server:ident, $service:expr) => {
-            $server::new($service)
-                .max_decoding_message_size(MAX_MESSAGE)
-                .max_encoding_message_size(MAX_MESSAGE)
-        };
-    }
-    let access = config.access;
-    let limits = config.limits;
-    let sessions = session::WorkersService {
-        cluster: cluster.clone(),
-        access: access.clone(),
-        limits,
-        room: session::Room::new(process::open_files()),
-    };
-    let join = join::JoinService {
-        access: access.clone(),
-        life: config.certificate_life,
-    };
-    let exchange = ExchangeService {
-        exchange: cluster.exchange().clone(),
-        host: Arc::new(cluster.clone()),
-    };
-    let data = data::DataService {
-        cluster: cluster.clone(),
-    };
-    let tokenize = tokenizing::TokenizeService {
-        cluster: cluster.clone(),
-    };
-    let client = service::ClientService {
-        cluster: cluster.clone(),
-        access: access.clone(),
-    };
-    let readiness = Arc::new(Readiness::new(cluster.clone()));
-    let web = web::router(cluster.clone(), access.clone(), readiness.clone());
-    let routes = Routes::from(axum::Router::new())
-        .add_service(HealthServer::new(HealthService::new(readiness.clone())))
-        .add_service(JoinServer::new(join))
-        .add_service(bounded!(WorkersServer, sessions))
-        .add_service(ExchangeServer::new(exchange))
-        .add_service(bounded!(DataServer, data))
-        .add_service(bounded!(TokenizeServer, tokenize))
-        .add_service(bounded!(ClientServer, client));
-    let routes = routes
-        .into_axum_router()
-        .route_layer(from_fn_with_state(access, access::guard));
-    // What stands around the web's routes, and bounds them, does not stand around gRPC's.
-    let routes = web::only_http2(routes).merge(web.clone());
-    let server = net::server()
-        .accept_http1(true)
-        .add_routes(routes.into())
-        .serve_with_incoming(net::connections(listener, gate.clone()));
-    let web = async {
-        match config.http {
-            None => pending().await,
-            Some(listener) => {
-                let server = net::server().accept_http1(true).add_routes(web.into());
-                server
-                    .serve_with_incoming(net::connections(listener, gate))
-                    .await
-            }
-        }
-    };
-    let ended = async {
-        shutdown.await;
-        readiness.end();
-        drain::drain(&cluster, config.grace).await;
-    };
-    // Streams of workers and followers never end by themselves, so there is nothing to wait for: they are cut.
-    tokio::select! {
-        served = server => Ok(served?),
-        served = web => Ok(served?),
-        () = ended => Ok(()),
-    }
 }

@@ -54,6 +54,8 @@ pub async fn enqueue(
     let described = name.clone();
     let kept = cluster.store().call(move |s| s.facts(&described)).await;
     let kept = kept.map_err(failed)?;
+    // What of its ledger is in the store already is found out at once.
+    let shipped = cluster.leadership().map(|_| 0);
     let record = blocking(move || {
         let tokenizer = corpus.tokenizer_json().map_err(failed)?;
         let chat_template = chat_template(&home, &name, &spec, &corpus)?;
@@ -98,6 +100,7 @@ pub async fn enqueue(
                 chunks: chunk_count(gradient_len) as u32,
                 losses: history.losses,
                 history: history.steps,
+                shipped,
             },
             name,
             splits: facts,

@@ -14,7 +14,9 @@ use cohort_common::cluster::{Anomaly, Event, RunPlan};
 use cohort_common::hf::SpecialTokens;
 use cohort_common::home::RunName;
 use cohort_common::ids::{RunId, Step};
+use cohort_common::ledger::Entry;
 use cohort_common::order::Shares;
+use cohort_common::spec::RunSpec;
 use cohort_common::traces::StepTrace;
 use tracing::{error, warn};
 
@@ -109,6 +111,7 @@ impl RunRecord {
         let name = self.name.clone();
         self.write(cluster, move |store| record_event(store, &name, &event))
             .await;
+        cluster.note(&self.name);
         cluster.announce();
     }
 
@@ -141,28 +144,16 @@ impl RunRecord {
         step: &StepRecord,
         trace: Option<StepTrace>,
     ) -> Option<Event> {
-        let train = &self.plan.spec.train;
         let entry = step.entry.clone();
-        let tokens = self.tokens_at(entry.step);
-        let new = tokens - self.tokens_at(entry.step - 1);
+        let new = self.tokens_at(entry.step) - self.tokens_at(entry.step - 1);
         let speed = |millis: u64| new as f64 * 1000.0 / millis.max(1) as f64;
-        let loss = entry.loss();
-        let bits = loss / std::f64::consts::LN_2;
         let own = self.shares.of_first(entry.first_position + entry.samples)[0];
         let row = StepRow {
-            step: entry.step,
-            horizon: train.steps,
-            loss,
-            grad_norm: entry.grad_norm,
-            learning_rate: entry.learning_rate,
-            tokens,
             // Unknown where another coordinator led the step.
             tokens_per_second: step.millis.map_or(0.0, speed),
             epoch: own as f64 / self.epoch_samples as f64,
-            bits_per_byte: self.facts.bytes_per_token.map(|bytes| bits / bytes),
             mfu: self.mfu(step.millis.map(speed)),
-            time_ms: now_ms(),
-            skipped: entry.skipped,
+            ..step_row(&self.plan.spec, &self.facts, &entry, now_ms(), own)
         };
         let workers = step.workers as u32;
         let name = self.name.clone();
@@ -186,6 +177,7 @@ impl RunRecord {
             Ok(receipt) => self.pending = Some(receipt),
             Err(error) => return Some(self.broken(error.to_string())),
         }
+        cluster.note(&self.name);
         cluster.announce();
         None
     }
@@ -246,6 +238,7 @@ impl RunRecord {
             record_event(store, &name, &RunEvent::Eval(event))
         })
         .await;
+        cluster.note(&self.name);
         cluster.announce();
         None
     }
@@ -279,6 +272,7 @@ impl RunRecord {
             Ok(())
         })
         .await;
+        cluster.note(&self.name);
         cluster.announce();
     }
 
@@ -346,6 +340,7 @@ impl RunRecord {
         if let Some(remote) = cluster.remote() {
             remote.changed(&self.name);
         }
+        cluster.note(&self.name);
         cluster.announce();
     }
 
@@ -390,6 +385,7 @@ impl RunRecord {
         .await;
         // Whoever is told finds it in the store.
         cluster.notices().event(&told);
+        cluster.note(&self.name);
         cluster.announce();
         rests
     }
@@ -448,6 +444,33 @@ impl RunRecord {
             state_hash: last.map(|c| c.state_hash.clone()),
             checkpoint: last.map(|c| c.path.clone()),
         }
+    }
+}
+
+/// What an entry of the ledger says of a step: all that is shown of it but how fast it was. `own` are the samples of the run's own
+/// corpus up to its end.
+pub fn step_row(
+    spec: &RunSpec,
+    facts: &RunFacts,
+    entry: &Entry,
+    time_ms: u64,
+    own: u64,
+) -> StepRow {
+    let loss = entry.loss();
+    let bits = loss / std::f64::consts::LN_2;
+    StepRow {
+        step: entry.step,
+        horizon: spec.train.steps,
+        loss,
+        grad_norm: entry.grad_norm,
+        learning_rate: entry.learning_rate,
+        tokens: entry.step * spec.tokens_per_step(),
+        tokens_per_second: 0.0,
+        epoch: own as f64 / facts.epoch_samples.max(1) as f64,
+        bits_per_byte: facts.bytes_per_token.map(|bytes| bits / bytes),
+        mfu: None,
+        time_ms,
+        skipped: entry.skipped,
     }
 }
 

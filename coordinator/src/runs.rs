@@ -58,6 +58,11 @@ pub async fn submit(cluster: &Cluster, submit: Submit) -> Result<Submitted, Stat
     let source = first_source(&submit.spec);
     let was = RunStatus::Queued;
     enqueue(cluster, &name, was, 0, submit.spec, corpus, source).await?;
+    if let Some(remote) = cluster.remote().filter(|_| cluster.leadership().is_some()) {
+        // What it reads and starts from goes there now; and whoever submits it may rely on it.
+        remote.changed(&name);
+        remote.noted(&name).await;
+    }
     Ok(Submitted {
         run: name.to_string(),
         resumed_at: None,
@@ -85,6 +90,7 @@ pub async fn take_up(cluster: &Cluster) {
     let was_under_way = |r: &RunRow| matches!(r.status, RunStatus::Queued | RunStatus::Running);
     for row in rows.into_iter().filter(was_under_way) {
         let name = row.name.clone();
+        let failed = name.clone();
         if let Err(status) = take_up_one(cluster, row, false).await {
             let error = status.message().to_owned();
             tracing::error!(run = %name, error, "cannot go on with this run");
@@ -97,6 +103,7 @@ pub async fn take_up(cluster: &Cluster) {
             if let Err(error) = cluster.store().call(mark).await {
                 tracing::error!(%error, "cannot record that");
             }
+            cluster.note(&failed);
         }
     }
 }

@@ -309,10 +309,10 @@ impl Client for ClientService {
     }
 }
 
-/// Has nothing copied to the object store, if there is one, for as long as the answer lives.
-async fn alone(remote: Option<&Remote>) -> Option<MutexGuard<'_, ()>> {
+/// Has nothing copied or written to the object store, if there is one, for as long as the answer lives.
+async fn alone(remote: Option<&Remote>) -> Option<[MutexGuard<'_, ()>; 2]> {
     match remote {
-        Some(remote) => Some(remote.alone().await),
+        Some(remote) => Some([remote.alone().await, remote.unwritten().await]),
         None => None,
     }
 }

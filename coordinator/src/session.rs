@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::{Access, Caller};
 use crate::driver::{Cluster, Command, Outbox};
+use crate::failover::Leadership;
 use crate::status::invalid;
 
 /// How long a new connection may take to say who it is.
@@ -70,6 +71,7 @@ impl Workers for WorkersService {
             session: session.0,
             heartbeat_ms: self.beat().as_millis() as u32,
             version: env!("CARGO_PKG_VERSION").into(),
+            generation: self.cluster.leadership().map_or(0, Leadership::generation),
         };
         let cluster = self.cluster.clone();
         let talking = Talking {

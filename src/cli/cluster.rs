@@ -16,6 +16,7 @@ Examples:
   cohort init                                                    makes a cluster of this home: authority and tokens
   cohort coordinator --listen 0.0.0.0:7070                       for others too, encrypted
   cohort coordinator --store s3://BUCKET/cohort                  what it keeps outlives this machine
+  cohort coordinator --store s3://BUCKET/cohort --failover       one of several, which take over from each other
   cohort coordinator --notify-command 'cat >> events.jsonl'      notes what becomes of runs; see docs/json-events.md")]
 pub struct CoordinatorArgs {
     /// Address and port to listen on; port 0 takes a free one
@@ -32,6 +33,21 @@ pub struct CoordinatorArgs {
     /// `--grace` [or COHORT_STORE]
     #[arg(long, value_name = "URL", env = "COHORT_STORE", hide_env = true)]
     pub store: Option<String>,
+    /// Be one of several coordinators with the same --store (s3, gs, az): one leads, by a lease in the store, the others stand
+    /// by and follow it, and one of them takes over when its lease has run out; all of them have this flag
+    #[arg(long, requires = "store", help_heading = "Failover")]
+    pub failover: bool,
+    /// Seconds that the lease lasts after each renewal: a leader that is lost is missed for so long, and one that cannot reach
+    /// the store for two thirds of it stops committing [default: 10]
+    #[arg(long, value_name = "SECONDS", requires = "failover", value_parser = lease, help_heading = "Failover")]
+    pub lease: Option<f64>,
+    /// Where workers, clients and the other coordinators reach this one [default: the address of --listen, where that names a
+    /// machine; else this machine's name]
+    #[arg(long, value_name = "URL", requires = "failover", value_parser = advertised, help_heading = "Failover")]
+    pub advertise: Option<String>,
+    /// The lease and the address that this process had before it was fenced.
+    #[arg(long, hide = true, num_args = 2, requires = "failover")]
+    pub again: Option<Vec<String>>,
     /// Who sums gradients; the result is the same
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     pub exchange: ExchangeArg,
@@ -72,6 +88,21 @@ pub enum Insecure {
     Open,
 }
 
+fn lease(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (1.0..=600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds from 1 to 600".into()),
+    }
+}
+
+fn advertised(text: &str) -> Result<String, String> {
+    let url = text.trim_end_matches('/');
+    match url.split_once("://") {
+        Some(("http" | "https", host)) if !host.is_empty() && !host.contains('/') => Ok(url.into()),
+        _ => Err("expected an address of this coordinator such as `https://HOST:7070`".into()),
+    }
+}
+
 fn certificate_hours(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(hours) if (0.001..=87_600.0).contains(&hours) => Ok(hours),
@@ -110,9 +141,10 @@ Examples:
   COHORT_TOKEN=cohort_worker_... cohort worker --coordinator https://HOST:7070    as `cohort init` printed it
   cohort worker --coordinator https://HOST:7070 --device cuda:0                     later; it has a certificate then")]
 pub struct WorkerArgs {
-    /// The coordinator [or COHORT_COORDINATOR; default: the one of the home directory, else http://127.0.0.1:7070]
-    #[arg(long, value_name = "URL")]
-    pub coordinator: Option<String>,
+    /// The coordinator, or several with commas between them, of which one leads [or COHORT_COORDINATOR; default: the one of
+    /// the home directory, else http://127.0.0.1:7070]
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub coordinator: Vec<String>,
     /// What computes: `auto`, `cpu` or `cuda:N`
     #[arg(long, default_value = "auto")]
     pub device: String,

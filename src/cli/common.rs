@@ -35,9 +35,15 @@ pub struct TokenArgs {
 /// Which coordinator a client talks to.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ConnectArgs {
-    /// The coordinator [or COHORT_COORDINATOR; default: the one of the home directory, else http://127.0.0.1:7070]
-    #[arg(long, value_name = "URL", help_heading = "Place")]
-    pub coordinator: Option<String>,
+    /// The coordinator, or several with commas between them, of which one leads [or COHORT_COORDINATOR; default: the one of
+    /// the home directory, else http://127.0.0.1:7070]
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        help_heading = "Place"
+    )]
+    pub coordinator: Vec<String>,
     /// Its token.
     #[command(flatten)]
     pub token: TokenArgs,

@@ -12,6 +12,7 @@ use cohort_common::home::SECURITY;
 use cohort_common::security::Security;
 use cohort_common::traces::COORDINATOR;
 use cohort_coordinator::access::Access;
+use cohort_coordinator::{Error, FailoverConfig};
 use tokio::net::{TcpListener, lookup_host};
 
 use crate::cli::{CoordinatorArgs, Insecure};
@@ -20,8 +21,16 @@ use crate::failure::hinted;
 use crate::local::{end_at_the_next_signal, shutdown};
 use crate::traces;
 
+/// How long a lease lasts if nothing is said.
+const LEASE_SECONDS: f64 = 10.0;
+
 /// Runs the verb.
-pub async fn run(args: CoordinatorArgs) -> Result<()> {
+pub async fn run(mut args: CoordinatorArgs) -> Result<()> {
+    let again: Option<[String; 2]> = args.again.take().and_then(|again| again.try_into().ok());
+    let was = again.map(|[was, listen]| {
+        args.listen = listen;
+        was
+    });
     let home = context::home(&args.home)?;
     let access = access(&home, context::secret(&args.token)?, args.insecure)?;
     let guard = Guard {
@@ -33,6 +42,12 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         Some(address) => Some(guard.listen("--http", address).await?),
         None => None,
     };
+    let bound = listener.local_addr()?;
+    let failover = match args.failover {
+        true => Some(failover(&args, &access, bound, was)?),
+        false => None,
+    };
+    let holder = failover.as_ref().map(|failover| failover.holder.clone());
     let traces = traces::open(&args.observe, COORDINATOR)?;
     let config = cohort_coordinator::Config {
         home,
@@ -49,12 +64,87 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         tensorboard: args.tensorboard,
         notify: args.notify.config(),
         store: args.store,
+        failover,
         traces: traces.clone(),
     };
     let served =
         cohort_coordinator::serve(config, listener, asked_to_end(args.exit_with_parent)).await;
     traces::finish(traces).await;
-    Ok(served?)
+    match (served, holder) {
+        (Err(Error::Fenced(why)), Some(holder)) => Err(begin_again(&holder, bound, &why)),
+        (served, _) => Ok(served?),
+    }
+}
+
+/// How it takes part in failover.
+fn failover(
+    args: &CoordinatorArgs,
+    access: &Access,
+    bound: SocketAddr,
+    was: Option<String>,
+) -> Result<FailoverConfig> {
+    let private = matches!(access, Access::Cluster(_));
+    if let Some(url) = &args.advertise
+        && url.starts_with("https://") != private
+    {
+        let (is, scheme) = match private {
+            true => ("encrypted", "https"),
+            false => ("not encrypted", "http"),
+        };
+        return Err(hinted(
+            format!("`{url}` is no address of this coordinator, which is {is}"),
+            format!("begin it with `{scheme}://`"),
+        ));
+    }
+    let scheme = if private { "https" } else { "http" };
+    let url = match &args.advertise {
+        Some(url) => url.clone(),
+        None if bound.ip().is_unspecified() => {
+            let name = hostname::get().context("this machine has no name; give `--advertise`")?;
+            format!("{scheme}://{}:{}", name.to_string_lossy(), bound.port())
+        }
+        None => format!("{scheme}://{bound}"),
+    };
+    Ok(FailoverConfig {
+        lease: Duration::from_secs_f64(args.lease.unwrap_or(LEASE_SECONDS)),
+        url,
+        holder: FailoverConfig::new_holder(),
+        was,
+    })
+}
+
+/// Lets the process begin anew as one that stands by: nothing of one that was fenced may go on. Returns only if that cannot be
+/// done.
+#[cfg(unix)]
+fn begin_again(holder: &str, bound: SocketAddr, why: &str) -> anyhow::Error {
+    use std::os::unix::process::CommandExt;
+    tracing::error!(
+        why,
+        "this coordinator leads no more; its process begins anew, and stands by"
+    );
+    // What it was told when it began anew before comes last.
+    let arguments = std::env::args_os().skip(1);
+    let arguments = arguments.take_while(|argument| argument != "--again");
+    let own = match std::env::current_exe() {
+        Ok(own) => own,
+        Err(error) => return anyhow!(error).context("cannot tell where this program lies"),
+    };
+    let error = std::process::Command::new(own)
+        .args(arguments)
+        .args(["--again", holder, &bound.to_string()])
+        .exec();
+    anyhow!(error).context(format!(
+        "this coordinator leads no more: {why}; it cannot begin anew"
+    ))
+}
+
+/// The process ends; whatever watches over it starts it again.
+#[cfg(not(unix))]
+fn begin_again(_: &str, _: SocketAddr, why: &str) -> anyhow::Error {
+    hinted(
+        format!("this coordinator leads no more: {why}"),
+        "start it again; it stands by then",
+    )
 }
 
 /// Completes when the process is asked to end; a second signal ends it at once.

@@ -70,9 +70,9 @@ pub async fn run(args: QuickstartArgs) -> Result<ExitCode> {
     let first = corpus("rust-sources", &args.corpus, Kind::Rust)?;
     let second = corpus("markdown", &args.finetune_corpus, Kind::Markdown)?;
     let local = LocalArgs {
-        local: match args.connect.coordinator {
-            Some(_) => None,
-            None => Some(args.workers.unwrap_or(2)),
+        local: match args.connect.coordinator.is_empty() {
+            false => None,
+            true => Some(args.workers.unwrap_or(2)),
         },
         threads: args.threads,
     };

@@ -7,7 +7,7 @@ use cohort_common::api::{AuditReport, ReplayReport, RunInfo};
 use cohort_common::cluster::StateSource;
 use cohort_common::home::Home;
 use cohort_common::ledger::Entry;
-use cohort_common::net::Token;
+use cohort_common::net::{Places, Token};
 use cohort_common::spec::human_bytes;
 use cohort_worker::{EntranceAddress, Replay};
 
@@ -196,7 +196,7 @@ async fn compute(
     }
     let token = context.token_for(client.url())?;
     let config = cohort_worker::Config {
-        coordinator: client.url().to_owned(),
+        coordinators: Places::new([client.url().to_owned()]).expect("it is one"),
         trust: token.as_ref().and_then(Token::trust),
         token,
         device: args.device.parse()?,

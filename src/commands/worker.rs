@@ -15,11 +15,11 @@ use crate::traces;
 pub async fn run(args: WorkerArgs) -> Result<()> {
     let home = context::home(&args.home)?;
     let secret = context::secret(&args.token)?;
-    let coordinator = context::worker_url(args.coordinator.as_deref(), &home, secret.as_ref())?;
-    let token = context::token_for(&coordinator, secret.as_ref(), &home, WORKER_TOKEN)?;
+    let coordinators = context::worker_places(&args.coordinator, &home, secret.as_ref());
+    let token = context::token_for(coordinators.first(), secret.as_ref(), &home, WORKER_TOKEN)?;
     let traces = traces::open(&args.observe, WORKER)?;
     let config = cohort_worker::Config {
-        coordinator,
+        coordinators,
         token,
         trust: None,
         device: args.device.parse()?,

@@ -65,7 +65,7 @@ fn kubernetes_manifests_are_sound() {
 #[test]
 fn overlays_patch_what_is_there() {
     let base = manifests();
-    for overlay in ["gpu"] {
+    for overlay in ["gpu", "failover"] {
         let folder = format!("deploy/kubernetes/{overlay}");
         let [kustomization] = &yaml(&repository(&format!("{folder}/kustomization.yaml")))[..]
         else {

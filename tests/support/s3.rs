@@ -361,6 +361,15 @@ impl State {
         if new && self.objects.contains_key(&request.path) {
             return error("412 Precondition Failed", "PreconditionFailed");
         }
+        if let Some(wanted) = request.headers.get("if-match") {
+            match self.objects.get(&request.path).map(|content| tag(content)) {
+                None => return error("404 Not Found", "NoSuchKey"),
+                Some(found) if found != *wanted => {
+                    return error("412 Precondition Failed", "PreconditionFailed");
+                }
+                Some(_) => {}
+            }
+        }
         self.objects
             .insert(request.path.clone(), request.body.clone());
         tagged(&request.body)

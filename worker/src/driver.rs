@@ -36,6 +36,8 @@ const FIGURES: Duration = Duration::from_secs(1);
 pub struct Link {
     /// The worker's name in this session, for people.
     pub name: String,
+    /// Where the coordinator is.
+    pub coordinator: String,
     /// What calls of this session carry.
     pub credentials: Credentials,
     /// Bulk data.
@@ -64,6 +66,8 @@ pub struct Driver {
     idle: watch::Sender<bool>,
     link: Option<Link>,
     sessions: u64,
+    /// The highest generation of a coordinator that it has worked for.
+    generation: u64,
     sharing: Sharing,
     meter: Arc<Meter>,
     /// Figures that are to be said.
@@ -108,6 +112,7 @@ impl Driver {
             idle: watch::Sender::new(true),
             link: None,
             sessions: 0,
+            generation: 0,
             meter,
             figures: Vec::new(),
             figures_at: Instant::now(),
@@ -156,6 +161,23 @@ impl Driver {
     pub fn handle(&mut self, event: WorkerEvent) -> Vec<FromWorker> {
         let orders = self.machine.handle(event);
         self.obey(orders)
+    }
+
+    /// Works for this coordinator, unless it has already worked for one that leads after it. A generation of 0 is that of
+    /// a coordinator for which none stands by.
+    ///
+    /// # Errors
+    /// If the coordinator should not lead any more, and does not know that yet.
+    pub fn heed(&mut self, generation: u64) -> Result<(), Error> {
+        if generation > 0 && generation < self.generation {
+            return Err(Error::Session(format!(
+                "the coordinator has generation {generation}, and this worker has worked for generation {} already; if its \
+                 lease was deleted from the store, start this worker again",
+                self.generation
+            )));
+        }
+        self.generation = self.generation.max(generation);
+        Ok(())
     }
 
     /// A session is open.
@@ -415,7 +437,7 @@ impl Driver {
             ..link.credentials.clone()
         };
         let broken = link.broken.clone();
-        let url = self.config.coordinator.clone();
+        let url = link.coordinator.clone();
         let sharing = self.sharing.clone();
         let observer = Observer {
             meter: self.meter.clone(),

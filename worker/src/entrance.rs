@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use cohort_common::net::Places;
 use tokio::net::{TcpListener, UdpSocket, lookup_host};
 use tracing::info;
 
@@ -23,7 +24,7 @@ pub async fn open(config: &Config) -> Result<Option<Entrance>, Error> {
     let known = wanted.map(|address| address.ip());
     let here = match known.filter(|ip| !ip.is_unspecified()) {
         Some(ip) => Some(ip),
-        None => own_address(&config.coordinator).await,
+        None => own_address(&config.coordinators).await,
     };
     let Some(here) = here else {
         info!("this machine's address is not known: other workers cannot push gradients here");
@@ -60,8 +61,18 @@ pub async fn open(config: &Config) -> Result<Option<Entrance>, Error> {
     )))
 }
 
+/// The address of this machine by which it would reach the first coordinator whose name is known.
+async fn own_address(coordinators: &Places) -> Option<IpAddr> {
+    for url in coordinators.urls() {
+        if let Some(address) = address_towards(url).await {
+            return Some(address);
+        }
+    }
+    None
+}
+
 /// The address of this machine by which it would reach a URL. Nothing is sent to find out.
-async fn own_address(url: &str) -> Option<IpAddr> {
+async fn address_towards(url: &str) -> Option<IpAddr> {
     let (_, authority) = url.split_once("://")?;
     let authority = authority.trim_end_matches('/');
     let there = lookup_host(authority).await.ok()?.next()?;
@@ -81,10 +92,10 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_reaches_the_coordinator_by_loopback_is_there() {
-        let found = own_address("http://127.0.0.1:7070/").await;
+        let found = address_towards("http://127.0.0.1:7070/").await;
         assert_eq!(found, Some(Ipv4Addr::LOCALHOST.into()));
-        let found = own_address("https://127.0.0.1:7070").await;
+        let found = address_towards("https://127.0.0.1:7070").await;
         assert_eq!(found, Some(Ipv4Addr::LOCALHOST.into()));
-        assert_eq!(own_address("nonsense").await, None);
+        assert_eq!(address_towards("nonsense").await, None);
     }
 }

@@ -6,16 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_common::home::IDENTITY;
-use cohort_common::net::{self, ConnectError, Credentials, Token};
-use cohort_common::security::{
-    ClusterToken, Credential, Request, Role, SecurityError, Trust, Whom,
-};
+use cohort_common::net::{ConnectError, Credentials, Places, Token};
+use cohort_common::security::{ClusterToken, Credential, Request, Role, SecurityError, Trust};
 use cohort_proto::v1;
 use cohort_proto::v1::join_client::JoinClient;
-use tonic::transport::Channel;
 use tracing::{info, warn};
 
-use crate::{Config, Error};
+use crate::{BACKOFF, Config, Error};
 
 /// The longest wait between looks at the clock: it may be set, and machines sleep.
 const LOOK: Duration = Duration::from_secs(60);
@@ -27,10 +24,10 @@ const LOOK: Duration = Duration::from_secs(60);
 /// If it has neither a certificate that is still good nor a token, or if the token gets it none.
 pub async fn enter(config: &mut Config) -> Result<(), Error> {
     let wanted = config.token.as_ref().and_then(Token::of_cluster);
-    if !config.coordinator.starts_with("https://") {
+    if !config.coordinators.are_private()? {
         return match wanted {
             // It would be read by everybody on the way.
-            Some(_) => Err(ConnectError::Unencrypted(config.coordinator.clone()).into()),
+            Some(_) => Err(ConnectError::Unencrypted(config.coordinators.to_string()).into()),
             None => Ok(()),
         };
     }
@@ -40,15 +37,16 @@ pub async fn enter(config: &mut Config) -> Result<(), Error> {
     let credential = match (kept, wanted, token) {
         (Some(kept), ..) => kept,
         (None, Some(wanted), Some(token)) => {
-            let credential = join(&config.coordinator, &wanted, token).await?;
+            let credential = join(&config.coordinators, &wanted, token).await?;
             credential.save(&file)?;
             info!(token = %wanted.id, "this worker has a certificate now");
             credential
         }
-        _ => return Err(Error::NoIdentity(config.coordinator.clone())),
+        _ => return Err(Error::NoIdentity(config.coordinators.to_string())),
     };
     let trust = Trust::with(Arc::new(credential));
-    tokio::spawn(keep_good(config.coordinator.clone(), trust.clone(), file));
+    let places = config.coordinators.clone();
+    tokio::spawn(keep_good(places, trust.clone(), file));
     config.trust = Some(trust);
     Ok(())
 }
@@ -101,7 +99,7 @@ fn kept(file: &Path, wanted: Option<&ClusterToken>) -> Result<Option<Credential>
     }
 }
 
-async fn join(url: &str, wanted: &ClusterToken, token: Token) -> Result<Credential, Error> {
+async fn join(places: &Places, wanted: &ClusterToken, token: Token) -> Result<Credential, Error> {
     if wanted.role != Role::Worker {
         return Err(Error::Refused(format!(
             "the token {} is one of {}, and this is a worker: it needs one of `cohort token create --role worker`",
@@ -111,7 +109,16 @@ async fn join(url: &str, wanted: &ClusterToken, token: Token) -> Result<Credenti
     }
     let request = Request::new()?;
     let trust = Trust::in_authority(wanted.authority);
-    let reply = certify(url, &trust, Some(token), request.der().to_vec()).await?;
+    let reply = loop {
+        match certify(places, &trust, Some(token.clone()), request.der().to_vec()).await {
+            // They are there, and one of them will lead.
+            Err(Error::Connect(error @ ConnectError::NobodyLeads(_))) => {
+                info!(%error, "waiting for a coordinator that leads");
+                tokio::time::sleep(BACKOFF.1).await;
+            }
+            reply => break reply?,
+        }
+    };
     let credential = request.granted(
         reply.authority.to_vec(),
         reply.certificate.to_vec(),
@@ -125,17 +132,18 @@ async fn join(url: &str, wanted: &ClusterToken, token: Token) -> Result<Credenti
 }
 
 async fn certify(
-    url: &str,
+    places: &Places,
     trust: &Trust,
     token: Option<Token>,
     request: Vec<u8>,
 ) -> Result<v1::CertifyReply, Error> {
-    let channel: Channel = net::connect(url, Some(trust), Whom::Coordinator).await?;
     let credentials = Credentials {
         token,
+        trust: Some(trust.clone()),
         ..Credentials::default()
     };
-    let mut client = JoinClient::with_interceptor(channel, credentials);
+    let found = places.leader(&credentials).await?;
+    let mut client = JoinClient::with_interceptor(found.channel, credentials);
     let request = v1::CertifyRequest {
         request: request.into(),
     };
@@ -145,7 +153,7 @@ async fn certify(
 }
 
 /// Renews the certificate whenever it is due, for as long as the process lives.
-async fn keep_good(url: String, trust: Trust, file: PathBuf) {
+async fn keep_good(places: Places, trust: Trust, file: PathBuf) {
     let credential = trust.credential().expect("it has just got one").clone();
     loop {
         let left = Duration::from_secs(credential.due().saturating_sub(now()));
@@ -153,7 +161,7 @@ async fn keep_good(url: String, trust: Trust, file: PathBuf) {
             tokio::time::sleep(left.min(LOOK)).await;
             continue;
         }
-        match renew(&url, &trust, &credential).await {
+        match renew(&places, &trust, &credential).await {
             Ok(()) => {
                 info!(ends = credential.ends(), "the certificate is renewed");
                 if let Err(error) = credential.save(&file) {
@@ -170,9 +178,9 @@ async fn keep_good(url: String, trust: Trust, file: PathBuf) {
     }
 }
 
-async fn renew(url: &str, trust: &Trust, credential: &Credential) -> Result<(), Error> {
+async fn renew(places: &Places, trust: &Trust, credential: &Credential) -> Result<(), Error> {
     let request = credential.request()?;
-    let reply = certify(url, trust, None, request).await?;
+    let reply = certify(places, trust, None, request).await?;
     credential.renew(&reply.certificate, reply.begins, reply.ends)?;
     Ok(())
 }

@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cohort_common::net::{ConnectError, Token};
+use cohort_common::net::{ConnectError, Credentials, Places, StandsBy, Token};
 use cohort_common::security::{SecurityError, Trust};
 use cohort_common::traces::Traces;
 use driver::Driver;
@@ -41,8 +41,8 @@ pub use replay::{Replay, replay};
 /// How a worker is set up.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the coordinator listens, such as `http://host:7070`.
-    pub coordinator: String,
+    /// Where the coordinators listen of which one leads, such as `http://host:7070`.
+    pub coordinators: Places,
     /// What every call carries, if anything. Where the cluster is encrypted, it gets the worker a certificate instead.
     pub token: Option<Token>,
     /// By what the cluster is known, and the worker to it, once it has come in.
@@ -117,6 +117,9 @@ pub enum Error {
         "refusing to listen on {0} for other workers without a token: everybody who reaches it could change what is trained; give the coordinator and all workers one with `--token-file`, or use `--exchange-listen none`"
     )]
     OpenEntrance(SocketAddr),
+    /// Another coordinator leads, or none.
+    #[error("{}", .0.says)]
+    StandsBy(StandsBy),
     /// The connection broke.
     #[error("the session ended: {0}")]
     Session(String),
@@ -166,8 +169,17 @@ async fn keep_working(
     let mut driver = Driver::start(config.clone(), entrance);
     let mut pause = BACKOFF.0;
     let mut joined = false;
+    // Where a coordinator that stands by has said that another leads.
+    let mut hint = None;
     loop {
-        let Err(end) = session::serve(&config, identity, &mut driver, &mut leave).await;
+        let end = match leader(&config, hint.take()).await {
+            Ok(url) => {
+                let Err(end) =
+                    session::serve(&config, &url, identity, &mut driver, &mut leave).await;
+                end
+            }
+            Err(error) => Error::from(error).into(),
+        };
         driver.down(end.forget).await;
         if *leave.borrow() {
             return Ok(());
@@ -177,6 +189,21 @@ async fn keep_working(
                 warn!(reason, "session ended; joining again");
                 joined = true;
                 pause = BACKOFF.0;
+            }
+            Error::StandsBy(by) => {
+                info!(says = by.says, "waiting for the coordinator that leads");
+                joined = true;
+                // At once to one that was just named, but not in a circle.
+                pause = match by.leader {
+                    Some(_) => BACKOFF.0,
+                    None => (pause * 2).min(BACKOFF.1),
+                };
+                hint = by.leader;
+            }
+            Error::Connect(error @ ConnectError::NobodyLeads(_)) => {
+                info!(%error, "waiting for a coordinator that leads");
+                joined = true;
+                pause = (pause * 2).min(BACKOFF.1);
             }
             Error::Connect(error) if joined => {
                 info!(%error, "waiting for the coordinator");
@@ -198,6 +225,23 @@ async fn keep_working(
             }
         }
     }
+}
+
+/// Where the coordinator is that leads: the only one that is named, or that another has named, or the one that says so.
+async fn leader(config: &Config, hint: Option<String>) -> Result<String, ConnectError> {
+    if let Some(hint) = hint {
+        return Ok(hint);
+    }
+    if config.coordinators.is_single() {
+        return Ok(config.coordinators.first().to_owned());
+    }
+    let credentials = Credentials {
+        token: config.token.clone(),
+        trust: config.trust.clone(),
+        ..Credentials::default()
+    };
+    let found = config.coordinators.leader(&credentials).await?;
+    Ok(found.url)
 }
 
 /// Between 0.5 and 1.5, different for each process and moment: spreads reconnections. No result depends on it.

@@ -54,7 +54,7 @@ pub async fn replay(config: Config, replay: Replay) -> Result<ReplayReport, Erro
         ..Credentials::default()
     };
     let trust = config.trust.as_ref();
-    let channel = net::connect(&config.coordinator, trust, Whom::Coordinator).await?;
+    let channel = net::connect(config.coordinators.first(), trust, Whom::Coordinator).await?;
     let client = DataClient::new(channel, credentials);
     let run = RunId::new(&replay.run);
     let cache: &PathBuf = &config.cache;

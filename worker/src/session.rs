@@ -88,18 +88,13 @@ fn hostname() -> String {
 /// Serves one session. Returns only with the reason why it ended.
 pub async fn serve(
     config: &Config,
+    url: &str,
     identity: &Identity,
     driver: &mut Driver,
     leave: &mut watch::Receiver<bool>,
 ) -> Result<Infallible, Ended> {
     join::still_good(config)?;
-    let connect = || {
-        net::connect(
-            &config.coordinator,
-            config.trust.as_ref(),
-            Whom::Coordinator,
-        )
-    };
+    let connect = || net::connect(url, config.trust.as_ref(), Whom::Coordinator);
     let channel = connect().await.map_err(Error::from)?;
     let data_channel = connect().await.map_err(Error::from)?;
     let credentials = Credentials {
@@ -122,10 +117,11 @@ pub async fn serve(
     let opened = opened.map_err(|_| Error::Session("no welcome came".into()))?;
     let mut incoming = opened.map_err(ended)?.into_inner();
     let welcome = welcome(&mut incoming, &mut opener).await?;
+    driver.heed(welcome.generation)?;
     info!(
         session = welcome.session as u32,
         coordinator = welcome.version,
-        url = config.coordinator,
+        url,
         "joined"
     );
     let credentials = Credentials {
@@ -151,6 +147,7 @@ pub async fn serve(
     let said = driver.up(Link {
         name: SessionId(welcome.session).to_string(),
         data: DataClient::new(data_channel, credentials.clone()),
+        coordinator: url.to_owned(),
         credentials,
         broken,
     });
@@ -294,6 +291,9 @@ async fn welcome(
 /// Whether the end of a session is worth another try, and with what.
 fn ended(status: Status) -> Ended {
     let message = status.message().to_owned();
+    if let Some(by) = net::standing_by(&status) {
+        return Error::StandsBy(by).into();
+    }
     let error = match status.code() {
         Code::FailedPrecondition | Code::Unauthenticated | Code::InvalidArgument => {
             Error::Refused(message)

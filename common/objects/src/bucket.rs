@@ -12,6 +12,7 @@ use object_store::path::Path as Key;
 use object_store::signer::Signer;
 use object_store::{
     GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    UpdateVersion,
 };
 use tokio_stream::StreamExt;
 use url::Url;
@@ -38,6 +39,24 @@ pub struct Bucket {
     prefix: String,
     /// The URL of the prefix, with a slash at its end.
     url: String,
+    /// Whether it is a directory, which stands in for a store.
+    directory: bool,
+}
+
+/// Which version of an object was read or written: what [`Bucket::replace`] is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    tag: Option<String>,
+    generation: Option<String>,
+}
+
+impl From<Version> for UpdateVersion {
+    fn from(version: Version) -> Self {
+        Self {
+            e_tag: version.tag,
+            version: version.generation,
+        }
+    }
 }
 
 /// What a store knows of an object.
@@ -84,6 +103,7 @@ impl Bucket {
             signer: Some(signer),
             prefix,
             url: url.to_string(),
+            directory: false,
         })
     }
 
@@ -98,6 +118,7 @@ impl Bucket {
             signer: None,
             prefix: String::new(),
             url,
+            directory: true,
         })
     }
 
@@ -109,6 +130,7 @@ impl Bucket {
             signer: None,
             prefix: prefix.into(),
             url: format!("memory://{prefix}"),
+            directory: false,
         }
     }
 
@@ -233,6 +255,70 @@ impl Bucket {
                 },
                 error => Err(error),
             },
+        }
+    }
+
+    /// Whether it is a directory, which stands in for a store, and cannot [`replace`](Self::replace).
+    pub fn is_directory(&self) -> bool {
+        self.directory
+    }
+
+    /// The content of a small object and its version; `None` if there is none.
+    pub async fn read_version(
+        &self,
+        name: &str,
+        most: u64,
+    ) -> Result<Option<(Bytes, Version)>, ObjectError> {
+        let found = match self.store.get(&self.key(name)?).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            found => found.map_err(self.failed(name))?,
+        };
+        if found.meta.size > most {
+            return Err(ObjectError::Large {
+                url: self.url(name),
+                bytes: found.meta.size,
+                most,
+            });
+        }
+        let version = Version {
+            tag: found.meta.e_tag.clone(),
+            generation: found.meta.version.clone(),
+        };
+        let content = found.bytes().await.map_err(self.failed(name))?;
+        Ok(Some((content, version)))
+    }
+
+    /// Writes a small object if what is there is still of that version; without one, if nothing is there. Gives its own
+    /// version; `None` if something else is there, which may be what an earlier try has written whose answer was lost.
+    ///
+    /// # Errors
+    /// Whether it was written is not known then.
+    pub async fn replace(
+        &self,
+        name: &str,
+        content: Vec<u8>,
+        over: Option<Version>,
+    ) -> Result<Option<Version>, ObjectError> {
+        let mode = match over {
+            Some(version) => PutMode::Update(version.into()),
+            None => PutMode::Create,
+        };
+        let key = self.key(name)?;
+        let put = self.store.put_opts(&key, content.into(), mode.into());
+        match put.await {
+            Ok(put) => Ok(Some(Version {
+                tag: put.e_tag,
+                generation: put.version,
+            })),
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => Ok(None),
+            Err(object_store::Error::NotImplemented { .. }) => Err(ObjectError::Unusable {
+                url: self.url(name),
+                reason: "this store cannot write on the condition that nobody else has written meanwhile".into(),
+            }),
+            Err(error) => Err(self.failed(name)(error)),
         }
     }
 

@@ -19,7 +19,7 @@ mod put;
 mod tests;
 pub mod web;
 
-pub use bucket::{Bucket, Meta};
+pub use bucket::{Bucket, Meta, Version};
 pub use error::ObjectError;
 pub use fetch::{Download, Fetched, Source, WebFile};
 pub use guard::Reach;

@@ -139,6 +139,11 @@ impl Machine {
             Event::Cancelled(run) => self.end_run(now_ms, &run, Change::Cancelled, &mut out),
             Event::StopRequested(run) => self.request_stop(now_ms, &run, &mut out),
             Event::CheckpointRequested(run) => self.request_checkpoint(&run),
+            Event::Shipped { run, step } => {
+                if let Some(active) = self.active_as(&run) {
+                    active.shipped = active.shipped.max(Some(step));
+                }
+            }
             Event::Delivered { run, step, lanes } => {
                 self.delivered(now_ms, &run, step, &lanes, &mut out);
             }

@@ -115,6 +115,13 @@ pub enum Event {
     StopRequested(RunId),
     /// A run is to be checkpointed at the next boundary where that is possible, and to go on.
     CheckpointRequested(RunId),
+    /// The entries of a run's ledger up to this step are where they outlive this machine.
+    Shipped {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: Step,
+    },
     /// The coordinator's exchange holds every chunk of these lanes.
     Delivered {
         /// The run.

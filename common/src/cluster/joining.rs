@@ -176,7 +176,7 @@ impl Machine {
         let mut held: Vec<(Arc<Entry>, SessionId)> = members
             .iter()
             .filter_map(|(s, m)| Some((active.proven(m.holding.as_ref()?)?, *s)))
-            .filter(|(entry, _)| entry.step >= on_disk)
+            .filter(|(entry, _)| entry.step >= on_disk && !active.lacks_validation(entry.step))
             .collect();
         let youngest = held.iter().map(|(entry, _)| entry.step).max();
         if let Some(recovery) = active.recovery {
@@ -193,21 +193,22 @@ impl Machine {
         };
         held.retain(|(entry, _)| entry.step == step);
         let entry = held[0].0.clone();
+        let holding = members[&held[0].1].holding.as_ref();
         active.recovery = None;
         active.waiting_said = None;
-        if entry.step == active.ledger.next_step() {
-            // Its commit was given out, but its entry did not reach the disk: the workers bring it back.
+        // Their commits were given out, but their entries did not outlive the coordinator: the workers bring them back.
+        for missing in active.missing(holding.expect("it was found by it")) {
             out.push(Action::Committed(StepRecord {
                 run: active.plan.run.clone(),
-                entry: entry.clone(),
+                entry: missing.clone(),
                 millis: None,
                 workers: held.len(),
             }));
-            active.ledger = Chain::after(&entry);
+            active.ledger = Chain::after(&missing);
+            active.know(&missing);
+            active.remember(&missing);
         }
         active.chain = Chain::after(&entry);
-        active.know(&entry);
-        active.remember(&entry);
         active.step = step;
         active.released = step;
         active.last_loss = entry.loss();
@@ -314,7 +315,7 @@ impl Active {
             return (known.hash == proof.hash).then(|| entry.clone());
         }
         let entry = proof.entry.as_ref()?;
-        self.ledger.clone().push(entry).ok().map(|()| entry.clone())
+        (!self.missing(holding).is_empty()).then(|| entry.clone())
     }
 
     /// The newest step whose root a member that is not ready, or is, needs no more; `None` if it needs none that is held.
@@ -339,6 +340,19 @@ impl Active {
             Some((step, _)) if Some(step) == before => None,
             other => other,
         };
+    }
+
+    /// The entries up to that of a holding's state that follow the ledger's end in an unbroken chain; none if they do not, or
+    /// if the ledger has them.
+    fn missing(&self, holding: &Holding) -> Vec<Arc<Entry>> {
+        let mut chain = self.ledger.clone();
+        let entries = holding.earlier.iter().chain(&holding.proof.entry);
+        let beyond = entries.filter(|entry| entry.step >= self.ledger.next_step());
+        let beyond: Vec<Arc<Entry>> = beyond.cloned().collect();
+        match beyond.iter().all(|entry| chain.push(entry).is_ok()) {
+            true => beyond,
+            false => Vec::new(),
+        }
     }
 
     /// Whether the owner holds the roots, and this machine the entries, of all steps after this one.

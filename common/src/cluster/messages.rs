@@ -164,6 +164,8 @@ pub struct Commit {
     pub updates: u64,
     /// Whether the state after the update is to be hashed.
     pub hash_state: bool,
+    /// The entries up to this step are where they outlive the coordinator; the later ones are kept for it.
+    pub safe: Step,
 }
 
 impl Commit {
@@ -214,6 +216,9 @@ pub struct Holding {
     pub run: RunId,
     /// Of the last step that its state has seen.
     pub proof: Proof,
+    /// Entries of steps before that one, ascending and without a gap up to it: those that may not have outlived the
+    /// coordinator.
+    pub earlier: Vec<Arc<Entry>>,
     /// Lanes of the next step whose gradients it has computed, ascending.
     pub lanes: Vec<Lane>,
 }

@@ -9,6 +9,7 @@ mod evaluating;
 pub mod events;
 mod hands;
 mod joining;
+pub mod lease;
 pub mod links;
 pub mod messages;
 mod redoing;

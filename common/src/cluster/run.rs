@@ -102,6 +102,9 @@ pub struct RunPlan {
     pub losses: Losses,
     /// What its ledger says of the steps so far, those younger than that state included.
     pub history: History,
+    /// The step up to which its ledger is known to outlive the coordinator's machine; `None` where it is only ever on that
+    /// machine's disk.
+    pub shipped: Option<Step>,
 }
 
 /// Where the active run is.
@@ -238,6 +241,8 @@ pub(super) struct Active {
     pub losses: Losses,
     /// What the steps so far were like.
     pub history: History,
+    /// See [`RunPlan::shipped`].
+    pub shipped: Option<Step>,
 }
 
 /// What a boundary still owes.
@@ -369,6 +374,7 @@ impl Active {
             last_loss: f64::NAN,
             losses: plan.losses.clone(),
             history: plan.history.clone(),
+            shipped: plan.shipped,
             plan,
         };
         active.enter_boundary();
@@ -407,6 +413,15 @@ impl Active {
     fn eval_due(&self, step: Step) -> bool {
         let every = self.plan.spec.train.eval_every;
         every > 0 && step.is_multiple_of(every)
+    }
+
+    /// Whether what a validation would have found between the state on disk and that of `step` decides when the run ends, and
+    /// is not known: a coordinator is gone that had not told anybody. From the state on disk on it is found again.
+    pub fn lacks_validation(&self, step: Step) -> bool {
+        let own = self.plan.splits.iter().any(|s| s.label == OWN_SPLIT);
+        let between = self.durable.source.step() + 1..step;
+        own && may_end_early(&self.plan.spec.train) && { between }
+            .any(|s| self.eval_due(s) && !self.losses.own.contains_key(&s))
     }
 
     /// Whether the state of this boundary is on disk.
@@ -516,6 +531,8 @@ impl Active {
             scale: gradient_scale(train, entry.grad_norm, entry.weight),
             updates: self.history.updates(entry.step),
             hash_state,
+            // The entry before is on this machine's disk, which is as good as it gets where nothing is shipped.
+            safe: self.shipped.unwrap_or(Step::MAX).min(entry.step - 1),
         }
     }
 }

@@ -14,7 +14,11 @@ use crate::cluster::messages::{
     Commit, Found, FromWorker, Holding, LaneSums, Owners, Peer, Proof, StateSource, ToWorker,
 };
 use crate::ids::{Lane, RunId, SessionId, Step};
+use crate::ledger::Entry;
 use crate::spec::RunSpec;
+
+/// Bytes of entries that are kept for a coordinator, at most. They must fit into the message with which a worker registers.
+const MOST_KEPT: usize = 1 << 20;
 
 /// What happens to a worker.
 #[derive(Clone, Debug)]
@@ -228,6 +232,10 @@ struct Held {
     step: Step,
     /// The proof of that step, as the commit brought it.
     proof: Option<Proof>,
+    /// The entries before it that are not known to be where they outlive the coordinator, ascending and without a gap.
+    earlier: VecDeque<Arc<Entry>>,
+    /// The step up to which they are.
+    safe: Step,
     /// Lanes of the next step that are computed.
     lanes: BTreeSet<Lane>,
     /// Commits that the trainer has been given and has not reported.
@@ -278,6 +286,7 @@ impl WorkerMachine {
         Some(Holding {
             run: held.run.clone(),
             proof: held.proof.clone()?,
+            earlier: held.earlier.iter().cloned().collect(),
             lanes: held.lanes.iter().copied().collect(),
         })
     }
@@ -326,6 +335,7 @@ impl WorkerMachine {
             ToWorker::Commit { run, commit } if self.has(&run) => {
                 let held = self.run.as_mut().expect("checked");
                 held.commits.push_back(commit.proof.clone());
+                held.safe = held.safe.max(commit.safe);
                 out.push(Order::Commit(commit));
             }
             ToWorker::Evaluate {
@@ -380,6 +390,8 @@ impl WorkerMachine {
             loading: true,
             step: source.step(),
             proof: None,
+            earlier: VecDeque::new(),
+            safe: 0,
             lanes: BTreeSet::new(),
             commits: VecDeque::new(),
         });
@@ -433,7 +445,7 @@ impl WorkerMachine {
             Report::Applied { step, state_hash } => {
                 let proof = held.commits.pop_front().expect("a commit was given");
                 assert_eq!(proof.step, step, "commits are applied in order");
-                held.proof = Some(proof);
+                held.keep(proof);
                 held.step = step;
                 held.lanes.clear();
                 FromWorker::Applied {
@@ -496,5 +508,36 @@ impl WorkerMachine {
             "a commit was skipped or came twice: {steps:?}"
         );
         assert!(steps.first().is_none_or(|s| *s > held.step), "{steps:?}");
+        let kept: Vec<Step> = held.earlier.iter().chain(entry).map(|e| e.step).collect();
+        assert!(
+            kept.windows(2).all(|w| w[0] + 1 == w[1]),
+            "an entry that is kept is missing: {kept:?}"
+        );
     }
 }
+
+impl Held {
+    /// Keeps the proof of the newest step, and the entries before it that may be needed with it. Where the coordinator has not
+    /// said for too long that they are safe, the oldest go: then it may have to go on from a checkpoint.
+    fn keep(&mut self, proof: Proof) {
+        let follows = |before: &Proof| before.step + 1 == proof.step;
+        let before = self.proof.take().filter(follows);
+        match before.and_then(|before| before.entry) {
+            Some(entry) => self.earlier.push_back(entry),
+            None => self.earlier.clear(),
+        }
+        let len = proof.entry.as_ref().map_or(1, |entry| entry.encoded_len());
+        let most = (MOST_KEPT / len).max(1);
+        let unneeded = |earlier: &VecDeque<Arc<Entry>>| match earlier.front() {
+            Some(first) => first.step <= self.safe || earlier.len() > most,
+            None => false,
+        };
+        while unneeded(&self.earlier) {
+            self.earlier.pop_front();
+        }
+        self.proof = Some(proof);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -54,9 +54,21 @@ pub enum ConnectError {
          or `cohort token create` printed there, with --token-file or COHORT_TOKEN"
     )]
     Stranger(String),
+    /// All that answer stand by.
+    #[error("no coordinator leads now: {}; one of them takes over when the lease of the one before has run out", sayings(.0))]
+    NobodyLeads(Vec<(String, String)>),
     /// A token that must not be seen would be.
     #[error("this token is for an encrypted connection; use `https://` instead of {0}")]
     Unencrypted(String),
+}
+
+/// What those say who stand by.
+fn sayings(of: &[(String, String)]) -> String {
+    let sayings: Vec<String> = of
+        .iter()
+        .map(|(url, says)| format!("{url}: {says}"))
+        .collect();
+    sayings.join("; ")
 }
 
 /// Opens a connection of its own: the window of a connection is shared by its streams, so control and bulk traffic

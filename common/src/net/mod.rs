@@ -2,6 +2,7 @@
 
 mod connect;
 mod listen;
+mod places;
 mod strangers;
 mod stream;
 mod token;
@@ -12,6 +13,7 @@ use tonic::transport::Server;
 
 pub use connect::{ConnectError, connect};
 pub use listen::connections;
+pub use places::{Found, LEADER_KEY, Places, StandsBy, standing_by};
 pub use stream::{Peer, Stream};
 pub use token::{Credentials, Token};
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_common::cluster::{Event, Limits, Machine};
 use cohort_common::exchange::Exchange;
-use cohort_common::home::Home;
+use cohort_common::home::{Home, RunName};
 use cohort_common::ids::SessionId;
 use cohort_common::traces::Traces;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,6 +16,7 @@ use tonic::Status;
 
 use super::{Command, Driver, QUEUE, now_ms};
 use crate::Topology;
+use crate::failover::Leadership;
 use crate::figures::Book;
 use crate::history::Histories;
 use crate::notify::Notices;
@@ -79,8 +80,8 @@ struct Shared {
 }
 
 impl Cluster {
-    /// Starts the driver. The task ends only by a panic: then the machine has found that it contradicts itself, and
-    /// nothing may go on from such a state.
+    /// Starts the driver. The task ends by a panic: then the machine has found that it contradicts itself, and
+    /// nothing may go on from such a state. Or it ends because this process may not lead any more.
     pub fn start(
         home: Home,
         store: StoreHandle,
@@ -105,9 +106,11 @@ impl Cluster {
             histories: Histories::default(),
             remote,
         }));
-        let boot = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |t| t.as_secs());
+        let second = || SystemTime::now().duration_since(UNIX_EPOCH);
+        let boot = match cluster.leadership() {
+            Some(leadership) => leadership.epoch(),
+            None => second().map_or(0, |t| t.as_secs()),
+        };
         let driver = Driver {
             cluster: cluster.clone(),
             machine: Machine::new(Limits {
@@ -124,6 +127,7 @@ impl Cluster {
             system: watch_system(cluster.home().root().to_owned()),
             spans: StepSpans::new(traces),
             next_session: (boot << 32) + 1,
+            fenced: false,
         };
         let task = tokio::spawn(driver.run(queue));
         (cluster, task)
@@ -157,6 +161,23 @@ impl Cluster {
     /// The object store that outlives this machine, if there is one.
     pub fn remote(&self) -> Option<&Remote> {
         self.0.remote.as_ref()
+    }
+
+    /// That this process leads, where several coordinators stand by for each other.
+    pub(crate) fn leadership(&self) -> Option<&Leadership> {
+        self.0.remote.as_ref()?.leadership()
+    }
+
+    /// Whether a commit may be sent now.
+    pub(crate) fn may_commit(&self) -> bool {
+        self.leadership().is_none_or(Leadership::commits)
+    }
+
+    /// A run has changed: those who stand by are to know.
+    pub(crate) fn note(&self, run: &RunName) {
+        if let Some(remote) = self.remote() {
+            remote.note(run);
+        }
     }
 
     /// Batches of text for workers.

@@ -89,6 +89,7 @@ impl Remote {
         if self.owner(run).await?.is_some() {
             self.own(run).await?;
         }
+        self.forget_journal(run);
         // However far the deletion comes: what is there is found out anew.
         self.state().runs.remove(run);
         self.remove_below(&layout::checkpoints(run)).await?;

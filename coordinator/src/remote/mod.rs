@@ -9,9 +9,12 @@
 //! A run has one owner: the home that last took it up. Another one stops copying when it sees that, and does not take the run up
 //! where the store is ahead of what it has.
 
+mod journal;
 mod keep;
 mod layout;
+mod mirror;
 mod restore;
+mod running;
 /// Size and BLAKE3 of a file.
 fn hash_file(path: &Path) -> std::io::Result<(u64, [u8; 32])> {
     let mut hasher = blake3::Hasher::new();
@@ -24,12 +27,13 @@ mod tests;
 mod upload;
 
 pub use layout::Record;
+pub use mirror::Mirror;
 pub use restore::{note, take_in};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use cohort_common::api::StoredInfo;
@@ -41,10 +45,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use self::journal::Journal;
 use self::layout::{FORMAT, MARKER, ManifestError, Marker, Owner};
 use self::upload::Job;
 use crate::Error;
 use crate::driver::Cluster;
+use crate::failover::Leadership;
 use crate::status::chain;
 use crate::store::StoreError;
 
@@ -54,6 +60,10 @@ const MAX_MANIFEST: u64 = 64 << 20;
 const SIGNED: Duration = Duration::from_secs(3600);
 /// How long what is still to be copied may take when the coordinator ends.
 const GRACE: Duration = Duration::from_secs(20);
+/// How long the last news of runs may take then, where others stand by.
+const LAST_NEWS: Duration = Duration::from_secs(5);
+/// The owner of a run that belongs to whoever leads of several coordinators.
+const LEADER: &str = "leader";
 
 /// A coordinator's object store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -76,6 +86,9 @@ struct Shared {
     rest: Notify,
     /// There is little time left: no pause is too short now.
     hurry: Notify,
+    /// That this process leads, where several coordinators share the store.
+    leadership: OnceLock<Leadership>,
+    journal: Journal,
 }
 
 /// What is known, and what is to be done.
@@ -120,6 +133,8 @@ struct InStore {
     objects: Option<BTreeMap<String, u64>>,
     /// What its start directory holds; it does not change.
     start: Option<Vec<cohort_common::checkpoint::FileEntry>>,
+    /// What it starts from, and its corpora, are there.
+    furnished: bool,
     /// Checkpoints that are to be copied.
     waiting: usize,
     /// Why they are not.
@@ -157,6 +172,9 @@ pub enum RemoteError {
         /// The store.
         url: String,
     },
+    /// Another coordinator may lead.
+    #[error("this coordinator may not lead any more, and writes nothing to the store")]
+    Fenced,
     /// Somebody else has trained this run further than this home knows.
     #[error(
         "another coordinator has brought run `{run}` to step {there} in the store `{url}`, and this home knows it up to step \
@@ -175,12 +193,11 @@ pub enum RemoteError {
 }
 
 impl Remote {
-    /// Opens the store that a URL names, and makes sure that it can be used: by reading, or writing, whose format it has.
+    /// The store that a URL names. Asks nobody yet.
     ///
     /// # Errors
-    /// A URL that names no store, a store that refuses, one of a newer build. That it cannot be reached now is none; the answer
-    /// says whether it can.
-    pub async fn open(url: &str, home: &Home) -> Result<(Self, bool), Error> {
+    /// A URL that names no store.
+    pub fn new(url: &str, home: &Home) -> Result<Self, Error> {
         let answer = |error: &dyn std::error::Error| Error::Answer(chain(error));
         let location = Location::parse(url).map_err(|error| answer(&error))?;
         let bucket = Bucket::open(&location).map_err(|error| answer(&error))?;
@@ -190,7 +207,7 @@ impl Remote {
                 home.root().display()
             ))
         })?;
-        let remote = Self(Arc::new(Shared {
+        Ok(Self(Arc::new(Shared {
             bucket,
             home: home.clone(),
             id,
@@ -200,7 +217,19 @@ impl Remote {
             wake: Notify::new(),
             rest: Notify::new(),
             hurry: Notify::new(),
-        }));
+            leadership: OnceLock::new(),
+            journal: Journal::default(),
+        })))
+    }
+
+    /// Opens the store that a URL names, and makes sure that it can be used: by reading, or writing, whose format it has.
+    ///
+    /// # Errors
+    /// A URL that names no store, a store that refuses, one of a newer build. That it cannot be reached now is none; the answer
+    /// says whether it can.
+    pub async fn open(url: &str, home: &Home) -> Result<(Self, bool), Error> {
+        let answer = |error: &dyn std::error::Error| Error::Answer(chain(error));
+        let remote = Self::new(url, home)?;
         match remote.check_format().await {
             Ok(()) => {
                 info!(
@@ -247,7 +276,23 @@ impl Remote {
         self.0.bucket.url("")
     }
 
-    fn bucket(&self) -> &Bucket {
+    /// The id of this home among those that write to the store.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// That this process leads, if several coordinators share the store and it does.
+    pub fn leadership(&self) -> Option<&Leadership> {
+        self.0.leadership.get()
+    }
+
+    /// This process leads the coordinators that share the store.
+    pub fn lead(&self, leadership: Leadership) {
+        // Nobody leads twice in one process.
+        let _ = self.0.leadership.set(leadership);
+    }
+
+    pub(crate) fn bucket(&self) -> &Bucket {
         &self.0.bucket
     }
 
@@ -323,18 +368,34 @@ impl Remote {
         }
     }
 
-    /// This home, as the one who writes a run.
+    /// Who writes a run: this home, or whoever leads of several coordinators.
     fn ours(&self) -> Owner {
-        Owner {
-            home: self.0.id.clone(),
+        let home = match self.leadership() {
+            Some(_) => LEADER.to_owned(),
+            None => self.0.id.clone(),
+        };
+        Owner { home }
+    }
+
+    /// Makes sure that nobody else may lead.
+    fn check_lead(&self) -> Result<(), RemoteError> {
+        match self.leadership().is_none_or(Leadership::leads) {
+            true => Ok(()),
+            false => Err(RemoteError::Fenced),
         }
     }
 
     /// Makes sure that this home writes a run: nobody else does.
     async fn own(&self, run: &RunName) -> Result<(), RemoteError> {
+        self.check_lead()?;
         let ours = self.ours();
         let json = serde_json::to_vec(&ours).expect("plain data");
         let found = match self.owner(run).await? {
+            // It was this home's alone before others stood by.
+            Some(owner) if owner.home == self.0.id && owner != ours => {
+                self.bucket().write(&layout::owner(run), json).await?;
+                Some(ours.clone())
+            }
             Some(owner) => Some(owner),
             None => match self.bucket().create(&layout::owner(run), json).await? {
                 true => return Ok(()),
@@ -353,7 +414,8 @@ impl Remote {
     /// Makes sure that this home may take a run over: that nobody else has trained it further than this home knows. What it
     /// lacks would be deleted, as checkpoints that the run does not keep.
     async fn check_newest(&self, run: &RunName, newest: Option<u64>) -> Result<(), RemoteError> {
-        if self.owner(run).await?.is_none_or(|o| o.home == self.0.id) {
+        let known = |owner: Owner| owner == self.ours() || owner.home == self.0.id;
+        if self.owner(run).await?.is_none_or(known) {
             return Ok(());
         }
         let there = self.listed_steps(run).await?.last().copied();
@@ -405,7 +467,15 @@ impl Remote {
         }
         let remote = self.clone();
         let task = tokio::spawn(upload::run(remote.clone(), cluster.clone()));
-        Uploader { remote, task }
+        let journal = self.leadership().map(|_| {
+            let remote = self.clone();
+            tokio::spawn(remote.keep_journal(cluster.clone()))
+        });
+        Uploader {
+            remote,
+            task,
+            journal,
+        }
     }
 }
 
@@ -413,11 +483,12 @@ impl Remote {
 pub struct Uploader {
     remote: Remote,
     task: JoinHandle<()>,
+    journal: Option<JoinHandle<()>>,
 }
 
 impl Uploader {
     /// Waits until everything is copied, but not for ever, and ends.
-    pub async fn finish(self) {
+    pub async fn finish(self, cluster: &Cluster) {
         self.remote.0.hurry.notify_one();
         let idle = async {
             loop {
@@ -436,6 +507,14 @@ impl Uploader {
         }
         self.task.abort();
         let _ = self.task.await;
+        if let Some(journal) = self.journal {
+            journal.abort();
+            let _ = journal.await;
+            let last = self.remote.finish_journal(cluster);
+            if tokio::time::timeout(LAST_NEWS, last).await.is_err() {
+                warn!("the coordinator ends, and the store does not have the newest of all runs");
+            }
+        }
     }
 }
 

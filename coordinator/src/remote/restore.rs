@@ -107,7 +107,7 @@ impl Remote {
         Ok(())
     }
 
-    fn row(&self, run: &RunName, stored: &StoredCheckpoint) -> CheckpointRow {
+    pub(super) fn row(&self, run: &RunName, stored: &StoredCheckpoint) -> CheckpointRow {
         CheckpointRow {
             step: stored.state.step,
             path: self
@@ -136,7 +136,7 @@ impl Remote {
     }
 
     /// The ledger up to a checkpoint, or why there is none.
-    async fn ledger(
+    pub(super) async fn ledger(
         &self,
         run: &RunName,
         stored: &StoredCheckpoint,
@@ -168,7 +168,10 @@ impl Remote {
             self.check_newest(run, newest).await?;
         }
         self.bring_corpora(spec).await?;
-        if let Some(step) = newest {
+        // Whoever takes the lead goes on with what it has brought already: its workers have something younger.
+        let some = |step| self.home().checkpoint(run, step).is_dir();
+        let enough = self.leadership().is_some() && self.steps(run).await?.into_iter().any(some);
+        if let Some(step) = newest.filter(|_| !enough) {
             self.bring_checkpoint(run, step).await?;
         }
         let owned = match take_over {
@@ -193,21 +196,9 @@ impl Remote {
             Err(RemoteError::Object(error)) if error.is_missing() => return Ok(()),
             stored => stored?,
         };
-        let named = |files: &[FileEntry]| {
-            let named = files.iter();
-            let named = named.map(|file| (layout::object(run, &file.blake3), file.clone()));
-            named.collect::<Vec<_>>()
-        };
-        let start = start_directory(self.home(), run);
-        let shared = alone(&start).await;
-        if !stored.start.is_empty() && !start.is_dir() {
-            let staged = beside(&start);
-            self.fetch(named(&stored.start), &staged).await?;
-            publish(&staged, &start)?;
-        }
-        drop(shared);
+        self.bring_start(run, &stored.start).await?;
         let staged = beside(&target);
-        self.fetch(named(&stored.files), &staged).await?;
+        self.fetch(named(run, &stored.files), &staged).await?;
         let whole = staged.clone();
         blocking(move || {
             let verified = Checkpoint::open(&whole).and_then(|checkpoint| checkpoint.verify());
@@ -218,6 +209,22 @@ impl Remote {
         .await?;
         publish(&staged, &target)?;
         info!(%run, step, "brought back from the store");
+        Ok(())
+    }
+
+    /// Brings back what a run starts from, if that is anything and is not here.
+    pub(super) async fn bring_start(
+        &self,
+        run: &RunName,
+        files: &[FileEntry],
+    ) -> Result<(), RemoteError> {
+        let start = start_directory(self.home(), run);
+        let _alone = alone(&start).await;
+        if !files.is_empty() && !start.is_dir() {
+            let staged = beside(&start);
+            self.fetch(named(run, files), &staged).await?;
+            publish(&staged, &start)?;
+        }
         Ok(())
     }
 
@@ -320,6 +327,13 @@ impl Remote {
         }
         fs::rename(&part, path).map_err(|error| local(path, &error))
     }
+}
+
+/// Contents of a run, by the names of their objects.
+fn named(run: &RunName, files: &[FileEntry]) -> Vec<(String, FileEntry)> {
+    let named = files.iter();
+    let named = named.map(|file| (layout::object(run, &file.blake3), file.clone()));
+    named.collect()
 }
 
 /// BLAKE3 of a file; `None` if there is none.

@@ -7,6 +7,8 @@ use cohort_common::home::Home;
 use cohort_common::traces::Traces;
 use tempfile::TempDir;
 
+mod standby;
+
 use super::layout::StoredCorpus;
 use super::upload::{Done, Job};
 use super::*;

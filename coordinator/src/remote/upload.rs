@@ -134,7 +134,7 @@ impl Remote {
             Ok(Done::All) => false,
             Ok(Done::More) => true,
             // Nothing changes that before somebody resumes the run.
-            Err(RemoteError::Taken { .. }) => false,
+            Err(RemoteError::Taken { .. } | RemoteError::Fenced) => false,
             Err(_) => true,
         };
         let mut state = self.state();
@@ -191,6 +191,9 @@ impl Remote {
             Err(StoreError::UnknownRun(_)) => return Ok(Done::All),
             Err(error) => return Err(error.into()),
         };
+        if self.leadership().is_some() {
+            self.furnish(&row).await?;
+        }
         let there = self.steps(run).await?;
         let is_here = |row: &&CheckpointRow| self.home().checkpoint(run, row.step).is_dir();
         let missing = rows.iter().filter(|row| !there.contains(&row.step));
@@ -215,13 +218,34 @@ impl Remote {
         })
     }
 
+    /// Copies what a run reads and starts from, before it has a checkpoint: others stand by that would have to go on with it.
+    async fn furnish(&self, run: &RunRow) -> Result<(), RemoteError> {
+        let name = &run.name;
+        if run.status.has_ended() || self.known(name, |known| known.furnished) {
+            return Ok(());
+        }
+        self.own(name).await?;
+        for fingerprint in corpora_of(&run.spec) {
+            self.copy_corpus(&fingerprint).await?;
+        }
+        let directory = start_directory(self.home(), name);
+        for entry in self.start_files(run).await? {
+            let path = directory.join(&entry.name);
+            let file = File::open(&path).map_err(|error| local(&path, &error))?;
+            self.copy_file(name, &entry, (&path, file)).await?;
+        }
+        self.known(name, |known| known.furnished = true);
+        self.note(name);
+        Ok(())
+    }
+
     /// Changes what is known of a run.
     pub(super) fn known<T>(&self, run: &RunName, change: impl FnOnce(&mut InStore) -> T) -> T {
         change(self.state().runs.entry(run.clone()).or_default())
     }
 
     /// The checkpoints that the store has of a run; it is asked once, and when a manifest may or may not be there.
-    async fn steps(&self, run: &RunName) -> Result<BTreeSet<u64>, RemoteError> {
+    pub(super) async fn steps(&self, run: &RunName) -> Result<BTreeSet<u64>, RemoteError> {
         let known = |known: &mut InStore| known.steps.clone().filter(|_| !known.unsure);
         if let Some(steps) = self.known(run, known) {
             return Ok(steps);
@@ -285,6 +309,8 @@ impl Remote {
             known.steps.as_mut().map(|steps| steps.insert(step))
         });
         info!(run = %name, step, sent, "the checkpoint is in the store");
+        // Its ledger is there with it.
+        self.note(name);
         cluster.announce();
         Ok(true)
     }

@@ -263,6 +263,18 @@ impl Store {
         Ok(self.connection.last_insert_rowid() as u64)
     }
 
+    /// Numbers the events to come from here on, at least: behind those of another database.
+    pub fn number_events_from(&self, id: u64) -> Result<(), StoreError> {
+        self.execute(
+            "INSERT INTO sqlite_sequence (name, seq) SELECT 'events', 0
+             WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'events')",
+            [],
+        )?;
+        let sql = "UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'events'";
+        self.execute(sql, [id as i64])?;
+        Ok(())
+    }
+
     /// Id of the newest event; 0 before the first.
     pub fn last_event(&self) -> Result<u64, StoreError> {
         let sql = "SELECT coalesce(max(id), 0) FROM events";

@@ -41,9 +41,11 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     };
     let mut found = tokio::task::spawn_blocking(look).await?;
     match running {
-        Some(url) => {
-            let reach = ask::coordinator(&context, &url).await?;
-            found.extend(reach::findings(&reach, env!("CARGO_PKG_VERSION")));
+        Some(places) => {
+            for url in places.urls() {
+                let reach = ask::coordinator(&context, url).await?;
+                found.extend(reach::findings(&reach, env!("CARGO_PKG_VERSION")));
+            }
         }
         None => found.push(Finding::ok(
             "coordinator",

@@ -116,6 +116,7 @@ pub(super) fn plan(lanes: u32, steps: Step) -> RunPlan {
         chunks: trainer::LEN as u32,
         losses: super::Losses::default(),
         history: super::History::default(),
+        shipped: None,
     }
 }
 
@@ -310,6 +311,7 @@ fn run_schedule(seed: u64) {
         };
     }
     world.harmed_uploads = seed.is_multiple_of(3);
+    world.failover = seed % 5 == 1;
     let faulty = seed % 16 != 15;
     let mut next = 0;
     while world.end.is_none() && world.now < HUNG_MS {
@@ -625,4 +627,26 @@ fn a_worker_that_answers_a_prompt_with_a_loss_is_sent_away_and_the_others_write(
         written: vec![vec![0], vec![1], vec![2]],
     };
     assert!(actions.contains(&sampled), "{actions:?}");
+}
+
+#[test]
+fn a_coordinator_on_another_machine_goes_on_with_what_the_workers_bring() {
+    let mut brought = 0;
+    for seed in 0..40 {
+        let mut world = World::new(seed, 8, 40);
+        world.failover = true;
+        for _ in 0..3 {
+            let w = world.add_worker();
+            world.workers[w].lane_ms = 5;
+        }
+        while world.now < 900 {
+            world.step();
+        }
+        let before = world.disk.ledger.keys().last().copied().unwrap_or(0);
+        world.crash_coordinator();
+        let after = world.disk.ledger.keys().last().copied().unwrap_or(0);
+        brought += u32::from(after + 1 < before);
+        finish(&mut world);
+    }
+    assert!(brought > 5, "{brought}");
 }

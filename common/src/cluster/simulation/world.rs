@@ -125,7 +125,7 @@ pub struct Work {
 }
 
 /// What survives a crash of the coordinator.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Disk {
     pub ledger: BTreeMap<Step, Arc<Entry>>,
     pub checkpoints: BTreeMap<Step, State>,
@@ -171,6 +171,12 @@ pub struct World {
     /// Steps that workers were told to sum themselves, and those that the coordinator took back.
     pub shared: BTreeSet<Step>,
     pub collected: BTreeSet<Step>,
+    /// Whether a coordinator stands by on another machine, and what is where it finds it: all that the machine of the one that
+    /// leads had at some moment, and the validations of then.
+    pub failover: bool,
+    pub(super) store: (Disk, BTreeMap<Step, Scores>),
+    /// Times that the machine of a coordinator was lost with its disk.
+    pub machines_lost: u32,
     /// A fault of one worker's memory: it happens after this step.
     pub corrupt: Option<(usize, Step)>,
     /// Sessions that were opened.
@@ -210,6 +216,9 @@ impl World {
             withdrawn: 0,
             shared: BTreeSet::new(),
             collected: BTreeSet::new(),
+            failover: false,
+            store: Default::default(),
+            machines_lost: 0,
             corrupt: None,
             joined: 0,
             work: Work::default(),
@@ -338,8 +347,22 @@ impl World {
             expected: self.disk.workers,
             losses: self.losses(),
             history: self.history(),
+            shipped: self.failover.then(|| self.shipped()),
             ..plan(self.lanes, self.steps)
         }
+    }
+
+    /// The step up to which the ledger is in the store.
+    fn shipped(&self) -> Step {
+        self.store.0.ledger.keys().last().copied().unwrap_or(0)
+    }
+
+    /// What the machine has now is in the store.
+    fn ship(&mut self) {
+        self.store = (self.disk.clone(), self.evals.clone());
+        let run = plan(self.lanes, self.steps).run;
+        let step = self.shipped();
+        self.event(Event::Shipped { run, step });
     }
 
     /// A user goes on with the run, unless the coordinator that paused it is gone: the next one does by itself here.
@@ -386,6 +409,16 @@ impl World {
             self.flush();
         }
         self.unwritten.clear();
+        if self.failover && self.draw(2) == 0 {
+            // Its machine is gone for good.
+            self.machines_lost += 1;
+            let (disk, evals) = self.store.clone();
+            self.disk = disk;
+            // Of the others' validations only the curve would be shorter.
+            if super::is_patient(self.steps) {
+                self.evals = evals;
+            }
+        }
         for (session, (w, _)) in coordinator.sessions {
             self.after(1, Next::ClosedBelow(w, session));
         }
@@ -414,6 +447,9 @@ impl World {
             .map(|c| std::mem::take(&mut c.heard));
         self.event(Event::Heard(heard.unwrap_or_default()));
         self.event(Event::Tick);
+        if self.failover && self.draw(6) == 0 {
+            self.ship();
+        }
         let limits = Limits::default();
         let beat = limits.silence.heartbeat_ms();
         if (self.now / limits.tick_ms).is_multiple_of(beat / limits.tick_ms) {
