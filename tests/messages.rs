@@ -64,7 +64,7 @@ fn a_spec_with_an_impossible_value() {
     assert_snapshot!(says(&scene, "pretrain --preset tiny --corpus text.txt --set train.lanes=0 --local 1"), @r"
     exit code 1
     --- stderr
-    error: `train.lanes` is 0, but it must lie between 1 and 4096; 8 is the default, and any number of workers shares them
+    error: `train.lanes` is 0, but it must lie between 1 and 16384; 8 is the default, and any number of workers shares them
     ");
     assert_snapshot!(says(&scene, "pretrain --preset tiny --local 1"), @r"
     exit code 1

@@ -45,6 +45,8 @@ fn cluster() -> ClusterView {
                 cores: Some(3.9),
                 sent_per_second: Some(1e6),
                 received_per_second: Some(2e6),
+                line_bytes_per_second: Some(12_000_000),
+                line_rtt_ms: Some(0.25),
                 ..worker("w1", "odd \"host\"\\\nname")
             },
             worker("w2", "plain"),

@@ -154,8 +154,8 @@ fn impossible_recipes_name_value_bound_and_next_step() {
         "[tokenizer]\nkind = \"char\"\nvocab_size = 300\n",
         "[checkpoint]\nkeep = 0\n",
     ]), @r#"
-    `train.lanes` is 0, but it must lie between 1 and 4096; 8 is the default, and any number of workers shares them
-    `train.lanes` is 100000, but it must lie between 1 and 4096; 8 is the default, and any number of workers shares them
+    `train.lanes` is 0, but it must lie between 1 and 16384; 8 is the default, and any number of workers shares them
+    `train.lanes` is 100000, but it must lie between 1 and 16384; 8 is the default, and any number of workers shares them
     `train.steps` is 0, but it must lie between 1 and 2147483648; 1000 is the default
     `train.micro_batch` is 0, but it must lie between 1 and 65536; 4 is the default
     `train.learning_rate` is -0.001, but it must be above 0 and at most 1; 1e-3 suits a small model, 1e-4 a large one
