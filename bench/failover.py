@@ -168,7 +168,7 @@ class Cluster:
         (self.directory / "text.txt").write_text(" ".join(words[i * i % 11] + " " + words[i * 7 % 11] for i in range(20000)))
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("COHORT_", "AWS_"))}
         self.environment.update(
-            AWS_ENDPOINT_URL=store, AWS_ALLOW_HTTP="true", AWS_ACCESS_KEY_ID="bench", AWS_SECRET_ACCESS_KEY="bench", AWS_REGION="us-east-1"
+            COHORT_HOME=str(self.directory / "client"), AWS_ENDPOINT_URL=store, AWS_ALLOW_HTTP="true", AWS_ACCESS_KEY_ID="bench", AWS_SECRET_ACCESS_KEY="bench", AWS_REGION="us-east-1"
         )
 
     def __enter__(self):
