@@ -21,6 +21,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use cohort_common::net::Places;
 use cohort_common::process;
 use cohort_common::traces::Traces;
 use cohort_worker::engine::DeviceChoice;
@@ -375,7 +376,7 @@ fn workers(url: &str, count: &str, cache: &Path) {
         .build()
         .expect("a runtime starts");
     let config = Config {
-        coordinator: url.to_owned(),
+        coordinators: Places::new([url.to_owned()]).expect("it is one"),
         token: None,
         trust: None,
         device: DeviceChoice::Cpu,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use cohort_common::home::{Holder, Home};
+use cohort_common::net::Places;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 

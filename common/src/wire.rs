@@ -244,15 +244,19 @@ fn proof_to(proof: &Proof) -> (Bytes, Option<v1::Brief>) {
     (Bytes::new(), Some(brief))
 }
 
+fn entry_from(message: &'static str, entry: &[u8]) -> Result<Arc<Entry>, WireError> {
+    let entry = Entry::decode(entry);
+    let entry = entry.ok_or_else(|| bad(message, "its entry is no ledger entry"))?;
+    Ok(Arc::new(entry))
+}
+
 fn proof_from(
     message: &'static str,
     entry: &[u8],
     brief: Option<v1::Brief>,
 ) -> Result<Proof, WireError> {
     let Some(brief) = brief else {
-        let entry = Entry::decode(entry);
-        let entry = entry.ok_or_else(|| bad(message, "its entry is no ledger entry"))?;
-        let entry = Arc::new(entry);
+        let entry = entry_from(message, entry)?;
         return Ok(Proof {
             step: entry.step,
             hash: entry.hash(),

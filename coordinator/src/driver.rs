@@ -415,7 +415,7 @@ impl Driver {
             self.fenced |= !self.cluster.may_commit();
         }
         if self.fenced {
-            return None;
+            return Vec::new();
         }
         if let ToWorker::Compute { run, step, .. } = &message {
             self.spans.computing(run, *step);

@@ -508,7 +508,9 @@ impl WorkerMachine {
             "a commit was skipped or came twice: {steps:?}"
         );
         assert!(steps.first().is_none_or(|s| *s > held.step), "{steps:?}");
-        let kept: Vec<Step> = held.earlier.iter().chain(entry).map(|e| e.step).collect();
+        let newest = proof.and_then(|proof| proof.entry.as_ref());
+        let kept = held.earlier.iter().chain(newest);
+        let kept: Vec<Step> = kept.map(|entry| entry.step).collect();
         assert!(
             kept.windows(2).all(|w| w[0] + 1 == w[1]),
             "an entry that is kept is missing: {kept:?}"

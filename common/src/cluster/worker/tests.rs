@@ -36,7 +36,7 @@ fn worker(entries: &[Arc<Entry>], safe: impl Fn(Step) -> Step) -> WorkerMachine 
         run: run.clone(),
         loading: false,
         step: entries[0].step - 1,
-        entry: None,
+        proof: None,
         earlier: VecDeque::new(),
         safe: 0,
         lanes: BTreeSet::new(),
@@ -44,7 +44,7 @@ fn worker(entries: &[Arc<Entry>], safe: impl Fn(Step) -> Step) -> WorkerMachine 
     });
     for entry in entries {
         let commit = Commit {
-            entry: entry.clone(),
+            proof: Proof::of(entry),
             scale: 1.0,
             updates: entry.step,
             hash_state: false,
@@ -64,7 +64,7 @@ fn worker(entries: &[Arc<Entry>], safe: impl Fn(Step) -> Step) -> WorkerMachine 
 fn kept(machine: &WorkerMachine) -> Vec<Step> {
     let holding = machine.holding().unwrap();
     let earlier = holding.earlier.iter().map(|e| e.step);
-    earlier.chain([holding.entry.step]).collect()
+    earlier.chain([holding.proof.step]).collect()
 }
 
 #[test]
