@@ -143,10 +143,11 @@ class S3(BaseHTTPRequestHandler):
                 self.objects[key] = b"".join(parts[n] for n in sorted(parts))
                 xml = f"<CompleteMultipartUploadResult><ETag>{self.tag(self.objects[key])}</ETag></CompleteMultipartUploadResult>"
             else:
-                bucket = key.rstrip("/")
-                for name in re.findall(r"<Key>(.*?)</Key>", body):
+                bucket, names = key.rstrip("/"), re.findall(r"<Key>(.*?)</Key>", body)
+                for name in names:
                     self.objects.pop(f"{bucket}/{name}", None)
-                xml = "<DeleteResult></DeleteResult>"
+                deleted = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in names)
+                xml = f"<DeleteResult>{deleted}</DeleteResult>"
         self.answer(200, xml.encode())
 
     def do_DELETE(self):
