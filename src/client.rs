@@ -2,6 +2,7 @@
 //! never holds up control.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use cohort_common::api::{
@@ -9,7 +10,7 @@ use cohort_common::api::{
     History, HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent, Removed,
     Resolved, RunInfo, RunView, StepMetrics, Submit, Submitted,
 };
-use cohort_common::net::{self, ConnectError, Credentials, Places, Token};
+use cohort_common::net::{self, ConnectError, Credentials, Found, Places, Token};
 use cohort_common::security::Whom;
 use cohort_common::wire::{self, MAX_MESSAGE};
 use cohort_proto::v1;
@@ -17,6 +18,7 @@ use cohort_proto::v1::client_client::ClientClient;
 use cohort_proto::v1::data_client::DataClient;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -33,6 +35,29 @@ pub struct Client {
     control: ClientClient<Service>,
     same_home: bool,
     standing_by: Vec<(String, String)>,
+}
+
+/// How long a command waits for a coordinator that leads, where some stand by: a lease lasts 10 s if nothing is said.
+const TAKEOVER: Duration = Duration::from_secs(30);
+
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The coordinator that leads. Where all that answer stand by, one of them soon does.
+async fn leader(places: &Places, credentials: &Credentials) -> Result<Found, ConnectError> {
+    let until = Instant::now() + TAKEOVER;
+    let mut told = false;
+    loop {
+        match places.leader(credentials).await {
+            Err(ConnectError::NobodyLeads(_)) if Instant::now() < until => {
+                if !std::mem::replace(&mut told, true) {
+                    eprintln!("no coordinator leads now; waiting for one to take over");
+                }
+                sleep(LOOK).await;
+            }
+            found => return found,
+        }
+    }
 }
 
 /// Files that a checkpoint consists of, on the coordinator's side.
@@ -52,7 +77,7 @@ impl Client {
             trust,
             ..Credentials::default()
         };
-        let found = places.leader(&credentials).await?;
+        let found = leader(places, &credentials).await?;
         let control = ClientClient::with_interceptor(found.channel, credentials.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);

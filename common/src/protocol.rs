@@ -66,7 +66,7 @@ impl Speaker {
         }
     }
 
-    /// As calls carry it: `7.0 0.1.0`.
+    /// As calls carry it: `8.0 0.1.0`.
     pub fn header(&self) -> String {
         format!("{} {}", self.protocol, self.build)
     }
@@ -109,7 +109,7 @@ pub enum Mismatch {
     Silent(Speaker),
     /// What the call carries is no version.
     #[error(
-        "`{0}` is no version of the protocol; expected something like `7.0 0.1.0` in `cohort-protocol`"
+        "`{0}` is no version of the protocol; expected something like `8.0 0.1.0` in `cohort-protocol`"
     )]
     Malformed(String),
 }
