@@ -20,6 +20,7 @@ mod hostile;
 mod hub;
 #[cfg(unix)]
 mod machine;
+mod memory;
 mod messages;
 mod mixture;
 #[cfg(unix)]

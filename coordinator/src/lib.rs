@@ -30,6 +30,7 @@ mod runs;
 mod samples;
 mod service;
 mod session;
+mod slices;
 mod status;
 pub mod store;
 mod system;
@@ -306,6 +307,7 @@ async fn route(
     };
     let data = data::DataService {
         cluster: cluster.clone(),
+        slices: Arc::default(),
     };
     let tokenize = tokenizing::TokenizeService {
         cluster: cluster.clone(),

@@ -11,10 +11,11 @@ use cohort_common::cluster::Limits;
 use cohort_common::home::SECURITY;
 use cohort_common::security::Security;
 use cohort_common::traces::COORDINATOR;
+use cohort_coordinator::Topology;
 use cohort_coordinator::access::Access;
 use tokio::net::{TcpListener, lookup_host};
 
-use crate::cli::{CoordinatorArgs, Insecure};
+use crate::cli::{CoordinatorArgs, ExchangeArg, Insecure, OptimizerArg};
 use crate::context::{self, Secret};
 use crate::failure::hinted;
 use crate::local::{end_at_the_next_signal, shutdown};
@@ -38,13 +39,16 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         home,
         access,
         certificate_life: Duration::from_secs_f64(args.certificate_hours * 3600.0),
-        limits: Limits::default(),
+        limits: Limits {
+            divides: args.optimizer == OptimizerArg::Sharded,
+            ..Limits::default()
+        },
         // Whoever started it on this machine decides what happens to its run.
         grace: match args.exit_with_parent {
             true => Duration::ZERO,
             false => Duration::from_secs_f64(args.grace),
         },
-        exchange: args.exchange.into(),
+        exchange: topology(args.exchange, args.optimizer)?,
         http,
         tensorboard: args.tensorboard,
         notify: args.notify.config(),
@@ -55,6 +59,18 @@ pub async fn run(args: CoordinatorArgs) -> Result<()> {
         cohort_coordinator::serve(config, listener, asked_to_end(args.exit_with_parent)).await;
     traces::finish(traces).await;
     Ok(served?)
+}
+
+/// Who sums gradients. Workers that keep a slice of the optimizer's moments each have to sum it, too.
+fn topology(exchange: ExchangeArg, optimizer: OptimizerArg) -> Result<Topology> {
+    match (optimizer, exchange) {
+        (OptimizerArg::Sharded, ExchangeArg::Star) => Err(hinted(
+            "`--optimizer sharded` needs workers that sum the gradients themselves, but `--exchange star` has the coordinator do that",
+            "leave one of the two out",
+        )),
+        (OptimizerArg::Sharded, _) => Ok(Topology::Sharded),
+        (OptimizerArg::Whole, exchange) => Ok(exchange.into()),
+    }
 }
 
 /// Completes when the process is asked to end; a second signal ends it at once.

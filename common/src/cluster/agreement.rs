@@ -38,8 +38,12 @@ impl Machine {
         self.release(out);
         self.settle(now, out);
         let yielding = |a: &Active| matches!(a.phase, Phase::Yielding);
+        let divided = |a: &Active| a.division.is_some();
         if self.active.as_ref().is_some_and(yielding) {
             self.at_boundary(now, out);
+        } else if self.active.as_ref().is_some_and(divided) {
+            // The next commit may have waited for it.
+            self.try_commit(now, out);
         }
     }
 
@@ -186,7 +190,9 @@ impl Machine {
         let votes = active.votes.get(&step);
         let voted = |s: &SessionId| votes.is_some_and(|v| v.contains_key(s));
         let applied = |s: &SessionId| self.members[s].applied.is_some_and(|a| a >= step);
-        let open = |s: &SessionId| !voted(s) && !applied(s);
+        // Where moments are divided, they are asked for their votes with the snapshot.
+        let divided = active.division.is_some();
+        let open = |s: &SessionId| !voted(s) && (divided || !applied(s));
         if active.hashed.contains(&step) && active.ready.iter().any(open) {
             return;
         }
@@ -194,7 +200,7 @@ impl Machine {
             Some(agreed) if agreed == written => self.checkpoint_good(now, out),
             _ => {
                 let run = active.plan.run.clone();
-                let donor = writing.donor;
+                let donors = writing.donors.clone();
                 active.writing = None;
                 active.boundary.checkpoint = true;
                 let text = format!(
@@ -206,7 +212,7 @@ impl Machine {
                 });
                 let run = Some(run);
                 out.push(Action::Note { run, text });
-                self.dismiss_donor(now, donor, out);
+                self.dismiss_donors(now, &donors, out);
                 self.go_on_waiting(now, out);
             }
         }

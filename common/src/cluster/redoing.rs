@@ -43,6 +43,7 @@ impl Machine {
             active.boundary.checkpoint = true;
         }
         if let Phase::Loading(waiting) = &mut active.phase {
+            active.broken |= active.division.is_some();
             waiting.remove(&session);
             if waiting.is_empty() {
                 self.start_training(now, out);
@@ -70,6 +71,9 @@ impl Machine {
         }
         if active.ready.is_empty() {
             return self.fall_back(now, out);
+        }
+        if active.division.is_some() {
+            return self.break_up(now, Some(session), out);
         }
         match active.phase {
             Phase::Stepping(_) => self.redo_lanes(session, why, out),
@@ -217,6 +221,9 @@ impl Active {
         self.disputed = None;
         self.assignment.clear();
         self.introduced.clear();
+        self.division = None;
+        self.broken = false;
+        self.digested.clear();
         self.phase = Phase::Gathering;
         self.enter_boundary();
     }

@@ -12,7 +12,8 @@ use tonic::{Code, Status};
 use tracing::info;
 
 use super::host::check_open;
-use super::roots::{Lent, send_roots};
+use super::params::send_params;
+use super::roots::{Lent, Way, send_roots};
 use super::{Exchange, Host, Incoming, StepSums, Told, WINDOW};
 use crate::aggregate::{Data, OfferError, Offered};
 use crate::ids::{RunId, SessionId, Step};
@@ -81,13 +82,12 @@ impl Stream {
             match kind {
                 Kind::Open(open) if roots.is_none() => {
                     self.shared = open.segment.as_ref().and_then(|s| self.share(s));
-                    let sending = send_roots(
-                        self.exchange.clone(),
-                        self.run.clone(),
-                        open.after,
-                        self.shared.as_ref().map(|shared| shared.lent.clone()),
-                        out.clone(),
-                    );
+                    let lent = self.shared.as_ref().map(|shared| shared.lent.clone());
+                    let way = Way::new(self.session, lent, out.clone());
+                    let exchange = self.exchange.clone();
+                    tokio::spawn(send_params(exchange, self.session, open.after, way.clone()));
+                    let (exchange, run) = (self.exchange.clone(), self.run.clone());
+                    let sending = send_roots(exchange, run, open.after, way);
                     roots = Some(tokio::spawn(sending));
                 }
                 Kind::Node(node) if roots.is_some() => self.push(node).await?,
