@@ -173,7 +173,8 @@ impl Remote {
 
     /// Writes all that is new before the coordinator ends, as far as that goes at once.
     pub async fn finish_journal(&self, cluster: &Cluster) {
-        for run in std::mem::take(&mut *self.0.journal.noted()) {
+        let noted = std::mem::take(&mut *self.0.journal.noted());
+        for run in noted {
             if let Err(error) = self.write_new(cluster, &run).await {
                 warn!(%run, error = chain(&error), "the store does not have the newest of this run");
             }

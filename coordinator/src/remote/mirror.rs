@@ -6,7 +6,7 @@
 //! store does not list, are taken out of this home. Only a home whose coordinator has led last, and nobody since, is not
 //! mirrored: there the home is what is true.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 
 use cohort_common::api::RunEvent;
 use cohort_common::checkpoint::{FileEntry, remove_checkpoint};
@@ -148,10 +148,9 @@ impl Mirror {
             .checkpoints
             .retain(|step, _| listed.checkpoints.contains(step));
         for &step in &listed.checkpoints {
-            if !known.checkpoints.contains_key(&step) {
+            if let btree_map::Entry::Vacant(unknown) = known.checkpoints.entry(step) {
                 let name = layout::checkpoint(run, step);
-                let stored = self.remote.checkpoint_manifest(&name).await?;
-                known.checkpoints.insert(step, stored);
+                unknown.insert(self.remote.checkpoint_manifest(&name).await?);
             }
         }
         let newest = known.entered.last().copied();

@@ -31,8 +31,7 @@ fn entries(count: u64) -> Vec<Arc<Entry>> {
 /// A worker that has applied these entries, of which those up to `safe` are safe.
 fn worker(entries: &[Arc<Entry>], safe: impl Fn(Step) -> Step) -> WorkerMachine {
     let run = RunId::new(RUN);
-    let mut machine = WorkerMachine::default();
-    machine.run = Some(Held {
+    let held = Held {
         run: run.clone(),
         loading: false,
         step: entries[0].step - 1,
@@ -41,7 +40,11 @@ fn worker(entries: &[Arc<Entry>], safe: impl Fn(Step) -> Step) -> WorkerMachine 
         safe: 0,
         lanes: BTreeSet::new(),
         commits: VecDeque::new(),
-    });
+    };
+    let mut machine = WorkerMachine {
+        run: Some(held),
+        ..WorkerMachine::default()
+    };
     for entry in entries {
         let commit = Commit {
             proof: Proof::of(entry),
