@@ -2,7 +2,9 @@
 //! verified, and stay on disk by content hash; the next ones are fetched ahead.
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -177,7 +179,9 @@ impl ShardSource for CachedShards {
 impl CachedShards {
     /// Fetches a shard; blocks. It appears under its name only when its hash is right.
     fn download(&self, index: usize, entry: &ShardEntry, path: &Path) -> Result<(), CorpusError> {
-        let part = path.with_extension(format!("part-{}", std::process::id()));
+        // Others may fetch the same shard to the same cache: from other containers even as a process of the same number.
+        let random = RandomState::new().build_hasher().finish();
+        let part = path.with_extension(format!("part-{random:016x}"));
         let request = v1::ShardRequest {
             fingerprint: self.fingerprint.clone(),
             split: self.split.name().into(),
