@@ -307,7 +307,7 @@ def speed(binary, store, steps, flags):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohort", required=True, type=os.path.abspath)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--leases", type=float, nargs="+", default=[3, 10])
     parser.add_argument("--json", type=Path)
