@@ -199,7 +199,9 @@ impl Session {
                 event = events.next_of_run() => {
                     let numbered = match event {
                         Ok(Some(numbered)) => numbered,
-                        Ok(None) if rest.is_some() || self.others.is_none() => break,
+                        // Whatever has become of the coordinator, what was waited for is known.
+                        _ if rest.is_some() => break,
+                        Ok(None) if self.others.is_none() => break,
                         lost => match self.come_back(run, seen, &progress).await {
                             Some(found) => {
                                 events = found;

@@ -138,11 +138,11 @@ fn what_the_last_state_writes_is_what_its_checkpoint_writes() {
 #[test]
 fn workers_that_are_killed_change_nothing_that_is_written() {
     let scene = Scene::new();
-    let long = "--set train.steps=120 --set train.eval_every=4 --set checkpoint.every=0";
+    let long = "--set train.steps=240 --set train.eval_every=8 --set checkpoint.every=0";
     let long = format!("{TRAIN} {long} {PROMPTS} --set samples.tokens=30");
     let whole = scene.events(&format!("{long} --local 1 --name whole"));
     let rows = written(&scene, "whole");
-    assert_eq!(rows.len(), 2 * (120 / 4 + 1));
+    assert_eq!(rows.len(), 2 * (240 / 8 + 1));
     assert_eq!(told(&whole), rows);
 
     let (_coordinator, url) = scene.coordinator("");
@@ -157,9 +157,9 @@ fn workers_that_are_killed_change_nothing_that_is_written() {
     run.wait_for("\"sample\"");
     second.kill();
     run.wait_for_step(40);
-    let mut third = worker(&scene, &url);
-    third.wait_for("joined");
-    run.wait_for_step(60);
+    let _third = worker(&scene, &url);
+    // It has the state, and lanes.
+    run.wait_for("\"worker_joined\"");
     first.kill();
     let end = run.wait_for("\"finished\"");
     let end: Value = serde_json::from_str(&end).expect("an event");

@@ -3,6 +3,7 @@
 
 mod evaluation;
 mod figures;
+mod holding;
 mod sharing;
 
 use std::sync::Arc;
@@ -16,15 +17,16 @@ use crate::aggregate::RootTotals;
 use crate::cluster::events::MemberInfo;
 use crate::cluster::links::Link;
 use crate::cluster::messages::{Commit, LaneSums};
-use crate::cluster::{FromWorker, Holding, Proof, StateSource, ToWorker};
+use crate::cluster::{FromWorker, StateSource, ToWorker};
 use crate::home::RunName;
 use crate::ids::{RunId, SessionId};
-use crate::ledger::Entry;
 use crate::segment::Address;
 use crate::spec::RunSpec;
 
 pub use self::figures::{Heard, figures_to, heard_from, peak_from};
+pub use self::holding::{holding_from, holding_to};
 use evaluation::{split_from, split_to, unit_from, unit_to};
+use holding::{proof_from, proof_to};
 use sharing::{digests_from, owners_from, owners_to, peer_from, peer_to};
 
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
@@ -228,54 +230,6 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
             },
         },
     )
-}
-
-/// The entry, or what stands for it.
-fn proof_to(proof: &Proof) -> (Bytes, Option<v1::Brief>) {
-    if let Some(entry) = &proof.entry {
-        return (entry.encode().into(), None);
-    }
-    let brief = v1::Brief {
-        step: proof.step,
-        hash: proof.hash.to_vec().into(),
-        learning_rate: proof.learning_rate,
-        skipped: proof.skipped,
-    };
-    (Bytes::new(), Some(brief))
-}
-
-fn entry_from(message: &'static str, entry: &[u8]) -> Result<Arc<Entry>, WireError> {
-    let entry = Entry::decode(entry);
-    let entry = entry.ok_or_else(|| bad(message, "its entry is no ledger entry"))?;
-    Ok(Arc::new(entry))
-}
-
-fn proof_from(
-    message: &'static str,
-    entry: &[u8],
-    brief: Option<v1::Brief>,
-) -> Result<Proof, WireError> {
-    let Some(brief) = brief else {
-        let entry = entry_from(message, entry)?;
-        return Ok(Proof {
-            step: entry.step,
-            hash: entry.hash(),
-            learning_rate: entry.learning_rate,
-            skipped: entry.skipped,
-            entry: Some(entry),
-        });
-    };
-    if !entry.is_empty() {
-        return Err(bad(message, "it has an entry and what stands for one"));
-    }
-    Ok(Proof {
-        step: brief.step,
-        hash: hash_from(message, &brief.hash)?
-            .ok_or_else(|| bad(message, "its brief has no hash"))?,
-        learning_rate: brief.learning_rate,
-        skipped: brief.skipped,
-        entry: None,
-    })
 }
 
 /// 32 bytes, or none.
@@ -490,30 +444,6 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
             },
         },
     )
-}
-
-/// What a worker still holds, on the wire.
-pub fn holding_to(holding: Holding) -> v1::Holding {
-    let (entry, brief) = proof_to(&holding.proof);
-    v1::Holding {
-        run: holding.run.as_str().into(),
-        entry,
-        brief,
-        lanes: holding.lanes,
-        earlier: holding.earlier.iter().map(|e| e.encode().into()).collect(),
-    }
-}
-
-/// What a worker still holds, from the wire.
-pub fn holding_from(holding: v1::Holding) -> Result<Holding, WireError> {
-    let earlier = holding.earlier.iter();
-    let earlier = earlier.map(|entry| entry_from("Holding", entry));
-    Ok(Holding {
-        run: run_id(&holding.run)?,
-        proof: proof_from("Holding", &holding.entry, holding.brief)?,
-        earlier: earlier.collect::<Result<_, _>>()?,
-        lanes: holding.lanes,
-    })
 }
 
 /// What a worker says of itself, from the wire.

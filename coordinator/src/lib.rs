@@ -337,7 +337,9 @@ async fn lead(
     if let Some(leadership) = &leadership {
         leadership.stop();
         // Nothing is committed behind what is written last.
-        let _ = driver.await;
+        if !driver.is_finished() {
+            let _ = driver.await;
+        }
     }
     if let Some(uploader) = uploader {
         uploader.finish(&cluster).await;

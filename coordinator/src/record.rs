@@ -363,7 +363,10 @@ impl RunRecord {
         let name = self.name.clone();
         let withdrawn = cluster.store().call(move |s| s.truncate(&name, after));
         match withdrawn.await {
-            Ok(()) => None,
+            Ok(()) => {
+                cluster.note(&self.name);
+                None
+            }
             Err(error) => Some(self.broken(error.to_string())),
         }
     }

@@ -92,6 +92,10 @@ pub async fn take_up(cluster: &Cluster) {
         let name = row.name.clone();
         let failed = name.clone();
         if let Err(status) = take_up_one(cluster, row, false).await {
+            if !cluster.may_commit() {
+                // It is not the run's fault: this process leads no more.
+                return;
+            }
             let error = status.message().to_owned();
             tracing::error!(run = %name, error, "cannot go on with this run");
             cluster.notices().event(&RunEvent::Failed {

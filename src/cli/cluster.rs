@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use cohort_coordinator::Topology;
+use cohort_coordinator::{FailoverConfig, Topology};
 use cohort_worker::EntranceAddress;
 
 use super::common::{HomeArgs, NotifyArgs, ObserveArgs, TokenArgs, grace, threads};
@@ -90,7 +90,9 @@ pub enum Insecure {
 
 fn lease(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(seconds) if (1.0..=600.0).contains(&seconds) => Ok(seconds),
+        Ok(seconds) if (1.0..=FailoverConfig::LONGEST.as_secs_f64()).contains(&seconds) => {
+            Ok(seconds)
+        }
         _ => Err("expected seconds from 1 to 600".into()),
     }
 }

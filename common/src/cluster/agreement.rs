@@ -148,6 +148,7 @@ impl Machine {
         active.recent.retain(|s, _| *s <= back);
         active.history.withdraw(back);
         active.ledger = active.chain.clone();
+        active.shipped = active.shipped.map(|step| step.min(back));
         out.push(Action::Note {
             run: Some(run.clone()),
             text,

@@ -141,7 +141,8 @@ impl Machine {
             Event::CheckpointRequested(run) => self.request_checkpoint(&run),
             Event::Shipped { run, step } => {
                 if let Some(active) = self.active_as(&run) {
-                    active.shipped = active.shipped.max(Some(step));
+                    // It may be of steps that were withdrawn meanwhile.
+                    active.shipped = active.shipped.max(Some(step.min(active.step)));
                 }
             }
             Event::Delivered { run, step, lanes } => {

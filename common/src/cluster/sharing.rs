@@ -270,18 +270,17 @@ impl Machine {
         let text = match least.zip(most) {
             None => "the coordinator sums the gradients again".into(),
             Some((least, most)) => {
-                let equal = most - least <= 1;
                 let percent = |len: &usize| 100 * len / active.plan.chunks.max(1) as usize;
-                let each = match equal {
-                    true => "each".into(),
-                    false => format!(
-                        "each, as their lines allow: {} % of it at least, {} % at most",
+                let lines = match most - least {
+                    0 | 1 => String::new(),
+                    _ => format!(
+                        ", as their lines allow: {} to {} % of it",
                         percent(least),
                         percent(most)
                     ),
                 };
                 format!(
-                    "the workers reach each other: {sharers} of them sum a slice of the gradient {each}"
+                    "the workers reach each other: {sharers} of them sum a slice of the gradient each{lines}"
                 )
             }
         };

@@ -1,6 +1,6 @@
 //! The way to the driver, and what all services share beside it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -69,7 +69,7 @@ struct Shared {
     notices: Notices,
     sessions: std::sync::Mutex<HashSet<SessionId>>,
     /// Workers that gave a sign of life, and said nothing else, since the last tick.
-    heard: std::sync::Mutex<Vec<SessionId>>,
+    heard: std::sync::Mutex<BTreeSet<SessionId>>,
     traffic: Traffic,
     /// Bumped whenever a run has a new event, so that followers look.
     pub events: watch::Sender<u64>,
@@ -223,14 +223,14 @@ impl Cluster {
 
     /// Notes a sign of life. The driver hears of all of them together.
     pub fn beat(&self, session: SessionId) {
-        self.heard().push(session);
+        self.heard().insert(session);
     }
 
     pub(super) fn take_heard(&self) -> Vec<SessionId> {
-        std::mem::take(&mut *self.heard())
+        std::mem::take(&mut *self.heard()).into_iter().collect()
     }
 
-    fn heard(&self) -> std::sync::MutexGuard<'_, Vec<SessionId>> {
+    fn heard(&self) -> std::sync::MutexGuard<'_, BTreeSet<SessionId>> {
         let heard = self.0.heard.lock();
         heard.expect("no thread panics while it holds this lock")
     }

@@ -12,12 +12,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::LEASE;
+use super::{FailoverConfig, LEASE};
 use crate::driver::now_ms;
 use crate::status::chain;
 
 /// Longest lease that is read, in bytes.
 const MAX_LEASE: u64 = 64 << 10;
+/// More than any generation: names of the ledger's pieces have ten digits for it.
+const MOST_GENERATIONS: u64 = 10_000_000_000 - 1;
 /// Shortest wait for an answer of the store.
 const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -218,6 +220,15 @@ impl Election {
     }
 }
 
+/// Whether its numbers can be counted on from.
+fn is_sound(lease: &Lease) -> bool {
+    let lasts = 1..=FailoverConfig::LONGEST.as_millis() as u64;
+    lasts.contains(&lease.lasts_ms)
+        && lease.generation < MOST_GENERATIONS
+        && lease.epoch < u64::from(u32::MAX)
+        && lease.renewals < u64::MAX
+}
+
 async fn perform(bucket: &Bucket, ask: Ask<Version>) -> Result<Answer<Version>, ObjectError> {
     match ask {
         Ask::Read => {
@@ -229,6 +240,12 @@ async fn perform(bucket: &Bucket, ask: Ask<Version>) -> Result<Answer<Version>, 
                     url: bucket.url(LEASE),
                     reason: format!("it is no lease: {error}"),
                 })?;
+            if !is_sound(&lease) {
+                return Err(ObjectError::Unusable {
+                    url: bucket.url(LEASE),
+                    reason: "its numbers are none that a coordinator writes; delete it when no coordinator runs".into(),
+                });
+            }
             Ok(Answer::Found(Some((lease, version))))
         }
         Ask::Write { lease, over } => {

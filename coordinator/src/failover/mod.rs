@@ -35,6 +35,9 @@ pub struct FailoverConfig {
 }
 
 impl FailoverConfig {
+    /// The longest lease.
+    pub const LONGEST: Duration = Duration::from_secs(600);
+
     /// A name for a process that no other has.
     pub fn new_holder() -> String {
         let mut random = [0; 8];

@@ -21,6 +21,8 @@ use crate::store::{RunStatus, StoreHandle};
 const LOOK: Duration = Duration::from_secs(1);
 /// So many events, as a power of two, may a leader record in a second on average without meeting the numbers of the next.
 const EVENTS_OF_A_SECOND: u32 = 20;
+/// Looks, at most, at runs that were being written while they were read.
+const TORN: u32 = 3;
 /// Between two tries, where the store does not answer.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -89,17 +91,25 @@ impl Standby {
         stop.send_replace(true);
         let mut mirror = joined(following).await?;
         // Nobody has led since this home did.
-        let own = |before: &Lease| before.home == self.remote.id();
-        let home_is_true = before.as_ref().is_some_and(own);
+        let home_is_true = before
+            .as_ref()
+            .is_some_and(|before| self.remote.knows_all(before));
         mirror.mirror_all(!home_is_true);
-        while let Err(error) = mirror.refresh().await {
-            if !leadership.leads() {
-                break;
+        let mut torn = 0;
+        loop {
+            match mirror.refresh().await {
+                Ok(()) if mirror.is_whole() || torn == TORN => break,
+                Ok(()) => torn += 1,
+                Err(error) => warn!(
+                    error = chain(&error),
+                    "cannot see yet which runs the store has"
+                ),
             }
-            warn!(
-                error = chain(&error),
-                "cannot see yet which runs the store has"
-            );
+            if !leadership.leads() {
+                return Err(Error::Fenced(
+                    "the lease was not renewed while it took over".into(),
+                ));
+            }
             sleep(RETRY).await;
         }
         if !home_is_true && before.is_some() {
@@ -110,6 +120,8 @@ impl Standby {
         }
         let before = before.filter(|_| !home_is_true);
         prepare(&self.store, &leadership, self.here, before).await?;
+        let noted = self.remote.note_entered(generation);
+        noted.map_err(|error| failed(&error))?;
         Ok(Taken { leadership, keeper })
     }
 }
@@ -170,7 +182,7 @@ impl Follower {
             // Once it leads, the newest is its own.
             if let Some(lease) = lease.filter(|_| !*stopped.borrow()) {
                 self.tell(&lease);
-                let other = lease.home != self.remote.id();
+                let other = !self.remote.knows_all(&lease);
                 if other {
                     let looked = tokio::select! {
                         looked = self.look() => looked,
@@ -209,9 +221,11 @@ impl Follower {
     async fn look(&mut self) -> Result<(), RemoteError> {
         self.mirror.refresh().await?;
         self.follows.send_replace(self.mirror.describe());
+        let mut failed = Ok(());
         for wanted in self.mirror.wanted() {
-            self.remote.bring(&wanted).await?;
+            // One that cannot be brought does not keep the others back.
+            failed = failed.and(self.remote.bring(&wanted).await);
         }
-        Ok(())
+        failed
     }
 }

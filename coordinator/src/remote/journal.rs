@@ -34,6 +34,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// Entries in a piece, at most.
 const ENTRIES: u32 = 2048;
+/// Lanes of all its entries, at most: each is some 50 bytes of JSON, and a piece is read at once.
+const LANES: u32 = 1 << 18;
 /// How long whoever submits a run waits until the store knows it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -173,8 +175,10 @@ impl Remote {
 
     /// Writes all that is new before the coordinator ends, as far as that goes at once.
     pub async fn finish_journal(&self, cluster: &Cluster) {
-        let noted = std::mem::take(&mut *self.0.journal.noted());
-        for run in noted {
+        let mut runs = std::mem::take(&mut *self.0.journal.noted());
+        // Whoever wrote them may have been stopped in the middle.
+        runs.extend(self.0.journal.there().keys().cloned());
+        for run in runs {
             if let Err(error) = self.write_new(cluster, &run).await {
                 warn!(%run, error = chain(&error), "the store does not have the newest of this run");
             }
@@ -237,9 +241,11 @@ impl Remote {
             may()?;
             let name = running::piece(run, leadership.generation(), there.next);
             let json = serde_json::to_vec(&piece).expect("plain data");
-            self.bucket().write(&name, json).await?;
+            // A number is used once, whatever becomes of the write: its answer may be lost after the deed.
             there.pieces.insert(there.next, step);
             there.next += 1;
+            self.0.journal.there().insert(run.clone(), there.clone());
+            self.bucket().write(&name, json).await?;
             there.end = Some((step, hash));
         }
         let Some(start) = self.furnished(&new.row) else {
@@ -326,7 +332,9 @@ async fn read_new(
             Err(StoreError::UnknownRun(_)) => return Ok(None),
             row => row?,
         };
-        let last = store.last_entry(&name)?.map_or(0, |entry| entry.step);
+        let newest = store.last_entry(&name)?;
+        let last = newest.as_ref().map_or(0, |entry| entry.step);
+        let lanes = newest.map_or(1, |entry| entry.lanes.len().max(1) as u32);
         let same = match end {
             Some((0, _)) => true,
             Some((step, hash)) => store.entry(&name, step)?.is_some_and(|e| e.hash() == hash),
@@ -340,7 +348,7 @@ async fn read_new(
             (_, None) => base.min(last),
             (false, Some((step, _))) => good.map_or(0, |row| row.step).min(base).min(step),
         };
-        let entries = store.entries(&name, after + 1, ENTRIES)?;
+        let entries = store.entries(&name, after + 1, (LANES / lanes).clamp(1, ENTRIES))?;
         let more = entries.last().is_some_and(|entry| entry.step < last);
         Ok(Some(New {
             facts: store.facts(&name)?,

@@ -33,6 +33,7 @@ impl Remote {
         self.own(run).await?;
         self.known(run, |known| known.unswept = true);
         for step in &surplus {
+            self.check_lead()?;
             self.bucket()
                 .delete(&layout::checkpoint(run, *step))
                 .await?;
@@ -66,6 +67,7 @@ impl Remote {
             if needed.contains(&object) {
                 objects.insert(object, bytes);
             } else {
+                self.check_lead()?;
                 self.bucket().delete(&object).await?;
                 freed += bytes;
             }
@@ -107,6 +109,7 @@ impl Remote {
 
     async fn remove_below(&self, prefix: &str) -> Result<(), RemoteError> {
         for meta in self.bucket().list(prefix).await? {
+            self.check_lead()?;
             self.bucket().delete(&meta.name).await?;
         }
         Ok(())

@@ -137,7 +137,10 @@ pub fn parse<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, ManifestE
     }
 }
 
-fn check_names<'a>(mut files: impl Iterator<Item = &'a FileEntry>) -> Result<(), ManifestError> {
+/// Refuses names that lead out of a directory.
+pub fn check_names<'a>(
+    mut files: impl Iterator<Item = &'a FileEntry>,
+) -> Result<(), ManifestError> {
     match files.find(|file| !is_plain_name(&file.name)) {
         Some(file) => Err(ManifestError::Name(file.name.clone())),
         None => Ok(()),

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 
+use bytes::Bytes;
 use cohort_common::api::RunEvent;
 use cohort_common::checkpoint::{FileEntry, remove_checkpoint};
 use cohort_common::home::RunName;
@@ -33,6 +34,8 @@ pub struct Mirror {
     runs: BTreeMap<RunName, Followed>,
     /// Whether runs that this home knows are mirrored, too.
     all: bool,
+    /// Whether one changed while it was last read.
+    changed: bool,
 }
 
 /// A run that is followed.
@@ -72,7 +75,13 @@ impl Mirror {
             store,
             runs: BTreeMap::new(),
             all: true,
+            changed: false,
         }
+    }
+
+    /// Whether all that was there at the last look is entered.
+    pub fn is_whole(&self) -> bool {
+        !self.changed && !self.runs.values().any(|run| run.torn)
     }
 
     /// Leaves the runs as they are that this home knows, or not.
@@ -114,12 +123,15 @@ impl Mirror {
                 Part::Piece(generation, number) => drop(run.pieces.insert((generation, number))),
             }
         }
+        self.changed = false;
         for (run, listed) in &listed {
             match self.follow(run, listed).await {
                 Ok(()) => {}
                 // Whatever was listed is deleted when something newer is there: the next look sees that.
                 Err(RemoteError::Object(error)) if error.is_missing() => {
                     debug!(%run, error = chain(&error), "changed while it was read");
+                    self.changed = true;
+                    self.runs.entry(run.clone()).or_default();
                 }
                 Err(RemoteError::Object(error)) if error.is_transient() => return Err(error.into()),
                 Err(error) => {
@@ -141,7 +153,9 @@ impl Mirror {
             && known.document.as_ref().map(|(known, _)| known) != Some(version)
         {
             let name = running::document(run);
-            let document: StoredRun = self.read(&name).await?;
+            let json = self.json(&name).await?;
+            let document = StoredRun::parse(&json);
+            let document = document.map_err(|source| self.remote.unusable(&name, source))?;
             known.document = Some((version.clone(), document));
         }
         known
@@ -158,8 +172,9 @@ impl Mirror {
         // One that stands before what is entered is of a leader that should not have written it any more.
         for &(generation, number) in listed.pieces.iter().filter(|at| Some(**at) > newest) {
             let name = running::piece(run, generation, number);
-            let piece: Piece = self.read(&name).await?;
-            pieces.push(piece);
+            let json = self.json(&name).await?;
+            let piece: Result<Piece, _> = layout::parse(&json);
+            pieces.push(piece.map_err(|source| self.remote.unusable(&name, source))?);
             known.entered.insert((generation, number));
         }
         known.entered = known.entered.into_iter().next_back().into_iter().collect();
@@ -168,9 +183,8 @@ impl Mirror {
         Ok(())
     }
 
-    async fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, RemoteError> {
-        let json = self.remote.bucket().read(name, MAX_MANIFEST).await?;
-        layout::parse(&json).map_err(|source| self.remote.unusable(name, source))
+    async fn json(&self, name: &str) -> Result<Bytes, RemoteError> {
+        Ok(self.remote.bucket().read(name, MAX_MANIFEST).await?)
     }
 
     /// Enters what is new of a run.

@@ -32,12 +32,13 @@ pub use restore::{note, take_in};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use cohort_common::api::StoredInfo;
 use cohort_common::checkpoint::hex;
+use cohort_common::cluster::lease::Lease;
 use cohort_common::home::{Home, RunName};
 use cohort_objects::{Bucket, Location, ObjectError};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -279,6 +280,23 @@ impl Remote {
     /// The id of this home among those that write to the store.
     pub fn id(&self) -> &str {
         &self.0.id
+    }
+
+    /// Whether nobody knows more of the runs than this home: it is the one that led last, and had entered what those before it
+    /// wrote.
+    pub fn knows_all(&self, last: &Lease) -> bool {
+        let entered = fs::read_to_string(entered(self.home()));
+        let generation = entered.ok().and_then(|text| text.trim().parse().ok());
+        last.home == self.0.id && generation == Some(last.generation)
+    }
+
+    /// This home has entered all that the leaders before this one wrote.
+    pub fn note_entered(&self, generation: u64) -> Result<(), RemoteError> {
+        let path = entered(self.home());
+        let written = write_file(&path, generation.to_string().as_bytes());
+        written.map_err(|error| {
+            RemoteError::Local(format!("cannot write `{}`: {error}", path.display()))
+        })
     }
 
     /// That this process leads, if several coordinators share the store and it does.
@@ -530,6 +548,11 @@ fn home_id(home: &Home) -> std::io::Result<String> {
     let id = hex::encode(&bytes)[..32].to_owned();
     write_file(&path, id.as_bytes())?;
     Ok(id)
+}
+
+/// Where a home says as which leader it has entered all that those before it wrote.
+fn entered(home: &Home) -> PathBuf {
+    home.root().join("entered")
 }
 
 /// Writes a file, whole or not at all.

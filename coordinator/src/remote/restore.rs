@@ -170,7 +170,9 @@ impl Remote {
         self.bring_corpora(spec).await?;
         // Whoever takes the lead goes on with what it has brought already: its workers have something younger.
         let some = |step| self.home().checkpoint(run, step).is_dir();
-        let enough = self.leadership().is_some() && self.steps(run).await?.into_iter().any(some);
+        // The newest may still be on its way here; one that is much older would be a long way back without them.
+        let newest_two = |steps: BTreeSet<u64>| steps.into_iter().rev().take(2);
+        let enough = self.leadership().is_some() && newest_two(self.steps(run).await?).any(some);
         if let Some(step) = newest.filter(|_| !enough) {
             self.bring_checkpoint(run, step).await?;
         }

@@ -18,7 +18,7 @@ use cohort_common::ledger::Entry;
 use cohort_common::spec::RunSpec;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{RUNS, run};
+use super::layout::{ManifestError, RUNS, run};
 use crate::store::{EvalRow, RunRow};
 
 /// A run that a coordinator has.
@@ -61,6 +61,13 @@ pub struct Piece {
 }
 
 impl StoredRun {
+    /// From JSON.
+    pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
+        let stored: Self = super::layout::parse(json)?;
+        super::layout::check_names(stored.start.iter())?;
+        Ok(stored)
+    }
+
     /// A run of the database.
     pub fn of(
         home: &str,

@@ -13,7 +13,7 @@ use cohort_common::seal::{Opener, Sealer};
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
 use tokio::sync::mpsc;
-use tokio::time::{Instant as Deadline, timeout_at};
+use tokio::time::timeout;
 
 /// Empty probes.
 const PINGS: usize = 3;
@@ -89,8 +89,7 @@ impl Way<'_> {
 
     /// The next thing that comes is an echo of this number.
     async fn echo(&mut self, number: usize) -> Result<(), String> {
-        let deadline = Deadline::now() + TIME.1;
-        let chunk = match timeout_at(deadline, self.incoming.next()).await {
+        let chunk = match timeout(TIME.1, self.incoming.next()).await {
             Err(_) => return Err(format!("it did not answer a probe within {:?}", TIME.1)),
             Ok(None) => return Err("it closed the link".into()),
             Ok(Some(Err(status))) => return Err(status.message().to_owned()),

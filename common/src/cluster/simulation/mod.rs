@@ -331,9 +331,13 @@ fn run_schedule(seed: u64) {
     check(&world, lanes, steps);
 }
 
+/// A number in the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 #[test]
 fn any_schedule_of_faults_leaves_the_same_ledger_and_the_same_state() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
     let seeds = match number("COHORT_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("COHORT_SIM_SEEDS").unwrap_or(SEEDS),

@@ -2,7 +2,7 @@
 //! coordinator so many messages and bytes for each worker, however many there are.
 
 use super::world::{Work, World};
-use super::{CALM_MS, check};
+use super::{CALM_MS, check, number};
 use crate::ids::Step;
 
 /// A cluster that is never the same for two steps.
@@ -21,7 +21,9 @@ impl Churn {
     fn run(&self, seed: u64) -> World {
         let mut world = World::new(seed, self.lanes, self.steps);
         for _ in 0..self.workers {
-            world.add_worker();
+            let w = world.add_worker();
+            // The first has all lanes until the others have the state.
+            world.workers[w].lane_ms = 1;
         }
         let (mut lost, mut crashed) = (0, 0);
         // Half of the changes are losses, and each is followed by a join. They happen in the first two thirds of the run.
@@ -66,32 +68,20 @@ impl Churn {
     }
 }
 
+/// Workers of the large clusters, unless `COHORT_SIM_WORKERS` says another number.
+const WORKERS: usize = 400;
+
 #[test]
 fn a_cluster_that_is_never_the_same_ends_as_a_faultless_machine_does() {
+    let workers = number("COHORT_SIM_WORKERS").map_or(WORKERS, |workers| workers as usize);
     // As many lanes as workers, and far fewer.
-    for (seed, lanes) in [(1, 400), (2, 24)] {
+    for (seed, lanes) in [(1, workers as u32), (2, 24)] {
         let churn = Churn {
-            workers: 400,
+            workers,
             lanes,
             steps: 30,
-            changes: 4_000,
+            changes: 10 * workers as u64,
             crashes: 2,
-        };
-        churn.run(seed);
-    }
-}
-
-/// The full size: minutes. ARCHITECTURE.md has the command.
-#[test]
-#[ignore = "takes minutes"]
-fn ten_thousand_workers_and_a_hundred_thousand_joins_and_losses() {
-    for (seed, lanes) in [(1, 10_000), (2, 64)] {
-        let churn = Churn {
-            workers: 10_000,
-            lanes,
-            steps: 60,
-            changes: 100_000,
-            crashes: 3,
         };
         let began = clock();
         let world = churn.run(seed);
@@ -99,7 +89,7 @@ fn ten_thousand_workers_and_a_hundred_thousand_joins_and_losses() {
             events, messages, ..
         } = world.work;
         println!(
-            "{lanes} lanes: {} joins, {events} events and {messages} messages of the coordinators, {:.0} virtual s, in {:.0} s",
+            "{workers} workers, {lanes} lanes: {} joins, {events} events and {messages} messages of the coordinators, {:.0} virtual s, in {:.0} s",
             world.joined,
             world.now as f64 / 1e3,
             began()
@@ -143,33 +133,6 @@ fn a_step_costs_so_many_messages_and_bytes_for_each_worker_however_many_there_ar
     // Workers without a lane cost a commit.
     let (messages, bytes) = step_of(600, 16);
     assert!(messages < 2.0 && bytes < 700.0, "{messages} {bytes}");
-}
-
-/// How many events a second the machines take in, by the size of the cluster. For people: it decides nothing.
-#[test]
-#[ignore = "a measurement"]
-fn events_a_second_by_workers() {
-    for workers in [10usize, 100, 1_000, 10_000] {
-        let mut world = World::new(3, workers as u32, 40);
-        for _ in 0..workers {
-            let w = world.add_worker();
-            world.workers[w].lane_ms = 5;
-        }
-        while world.disk.ledger.len() < 5 {
-            world.step();
-        }
-        let (before, began) = (world.work, clock());
-        while world.disk.ledger.len() < 35 {
-            world.step();
-        }
-        let seconds = began();
-        let events = world.work.events - before.events;
-        println!(
-            "{workers} workers: {:.2} ms a step, {:.2} µs an event of the coordinator, the simulated workers and network included",
-            seconds * 1e3 / 30.0,
-            seconds * 1e6 / events as f64
-        );
-    }
 }
 
 /// Seconds since now. Clocks are for people here.

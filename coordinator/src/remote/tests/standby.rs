@@ -1,8 +1,11 @@
 //! What a leader writes between checkpoints, and what whoever stands by makes of it.
 
+use cohort_common::cluster::lease::Lease;
+
 use super::*;
 use crate::failover::Leadership;
 use crate::remote::mirror::Mirror;
+use crate::remote::running::StoredRun;
 
 /// A leader's side, with a run of so many steps and no checkpoint.
 async fn leader(directory: &TempDir, name: &str, generation: u64, steps: u64) -> Side {
@@ -33,6 +36,19 @@ impl Side {
 
     async fn write(&self) {
         self.remote.write_new(&self.cluster, &run()).await.unwrap();
+    }
+}
+
+fn lease(generation: u64) -> Lease {
+    Lease {
+        holder: "h".into(),
+        home: "x".into(),
+        url: "http://h".into(),
+        generation,
+        epoch: 1,
+        lasts_ms: 1000,
+        renewals: 1,
+        released: false,
     }
 }
 
@@ -176,4 +192,38 @@ async fn events_are_numbered_behind_those_of_another_database() {
     assert_eq!(first, (1 << 40) + 1);
     store.number_events_from(5).unwrap();
     assert_eq!(store.record_event(None, 1, "x", "y").unwrap(), first + 1);
+}
+
+#[tokio::test]
+async fn a_home_that_has_not_entered_what_others_wrote_does_not_know_all() {
+    let directory = TempDir::new().unwrap();
+    let side = Side::open(&directory, "a").await;
+    let last = |home: &str, generation| Lease {
+        home: home.into(),
+        ..lease(generation)
+    };
+    let id = side.remote.id().to_owned();
+    // It has won a lease, and nothing more.
+    assert!(!side.remote.knows_all(&last(&id, 3)));
+    side.remote.note_entered(3).unwrap();
+    assert!(side.remote.knows_all(&last(&id, 3)));
+    assert!(!side.remote.knows_all(&last(&id, 4)));
+    assert!(!side.remote.knows_all(&last("another", 3)));
+}
+
+#[test]
+fn a_run_whose_files_lead_out_of_its_directory_is_refused() {
+    let stored = |name: &str| {
+        serde_json::json!({
+            "format": 1, "home": "x", "spec": new_run("tiny-1").spec, "status": "running", "error": null, "created_ms": 1,
+            "parent": null, "facts": null, "workers": 1, "evals": [],
+            "start": [{ "name": name, "bytes": 1, "blake3": "0".repeat(64) }],
+        })
+    };
+    let parse = |name| StoredRun::parse(stored(name).to_string().as_bytes());
+    assert!(parse("config.json").is_ok());
+    for name in ["../../x", "/etc/x", "a/b"] {
+        let error = parse(name).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
 }

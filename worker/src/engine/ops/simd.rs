@@ -122,7 +122,7 @@ pub fn fma_as_the_kernels(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Below this e^x is taken for 0. It would vanish beside e^0 anyhow; and what is made of so small a number, times a probability or a
-/// gradient, is soon too small for a normal float, with which processors take a hundred times as long.
+/// gradient, is soon too small for a normal float, which many processors are slow with.
 const VANISHES: f32 = -60.0;
 
 /// e^x to about two units in the last place; inputs below -60 give 0, above 88.3 about 2e38; NaN stays.
