@@ -419,6 +419,7 @@ fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {
             .await
             .expect("the coordinator is there");
         let setup = Setup {
+            keeper: None,
             channel,
             credentials,
             shape,

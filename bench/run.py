@@ -14,6 +14,7 @@
     python3 bench/run.py watching          what a run pays for being watched
     python3 bench/run.py tls               what encryption costs between three hosts, in network namespaces
     python3 bench/run.py rounds TEXT       losses after equal tokens, exchanged in every step and after rounds of inner steps
+    python3 bench/run.py memory            peak memory of each worker, with moments that are divided among them and without
     python3 bench/run.py links             speed over slow links, in network namespaces, beside DistributedDataParallel
     python3 bench/run.py scale             the coordinator with 10, 100 and 300 workers, and with 8 cores 1,000 and 2,000: what a step costs it
     python3 bench/run.py tokenize BOOKS    text to tokens on one and two workers, beside Hugging Face's datasets and tokenizers
@@ -382,6 +383,11 @@ def failover(args):
     save(args, "failover", [script(args, "failover.py", *options)])
 
 
+def memory(args):
+    options = ["--quick"] if args.quick else []
+    save(args, "memory", [r for _ in range(args.rounds) for r in run([sys.executable, "bench/memory.py", cohort(args), text_for_runs(), *options])])
+
+
 def tokenize(args):
     path = Path(args.text)
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
@@ -538,6 +544,16 @@ def table(_args):
             body.append([count, f"{median(ours):.1f}", *compared])
         head = ["workers, or processes, of one thread", "`corpus prepare`, MB/s", "datasets and tokenizers, MB/s", "ratio"]
         lines(head, body)
+    if rows := section("memory", "Memory of a worker", "memory"):
+        body = []
+        for workers in sorted({r["workers"] for r in rows}):
+            of = {how: [r for r in rows if (r["workers"], r["optimizer"]) == (workers, how)] for how in ("whole", "sharded")}
+            largest = {how: [median(max(r[key]) for r in of[how]) for key in ("anonymous_mb", "peak_mb")] for how in of}
+            speed = median(ratios([r["tokens_per_s"] for r in of["sharded"]], [r["tokens_per_s"] for r in of["whole"]]))
+            same = len({r["state_hash"] for how in of.values() for r in how}) == 1
+            figures = [f"{largest[how][n]:,.0f}" for n in (0, 1) for how in ("whole", "sharded")]
+            body.append([str(workers), *figures, f"{speed:.2f}", "yes" if same else "no"])
+        lines(["workers", "anonymous MB", "divided", "resident MB", "divided", "tokens/s, divided to whole", "same bits"], body)
     if rows := section("page", "Looking at a long run", "page"):
         row = rows[0]
         figures = {"all answers of the page's first requests": "{}_s", "the page's charts drawn in a browser": "page_{}_s"}
@@ -584,12 +600,12 @@ def exchange_table(rows, lines):
 
 
 def smoke(args):
-    for command in [engine, lanes, workers, overhead, exchange, text, preset, rounds, dedup, scale, tokenize]:
+    for command in [engine, lanes, workers, overhead, exchange, text, preset, rounds, memory, dedup, scale, tokenize]:
         command(args)
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, links, scale, tokenize, failover, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, memory, links, scale, tokenize, failover, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")

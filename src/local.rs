@@ -14,6 +14,7 @@ use cohort_common::net::Places;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::cli::OptimizerArg;
 use crate::client::Client;
 use crate::context::{self, COORDINATOR_VARIABLE, OPERATOR_TOKEN, Secret, TOKEN_VARIABLE};
 use crate::failure::hinted;
@@ -46,6 +47,8 @@ pub struct Options {
     pub workers: u32,
     /// Threads of each worker; `None` gives each its share of the cores.
     pub threads: Option<usize>,
+    /// Who keeps the optimizer's moments.
+    pub optimizer: OptimizerArg,
     /// The cluster's token.
     pub secret: Option<Secret>,
     /// Whether it serves a single command. Then unfinished runs of earlier clusters are set aside: the command's own
@@ -300,6 +303,9 @@ fn coordinator(options: &Options, home: &Home) -> Result<Process> {
         "--listen".as_ref(),
         OsStr::new(&options.listen),
     ];
+    if options.optimizer != OptimizerArg::default() {
+        arguments.extend(["--optimizer", options.optimizer.word()].map(OsStr::new));
+    }
     if let Some(http) = &options.http {
         arguments.extend(["--http".as_ref(), OsStr::new(http)]);
     }

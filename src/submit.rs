@@ -103,6 +103,7 @@ impl Session {
             listen: "127.0.0.1:0".into(),
             workers,
             threads: local.threads,
+            optimizer: local.optimizer,
             secret: context.secret.clone(),
             http: None,
             private: true,

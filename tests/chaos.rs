@@ -16,8 +16,8 @@ use crate::support::cluster::{Cluster, Event, Reference};
 use crate::support::random::Random;
 use crate::support::signal::Signal;
 
-/// Seeds of a run without a wish.
-const SEEDS: u64 = 6;
+/// Seeds of a run without a wish: each exchange in each mode.
+const SEEDS: u64 = 9;
 /// Faults of a seed.
 const FAULTS: usize = 6;
 /// Steps of a run, and those between two faults: the last comes long before the end.
@@ -66,6 +66,10 @@ const MODES: [&str; 3] = [
     "--set train.payload=int8",
     "--set train.sync=diloco --set train.inner_steps=2 --set train.accumulate=1 --set train.payload=int4",
 ];
+/// Flags of the coordinator: workers sum slices of the gradient themselves, keep a slice of the moments besides, or neither.
+const EXCHANGES: [&str; 3] = ["--exchange sharded", "--optimizer sharded", ""];
+/// What is told when workers divide the moments.
+const DIVIDED: &str = "the moments of the optimizer are divided";
 /// What is told when workers begin to sum the gradient themselves.
 const SHARED: &str = "sum a slice of the gradient each";
 
@@ -102,7 +106,7 @@ struct Planned {
 #[derive(Debug)]
 struct Schedule {
     seed: u64,
-    /// Flags of the coordinator. In one schedule of two, workers sum slices of the gradient themselves.
+    /// Flags of the coordinator.
     exchange: &'static str,
     /// Index of the mode.
     mode: usize,
@@ -132,8 +136,8 @@ impl Schedule {
         }
         Self {
             seed,
-            exchange: ["--exchange sharded", ""][seed as usize % 2],
-            mode: seed as usize / 2 % MODES.len(),
+            exchange: EXCHANGES[seed as usize % EXCHANGES.len()],
+            mode: seed as usize / EXCHANGES.len() % MODES.len(),
             workers,
             faults,
         }
@@ -345,9 +349,15 @@ fn survive(seed: u64) {
     chaos.end();
     let differences = reference(schedule.mode).differences(&chaos.cluster);
     assert!(differences.is_empty(), "{differences:#?}");
-    let told = |event: &Event| event.text().contains(SHARED);
-    let shared = chaos.cluster.events.iter().any(told);
-    assert!(shared || schedule.exchange.is_empty(), "no step was shared");
+    let told = |what: &str| {
+        let mut events = chaos.cluster.events.iter();
+        events.any(|event: &Event| event.text().contains(what))
+    };
+    let exchange = schedule.exchange;
+    assert!(told(SHARED) || exchange.is_empty(), "no step was shared");
+    // Rounds keep all moments everywhere.
+    let divides = exchange.contains("optimizer") && !MODES[schedule.mode].contains("diloco");
+    assert_eq!(told(DIVIDED), divides);
     eprintln!("seed {seed}: {:.1} s", begin.elapsed().as_secs_f64());
 }
 

@@ -22,6 +22,7 @@ mod hostile;
 mod hub;
 #[cfg(unix)]
 mod machine;
+mod memory;
 mod messages;
 mod mixture;
 #[cfg(unix)]

@@ -109,7 +109,7 @@ impl Opener {
             reason: "it is empty".into(),
         })?;
         compare(number, chunk_check(number, &kind), chunk.check)?;
-        if let Kind::Node(node) = &kind {
+        if let Kind::Node(node) | Kind::Params(node) = &kind {
             compare(number, checksum(&node.data), node.check)?;
         }
         let new = self.0.accept(number).map_err(SealError::Gap)?;
@@ -157,11 +157,10 @@ fn chunk_check(number: u64, kind: &Kind) -> u32 {
     let mut hasher = Hasher::new();
     hasher.update(&number.to_le_bytes());
     match kind {
-        Kind::Node(node) => {
-            hasher.update(&node.step.to_le_bytes());
-            for field in [node.first, node.size, node.index, node.check] {
-                hasher.update(&field.to_le_bytes());
-            }
+        Kind::Node(node) => hash_node(&mut hasher, node),
+        Kind::Params(node) => {
+            hash_node(&mut hasher, node);
+            hasher.update(b"p");
         }
         Kind::Credit(credit) => {
             hasher.update(&credit.step.to_le_bytes());
@@ -196,6 +195,13 @@ fn chunk_check(number: u64, kind: &Kind) -> u32 {
         Kind::Shares(v1::Empty {}) => hasher.update(b"s"),
     }
     hasher.finalize()
+}
+
+fn hash_node(hasher: &mut Hasher, node: &v1::NodeChunk) {
+    hasher.update(&node.step.to_le_bytes());
+    for field in [node.first, node.size, node.index, node.check] {
+        hasher.update(&field.to_le_bytes());
+    }
 }
 
 fn hash_segment(hasher: &mut Hasher, segment: Option<&v1::Segment>) {

@@ -27,7 +27,10 @@ pub use self::figures::{Heard, figures_to, heard_from, peak_from};
 pub use self::holding::{holding_from, holding_to};
 use evaluation::{split_from, split_to, unit_from, unit_to};
 use holding::{proof_from, proof_to};
-use sharing::{digests_from, owners_from, owners_to, peer_from, peer_to};
+use sharing::{
+    digests_from, keeper_from, keeper_to, kept_from, owners_from, owners_to, peer_from, peer_to,
+    slice_from, slice_to,
+};
 
 /// Largest message that either end accepts: a chunk, a shard piece or a spec, with room to spare.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -99,11 +102,15 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
             spec,
             source,
             splits,
+            keeper,
+            lanes_stay,
         } => Kind::Load(v1::Load {
             spec: serde_json::to_vec(&**spec).expect("a spec is JSON").into(),
             source: Some(source_to(run, *source)),
             step: source.step(),
             splits: splits.iter().map(split_to).collect(),
+            keeper: keeper.as_ref().map(keeper_to),
+            lanes_stay: *lanes_stay,
         }),
         ToWorker::Compute {
             run,
@@ -158,9 +165,17 @@ pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
             split: *split,
             units: units.clone(),
         }),
-        ToWorker::Snapshot { run, step } => Kind::Snapshot(v1::Snapshot {
+        ToWorker::Snapshot { run, step, slices } => Kind::Snapshot(v1::Snapshot {
             run: run.as_str().into(),
             step: *step,
+            slices: slices.as_ref().map(|slices| v1::Slices {
+                slices: slices.iter().map(slice_to).collect(),
+            }),
+        }),
+        ToWorker::Serve { run, step, chunks } => Kind::Serve(v1::Serve {
+            run: run.as_str().into(),
+            step: *step,
+            slice: Some(slice_to(chunks)),
         }),
         ToWorker::Unload { run } => Kind::Unload(v1::Unload {
             run: run.as_str().into(),
@@ -224,6 +239,20 @@ pub fn to_worker_from(message: v1::ToWorker) -> Result<ToWorker, WireError> {
             Kind::Snapshot(s) => ToWorker::Snapshot {
                 run: run_id(&s.run)?,
                 step: s.step,
+                slices: match s.slices {
+                    Some(of) => Some(
+                        of.slices
+                            .into_iter()
+                            .map(slice_from)
+                            .collect::<Result<_, _>>()?,
+                    ),
+                    None => None,
+                },
+            },
+            Kind::Serve(s) => ToWorker::Serve {
+                run: run_id(&s.run)?,
+                step: s.step,
+                chunks: slice_from(s.slice.unwrap_or_default())?,
             },
             Kind::Unload(u) => ToWorker::Unload {
                 run: run_id(&u.run)?,
@@ -263,6 +292,8 @@ fn load_from(load: v1::Load) -> Result<ToWorker, WireError> {
         spec: Arc::new(spec),
         source,
         splits: splits.collect::<Result<_, _>>()?,
+        keeper: load.keeper.map(keeper_from).transpose()?,
+        lanes_stay: load.lanes_stay,
     })
 }
 
@@ -330,6 +361,12 @@ pub fn from_worker(message: FromWorker) -> v1::FromWorker {
         FromWorker::RootHeld { run, step } => Kind::RootHeld(v1::RootHeld {
             run: name(run),
             step,
+        }),
+        FromWorker::Digested { run, step, digests } => Kind::Digested(v1::Digested {
+            run: name(run),
+            step,
+            params: digests.params.to_vec().into(),
+            kept: digests.kept.concat().into(),
         }),
         FromWorker::Applied {
             run,
@@ -425,6 +462,11 @@ pub fn from_worker_from(message: v1::FromWorker) -> Result<FromWorker, WireError
             Kind::RootHeld(m) => FromWorker::RootHeld {
                 run: run_id(&m.run)?,
                 step: m.step,
+            },
+            Kind::Digested(m) => FromWorker::Digested {
+                run: run_id(&m.run)?,
+                step: m.step,
+                digests: kept_from(&m)?,
             },
             Kind::Applied(m) => FromWorker::Applied {
                 run: run_id(&m.run)?,
@@ -581,6 +623,52 @@ mod tests {
             slice.hashes.truncate(95);
         }
         assert!(from_worker_from(sent).is_err());
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_and_half_a_digest_does_not() {
+        let shares = [(3, 0..2), (5, 2..7)].map(|(session, chunks)| crate::cluster::Share {
+            session: SessionId(session),
+            chunks,
+        });
+        let keeper = crate::cluster::Keeper {
+            division: crate::cluster::Division::of(shares.into()),
+            session: SessionId(5),
+        };
+        let sent = keeper_to(&keeper);
+        assert_eq!(keeper_from(sent.clone()), Ok(keeper));
+        let mut one = sent.clone();
+        one.division.as_mut().unwrap().shares.truncate(1);
+        assert!(keeper_from(one).is_err());
+        assert!(keeper_from(v1::Keeper::default()).is_err());
+        let digests = crate::cluster::Digests {
+            params: [1; 32],
+            kept: vec![[2; 32], [3; 32]],
+        };
+        let message = FromWorker::Digested {
+            run: run(),
+            step: 5,
+            digests,
+        };
+        let mut sent = from_worker(message.clone());
+        assert_eq!(from_worker_from(sent.clone()), Ok(message));
+        if let Some(v1::from_worker::Kind::Digested(digested)) = &mut sent.kind {
+            digested.kept.truncate(63);
+        }
+        assert!(from_worker_from(sent).is_err());
+        let message = ToWorker::Snapshot {
+            run: run(),
+            step: 5,
+            slices: Some(vec![0..2]),
+        };
+        assert_eq!(to_worker_from(to_worker(&message)), Ok(message));
+        let none = v1::Serve {
+            run: "tiny-1".into(),
+            step: 5,
+            slice: None,
+        };
+        let kind = Some(v1::to_worker::Kind::Serve(none));
+        assert!(to_worker_from(v1::ToWorker { kind }).is_err());
     }
 
     #[test]

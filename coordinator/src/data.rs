@@ -3,10 +3,14 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cohort_common::api::CheckpointInfo;
-use cohort_common::checkpoint::{CheckpointMeta, CheckpointWriter, hex};
+use cohort_common::checkpoint::{
+    CheckpointError, CheckpointMeta, CheckpointWriter, Manifested, hex,
+};
 use cohort_common::cluster::{Event, StateSource};
 use cohort_common::corpus::{Corpus, ShardEntry, Split};
 use cohort_common::exchange::session_of;
@@ -23,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::driver::{Cluster, Command};
 use crate::record::CheckpointDone;
+use crate::slices::{self, Slice, Slices};
 use crate::status::{chain, failed, invalid};
 
 /// Pieces that wait for a slow receiver or a slow disk.
@@ -38,6 +43,8 @@ const MAX_ECHO: usize = 64 << 20;
 pub struct DataService {
     /// The cluster.
     pub cluster: Cluster,
+    /// Slices of states.
+    pub slices: Arc<Slices>,
 }
 
 type PieceStream = ReceiverStream<Result<v1::Piece, Status>>;
@@ -140,9 +147,17 @@ impl Data for DataService {
         };
         let run = wire::run_id(&header.run).map_err(invalid)?;
         let step = header.step;
-        let written = self.write_checkpoint(&run, step, incoming).await;
+        let written = match header.below {
+            0 => self.write_checkpoint(&run, step, incoming).await.map(Some),
+            below => {
+                let chunks = header.first..below;
+                self.write_slice(&run, step, chunks, incoming).await
+            }
+        };
         match written {
-            Ok((info, state_hash)) => {
+            // Others are still to come.
+            Ok(None) => Ok(Response::new(v1::Empty {})),
+            Ok(Some((info, state_hash))) => {
                 let done = CheckpointDone {
                     run,
                     info,
@@ -286,11 +301,7 @@ impl DataService {
             // The stream broke: dropping the writer leaves nothing behind.
             Ok(None)
         });
-        while let Some(piece) = incoming.next().await {
-            let kind = piece.map_err(WriteError::Stream)?.kind;
-            let Some(v1::state_piece::Kind::Data(data)) = kind else {
-                return Err(WriteError::Stream(invalid("a second header")));
-            };
+        while let Some(data) = next_piece(&mut incoming).await? {
             if pieces.send(Some(data)).await.is_err() {
                 break;
             }
@@ -298,19 +309,64 @@ impl DataService {
         let _ = pieces.send(None).await;
         drop(pieces);
         let broken = |error: String| WriteError::Disk(error);
-        let written: Result<_, cohort_common::checkpoint::CheckpointError> =
+        let written: Result<_, CheckpointError> =
             writer.await.map_err(|e| broken(e.to_string()))?;
         let done = written.map_err(|e| broken(chain(&e)))?;
         let done = done.ok_or_else(|| broken("the upload ended early".into()))?;
-        let state_hash = done.manifest.state_hash;
-        let info = CheckpointInfo {
-            step,
-            path: done.path.display().to_string(),
-            bytes: done.manifest.bytes(),
-            val_loss,
-            state_hash: hex::encode(&state_hash),
+        Ok(info_of(&done, step, val_loss))
+    }
+
+    /// Takes in a slice of a state. Once no other is missing, the state is written.
+    async fn write_slice(
+        &self,
+        run: &RunId,
+        step: u64,
+        chunks: Range<u32>,
+        mut incoming: Streaming<v1::StatePiece>,
+    ) -> Result<Option<(CheckpointInfo, [u8; 32])>, WriteError> {
+        let meta = self.meta(run, step).await.map_err(WriteError::Stream)?;
+        let val_loss = meta.run.val_loss;
+        let len = meta.run.spec.layout().len();
+        let directory = self.cluster.home().runs();
+        let disk = |error: std::io::Error| {
+            let at = self.cluster.home().runs();
+            WriteError::Disk(format!("{}: {error}", at.display()))
         };
-        Ok((info, state_hash))
+        let slice = Slice::create((run, step), chunks.clone(), len, &directory).map_err(disk)?;
+        let none = || WriteError::Stream(invalid(format!("no state has the chunks {chunks:?}")));
+        let mut slice = slice.ok_or_else(none)?;
+        let (pieces, mut received) = mpsc::channel::<bytes::Bytes>(PIECES);
+        let writer = tokio::task::spawn_blocking(move || {
+            while let Some(data) = received.blocking_recv() {
+                slice.write(&data)?;
+            }
+            Ok(slice.is_complete().then_some(slice))
+        });
+        while let Some(data) = next_piece(&mut incoming).await? {
+            if pieces.send(data).await.is_err() {
+                break;
+            }
+        }
+        drop(pieces);
+        let broken = |error: String| WriteError::Disk(error);
+        let slice = writer.await.map_err(|e| broken(e.to_string()))?;
+        let slice = slice.map_err(disk)?;
+        let early = || WriteError::Stream(invalid("a slice has another size"));
+        let Some(mut all) = self.slices.add(slice.ok_or_else(early)?, len) else {
+            return Ok(None);
+        };
+        let name = RunName::new(run.as_str()).expect("checked on arrival");
+        let target = self.cluster.home().checkpoint(&name, step);
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut writer = CheckpointWriter::create(&target, meta).map_err(|e| chain(&e))?;
+            slices::read_all(&mut all, |bytes| {
+                writer.write(bytes).map_err(std::io::Error::other)
+            })
+            .map_err(|e| chain(&e))?;
+            writer.finish(None).map_err(|e| chain(&e))
+        });
+        let done = writing.await.map_err(|e| broken(e.to_string()))?;
+        Ok(Some(info_of(&done.map_err(broken)?, step, val_loss)))
     }
 
     async fn meta(&self, run: &RunId, step: u64) -> Result<CheckpointMeta, Status> {
@@ -327,6 +383,32 @@ impl DataService {
         meta.ledger = written.lines;
         Ok(meta)
     }
+}
+
+/// The next piece of a state; `None` at its end.
+async fn next_piece(
+    incoming: &mut Streaming<v1::StatePiece>,
+) -> Result<Option<bytes::Bytes>, WriteError> {
+    let Some(piece) = incoming.next().await else {
+        return Ok(None);
+    };
+    match piece.map_err(WriteError::Stream)?.kind {
+        Some(v1::state_piece::Kind::Data(data)) => Ok(Some(data)),
+        _ => Err(WriteError::Stream(invalid("a second header"))),
+    }
+}
+
+/// What is known of a checkpoint that is on disk.
+fn info_of(done: &Manifested, step: u64, val_loss: Option<f64>) -> (CheckpointInfo, [u8; 32]) {
+    let state_hash = done.manifest.state_hash;
+    let info = CheckpointInfo {
+        step,
+        path: done.path.display().to_string(),
+        bytes: done.manifest.bytes(),
+        val_loss,
+        state_hash: hex::encode(&state_hash),
+    };
+    (info, state_hash)
 }
 
 /// Where the weights that a run starts from lie.

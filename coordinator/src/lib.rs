@@ -32,6 +32,7 @@ mod samples;
 mod service;
 mod serving;
 mod session;
+mod slices;
 mod status;
 pub mod store;
 mod system;

@@ -73,6 +73,7 @@ pub async fn route(
     };
     let data = data::DataService {
         cluster: cluster.clone(),
+        slices: Arc::default(),
     };
     let tokenize = tokenizing::TokenizeService {
         cluster: cluster.clone(),

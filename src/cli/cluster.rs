@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use cohort_coordinator::{FailoverConfig, Topology};
 use cohort_worker::EntranceAddress;
 
-use super::common::{HomeArgs, NotifyArgs, ObserveArgs, TokenArgs, grace, threads};
+use super::common::{HomeArgs, NotifyArgs, ObserveArgs, OptimizerArg, TokenArgs, grace, threads};
 
 /// Arguments of `coordinator`.
 #[derive(Args, Debug)]
@@ -51,6 +51,10 @@ pub struct CoordinatorArgs {
     /// Who sums gradients; the result is the same
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     pub exchange: ExchangeArg,
+    /// Who keeps the optimizer's moments; the result is the same. `sharded` needs workers that reach each other, and no
+    /// `--exchange star`
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    pub optimizer: OptimizerArg,
     /// Hours that certificates last; they are renewed when two thirds are over, without a restart
     #[arg(long, value_name = "HOURS", default_value_t = 168.0, value_parser = certificate_hours)]
     pub certificate_hours: f64,
@@ -202,6 +206,9 @@ pub struct LocalClusterArgs {
     /// Compute threads of each worker [default: its share of the cores]
     #[arg(long, value_name = "T", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Who keeps the optimizer's moments; the result is the same
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    pub optimizer: OptimizerArg,
     /// Address and port of the coordinator; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
     pub listen: String,

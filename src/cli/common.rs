@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::output::Output;
 
@@ -67,6 +67,37 @@ pub struct LocalArgs {
     /// Compute threads of each local worker [default: its share of the cores]
     #[arg(long, value_name = "T", requires = "local", value_parser = threads, help_heading = "Place")]
     pub threads: Option<usize>,
+    /// Who keeps the optimizer's moments; the result is the same
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value_t,
+        requires = "local",
+        help_heading = "Place"
+    )]
+    pub optimizer: OptimizerArg,
+}
+
+/// Who keeps the optimizer's moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerArg {
+    /// Each worker all of them
+    #[default]
+    Whole,
+    /// Each worker a slice in memory, and another's on its disk, where all of them reach each other; for models that are
+    /// large for the workers' memory
+    Sharded,
+}
+
+impl OptimizerArg {
+    /// As it is typed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Sharded => "sharded",
+        }
+    }
 }
 
 /// Who is told what becomes of runs.

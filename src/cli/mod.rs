@@ -16,9 +16,10 @@ use clap::{Parser, Subcommand};
 
 pub use audit::{LedgerArgs, VerifyArgs};
 pub use checkpoints::{ChatArgs, EvalArgs, ExportArgs, GenerateArgs, MergeArgs, SamplingArgs};
-pub use cluster::{CoordinatorArgs, Insecure, LocalClusterArgs, WorkerArgs};
+pub use cluster::{CoordinatorArgs, ExchangeArg, Insecure, LocalClusterArgs, WorkerArgs};
 pub use common::{
-    ConnectArgs, HomeArgs, JsonArgs, LocalArgs, LogFormat, NotifyArgs, ObserveArgs, TokenArgs,
+    ConnectArgs, HomeArgs, JsonArgs, LocalArgs, LogFormat, NotifyArgs, ObserveArgs, OptimizerArg,
+    TokenArgs,
 };
 pub use corpus::{CorpusHeadArgs, CorpusStatsArgs, DedupKind, SelectionArgs, Side};
 pub use files::{Axis, CompareArgs, Metric, MetricsArgs, PlotArgs};

@@ -11,11 +11,12 @@ use cohort_common::cluster::Limits;
 use cohort_common::home::SECURITY;
 use cohort_common::security::Security;
 use cohort_common::traces::COORDINATOR;
+use cohort_coordinator::Topology;
 use cohort_coordinator::access::Access;
 use cohort_coordinator::{Error, FailoverConfig};
 use tokio::net::{TcpListener, lookup_host};
 
-use crate::cli::{CoordinatorArgs, Insecure};
+use crate::cli::{CoordinatorArgs, ExchangeArg, Insecure, OptimizerArg};
 use crate::context::{self, Secret};
 use crate::failure::hinted;
 use crate::local::{end_at_the_next_signal, shutdown};
@@ -53,13 +54,16 @@ pub async fn run(mut args: CoordinatorArgs) -> Result<()> {
         home,
         access,
         certificate_life: Duration::from_secs_f64(args.certificate_hours * 3600.0),
-        limits: Limits::default(),
+        limits: Limits {
+            divides: args.optimizer == OptimizerArg::Sharded,
+            ..Limits::default()
+        },
         // Whoever started it on this machine decides what happens to its run.
         grace: match args.exit_with_parent {
             true => Duration::ZERO,
             false => Duration::from_secs_f64(args.grace),
         },
-        exchange: args.exchange.into(),
+        exchange: topology(args.exchange, args.optimizer)?,
         http,
         tensorboard: args.tensorboard,
         notify: args.notify.config(),
@@ -145,6 +149,18 @@ fn begin_again(_: &str, _: SocketAddr, why: &str) -> anyhow::Error {
         format!("this coordinator leads no more: {why}"),
         "start it again; it stands by then",
     )
+}
+
+/// Who sums gradients. Workers that keep a slice of the optimizer's moments each have to sum it, too.
+fn topology(exchange: ExchangeArg, optimizer: OptimizerArg) -> Result<Topology> {
+    match (optimizer, exchange) {
+        (OptimizerArg::Sharded, ExchangeArg::Star) => Err(hinted(
+            "`--optimizer sharded` needs workers that sum the gradients themselves, but `--exchange star` has the coordinator do that",
+            "leave one of the two out",
+        )),
+        (OptimizerArg::Sharded, _) => Ok(Topology::Sharded),
+        (OptimizerArg::Whole, exchange) => Ok(exchange.into()),
+    }
 }
 
 /// Completes when the process is asked to end; a second signal ends it at once.

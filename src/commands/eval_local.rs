@@ -28,6 +28,7 @@ pub async fn run(args: EvalArgs) -> Result<()> {
     let local = LocalArgs {
         local: args.local,
         threads: args.threads,
+        ..LocalArgs::default()
     };
     let mut session = Session::open(
         &args.connect,

@@ -14,6 +14,7 @@ pub async fn run(args: LocalClusterArgs) -> Result<()> {
         http: args.http,
         workers: args.workers,
         threads: args.threads,
+        optimizer: args.optimizer,
         secret: context::secret(&args.token)?,
         private: false,
         tensorboard: args.tensorboard,

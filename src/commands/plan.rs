@@ -338,6 +338,13 @@ fn figures(kept: &KeptPlan) -> Result<String, std::fmt::Error> {
         human_bytes(memory.moments),
         human_bytes(memory.activations)
     )?;
+    if spec.train.diloco.is_none() {
+        let [two, four] = [2, 4].map(|workers| human_bytes(memory.divided(workers)));
+        writeln!(
+            out,
+            "  divided     about {two} on each of 2 workers, {four} of 4, where the coordinator has `--optimizer sharded`"
+        )?;
+    }
     let mut tokens = format!(
         "{} in {} {}s of {}, {:.2} per parameter",
         human_count(plan.tokens),

@@ -75,6 +75,7 @@ pub async fn run(args: QuickstartArgs) -> Result<ExitCode> {
             true => Some(args.workers.unwrap_or(2)),
         },
         threads: args.threads,
+        ..LocalArgs::default()
     };
     let out = args.json.output();
     let mut session = Session::open(&args.connect, &local, &NotifyArgs::default(), out).await?;

@@ -11,7 +11,7 @@ use cohort_common::net::{Places, Token};
 use cohort_common::spec::human_bytes;
 use cohort_worker::{EntranceAddress, Replay};
 
-use crate::cli::VerifyArgs;
+use crate::cli::{OptimizerArg, VerifyArgs};
 use crate::client::Client;
 use crate::context::Context;
 use crate::facts::short;
@@ -136,6 +136,7 @@ async fn replay(
                 http: None,
                 workers: 0,
                 threads: None,
+                optimizer: OptimizerArg::default(),
                 secret: context.secret.clone(),
                 private: true,
                 tensorboard: None,

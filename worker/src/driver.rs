@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
-use cohort_common::cluster::{EvalSplit, FromWorker, Holding, Owners, StateSource};
+use cohort_common::cluster::{FromWorker, Holding, Keeper, Owners};
 use cohort_common::figures::Figures;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::net::{self, Credentials};
@@ -45,6 +45,9 @@ pub struct Link {
     /// Where an exchange says that it broke.
     pub broken: mpsc::Sender<String>,
 }
+
+/// How long a worker without a session waits for parameters that are under way between the workers.
+const DETACHED: Duration = Duration::from_secs(3);
 
 /// Something that was fetched, or why not: for a load, of a step.
 type Fetch = (u64, Step, Result<Job, String>);
@@ -84,6 +87,8 @@ struct Attached {
     exchange: Option<ExchangeClient>,
     /// What the exchange tells, that is open or being opened.
     notes: mpsc::Receiver<Note>,
+    /// Whether moments are divided among the workers.
+    divided: bool,
 }
 
 impl Driver {
@@ -218,8 +223,20 @@ impl Driver {
             let orders = self.machine.forget();
             self.obey(orders);
         }
+        let late = tokio::time::sleep(DETACHED);
+        tokio::pin!(late);
         while !self.machine.settled() {
-            self.next().await;
+            tokio::select! {
+                _ = self.next() => {}
+                () = &mut late, if self.exchange().is_some() => self.close_exchange(),
+            }
+        }
+    }
+
+    /// What comes by the way to the owners is not wanted any more.
+    fn close_exchange(&mut self) {
+        if let Some(exchange) = self.run.as_mut().and_then(|run| run.exchange.take()) {
+            exchange.close();
         }
     }
 
@@ -238,14 +255,8 @@ impl Driver {
         for order in orders {
             match order {
                 Order::Say(message) => say.push(message),
-                Order::Load {
-                    load,
-                    run,
-                    spec,
-                    source,
-                    splits,
-                } => self.load(load, run, spec, source, splits),
-                Order::Attach { step, .. } => self.attach(step),
+                load @ Order::Load { .. } => self.load(load),
+                Order::Attach { step, keeper, .. } => self.attach(step, keeper),
                 Order::Compute {
                     step,
                     lanes,
@@ -282,10 +293,21 @@ impl Driver {
                         units,
                     });
                 }
-                Order::Snapshot { step } => {
+                Order::Snapshot { step, slices } => {
                     if let Some(link) = &self.link {
-                        let data = Box::new(link.data.clone());
-                        self.queue(Job::Snapshot(step, data));
+                        let client = Box::new(link.data.clone());
+                        self.queue(Job::Snapshot {
+                            step,
+                            slices,
+                            client,
+                        });
+                    }
+                }
+                Order::Serve { step, chunks } => {
+                    if let Some(exchange) = self.exchange() {
+                        // The trainer may be waiting for others' parameters; else it hears of it in its turn.
+                        exchange.serve(step, chunks);
+                        self.queue(Job::Serve);
                     }
                 }
                 Order::Detach => self.detach(),
@@ -327,10 +349,11 @@ impl Driver {
         self.sessions += 1;
         if let Some(run) = &mut self.run {
             run.signals.session.store(self.sessions, Ordering::Release);
-            if let Some(exchange) = run.exchange.take() {
-                exchange.close();
-            }
             run.notes.close();
+            // Where moments are divided, what belongs to a commit is still under way between the workers.
+            if !run.divided {
+                self.close_exchange();
+            }
         }
         // An exchange that is being opened is of a session that has ended; commits behind it are given up.
         for job in self.waiting.take().into_iter().flatten() {
@@ -356,20 +379,27 @@ impl Driver {
         drop(self.jobs.send(Job::Unload));
     }
 
-    fn load(
-        &mut self,
-        load: u64,
-        run: RunId,
-        spec: Arc<RunSpec>,
-        source: StateSource,
-        splits: Arc<[EvalSplit]>,
-    ) {
+    /// Carries out [`Order::Load`].
+    fn load(&mut self, order: Order) {
+        self.close_exchange();
+        let Order::Load {
+            load,
+            run,
+            spec,
+            source,
+            splits,
+            keeper,
+            lanes_stay,
+        } = order
+        else {
+            unreachable!("the caller has looked");
+        };
         let Some(link) = &self.link else { return };
         let signals = Arc::new(Signals::default());
         signals.session.store(self.sessions, Ordering::Release);
         signals.reset(source.step());
         let (data, cache) = (link.data.clone(), self.config.cache.clone());
-        let (opening, notes) = self.opening(&run, &spec, source.step());
+        let (opening, notes) = self.opening(&run, &spec, source.step(), keeper.clone());
         self.run = Some(Attached {
             load,
             run: run.clone(),
@@ -377,6 +407,7 @@ impl Driver {
             signals: signals.clone(),
             exchange: None,
             notes,
+            divided: keeper.is_some(),
         });
         self.idle.send_replace(false);
         self.waiting = Some(VecDeque::new());
@@ -397,6 +428,8 @@ impl Driver {
                     step,
                     exchange,
                     signals,
+                    keeper,
+                    lanes_stay,
                 })))
             };
             let _ = fetches.send((load, step, fetch.await)).await;
@@ -404,12 +437,13 @@ impl Driver {
     }
 
     /// Keeps the run; only the way to the owners is opened anew.
-    fn attach(&mut self, step: Step) {
+    fn attach(&mut self, step: Step, keeper: Option<Keeper>) {
+        self.close_exchange();
         let Some(run) = &self.run else { return };
         run.signals.reset(step);
         let load = run.load;
         let (name, spec) = (run.run.clone(), run.spec.clone());
-        let (opening, notes) = self.opening(&name, &spec, step);
+        let (opening, notes) = self.opening(&name, &spec, step, keeper);
         if let Some(run) = &mut self.run {
             run.notes = notes;
         }
@@ -427,6 +461,7 @@ impl Driver {
         run: &RunId,
         spec: &RunSpec,
         after: Step,
+        keeper: Option<Keeper>,
     ) -> (
         impl Future<Output = Result<ExchangeClient, String>> + Send + use<>,
         mpsc::Receiver<Note>,
@@ -464,6 +499,7 @@ impl Driver {
                 broken,
                 entrance,
                 notes,
+                keeper,
             };
             ExchangeClient::open(setup).await
         };

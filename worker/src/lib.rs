@@ -10,6 +10,7 @@ mod evaluation;
 pub mod exchange;
 mod figures;
 mod join;
+mod kept;
 mod lanes;
 mod measure;
 mod observe;

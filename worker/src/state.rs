@@ -1,9 +1,10 @@
 //! Gets the state that a run starts or goes on from: files over gRPC, verified by hash, read once and deleted.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cohort_common::checkpoint::{Checkpoint, Loaded, Moments};
+use cohort_common::checkpoint::{Checkpoint, CheckpointError, Loaded};
 use cohort_common::cluster::StateSource;
 use cohort_common::ids::RunId;
 use cohort_common::layout::TensorSpec;
@@ -11,7 +12,7 @@ use cohort_common::spec::{RunKind, RunSpec};
 use cohort_common::wire;
 
 use crate::data::DataClient;
-use crate::engine::{DeviceChoice, Engine, EngineError};
+use crate::engine::{DeviceChoice, Engine, EngineError, Moments};
 
 /// Where the engine's state comes from.
 pub enum Fetched {
@@ -30,17 +31,53 @@ impl Fetched {
         threads: usize,
     ) -> Result<Engine, String> {
         let train = (spec.kind != RunKind::Eval).then_some(&spec.train);
-        let describe = |error: EngineError| error.to_string();
+        let mut engine = self.params(spec, device, threads)?;
+        if let Self::Files(files) = self {
+            let moments = files.moments(|checkpoint| checkpoint.moments())?;
+            if let Some(moments) = moments.filter(|_| train.is_some()) {
+                engine.take_moments(moments.into()).map_err(describe)?;
+            }
+        }
+        Ok(engine)
+    }
+
+    /// An engine with the parameters, and the moments of these stretches alone; blocks.
+    pub fn divided(
+        &self,
+        spec: &RunSpec,
+        device: DeviceChoice,
+        threads: usize,
+        stretches: &[Range<usize>],
+    ) -> Result<(Engine, Vec<Moments>), String> {
+        let mut engine = self.params(spec, device, threads)?;
+        engine.give_moments_away();
+        let found = match self {
+            Self::Seed => None,
+            Self::Files(files) => files.moments(|checkpoint| checkpoint.moments_of(stretches))?,
+        };
+        let moments = match found {
+            Some(found) => found.into_iter().map(Moments::from).collect(),
+            None => stretches.iter().map(|s| Moments::zeros(s.len())).collect(),
+        };
+        Ok((engine, moments))
+    }
+
+    /// An engine with the parameters, and moments of zero.
+    fn params(
+        &self,
+        spec: &RunSpec,
+        device: DeviceChoice,
+        threads: usize,
+    ) -> Result<Engine, String> {
+        let train = (spec.kind != RunKind::Eval).then_some(&spec.train);
         let lora = spec.lora.as_ref();
         let engine = Engine::adapted(&spec.model, lora, train, device, threads);
         let mut engine = engine.map_err(describe)?;
         match self {
             Self::Seed => engine.init(spec.train.seed).map_err(describe)?,
             Self::Files(files) => {
-                let (loaded, moments) = files.read(spec)?;
-                let moments = moments.as_ref().filter(|_| train.is_some());
-                let slices = moments.map(|m| (m.exp_avg.as_slice(), m.exp_avg_sq.as_slice()));
-                engine.load(&loaded.params, slices).map_err(describe)?;
+                let loaded = files.read(spec)?;
+                engine.load(&loaded.params, None).map_err(describe)?;
                 if !loaded.missing.is_empty() {
                     let new = |t: &TensorSpec| loaded.missing.contains(&t.name);
                     engine.init_where(spec.train.seed, &new).map_err(describe)?;
@@ -49,6 +86,10 @@ impl Fetched {
         }
         Ok(engine)
     }
+}
+
+fn describe(error: EngineError) -> String {
+    error.to_string()
 }
 
 /// A downloaded state.
@@ -62,19 +103,27 @@ impl Drop for TempState {
 }
 
 impl TempState {
-    /// Reads the state, and moments where there are any; blocks. What is new in the run is missing at its start only.
-    fn read(&self, spec: &RunSpec) -> Result<(Loaded, Option<Moments>), String> {
+    /// Reads the parameters; blocks. What is new in the run is missing at its start only.
+    fn read(&self, spec: &RunSpec) -> Result<Loaded, String> {
         let read = || {
             let checkpoint = Checkpoint::open(&self.0)?;
             let loaded = checkpoint.load(&spec.model, spec.lora.as_ref())?;
-            let moments = checkpoint.moments()?;
-            Ok::<_, cohort_common::checkpoint::CheckpointError>((loaded, moments))
+            Ok::<_, CheckpointError>((loaded, checkpoint.has_moments()))
         };
-        let (loaded, moments) = read().map_err(|error| error.to_string())?;
-        match (&moments, loaded.missing.first()) {
-            (Some(_), Some(name)) => Err(format!("the state has no tensor `{name}`")),
-            _ => Ok((loaded, moments)),
+        let (loaded, later) = read().map_err(|error| error.to_string())?;
+        match (later, loaded.missing.first()) {
+            (true, Some(name)) => Err(format!("the state has no tensor `{name}`")),
+            _ => Ok(loaded),
         }
+    }
+
+    /// Reads moments; blocks.
+    fn moments<T>(
+        &self,
+        read: impl FnOnce(&Checkpoint) -> Result<T, CheckpointError>,
+    ) -> Result<T, String> {
+        let read = Checkpoint::open(&self.0).and_then(|checkpoint| read(&checkpoint));
+        read.map_err(|error| error.to_string())
     }
 }
 

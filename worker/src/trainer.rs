@@ -3,6 +3,8 @@
 //! computed for the next step stays until the commit, so that it can be delivered again in another session.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,10 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use cohort_common::aggregate::totals_of;
 use cohort_common::checkpoint::bytes_of;
+use cohort_common::cluster::Keeper;
 use cohort_common::cluster::messages::{Commit, Found, LaneSums};
 use cohort_common::cluster::worker::Report;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::lanes;
+use cohort_common::layout::CHUNK_LEN;
 use cohort_common::spec::RunSpec;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_PIECE;
@@ -27,8 +31,9 @@ use crate::Config;
 use crate::data::{DataClient, RunData, Unit};
 use crate::engine::{DeviceChoice, Engine, Gradient, State, Update};
 use crate::evaluation;
-use crate::exchange::{ExchangeClient, Root};
+use crate::exchange::{Arrived, ExchangeClient, Root};
 use crate::figures::{Doing, Meter};
+use crate::kept::{self, Kept, KeptError};
 use crate::lanes::{Hooks, Stop, Work};
 use crate::state::Fetched;
 
@@ -63,8 +68,17 @@ pub enum Job {
         /// The units, ascending.
         units: Vec<u32>,
     },
-    /// Copy the state of this step and upload it over this connection.
-    Snapshot(Step, Box<DataClient>),
+    /// Copy the state of this step and upload it.
+    Snapshot {
+        /// The step.
+        step: Step,
+        /// Where moments are divided: these slices of it.
+        slices: Option<Vec<Range<u32>>>,
+        /// Where to.
+        client: Box<DataClient>,
+    },
+    /// Send what the exchange was asked to serve.
+    Serve,
     /// Forget the run.
     Unload,
 }
@@ -87,6 +101,10 @@ pub struct Load {
     pub exchange: ExchangeClient,
     /// What the driver wants at once, before the jobs in the queue are done.
     pub signals: Arc<Signals>,
+    /// Which moments are kept here, if not all.
+    pub keeper: Option<Keeper>,
+    /// Whether what is computed for the next step stays.
+    pub lanes_stay: bool,
 }
 
 /// What the driver says past the queue.
@@ -139,6 +157,8 @@ pub type Reports = mpsc::Sender<(u64, Report)>;
 pub struct Trainer {
     device: DeviceChoice,
     threads: usize,
+    /// Where files may be kept.
+    cache: PathBuf,
     out: Reports,
     meter: Arc<Meter>,
     run: Option<Loaded>,
@@ -151,6 +171,8 @@ struct Loaded {
     spec: Arc<RunSpec>,
     step: Step,
     engine: Engine,
+    /// The moments that are kept here, if they are divided.
+    kept: Option<Kept>,
     data: RunData,
     exchange: ExchangeClient,
     signals: Arc<Signals>,
@@ -177,6 +199,7 @@ impl Trainer {
         Self {
             device: config.device,
             threads: config.threads,
+            cache: config.cache.clone(),
             out,
             meter,
             run: None,
@@ -208,13 +231,18 @@ impl Trainer {
     }
 
     fn load(&mut self, load: Load) {
-        self.run = None;
+        let same = |before: &Loaded| {
+            load.lanes_stay && (&before.run, before.step) == (&load.run, load.step)
+        };
+        let before = self.run.take().filter(same);
+        let computed = before.map(|before| before.computed).unwrap_or_default();
         let (number, step) = (load.load, load.step);
-        match self.open(load) {
-            Ok(loaded) => {
-                loaded.say_loaded();
-                self.run = Some(loaded);
-            }
+        let opened = self.open(load, computed).and_then(|mut loaded| {
+            loaded.say_loaded()?;
+            Ok(loaded)
+        });
+        match opened {
+            Ok(loaded) => self.run = Some(loaded),
             Err(message) => {
                 let failed = Report::Failed {
                     step,
@@ -226,19 +254,31 @@ impl Trainer {
         }
     }
 
-    fn open(&self, load: Load) -> Result<Loaded, String> {
-        let engine = load.state.engine(&load.spec, self.device, self.threads)?;
+    fn open(&self, load: Load, computed: Computed) -> Result<Loaded, String> {
+        let (device, threads) = (self.device, self.threads);
+        let (engine, kept) = match &load.keeper {
+            None => (load.state.engine(&load.spec, device, threads)?, None),
+            Some(keeper) => {
+                let len = load.spec.layout().len();
+                let stretches = kept::elements(keeper, len);
+                let state = load.state.divided(&load.spec, device, threads, &stretches);
+                let (engine, moments) = state?;
+                let kept = Kept::new(keeper, len, moments, &self.cache);
+                (engine, Some(kept.map_err(|error| kept_error(&error))?))
+            }
+        };
         Ok(Loaded {
             load: load.load,
             run: load.run,
             spec: load.spec,
             step: load.step,
             engine,
+            kept,
             data: load.data,
             exchange: load.exchange,
             signals: load.signals,
             own_root: None,
-            computed: Computed::default(),
+            computed,
             free: Vec::new(),
             lends: false,
             out: self.out.clone(),
@@ -251,8 +291,7 @@ impl Trainer {
         let done = match job {
             Job::Attach(exchange) => {
                 loaded.exchange = exchange;
-                loaded.say_loaded();
-                Ok(())
+                loaded.say_loaded().map_err(Stop::Unable)
             }
             Job::Compute {
                 step,
@@ -266,8 +305,13 @@ impl Trainer {
                 split,
                 units,
             } => loaded.evaluate(session, step, split, &units),
-            Job::Snapshot(step, client) => {
-                loaded.snapshot(step, &client);
+            Job::Snapshot {
+                step,
+                slices,
+                client,
+            } => loaded.snapshot(step, slices, &client),
+            Job::Serve => {
+                loaded.serve();
                 Ok(())
             }
             Job::Load(_) | Job::Unload => unreachable!("handled by the caller"),
@@ -388,11 +432,24 @@ impl Loaded {
         let _ = self.out.blocking_send((self.load, report));
     }
 
-    fn say_loaded(&self) {
+    fn say_loaded(&mut self) -> Result<(), String> {
+        let state_hash = self.hash()?;
         self.say(Report::Loaded {
             step: self.step,
-            state_hash: self.engine.state_hash(),
+            state_hash,
         });
+        Ok(())
+    }
+
+    /// The hash of the state. Where moments are divided there is none: what there is of it is told.
+    fn hash(&mut self) -> Result<Option<[u8; 32]>, String> {
+        let Some(kept) = &mut self.kept else {
+            return Ok(self.engine.state_hash());
+        };
+        let digests = kept.digests(&self.engine).map_err(|e| kept_error(&e))?;
+        let step = self.step;
+        self.say(Report::Digested { step, digests });
+        Ok(None)
     }
 
     fn compute(&mut self, step: Step, lanes: &[Lane], sole_owner: bool) -> Result<(), Stop> {
@@ -465,6 +522,9 @@ impl Loaded {
     }
 
     fn commit(&mut self, commit: &Commit) -> Result<(), Stop> {
+        if self.kept.is_some() {
+            return self.commit_kept(commit);
+        }
         let step = commit.step();
         let own = self.own_root.take();
         let observer = self.exchange.observer();
@@ -481,15 +541,8 @@ impl Loaded {
         };
         let span = observer.spans.begin(step);
         if !commit.proof.skipped {
-            let update = Update {
-                step,
-                count: commit.updates,
-                scale: commit.scale,
-                learning_rate: commit.proof.learning_rate,
-            };
-            self.engine.update(&root, update)?;
+            self.engine.update(&root, update_of(commit))?;
         }
-        self.step = step;
         meter.updated();
         if let Some(span) = span {
             span.end("update");
@@ -501,10 +554,17 @@ impl Loaded {
                 None
             }
         };
+        self.applied(commit, own)
+    }
+
+    /// The state has seen a commit.
+    fn applied(&mut self, commit: &Commit, own: Option<Arc<Gradient>>) -> Result<(), Stop> {
+        let step = commit.step();
+        self.step = step;
         self.exchange.applied(step);
         self.signals.forget(step);
         let state_hash = match commit.hash_state {
-            true => self.engine.state_hash(),
+            true => self.hash()?,
             false => None,
         };
         self.say(Report::Applied { step, state_hash });
@@ -515,6 +575,86 @@ impl Loaded {
         // More would only be needed for a deeper tree than this step had.
         self.free.truncate(4);
         Ok(())
+    }
+
+    /// The same where moments are divided: what is kept here is updated, and the rest comes from those who keep it.
+    fn commit_kept(&mut self, commit: &Commit) -> Result<(), Stop> {
+        let step = commit.step();
+        let observer = self.exchange.observer();
+        let meter = observer.meter.clone();
+        let here = self.step + 1 == step;
+        let root = || meter.during(Doing::Nothing, || self.exchange.root(step));
+        let Some(root) = here.then(root).flatten() else {
+            self.say(Report::GaveUp { step });
+            return Ok(());
+        };
+        let span = observer.spans.begin(step);
+        if !commit.proof.skipped {
+            let kept = self.kept.as_mut().expect("moments are divided");
+            let updated = kept.update(&mut self.engine, &root, update_of(commit));
+            updated.map_err(|error| match error {
+                KeptError::Engine(error) => Stop::from(error),
+                KeptError::File(error) => Stop::Unable(kept_error(&error)),
+            })?;
+            if let Some(own) = kept.own() {
+                let first = (own.start / CHUNK_LEN) as u32;
+                let params = &self.engine.params()[own];
+                self.exchange.publish(step, first, params);
+            }
+            let params = meter.during(Doing::Nothing, || self.params_of_others(step))?;
+            let kept = self.kept.as_ref().expect("moments are divided");
+            self.engine.take_params(kept.others(), &params)?;
+            self.exchange.reuse_params(params);
+        }
+        meter.updated();
+        if let Some(span) = span {
+            span.end("update");
+        }
+        self.exchange.reuse(root);
+        self.applied(commit, None)
+    }
+
+    /// Waits for the new parameters of what others keep.
+    fn params_of_others(&self, step: Step) -> Result<Vec<f32>, Stop> {
+        loop {
+            match self.exchange.params(step) {
+                Arrived::All(params) => return Ok(params),
+                Arrived::Serve(of, chunks) if of == step => self.send(of, chunks),
+                Arrived::Serve(..) => {}
+                Arrived::Closed => {
+                    // A part of the state is of this step, the rest of the one before.
+                    self.say(Report::Torn { step });
+                    return Err(Stop::Cancelled);
+                }
+                Arrived::Late(after) => {
+                    let message = format!(
+                        "the parameters after step {step} did not arrive from all other workers within {} s; look at the network between them",
+                        after.as_secs()
+                    );
+                    return Err(Stop::Unable(message));
+                }
+            }
+        }
+    }
+
+    /// Sends parameters in the place of an owner that is lost.
+    fn send(&self, step: Step, chunks: Range<u32>) {
+        let (first, len) = (
+            chunks.start as usize * CHUNK_LEN,
+            self.engine.params().len(),
+        );
+        let end = (chunks.end as usize * CHUNK_LEN).min(len);
+        if let Some(params) = self.engine.params().get(first..end) {
+            self.exchange.publish(step, chunks.start, params);
+        }
+    }
+
+    fn serve(&self) {
+        while let Some((step, chunks)) = self.exchange.next_serve() {
+            if step == self.step {
+                self.send(step, chunks);
+            }
+        }
     }
 
     fn evaluate(
@@ -554,18 +694,53 @@ impl Loaded {
         Ok(())
     }
 
-    /// Copies the state and uploads it in the background.
-    fn snapshot(&self, step: Step, client: &DataClient) {
+    /// Copies the state, or slices of it, and uploads them in the background.
+    fn snapshot(
+        &mut self,
+        step: Step,
+        slices: Option<Vec<Range<u32>>>,
+        client: &DataClient,
+    ) -> Result<(), Stop> {
         if step != self.step {
             // The commit before it was given up with its session.
-            return;
+            return Ok(());
         }
-        let state = self.engine.snapshot();
+        let Some(slices) = slices else {
+            self.upload(None, self.engine.snapshot(), client);
+            return Ok(());
+        };
+        self.hash()?;
+        let Some(kept) = &mut self.kept else {
+            return Ok(());
+        };
+        let len = self.engine.params().len();
+        let mut copies = Vec::new();
+        for chunks in slices {
+            let (first, below) = (chunks.start as usize, chunks.end as usize);
+            let slice = first * CHUNK_LEN..(below * CHUNK_LEN).min(len);
+            let copy = kept.copy(&self.engine, &slice);
+            let copy = copy.map_err(|error| kept_error(&error))?;
+            copies.extend(copy.map(|state| (chunks, state)));
+        }
+        for (chunks, state) in copies {
+            self.upload(Some(chunks), state, client);
+        }
+        Ok(())
+    }
+
+    fn upload(&self, slice: Option<Range<u32>>, state: State, client: &DataClient) {
+        let step = self.step;
         let (pieces, stream) = mpsc::channel(PIECES);
-        let run = self.run.as_str().to_owned();
+        let slice = slice.unwrap_or_default();
+        let header = v1::StateHeader {
+            run: self.run.as_str().to_owned(),
+            step,
+            first: slice.start,
+            below: slice.end,
+        };
         client
             .runtime()
-            .spawn(async move { send_state(run, step, state, pieces).await });
+            .spawn(async move { send_state(header, state, pieces).await });
         let client = client.clone();
         let (out, load) = (self.out.clone(), self.load);
         client.runtime().clone().spawn(async move {
@@ -576,6 +751,21 @@ impl Loaded {
             }
         });
     }
+}
+
+/// How a commit is applied.
+fn update_of(commit: &Commit) -> Update {
+    Update {
+        step: commit.step(),
+        count: commit.updates,
+        scale: commit.scale,
+        learning_rate: commit.proof.learning_rate,
+    }
+}
+
+/// What is said of a file that cannot be used.
+fn kept_error(error: &std::io::Error) -> String {
+    format!("the file of the moments that this worker keeps for another cannot be used: {error}")
 }
 
 /// Whether a session still waits for its units.
@@ -589,9 +779,9 @@ fn wanted(signals: &Signals, session: u64) -> Result<(), Stop> {
     }
 }
 
-async fn send_state(run: String, step: Step, state: State, out: mpsc::Sender<v1::StatePiece>) {
+async fn send_state(header: v1::StateHeader, state: State, out: mpsc::Sender<v1::StatePiece>) {
     use v1::state_piece::Kind;
-    let header = Kind::Header(v1::StateHeader { run, step });
+    let header = Kind::Header(header);
     let send = async |kind| out.send(v1::StatePiece { kind: Some(kind) }).await.is_ok();
     if !send(header).await {
         return;

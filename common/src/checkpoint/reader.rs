@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::adapter::Adapter;
@@ -251,43 +252,67 @@ impl Checkpoint {
         })
     }
 
+    /// Whether there are moments of an optimizer.
+    pub fn has_moments(&self) -> bool {
+        self.dir.join(OPTIMIZER).exists()
+    }
+
     /// Reads the optimizer's moments; `None` if the directory holds none.
     pub fn moments(&self) -> Result<Option<Moments>, CheckpointError> {
-        let path = self.dir.join(OPTIMIZER);
-        if !path.exists() {
+        let len = Layout::adapted(&self.model, self.lora()).len();
+        let whole = self.moments_of(std::slice::from_ref(&(0..len)))?;
+        Ok(whole.and_then(|mut whole| whole.pop()))
+    }
+
+    /// The moments of some stretches of the layout, without the memory of the others; `None` if there are none.
+    ///
+    /// # Errors
+    /// As [`Self::moments`].
+    ///
+    /// # Panics
+    /// If a stretch lies outside the layout.
+    pub fn moments_of(
+        &self,
+        stretches: &[Range<usize>],
+    ) -> Result<Option<Vec<Moments>>, CheckpointError> {
+        if !self.has_moments() {
             return Ok(None);
         }
+        let path = self.dir.join(OPTIMIZER);
         self.check_hash(&path)?;
         let layout = Layout::adapted(&self.model, self.lora());
         let mut file = TensorFile::open(path)?;
-        let mut moments = Moments {
-            exp_avg: Vec::new(),
-            exp_avg_sq: Vec::new(),
-        };
-        for (prefix, buffer) in [
-            (EXP_AVG, &mut moments.exp_avg),
-            (EXP_AVG_SQ, &mut moments.exp_avg_sq),
-        ] {
+        for prefix in [EXP_AVG, EXP_AVG_SQ] {
             for spec in layout.tensors() {
                 file.check_present(&format!("{prefix}{}", spec.name), &spec.shape)?;
             }
-            *buffer = vec![0.0; layout.len()];
         }
-        file.read_each(|tensor, read| {
-            let second = tensor
-                .name
-                .strip_prefix(EXP_AVG_SQ)
-                .and_then(|n| layout.get(n));
-            let first = tensor
-                .name
-                .strip_prefix(EXP_AVG)
-                .and_then(|n| layout.get(n));
-            match (first, second) {
-                (Some(spec), _) => read.into_slice(&mut moments.exp_avg[spec.range()]),
-                (_, Some(spec)) => read.into_slice(&mut moments.exp_avg_sq[spec.range()]),
-                _ => Err(read.unexpected()),
-            }
-        })?;
+        let zeros = |stretch: &Range<usize>| Moments {
+            exp_avg: vec![0.0; stretch.len()],
+            exp_avg_sq: vec![0.0; stretch.len()],
+        };
+        let mut moments: Vec<Moments> = stretches.iter().map(zeros).collect();
+        for (stretch, moments) in stretches.iter().zip(&mut moments) {
+            assert!(stretch.end <= layout.len(), "{stretch:?} of the moments");
+            file.read_each(|tensor, read| {
+                let of = |prefix| {
+                    let name = tensor.name.strip_prefix(prefix);
+                    name.and_then(|name| layout.get(name))
+                };
+                let (spec, buffer) = match (of(EXP_AVG), of(EXP_AVG_SQ)) {
+                    (Some(spec), _) => (spec, &mut moments.exp_avg),
+                    (_, Some(spec)) => (spec, &mut moments.exp_avg_sq),
+                    _ => return Err(read.unexpected()),
+                };
+                let range = spec.range();
+                let (from, to) = (range.start.max(stretch.start), range.end.min(stretch.end));
+                if from >= to {
+                    return Ok(());
+                }
+                let out = &mut buffer[from - stretch.start..to - stretch.start];
+                read.into_part(from - range.start, out)
+            })?;
+        }
         Ok(Some(moments))
     }
 

@@ -130,8 +130,20 @@ impl TensorReader<'_> {
     /// If `out` has another number of elements: shapes are checked before.
     pub fn into_slice(self, out: &mut [f32]) -> Result<(), CheckpointError> {
         assert_eq!(out.len(), self.tensor.elements());
+        self.into_part(0, out)
+    }
+
+    /// Reads the elements from `first` on as f32, as many as `out` has.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn into_part(self, first: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
+        assert!(first + out.len() <= self.tensor.elements());
         let size =
             tensors::convertible_bytes(&self.tensor.dtype).ok_or_else(|| self.wrong_type())?;
+        self.file
+            .seek_relative((size * first) as i64)
+            .map_err(CheckpointError::io("read", self.path))?;
         let mut bytes = vec![0; size * BLOCK.min(out.len())];
         for block in out.chunks_mut(BLOCK) {
             let bytes = &mut bytes[..size * block.len()];

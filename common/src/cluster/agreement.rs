@@ -41,8 +41,12 @@ impl Machine {
         let released = self.release(out);
         self.settle(now, out);
         let yielding = |a: &Active| matches!(a.phase, Phase::Yielding);
+        let divided = |a: &Active| a.division.is_some();
         if released && self.active.as_ref().is_some_and(yielding) {
             self.at_boundary(now, out);
+        } else if self.active.as_ref().is_some_and(divided) {
+            // The next commit may have waited for it.
+            self.try_commit(now, out);
         }
     }
 
@@ -187,7 +191,9 @@ impl Machine {
         let votes = active.votes.get(&step);
         let voted = |s: &SessionId| votes.is_some_and(|v| v.by.contains_key(s));
         let applied = |s: &SessionId| self.members[s].applied.is_some_and(|a| a >= step);
-        let open = |s: &SessionId| !voted(s) && !applied(s);
+        // Where moments are divided, they are asked for their votes with the snapshot.
+        let divided = active.division.is_some();
+        let open = |s: &SessionId| !voted(s) && (divided || !applied(s));
         if active.hashed.contains(&step) && active.ready.iter().any(open) {
             return;
         }
@@ -195,7 +201,7 @@ impl Machine {
             Some(agreed) if agreed == written => self.checkpoint_good(now, out),
             _ => {
                 let run = active.plan.run.clone();
-                let donor = writing.donor;
+                let donors = writing.donors.clone();
                 active.writing = None;
                 active.boundary.checkpoint = true;
                 let text = format!(
@@ -207,7 +213,7 @@ impl Machine {
                 });
                 let run = Some(run);
                 out.push(Action::Note { run, text });
-                self.dismiss_donor(now, donor, out);
+                self.dismiss_donors(now, &donors, out);
                 self.go_on_waiting(now, out);
             }
         }
@@ -239,6 +245,14 @@ impl Votes {
         match joins {
             true => drop(self.joining.insert(session)),
             false => self.count(hash),
+        }
+    }
+
+    /// What all workers with lanes have said, where it is made anew of what they have found.
+    pub fn replace(&mut self, votes: BTreeMap<SessionId, [u8; 32]>) {
+        *self = Self::default();
+        for (session, hash) in votes {
+            self.add(session, hash, false);
         }
     }
 

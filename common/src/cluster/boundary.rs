@@ -1,6 +1,9 @@
 //! What happens between two steps: validations (`evaluating.rs`), stops, checkpoints, members that come and go, and at
 //! last the next step.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, Change, LeftReason};
 use crate::cluster::messages::{StateSource, ToWorker};
@@ -65,6 +68,9 @@ impl Machine {
         if !self.let_go(now, out) {
             return;
         }
+        if self.regroups() {
+            return self.regroup(out);
+        }
         self.serve_joiners(true, out);
         self.active
             .as_mut()
@@ -98,6 +104,12 @@ impl Machine {
             self.snapshot_and_wait(SnapshotReason::Farewell, out);
             return false;
         }
+        if active.division.is_some() && !active.saved() {
+            // What those who go keep has to be somewhere.
+            self.snapshot_and_wait(SnapshotReason::Regroup, out);
+            return false;
+        }
+        active.broken |= active.division.take().is_some();
         let mut last = false;
         for session in going {
             let active = self.active.as_mut().expect("a run is at a boundary");
@@ -125,23 +137,37 @@ impl Machine {
         let leaving = |s: &&SessionId| self.members[*s].leaving;
         let donor = active.ready.iter().min_by_key(leaving);
         let donor = *donor.expect("someone has the state");
+        let asked = match &active.division {
+            None => BTreeMap::from([(donor, None)]),
+            Some(division) => {
+                // All of them hash what they keep, so that they can vouch for it.
+                active.hashed.insert(active.step);
+                let mut donors = division.donors(&active.ready).expect("nothing is lost");
+                let slices = |s: &SessionId| (*s, Some(donors.remove(s).unwrap_or_default()));
+                active.ready.iter().map(slices).collect()
+            }
+        };
+        let gives = |(s, slices): (&SessionId, &Option<Vec<Range<u32>>>)| {
+            let all = slices.is_none();
+            (all || slices.iter().flatten().next().is_some()).then_some(*s)
+        };
         active.writing = Some(Writing {
             step: active.step,
-            donor,
+            donors: asked.iter().filter_map(gives).collect(),
             chain: active.chain.clone(),
             written: None,
         });
-        let message = ToWorker::Snapshot {
-            run: active.plan.run.clone(),
-            step: active.step,
-        };
-        out.push(Action::Send {
-            session: donor,
-            message,
-        });
+        for (session, slices) in asked {
+            let message = ToWorker::Snapshot {
+                run: active.plan.run.clone(),
+                step: active.step,
+                slices,
+            };
+            out.push(Action::Send { session, message });
+        }
     }
 
-    fn snapshot_and_wait(&mut self, reason: SnapshotReason, out: &mut Vec<Action>) {
+    pub(super) fn snapshot_and_wait(&mut self, reason: SnapshotReason, out: &mut Vec<Action>) {
         let active = self.active.as_mut().expect("a run is at a boundary");
         match &active.writing {
             None => self.request_snapshot(out),
@@ -181,25 +207,38 @@ impl Machine {
         active.durable.chain = writing.chain;
         let run = active.plan.run.clone();
         out.push(Action::CheckpointGood { run, step });
-        self.dismiss_donor(now, writing.donor, out);
+        self.dismiss_donors(now, &writing.donors, out);
         self.serve_joiners(false, out);
         self.go_on_waiting(now, out);
     }
 
     /// Goes on where training stands until something is written, or until somebody has caught up.
     pub(super) fn go_on_waiting(&mut self, now: u64, out: &mut Vec<Action>) {
-        let waits = |a: &Active| matches!(a.phase, Phase::Snapshotting(_) | Phase::Yielding);
+        let waits = |a: &Active| {
+            let phase = &a.phase;
+            matches!(
+                phase,
+                Phase::Snapshotting(_) | Phase::Yielding | Phase::Linking { .. }
+            )
+        };
         if self.active.as_ref().is_some_and(waits) {
             self.at_boundary(now, out);
         }
     }
 
-    /// A worker that only stayed to upload may go.
-    pub(super) fn dismiss_donor(&mut self, now: u64, donor: SessionId, out: &mut Vec<Action>) {
-        let active = self.active.as_ref().expect("a run is active");
-        let waits = |m: &crate::cluster::coordinator::Member| m.leaving;
-        if !active.ready.contains(&donor) && self.members.get(&donor).is_some_and(waits) {
-            self.expel(now, donor, LeftReason::Farewell, out);
+    /// Workers that only stayed to upload may go.
+    pub(super) fn dismiss_donors(
+        &mut self,
+        now: u64,
+        donors: &BTreeSet<SessionId>,
+        out: &mut Vec<Action>,
+    ) {
+        for donor in donors {
+            let active = self.active.as_ref().expect("a run is active");
+            let waits = |m: &crate::cluster::coordinator::Member| m.leaving;
+            if !active.ready.contains(donor) && self.members.get(donor).is_some_and(waits) {
+                self.expel(now, *donor, LeftReason::Farewell, out);
+            }
         }
     }
 
@@ -225,11 +264,16 @@ impl Machine {
             Phase::Snapshotting(reason) => Some(reason),
             _ => None,
         };
-        match reason {
-            Some(SnapshotReason::Backlog) | None => {
+        // What is divided can go on being so, unless it must be divided anew.
+        let can_wait = |reason: SnapshotReason| match reason {
+            SnapshotReason::Regroup => !active.broken && !active.leaving,
+            reason => reason == SnapshotReason::Backlog,
+        };
+        match reason.filter(|reason| !can_wait(*reason)) {
+            None => {
                 let run = Some(run.clone());
                 out.push(Action::Note { run, text });
-                self.dismiss_donor(now, writing.donor, out);
+                self.dismiss_donors(now, &writing.donors, out);
                 self.go_on_waiting(now, out);
             }
             Some(_) => self.end_run(now, run, Change::Failed { error: text }, out),
@@ -252,7 +296,7 @@ impl Machine {
             return;
         };
         active.boundary.checkpoint = true;
-        self.dismiss_donor(now, writing.donor, out);
+        self.dismiss_donors(now, &writing.donors, out);
         self.go_on_waiting(now, out);
     }
 
@@ -274,7 +318,7 @@ impl Machine {
 impl Active {
     /// Whether a session is uploading the state.
     pub(super) fn donates(&self, session: SessionId) -> bool {
-        let donor = |w: &Writing| w.donor == session && w.written.is_none();
+        let donor = |w: &Writing| w.donors.contains(&session) && w.written.is_none();
         self.writing.as_ref().is_some_and(donor)
     }
 

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::cluster::division::Division;
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
 use crate::cluster::links::Line;
 use crate::cluster::messages::{FromWorker, Holding, ToWorker};
@@ -32,6 +33,8 @@ pub struct Limits {
     pub tick_ms: u64,
     /// Whether workers that reach each other may sum the gradient themselves, a slice each.
     pub shares: bool,
+    /// Whether workers that reach each other divide the optimizer's moments among them. Needs `shares`.
+    pub divides: bool,
 }
 
 impl Default for Limits {
@@ -41,6 +44,7 @@ impl Default for Limits {
             recover_ms: 4_000,
             tick_ms: 50,
             shares: true,
+            divides: false,
         }
     }
 }
@@ -239,7 +243,7 @@ impl Machine {
             FromWorker::RootReady { run, step, totals } => {
                 self.root_ready(now, session, &run, step, totals, out);
             }
-            FromWorker::Reaches { run, peers } => self.reaches(session, &run, peers, out),
+            FromWorker::Reaches { run, peers } => self.reaches(now, session, &run, peers, out),
             FromWorker::Link { run, peer, link } => self.linked(session, &run, peer, link),
             FromWorker::Held { run, step, lanes } => {
                 self.slice_held(now, session, &run, step, &lanes, out);
@@ -248,6 +252,9 @@ impl Machine {
                 self.slice_ready(now, session, &run, step, digests, out);
             }
             FromWorker::RootHeld { run, step } => self.root_held(now, session, &run, step, out),
+            FromWorker::Digested { run, step, digests } => {
+                self.digested(now, session, &run, step, digests, out);
+            }
             FromWorker::Applied {
                 run,
                 step,
@@ -359,6 +366,7 @@ impl Machine {
         }
         self.hedge(now, out);
         self.hurry(now, out);
+        self.wait_for_links(now, out);
         self.poke(now, out);
     }
 
@@ -486,6 +494,12 @@ impl Machine {
             .is_some_and(|w| w.step == step)
     }
 
+    /// Whether moments are divided among workers.
+    #[cfg(test)]
+    pub(super) fn is_divided(&self) -> bool {
+        self.active.as_ref().is_some_and(|a| a.division.is_some())
+    }
+
     /// How it stands, in a few lines for the failure of a test.
     #[cfg(test)]
     pub(super) fn summary(&self) -> String {
@@ -511,15 +525,18 @@ impl Machine {
             Phase::Evaluating(eval) => format!("evaluating {:?}", eval.hands),
             Phase::Snapshotting(reason) => format!("snapshotting for {reason:?}"),
             Phase::Yielding => "yielding".into(),
+            Phase::Linking { since_ms } => format!("linking since {since_ms}"),
         };
         let applied: Vec<_> = self.members.iter().map(|(s, m)| (s, m.applied)).collect();
         format!(
-            "run {} at step {}, {phase}; ready {:?}; joiners {:?}; writing {:?}; released {}; applied {applied:?}",
+            "run {} at step {}, {phase}; ready {:?}; divided {:?}, broken {}; joiners {:?}; writing {:?}; released {}; applied {applied:?}",
             active.plan.run,
             active.step,
             active.ready,
+            active.division.as_ref().map(|d| d.shares()),
+            active.broken,
             active.joiners,
-            active.writing.as_ref().map(|w| (w.step, w.donor)),
+            active.writing.as_ref().map(|w| (w.step, &w.donors)),
             active.released,
         )
     }
@@ -543,8 +560,16 @@ impl Machine {
                 assert!(lost.is_none(), "lane {} is lost", lost.unwrap_or_default());
                 let unknown = flight.sums.iter().filter(|sums| sums.is_none()).count();
                 assert_eq!(flight.unknown, unknown, "lanes were counted wrongly");
+                let sound = |d: &Division| !active.broken && d.is_whole_in(&active.ready);
+                assert!(
+                    active.division.as_ref().is_none_or(sound),
+                    "a slice is lost"
+                );
             }
-            Phase::Evaluating(_) | Phase::Snapshotting(_) | Phase::Yielding => {
+            Phase::Evaluating(_)
+            | Phase::Snapshotting(_)
+            | Phase::Yielding
+            | Phase::Linking { .. } => {
                 assert!(!active.ready.is_empty());
             }
         }

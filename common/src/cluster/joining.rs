@@ -10,11 +10,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::cluster::coordinator::{Machine, Member};
+use crate::cluster::division::{Division, Keeper};
 use crate::cluster::events::{Action, Change, Happening, StepRecord};
 use crate::cluster::links::Line;
 use crate::cluster::messages::{Holding, StateSource, ToWorker};
 use crate::cluster::run::{Active, Joiner, Phase, Recovery, StepInFlight};
-use crate::cluster::sharing::Ownership;
+use crate::cluster::sharing::{Introduced, Ownership};
 use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry};
 
@@ -33,7 +34,9 @@ impl Machine {
         }
         let held = member.holding.as_ref();
         let held = held.and_then(|h| active.proven(h)).map(|e| e.step);
-        match held.filter(|&from| active.can_replay(from)) {
+        // Where moments are divided, everybody loads the same state at the next boundary.
+        let divides = self.limits.divides || active.division.is_some();
+        match held.filter(|&from| !divides && active.can_replay(from)) {
             Some(from) => {
                 active.replay(session, StateSource::Held(from), out);
                 // From now on it changes.
@@ -48,6 +51,9 @@ impl Machine {
     /// Gets states to members that wait for one. Only `between` two steps can a new one be asked for.
     pub(super) fn serve_joiners(&mut self, between: bool, out: &mut Vec<Action>) {
         let active = self.active.as_mut().expect("a run is active");
+        if self.limits.divides || active.division.is_some() {
+            return;
+        }
         let waits = |(s, j): (&SessionId, &Joiner)| (*j == Joiner::Waiting).then_some(*s);
         let waiting: Vec<SessionId> = active.joiners.iter().filter_map(waits).collect();
         if waiting.is_empty() {
@@ -160,7 +166,8 @@ impl Machine {
         active.recovery = None;
         let all: BTreeSet<SessionId> = self.members.keys().copied().collect();
         let source = active.durable.source;
-        self.load(all, source, out);
+        let division = self.divide(&all, out);
+        self.load(all, source, division, out);
     }
 
     /// Looks for workers that have come back with a state younger than that on disk, and carries the run on with them.
@@ -192,6 +199,11 @@ impl Machine {
             return true;
         };
         held.retain(|(entry, _)| entry.step == step);
+        let Some(division) = self.divided_still(&mut held) else {
+            // Nobody has all of it: the state on disk has to do.
+            return true;
+        };
+        let active = self.active.as_mut().expect("a run is gathering");
         let entry = held[0].0.clone();
         let holding = members[&held[0].1].holding.as_ref();
         active.recovery = None;
@@ -225,13 +237,24 @@ impl Machine {
         );
         let run = Some(active.plan.run.clone());
         out.push(Action::Note { run, text });
-        self.load(sessions, StateSource::Held(step), out);
+        self.load(sessions, StateSource::Held(step), division, out);
         false
     }
 
     /// Gives these members a state; the others get one beside them.
-    fn load(&mut self, sessions: BTreeSet<SessionId>, source: StateSource, out: &mut Vec<Action>) {
+    pub(super) fn load(
+        &mut self,
+        sessions: BTreeSet<SessionId>,
+        source: StateSource,
+        division: Option<Division>,
+        out: &mut Vec<Action>,
+    ) {
         let active = self.active.as_mut().expect("a run is active");
+        let lost = |d: &Division| !self.limits.divides || !d.is_whole_in(&sessions);
+        active.broken = division.as_ref().is_some_and(lost);
+        active.division = division;
+        active.digested.clear();
+        active.introduced = Introduced::default();
         let run = active.plan.run.clone();
         let change = Change::Loading {
             workers: sessions.len(),
@@ -281,8 +304,12 @@ impl Machine {
         }
         let last = waiting.is_empty();
         active.ready.insert(session);
-        self.members.get_mut(&session).expect("it spoke").applied = Some(step);
+        let member = self.members.get_mut(&session).expect("it spoke");
+        member.applied = Some(step);
+        // Links of before are gone, whatever was said of them since.
+        member.reaches.clear();
         self.vote(session, step, state_hash);
+        self.tally(step);
         if last {
             self.start_training(now, out);
         }
@@ -291,6 +318,9 @@ impl Machine {
     pub(super) fn start_training(&mut self, now: u64, out: &mut Vec<Action>) {
         let active = self.active.as_ref().expect("a run is loading");
         if active.ready.is_empty() {
+            return self.fall_back(now, out);
+        }
+        if !active.is_sound() {
             return self.fall_back(now, out);
         }
         let workers = active.ready.len();
@@ -390,6 +420,11 @@ impl Active {
             spec: self.plan.spec.clone(),
             source,
             splits: self.plan.splits.clone(),
+            keeper: self
+                .division
+                .clone()
+                .map(|division| Keeper { division, session }),
+            lanes_stay: self.kept.contains_key(&session),
         };
         Action::Send { session, message }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::EvalSplit;
+use crate::cluster::division::{Digests, Keeper};
 use crate::cluster::links::Link;
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
@@ -75,6 +76,10 @@ pub enum ToWorker {
         source: StateSource,
         /// What validations score.
         splits: Arc<[EvalSplit]>,
+        /// Which moments this worker keeps, where they are divided; else all.
+        keeper: Option<Keeper>,
+        /// Whether lanes that it has computed for the step after this state are still good.
+        lanes_stay: bool,
     },
     /// Compute lanes of the step after the state's; none, where this worker only owns a slice.
     Compute {
@@ -139,6 +144,18 @@ pub enum ToWorker {
         run: RunId,
         /// The state's step.
         step: Step,
+        /// Where moments are divided: the slices that this worker is to upload, perhaps none. It says
+        /// [`FromWorker::Digested`], too.
+        slices: Option<Vec<Range<u32>>>,
+    },
+    /// The owner of a slice is lost: its second holder sends the parameters to whoever has not got them.
+    Serve {
+        /// The run.
+        run: RunId,
+        /// The state's step.
+        step: Step,
+        /// The slice.
+        chunks: Range<u32>,
     },
     /// Forget the run.
     Unload {
@@ -221,6 +238,8 @@ pub struct Holding {
     pub earlier: Vec<Arc<Entry>>,
     /// Lanes of the next step whose gradients it has computed, ascending.
     pub lanes: Vec<Lane>,
+    /// Which moments it keeps, if not all.
+    pub keeper: Option<Keeper>,
 }
 
 /// From a worker to the coordinator. All but `Heartbeat` and `Leaving` are about the run in `run`.
@@ -236,7 +255,7 @@ pub enum FromWorker {
         run: RunId,
         /// The state's step.
         step: Step,
-        /// The state's hash; `None` where there are no moments.
+        /// The state's hash; `None` where there are no moments, or only a part of them.
         state_hash: Option<[u8; 32]>,
     },
     /// A lane is computed.
@@ -301,6 +320,16 @@ pub enum FromWorker {
         run: RunId,
         /// The step.
         step: Step,
+    },
+    /// What a worker that keeps a part of the moments has found of its state. Comes before it says that the state is loaded
+    /// or the commit applied.
+    Digested {
+        /// The run.
+        run: RunId,
+        /// The state's step.
+        step: Step,
+        /// What it has found.
+        digests: Digests,
     },
     /// A commit is applied.
     Applied {

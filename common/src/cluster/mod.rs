@@ -5,6 +5,8 @@
 mod agreement;
 mod boundary;
 pub mod coordinator;
+mod dividing;
+mod division;
 mod evaluating;
 pub mod events;
 mod hands;
@@ -25,6 +27,7 @@ mod watchdog;
 pub mod worker;
 
 pub use coordinator::{Limits, Machine};
+pub use division::{Digests, Division, Keeper};
 pub use events::{Action, Event};
 pub use messages::{
     Found, FromWorker, Holding, Owners, Peer, Proof, Scores, Share, StateSource, ToWorker,

@@ -46,6 +46,7 @@ impl Machine {
             active.boundary.checkpoint = true;
         }
         if let Phase::Loading(waiting) = &mut active.phase {
+            active.broken |= active.division.is_some();
             waiting.remove(&session);
             if waiting.is_empty() {
                 self.start_training(now, out);
@@ -73,6 +74,9 @@ impl Machine {
         }
         if active.ready.is_empty() {
             return self.fall_back(now, out);
+        }
+        if active.division.is_some() {
+            return self.break_up(now, Some(session), out);
         }
         match active.phase {
             Phase::Stepping(_) => self.redo_lanes(session, why, out),
@@ -212,6 +216,9 @@ impl Active {
         self.assignment.clear();
         self.introduced = Introduced::default();
         self.slowest = None;
+        self.division = None;
+        self.broken = false;
+        self.digested.clear();
         self.phase = Phase::Gathering;
         self.enter_boundary();
     }

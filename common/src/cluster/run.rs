@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::aggregate::RootTotals;
 use crate::cluster::agreement::Votes;
+use crate::cluster::division::{Digests, Division};
 use crate::cluster::events::Redone;
 use crate::cluster::hands::Hands;
 use crate::cluster::messages::{Commit, Found, LaneSums, Proof, StateSource};
@@ -122,6 +123,11 @@ pub(super) enum Phase {
     Snapshotting(SnapshotReason),
     /// Waits for a worker that is catching up: no more roots can be held for it.
     Yielding,
+    /// Waits for workers that divide the moments among them to reach each other.
+    Linking {
+        /// Since when.
+        since_ms: u64,
+    },
 }
 
 /// Why training stands until a checkpoint is written.
@@ -135,6 +141,8 @@ pub(super) enum SnapshotReason {
     Farewell,
     /// It is due and the one before is still being written.
     Backlog,
+    /// Everybody is to load it: the moments are divided anew.
+    Regroup,
 }
 
 /// A state on disk.
@@ -148,7 +156,8 @@ pub(super) struct Durable {
 #[derive(Clone, Debug)]
 pub(super) struct Writing {
     pub step: Step,
-    pub donor: SessionId,
+    /// Who uploads it, or a part of it.
+    pub donors: BTreeSet<SessionId>,
     /// The ledger up to it.
     pub chain: Chain,
     /// The hash of what is on disk, once it is.
@@ -193,6 +202,18 @@ pub(super) struct Active {
     pub boundary: Boundary,
     /// Workers whose state is that of `step` once they have worked off their messages.
     pub ready: BTreeSet<SessionId>,
+    /// Who of them keeps which moments; everybody all of them, where they are not divided.
+    pub division: Option<Division>,
+    /// The moments are to be divided anew at this boundary: somebody who keeps some is lost, or does not reach another.
+    pub broken: bool,
+    /// The state after the next step is to be hashed, as the moments are to be divided there.
+    pub hash_next: bool,
+    /// Workers among which they are not divided, as these did not reach each other.
+    pub undivided: Option<BTreeSet<SessionId>>,
+    /// Why they are not divided, as people were last told; empty where they are.
+    pub whole_said: Option<String>,
+    /// What workers have found of the parts of the state that they keep, by step.
+    pub digested: BTreeMap<Step, BTreeMap<SessionId, Digests>>,
     /// Members on their way there.
     pub joiners: BTreeMap<SessionId, Joiner>,
     pub recovery: Option<Recovery>,
@@ -346,6 +367,12 @@ impl Active {
             writing: None,
             boundary: Boundary::default(),
             ready: BTreeSet::new(),
+            division: None,
+            broken: false,
+            hash_next: false,
+            undivided: None,
+            whole_said: None,
+            digested: BTreeMap::new(),
             joiners: BTreeMap::new(),
             recovery: (plan.expected > 0).then(|| Recovery {
                 until_ms: now + recover_ms,
@@ -445,6 +472,7 @@ impl Active {
             || self.stop_requested
             || self.pause(step).is_some()
             || self.leaving
+            || self.hash_next
             || !self.joiners.is_empty()
     }
 
@@ -512,6 +540,7 @@ impl Active {
         let writing = self.writing.as_ref().map_or(Step::MAX, |w| w.step);
         let old = self.step.saturating_sub(PROOFS).min(writing);
         self.votes.retain(|step, _| *step >= old);
+        self.digested.retain(|step, _| *step >= old);
         self.hashed.retain(|step| *step >= old);
     }
 

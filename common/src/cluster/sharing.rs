@@ -5,7 +5,8 @@
 //! and nobody is late; and such a step is committed only when every worker has the whole root, so that nobody needs
 //! anything of it afterwards. If an owner is lost, or cut off from another worker, or takes too long, the coordinator
 //! **collects** the step: everybody pushes what it has computed to the coordinator, which sums it as in any other step.
-//! The sums are the same.
+//! The sums are the same. Where moments are divided among the workers (`dividing.rs`), the coordinator cannot do that: then
+//! the step is given up, and begins again when they are divided anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -26,11 +27,11 @@ const PAUSE: Step = 16;
 const MOST_CHUNKS: usize = 65_536;
 
 /// Workers that own a slice, at most. Each has a link from every other one.
-const MOST_OWNERS: usize = 64;
+pub(super) const MOST_OWNERS: usize = 64;
 
 /// Workers of a run whose gradient workers sum, at most. Each owner tells the coordinator of each one's lanes; beyond this
 /// that is more than the coordinator would have to do itself for a gradient.
-const MOST_SHARERS: usize = 256;
+pub(super) const MOST_SHARERS: usize = 256;
 
 /// How long owners may take for their first slices.
 const FIRST_MS: u64 = 10_000;
@@ -213,6 +214,10 @@ impl Machine {
     /// Who owns the gradient in the next step.
     pub(super) fn choose_owners(&self, now: u64) -> Ownership {
         let active = self.active.as_ref().expect("a run is at a boundary");
+        if let Some(division) = &active.division {
+            let shares = division.shares().clone();
+            return Ownership::Shares(Box::new(Slices::new(shares, now)));
+        }
         if !active.joiners.is_empty() {
             return Ownership::Star;
         }
@@ -388,6 +393,7 @@ impl Machine {
     /// What a worker reaches has changed.
     pub(super) fn reaches(
         &mut self,
+        now: u64,
         session: SessionId,
         run: &RunId,
         peers: Vec<SessionId>,
@@ -400,6 +406,9 @@ impl Machine {
         member.reaches = peers.into_iter().collect();
         let reaches = &member.reaches;
         let active = self.active.as_ref().expect("checked");
+        if matches!(active.phase, Phase::Linking { .. }) {
+            return self.go_on_waiting(now, out);
+        }
         let Phase::Stepping(flight) = &active.phase else {
             return;
         };
@@ -408,7 +417,10 @@ impl Machine {
         };
         let cut_off = |share: &Share| share.session != session && !reaches.contains(&share.session);
         if active.ready.contains(&session) && slices.shares.iter().any(cut_off) {
-            self.collect(out);
+            match active.division {
+                Some(_) => self.break_up(now, None, out),
+                None => self.collect(out),
+            }
         }
     }
 
@@ -428,6 +440,10 @@ impl Machine {
         let waits = computed && flight.root.is_none();
         let since = flight.computed_ms.max(slices.heard_ms);
         if waits && now.saturating_sub(since) > active.patience.ms {
+            if active.division.is_some() {
+                active.patience.exhausted();
+                return self.give_up_dividing(now, out);
+            }
             let step = flight.step;
             let text = format!(
                 "step {step}: after {} ms not every worker had every slice; the coordinator sums the gradients, up to step {}",

@@ -81,6 +81,15 @@ impl Machine {
 
     pub(super) fn start_step(&mut self, now: u64, out: &mut Vec<Action>) {
         self.introduce(out);
+        if !self.is_linked() {
+            let active = self.active.as_mut().expect("a run is at a boundary");
+            let since_ms = match active.phase {
+                Phase::Linking { since_ms } => since_ms,
+                _ => now,
+            };
+            active.phase = Phase::Linking { since_ms };
+            return;
+        }
         self.assign(out);
         let owners = self.choose_owners(now);
         self.note_owners(&owners, out);
@@ -282,6 +291,12 @@ impl Machine {
         let Some(root) = flight.complete() else {
             return;
         };
+        let members = &self.members;
+        let applied = |s: &SessionId| members[s].applied == Some(active.step);
+        if active.division.is_some() && !active.ready.iter().all(applied) {
+            // Parameters of the step before may still be on their way, and so may the votes on it.
+            return;
+        }
         let mut entry = active.entry_of(flight, root);
         let run = active.plan.run.clone();
         let tolerated = entry.is_finite() || active.plan.spec.skips();

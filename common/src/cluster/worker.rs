@@ -5,10 +5,12 @@
 //! gradients computed for the next step stay, and the next session presents them.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::EvalSplit;
+use crate::cluster::division::{Digests, Keeper};
 use crate::cluster::links::Link;
 use crate::cluster::messages::{
     Commit, Found, FromWorker, Holding, LaneSums, Owners, Peer, Proof, StateSource, ToWorker,
@@ -99,12 +101,24 @@ pub enum Report {
         /// The step.
         step: Step,
     },
+    /// What there is of a state whose moments are divided.
+    Digested {
+        /// The step.
+        step: Step,
+        /// What was found.
+        digests: Digests,
+    },
     /// A commit is applied.
     Applied {
         /// The step.
         step: Step,
         /// The hash of the state, if it was asked for.
         state_hash: Option<[u8; 32]>,
+    },
+    /// A commit is applied to what this worker keeps, but the rest of the new parameters did not arrive: the state is torn.
+    Torn {
+        /// The step.
+        step: Step,
     },
     /// A commit could not be applied, because its root did not arrive before the session ended.
     GaveUp {
@@ -155,6 +169,10 @@ pub enum Order {
         source: StateSource,
         /// What validations score.
         splits: Arc<[EvalSplit]>,
+        /// Which moments are kept, if not all.
+        keeper: Option<Keeper>,
+        /// Whether what is computed for the next step stays.
+        lanes_stay: bool,
     },
     /// Keep the state and the computed lanes, open the way to the owners again. Ends with a report.
     Attach {
@@ -162,6 +180,8 @@ pub enum Order {
         run: RunId,
         /// The state's step.
         step: Step,
+        /// Which moments are kept, if not all: as many as before, but the workers have other names.
+        keeper: Option<Keeper>,
     },
     /// Compute lanes; those that are computed already are delivered again.
     Compute {
@@ -206,6 +226,15 @@ pub enum Order {
     Snapshot {
         /// The state's step.
         step: Step,
+        /// Where moments are divided: the slices to upload; and what there is of the state is digested.
+        slices: Option<Vec<Range<u32>>>,
+    },
+    /// Send the parameters of a slice to whoever has not got them.
+    Serve {
+        /// The state's step.
+        step: Step,
+        /// The slice.
+        chunks: Range<u32>,
     },
     /// The session has ended: no root will come any more, and nobody waits for units.
     Detach,
@@ -240,6 +269,18 @@ struct Held {
     lanes: BTreeSet<Lane>,
     /// Commits that the trainer has been given and has not reported.
     commits: VecDeque<Proof>,
+    /// Which moments it keeps, if not all.
+    keeper: Option<Keeper>,
+}
+
+/// A state that is to be got.
+struct Wanted {
+    run: RunId,
+    spec: Arc<RunSpec>,
+    source: StateSource,
+    splits: Arc<[EvalSplit]>,
+    keeper: Option<Keeper>,
+    lanes_stay: bool,
 }
 
 impl WorkerMachine {
@@ -288,6 +329,7 @@ impl WorkerMachine {
             proof: held.proof.clone()?,
             earlier: held.earlier.iter().cloned().collect(),
             lanes: held.lanes.iter().copied().collect(),
+            keeper: held.keeper.clone(),
         })
     }
 
@@ -313,7 +355,19 @@ impl WorkerMachine {
                 spec,
                 source,
                 splits,
-            } => self.load(run, spec, source, splits, out),
+                keeper,
+                lanes_stay,
+            } => {
+                let wanted = Wanted {
+                    run,
+                    spec,
+                    source,
+                    splits,
+                    keeper,
+                    lanes_stay,
+                };
+                self.load(wanted, out);
+            }
             ToWorker::Compute {
                 run,
                 step,
@@ -344,8 +398,11 @@ impl WorkerMachine {
                 split,
                 units,
             } if self.has(&run) => out.push(Order::Evaluate { step, split, units }),
-            ToWorker::Snapshot { run, step } if self.has(&run) => {
-                out.push(Order::Snapshot { step });
+            ToWorker::Snapshot { run, step, slices } if self.has(&run) => {
+                out.push(Order::Snapshot { step, slices });
+            }
+            ToWorker::Serve { run, step, chunks } if self.has(&run) => {
+                out.push(Order::Serve { step, chunks });
             }
             ToWorker::Unload { run } if self.has(&run) => out.extend(self.forget()),
             // About a run that is not here any more.
@@ -353,18 +410,20 @@ impl WorkerMachine {
         }
     }
 
-    fn load(
-        &mut self,
-        run: RunId,
-        spec: Arc<RunSpec>,
-        source: StateSource,
-        splits: Arc<[EvalSplit]>,
-        out: &mut Vec<Order>,
-    ) {
+    fn load(&mut self, wanted: Wanted, out: &mut Vec<Order>) {
+        let Wanted {
+            run,
+            spec,
+            source,
+            splits,
+            keeper,
+            lanes_stay,
+        } = wanted;
         if let StateSource::Held(step) = source {
-            match &self.run {
+            match &mut self.run {
                 Some(held) if held.run == run && held.step == step && !held.loading => {
-                    out.push(Order::Attach { run, step });
+                    held.keeper = keeper.clone();
+                    out.push(Order::Attach { run, step, keeper });
                 }
                 other => {
                     let have = other
@@ -383,17 +442,31 @@ impl WorkerMachine {
             }
             return;
         }
-        out.extend(self.forget());
+        let stays = |held: &&mut Held| {
+            let same = held.run == run && held.step == source.step();
+            lanes_stay && same && !held.loading && held.commits.is_empty()
+        };
+        let lanes_stay = self.run.as_mut().filter(stays).is_some();
+        // The proof of a state that is loaded is not known, unless it is the one that was here.
+        let known = match self.run.take_if(|_| lanes_stay) {
+            Some(held) => (held.proof, held.earlier, held.safe, held.lanes),
+            None => {
+                out.extend(self.forget());
+                Default::default()
+            }
+        };
+        let (proof, earlier, safe, lanes) = known;
         self.loads += 1;
         self.run = Some(Held {
             run: run.clone(),
             loading: true,
             step: source.step(),
-            proof: None,
-            earlier: VecDeque::new(),
-            safe: 0,
-            lanes: BTreeSet::new(),
+            proof,
+            earlier,
+            safe,
+            lanes,
             commits: VecDeque::new(),
+            keeper: keeper.clone(),
         });
         out.push(Order::Load {
             load: self.loads,
@@ -401,6 +474,8 @@ impl WorkerMachine {
             spec,
             source,
             splits,
+            keeper,
+            lanes_stay,
         });
     }
 
@@ -442,6 +517,16 @@ impl WorkerMachine {
             Report::Held { step, lanes } => FromWorker::Held { run, step, lanes },
             Report::SliceReady { step, digests } => FromWorker::SliceReady { run, step, digests },
             Report::RootHeld { step } => FromWorker::RootHeld { run, step },
+            Report::Digested { step, digests } => FromWorker::Digested { run, step, digests },
+            Report::Torn { step } => {
+                let proof = held.commits.pop_front().expect("a commit was given");
+                assert_eq!(proof.step, step, "commits are applied in order");
+                // It presents nothing, and has to load again.
+                held.loading = true;
+                held.proof = None;
+                held.earlier.clear();
+                return;
+            }
             Report::Applied { step, state_hash } => {
                 let proof = held.commits.pop_front().expect("a commit was given");
                 assert_eq!(proof.step, step, "commits are applied in order");

@@ -32,16 +32,22 @@ const HEAD: usize = 96;
 /// Pieces that one message may come in, at most: each takes a little memory besides its bytes.
 const PIECES: usize = 8192;
 
-/// Numbers of fields in `exchange.proto`: a chunk's node, and the data of that.
+/// Numbers of fields in `exchange.proto`: a chunk's node, or its parameters, and the data of either.
 const NODE: u32 = 1;
+const PARAMS: u32 = 13;
 const DATA: u32 = 5;
 
 /// A message as bytes: all of it but the data of a node, and that.
 fn encode(chunk: v1::Chunk) -> (Bytes, Option<Bytes>) {
     let mut head = BytesMut::with_capacity(HEAD);
     head.put_bytes(0, PREFIX);
-    let data = match chunk.kind {
-        Some(Kind::Node(mut node)) if !node.data.is_empty() => {
+    let node = match chunk.kind {
+        Some(Kind::Node(node)) if !node.data.is_empty() => Ok((NODE, node)),
+        Some(Kind::Params(node)) if !node.data.is_empty() => Ok((PARAMS, node)),
+        kind => Err(kind),
+    };
+    let data = match node {
+        Ok((field, mut node)) => {
             let data = std::mem::take(&mut node.data);
             let rest = v1::Chunk {
                 kind: None,
@@ -49,15 +55,15 @@ fn encode(chunk: v1::Chunk) -> (Bytes, Option<Bytes>) {
             };
             let of_data = key_len(DATA) + encoded_len_varint(data.len() as u64) + data.len();
             put(&mut head, &rest);
-            encode_key(NODE, WireType::LengthDelimited, &mut head);
+            encode_key(field, WireType::LengthDelimited, &mut head);
             encode_varint((node.encoded_len() + of_data) as u64, &mut head);
             put(&mut head, &node);
             encode_key(DATA, WireType::LengthDelimited, &mut head);
             encode_varint(data.len() as u64, &mut head);
             Some(data)
         }
-        _ => {
-            put(&mut head, &chunk);
+        Err(kind) => {
+            put(&mut head, &v1::Chunk { kind, ..chunk });
             None
         }
     };
@@ -308,16 +314,20 @@ mod tests {
     use super::*;
     use crate::seal::{Sealer, checksum};
 
-    fn node(data: &[u8]) -> Kind {
+    fn chunk(data: &[u8]) -> v1::NodeChunk {
         let data = Bytes::copy_from_slice(data);
-        Kind::Node(v1::NodeChunk {
+        v1::NodeChunk {
             step: 7,
             first: 2,
             size: 1,
             index: 300,
             check: checksum(&data),
             data,
-        })
+        }
+    }
+
+    fn node(data: &[u8]) -> Kind {
+        Kind::Node(chunk(data))
     }
 
     fn kinds(data: &[u8]) -> Vec<Kind> {
@@ -334,6 +344,8 @@ mod tests {
             Kind::Alive(v1::Empty {}),
             node(&[]),
             Kind::Credit(v1::Credit { step: 7, below: 32 }),
+            Kind::Params(chunk(data)),
+            Kind::Params(chunk(&[])),
             node(data),
         ]
     }

@@ -5,7 +5,8 @@
 //!
 //! A worker on the same host need not send its gradients: it says where they lie in its memory, and reads the root where
 //! it lies here. Order, numbers and sums are the same. An owner that is itself a worker adds its own nodes from where
-//! they lie ([`Exchange::offer_here`]). `sums.rs` is one step, `stream.rs` is what comes from a worker, `roots.rs` what
+//! they lie ([`Exchange::offer_here`]). Where it keeps the moments of its slice, parameters go back in the place of roots
+//! (`params.rs`). `sums.rs` is one step, `stream.rs` is what comes from a worker, `roots.rs` what
 //! goes to it. `call.rs` and `body.rs` are the call itself, at both of its ends.
 //!
 //! What the exchange needs of the process around it is the trait [`Host`].
@@ -13,6 +14,7 @@
 mod body;
 mod call;
 mod host;
+mod params;
 mod roots;
 mod stream;
 mod sums;
@@ -34,6 +36,7 @@ use crate::aggregate::{Data, OfferError, RootChunk, Shape};
 use crate::ids::{RunId, SessionId, Step};
 use crate::tree::Node;
 use crate::wire::{RUN_KEY, run_id};
+use params::Divided;
 use stream::Stream;
 use sums::{Roots, StepSums};
 
@@ -59,6 +62,8 @@ pub struct Exchange {
     /// in the one before is of a state that counts no more.
     streams: Mutex<BTreeMap<SessionId, u64>>,
     roots: Arc<Roots>,
+    /// Where moments are divided: who gets roots, and what goes to the others.
+    divided: Option<Divided>,
 }
 
 impl Default for Exchange {
@@ -78,6 +83,16 @@ impl Exchange {
             opened: watch::Sender::new(()),
             streams: Mutex::default(),
             roots: Arc::new(Roots::new(shares)),
+            divided: None,
+        }
+    }
+
+    /// The same of an owner that updates its slice by itself: only the `second` holder gets roots, if there is one, and what is
+    /// [published](Self::publish) goes to the others.
+    pub fn divided(second: Option<SessionId>) -> Self {
+        Self {
+            divided: Some(Divided::new(second)),
+            ..Self::new(false)
         }
     }
 

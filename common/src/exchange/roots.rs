@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{Exchange, POISON, StepSums, WINDOW};
-use crate::ids::{RunId, Step};
+use crate::ids::{RunId, SessionId, Step};
 use crate::net::EXCHANGE_BEAT;
 use crate::seal::Sealer;
 use crate::segment::Segment;
@@ -54,26 +54,22 @@ impl Lent {
     }
 }
 
-/// The way to a worker.
-struct Way {
-    sealer: Sealer,
+/// The way to a worker, on which nothing was sent but what `sealer` has numbered. Clones share it.
+#[derive(Clone)]
+pub(super) struct Way {
+    session: SessionId,
+    sealer: Arc<tokio::sync::Mutex<Sealer>>,
+    /// Where memory is shared: what is read.
     lent: Option<Arc<Lent>>,
     out: mpsc::Sender<Result<v1::Chunk, Status>>,
 }
 
-/// Sends the roots of the steps after `after` on a way of which nothing was sent but what `sealer` has numbered; where memory is
-/// shared, `lent` notes what is read.
-pub(super) async fn send_roots(
-    exchange: Arc<Exchange>,
-    run: RunId,
-    after: Step,
-    lent: Option<Arc<Lent>>,
-    sealer: Sealer,
-    out: mpsc::Sender<Result<v1::Chunk, Status>>,
-) {
+/// Sends the roots of the steps after `after`, or where others get them only the credits.
+pub(super) async fn send_roots(exchange: Arc<Exchange>, run: RunId, after: Step, way: Way) {
     let mut opened = exchange.opened.subscribe();
     let mut done = after;
-    let mut way = Way { sealer, lent, out };
+    let divided = exchange.divided.as_ref();
+    let roots = divided.is_none_or(|divided| divided.sends_roots(way.session));
     if way.lent.is_some() && way.send(Kind::Shares(v1::Empty {})).await.is_none() {
         return;
     }
@@ -81,7 +77,7 @@ pub(super) async fn send_roots(
         opened.mark_unchanged();
         while let Some(held) = exchange.next_after(&run, done) {
             done = held.step;
-            if way.send_step(&held).await.is_none() {
+            if way.send_step(&held, roots).await.is_none() {
                 return;
             }
         }
@@ -94,8 +90,22 @@ pub(super) async fn send_roots(
 }
 
 impl Way {
-    /// Sends one step's credits and roots as they are completed. `None` when the receiver is gone.
-    async fn send_step(&mut self, held: &StepSums) -> Option<()> {
+    pub fn new(
+        session: SessionId,
+        lent: Option<Arc<Lent>>,
+        sealer: Sealer,
+        out: mpsc::Sender<Result<v1::Chunk, Status>>,
+    ) -> Self {
+        Self {
+            session,
+            sealer: Arc::new(tokio::sync::Mutex::new(sealer)),
+            lent,
+            out,
+        }
+    }
+
+    /// Sends one step's credits and, if it gets them, `roots` as they are completed. `None` when the receiver is gone.
+    async fn send_step(&self, held: &StepSums, roots: bool) -> Option<()> {
         let mut leading = held.leading.subscribe();
         let slice = held.sums.slice();
         let (mut sent, mut granted) = (slice.start, slice.start);
@@ -117,6 +127,7 @@ impl Way {
                 // Nobody updates anything before the root is whole, so that is what is told.
                 true if ready == slice.end => self.lend(held).await?,
                 true => {}
+                false if !roots => {}
                 false => {
                     for index in sent..ready {
                         self.send_chunk(held, index).await?;
@@ -142,7 +153,7 @@ impl Way {
     }
 
     /// Says where the root is.
-    async fn lend(&mut self, held: &StepSums) -> Option<()> {
+    async fn lend(&self, held: &StepSums) -> Option<()> {
         let segment = held.sums.segment();
         let address = segment.address().expect("it is shared");
         if let Some(lent) = &self.lent {
@@ -155,7 +166,7 @@ impl Way {
         self.send(Kind::SharedRoot(root)).await
     }
 
-    async fn send_chunk(&mut self, held: &StepSums, index: usize) -> Option<()> {
+    async fn send_chunk(&self, held: &StepSums, index: usize) -> Option<()> {
         let chunk = held.sums.root(index).expect("leading roots are complete");
         let node = v1::NodeChunk {
             step: held.step,
@@ -168,12 +179,19 @@ impl Way {
         self.send(Kind::Node(node)).await
     }
 
-    async fn alive(&mut self) -> Option<()> {
+    async fn alive(&self) -> Option<()> {
         self.send(Kind::Alive(v1::Empty {})).await
     }
 
-    async fn send(&mut self, kind: Kind) -> Option<()> {
-        let chunk = self.sealer.chunk(kind);
+    pub async fn send(&self, kind: Kind) -> Option<()> {
+        // Held while it is sent, so that numbers arrive in their order.
+        let mut sealer = self.sealer.lock().await;
+        let chunk = sealer.chunk(kind);
         self.out.send(Ok(chunk)).await.ok()
+    }
+
+    /// Ends when the receiver is gone.
+    pub async fn closed(&self) {
+        self.out.closed().await;
     }
 }

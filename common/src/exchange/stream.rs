@@ -12,7 +12,8 @@ use tonic::{Code, Status};
 use tracing::info;
 
 use super::host::check_open;
-use super::roots::{Lent, send_roots};
+use super::params::send_params;
+use super::roots::{Lent, Way, send_roots};
 use super::{Exchange, Host, Incoming, StepSums, Told, WINDOW};
 use crate::aggregate::{Data, OfferError, Offered};
 use crate::ids::{RunId, SessionId, Step};
@@ -87,15 +88,12 @@ impl Stream {
                 }
                 (Kind::Open(open), Some(own)) => {
                     self.shared = open.segment.as_ref().and_then(|s| self.share(s));
-                    let sending = send_roots(
-                        self.exchange.clone(),
-                        self.run.clone(),
-                        open.after,
-                        self.shared.as_ref().map(|shared| shared.lent.clone()),
-                        std::mem::take(own),
-                        out.clone(),
-                    );
-                    tokio::spawn(sending);
+                    let lent = self.shared.as_ref().map(|shared| shared.lent.clone());
+                    let way = Way::new(self.session, lent, std::mem::take(own), out.clone());
+                    let exchange = self.exchange.clone();
+                    tokio::spawn(send_params(exchange, self.session, open.after, way.clone()));
+                    let (exchange, run) = (self.exchange.clone(), self.run.clone());
+                    tokio::spawn(send_roots(exchange, run, open.after, way));
                     sealer = None;
                 }
                 (Kind::Node(node), None) => self.push(node).await?,

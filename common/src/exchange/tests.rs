@@ -1,4 +1,5 @@
-use super::roots::send_roots;
+use super::params::send_params;
+use super::roots::{Way, send_roots};
 use super::*;
 use crate::aggregate::{ChunkDigest, add_all, encode};
 use crate::layout::{CHUNK_LEN, chunk_range};
@@ -94,14 +95,8 @@ async fn credits_and_roots_are_those_of_the_slice() {
     let slice = 10..44;
     let exchange = opened(slice.clone());
     let (out, mut sent) = mpsc::channel(OUTBOX);
-    let sending = send_roots(
-        exchange.clone(),
-        run(),
-        STEP - 1,
-        None,
-        Sealer::default(),
-        out,
-    );
+    let way = Way::new(SessionId(9), None, Sealer::default(), out);
+    let sending = send_roots(exchange.clone(), run(), STEP - 1, way);
     let sending = tokio::spawn(sending);
     let mut opener = Opener::default();
     let mut next = async || {
@@ -131,6 +126,64 @@ async fn credits_and_roots_are_those_of_the_slice() {
     assert_eq!(granted, [43, 44]);
     drop(sent);
     sending.await.unwrap();
+}
+
+/// What a worker is sent by an owner that updates its slice by itself: roots, or parameters. The last is nothing.
+async fn sent_to(worker: u64, exchange: &Arc<Exchange>) -> Vec<(Kind, u32)> {
+    let (out, mut sent) = mpsc::channel(1 << 10);
+    let way = Way::new(SessionId(worker), None, Sealer::default(), out);
+    let params = send_params(exchange.clone(), SessionId(worker), STEP - 1, way.clone());
+    let roots = send_roots(exchange.clone(), run(), STEP - 1, way);
+    tokio::select! {
+        () = params => {}
+        () = roots => {}
+        // Both wait for more now.
+        () = tokio::task::yield_now() => {}
+    }
+    let mut opener = Opener::default();
+    let mut found = Vec::new();
+    while let Ok(chunk) = sent.try_recv() {
+        match opener.chunk(chunk.unwrap()).unwrap().unwrap() {
+            kind @ (Kind::Node(_) | Kind::Params(_)) => {
+                let (Kind::Node(chunk) | Kind::Params(chunk)) = &kind else {
+                    unreachable!("just looked");
+                };
+                let index = chunk.index;
+                found.push((kind, index));
+            }
+            Kind::Credit(_) | Kind::Alive(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn where_moments_are_divided_roots_go_to_the_second_holder_and_parameters_to_the_others() {
+    let exchange = Arc::new(Exchange::divided(Some(SessionId(5))));
+    exchange.open(&run(), STEP, SHAPE, 47..50);
+    let gradients = [gradient(0), gradient(1)];
+    for (index, lane) in (47..50).flat_map(|index| [(index, 0), (index, 1)]) {
+        offer(&exchange, lane, &gradients[lane as usize], index);
+    }
+    let params = gradient(2);
+    let slice = 47 * CHUNK_LEN..SHAPE.len;
+    // Of the step before, which nobody needs any more.
+    exchange.publish(STEP - 1, 0, &params[..CHUNK_LEN], None);
+    exchange.publish(STEP, 47, &params[slice], Some(SessionId(5)));
+    let second = sent_to(5, &exchange).await;
+    let roots = second.iter().all(|(kind, _)| matches!(kind, Kind::Node(_)));
+    assert!(roots && second.iter().map(|(_, index)| *index).eq(47..50));
+    let other = sent_to(6, &exchange).await;
+    assert_eq!(other.len(), 3);
+    for (kind, index) in other {
+        let Kind::Params(chunk) = kind else {
+            panic!("{kind:?}");
+        };
+        assert_eq!(chunk.step, STEP);
+        let elements = chunk_range(index as usize, SHAPE.len);
+        assert_eq!(chunk.data, encode(&params[elements]));
+    }
 }
 
 /// A process whose sessions are all open, and what it was told.

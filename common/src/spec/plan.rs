@@ -254,6 +254,11 @@ impl Parameters {
 }
 
 impl StateBytes {
+    /// In all, on each of so many workers that divide the moments among them. What each keeps for another is on its disk.
+    pub fn divided(&self, workers: u64) -> u64 {
+        self.total - self.moments + self.moments.div_ceil(workers)
+    }
+
     fn of(spec: &RunSpec, parameters: &Parameters) -> Self {
         let activations = memory_per_worker(&spec.model, &spec.train).activation_bytes;
         // A lane that steps by itself has weights, those behind adapters included, and moments of its own.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cohort_proto::v1;
 
+use super::sharing::{keeper_from, keeper_to};
 use super::{WireError, bad, hash_from, run_id};
 use crate::cluster::Holding;
 use crate::cluster::messages::Proof;
@@ -19,6 +20,7 @@ pub fn holding_to(holding: Holding) -> v1::Holding {
         brief,
         lanes: holding.lanes,
         earlier: holding.earlier.iter().map(|e| e.encode().into()).collect(),
+        keeper: holding.keeper.as_ref().map(keeper_to),
     }
 }
 
@@ -31,6 +33,7 @@ pub fn holding_from(holding: v1::Holding) -> Result<Holding, WireError> {
         proof: proof_from("Holding", &holding.entry, holding.brief)?,
         earlier: earlier.collect::<Result<_, _>>()?,
         lanes: holding.lanes,
+        keeper: holding.keeper.map(keeper_from).transpose()?,
     })
 }
 

@@ -1,38 +1,49 @@
 //! Who owns what of a gradient, and whom a worker can reach.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use cohort_proto::v1;
 
 use super::{WireError, bad};
 use crate::aggregate::ChunkDigest;
-use crate::cluster::{Owners, Peer, Share};
+use crate::cluster::{Digests, Division, Keeper, Owners, Peer, Share};
 use crate::ids::SessionId;
 
 pub(super) fn owners_to(owners: &Owners) -> v1::Owners {
     use v1::owners::Kind;
+    let kind = match owners {
+        Owners::Coordinator => Kind::Coordinator(v1::Empty {}),
+        Owners::Alone => Kind::Alone(v1::Empty {}),
+        Owners::Shares(shares) => Kind::Shares(shares_to(shares)),
+    };
+    v1::Owners { kind: Some(kind) }
+}
+
+fn shares_to(shares: &[Share]) -> v1::Shares {
     let share = |share: &Share| v1::Share {
         session: share.session.0,
         first: share.chunks.start,
         below: share.chunks.end,
     };
-    let kind = match owners {
-        Owners::Coordinator => Kind::Coordinator(v1::Empty {}),
-        Owners::Alone => Kind::Alone(v1::Empty {}),
-        Owners::Shares(shares) => Kind::Shares(v1::Shares {
-            shares: shares.iter().map(share).collect(),
-        }),
-    };
-    v1::Owners { kind: Some(kind) }
+    v1::Shares {
+        shares: shares.iter().map(share).collect(),
+    }
 }
 
-/// Slices follow each other without a gap, from the first chunk on.
 pub(super) fn owners_from(owners: Option<v1::Owners>) -> Result<Owners, WireError> {
     use v1::owners::Kind;
     let kind = owners.and_then(|owners| owners.kind);
-    let shares = match kind.ok_or_else(|| bad("Compute", "it names no owner"))? {
-        Kind::Coordinator(_) => return Ok(Owners::Coordinator),
-        Kind::Alone(_) => return Ok(Owners::Alone),
-        Kind::Shares(shares) => shares.shares,
-    };
+    match kind.ok_or_else(|| bad("Compute", "it names no owner"))? {
+        Kind::Coordinator(_) => Ok(Owners::Coordinator),
+        Kind::Alone(_) => Ok(Owners::Alone),
+        Kind::Shares(shares) => shares_from(shares).map(Owners::Shares),
+    }
+}
+
+/// Slices follow each other without a gap, from the first chunk on.
+fn shares_from(shares: v1::Shares) -> Result<Arc<[Share]>, WireError> {
+    let shares = shares.shares;
     let mut next = 0;
     for share in &shares {
         if share.first != next || share.below <= share.first {
@@ -49,7 +60,58 @@ pub(super) fn owners_from(owners: Option<v1::Owners>) -> Result<Owners, WireErro
         session: SessionId(share.session),
         chunks: share.first..share.below,
     };
-    Ok(Owners::Shares(shares.into_iter().map(share).collect()))
+    Ok(shares.into_iter().map(share).collect())
+}
+
+pub(super) fn keeper_to(keeper: &Keeper) -> v1::Keeper {
+    v1::Keeper {
+        division: Some(shares_to(keeper.division.shares())),
+        session: keeper.session.0,
+    }
+}
+
+pub(super) fn keeper_from(keeper: v1::Keeper) -> Result<Keeper, WireError> {
+    let shares = shares_from(keeper.division.unwrap_or_default())?;
+    if shares.len() < 2 {
+        return Err(bad("Keeper", "one slice is no division"));
+    }
+    Ok(Keeper {
+        division: Division::of(shares),
+        session: SessionId(keeper.session),
+    })
+}
+
+pub(super) fn slice_to(slice: &Range<u32>) -> v1::Slice {
+    v1::Slice {
+        first: slice.start,
+        below: slice.end,
+    }
+}
+
+pub(super) fn slice_from(slice: v1::Slice) -> Result<Range<u32>, WireError> {
+    match slice.first < slice.below {
+        true => Ok(slice.first..slice.below),
+        false => {
+            let problem = format!("the chunks {}..{} are none", slice.first, slice.below);
+            Err(bad("Slice", problem))
+        }
+    }
+}
+
+pub(super) fn kept_from(digested: &v1::Digested) -> Result<Digests, WireError> {
+    let (kept, rest) = digested.kept.as_chunks::<32>();
+    let params = digested.params.as_ref().try_into();
+    match (params, rest.is_empty()) {
+        (Ok(params), true) => Ok(Digests {
+            params,
+            kept: kept.to_vec(),
+        }),
+        _ => {
+            let (params, kept) = (digested.params.len(), digested.kept.len());
+            let problem = format!("{params} and {kept} bytes of digests of 32 each");
+            Err(bad("Digested", problem))
+        }
+    }
 }
 
 pub(super) fn peer_to(peer: &Peer) -> v1::Peer {

@@ -21,8 +21,9 @@ mod parameters;
 mod products;
 mod round;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -36,7 +37,8 @@ pub use self::error::{EngineError, Result};
 use self::fused::Fused;
 pub use self::generate::{Sampling, generate};
 pub use self::gradient::Gradient;
-use self::optim::{AdamW, Moments};
+use self::optim::AdamW;
+pub use self::optim::Moments;
 pub use self::products::products;
 pub use self::round::RoundStart;
 
@@ -294,6 +296,16 @@ impl Engine {
         self.upload()
     }
 
+    /// Takes moments, in the layout's order.
+    pub fn take_moments(&mut self, moments: Moments) -> Result<()> {
+        self.check_length("the first moments", moments.exp_avg.len())?;
+        self.check_length("the second moments", moments.exp_avg_sq.len())?;
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.moments = moments;
+        }
+        Ok(())
+    }
+
     /// Where each parameter lies.
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -479,8 +491,45 @@ impl Engine {
             Some(diloco) => {
                 round::outer_update(params, &mut moments.exp_avg, root, update.scale, diloco)
             }
-            None => adamw.update(params, moments, root, update),
+            None => adamw.update(params, moments, root, 0, update),
         });
+        self.upload()
+    }
+
+    /// Forgets the moments: somebody else keeps them, slice by slice.
+    pub fn give_moments_away(&mut self) {
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.moments = Moments::zeros(0);
+        }
+    }
+
+    /// One step of AdamW of the parameters from the element `first` on, as many as `root` has, whose moments are given. Nothing
+    /// is computed with them before [`Self::take_params`].
+    pub fn update_slice(
+        &mut self,
+        first: usize,
+        moments: &mut Moments,
+        root: &[f32],
+        update: Update,
+    ) -> Result<()> {
+        if update.step == 0 || update.count == 0 {
+            return Err(EngineError::Step(0));
+        }
+        let Some(Optimizer { adamw, .. }) = &self.optimizer else {
+            return Err(EngineError::InferenceOnly);
+        };
+        let params = &mut Arc::make_mut(&mut self.params)[first..first + root.len()];
+        self.pool
+            .install(|| adamw.update(params, moments, root, first, update));
+        Ok(())
+    }
+
+    /// Takes new parameters of these elements from a buffer of all.
+    pub fn take_params(&mut self, slices: &[Range<usize>], from: &[f32]) -> Result<()> {
+        let params = Arc::make_mut(&mut self.params);
+        for slice in slices {
+            params[slice.clone()].copy_from_slice(&from[slice.clone()]);
+        }
         self.upload()
     }
 

@@ -33,6 +33,15 @@ impl Moments {
     }
 }
 
+impl From<cohort_common::checkpoint::Moments> for Moments {
+    fn from(moments: cohort_common::checkpoint::Moments) -> Self {
+        Self {
+            exp_avg: moments.exp_avg,
+            exp_avg_sq: moments.exp_avg_sq,
+        }
+    }
+}
+
 /// A stretch of the flat buffer that one task updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
@@ -107,8 +116,15 @@ impl AdamW {
         self.rates.as_ref()
     }
 
-    /// One update of `params` and `moments` by the gradient `root`.
-    pub fn update(&self, params: &mut [f32], moments: &mut Moments, root: &[f32], update: Update) {
+    /// One update of `params` and `moments` by the gradient `root`, all of them from the element `first` on.
+    pub fn update(
+        &self,
+        params: &mut [f32],
+        moments: &mut Moments,
+        root: &[f32],
+        first: usize,
+        update: Update,
+    ) {
         let t = update.count as f64;
         let (correction1, correction2) = (
             1.0 - libm::pow(self.beta1, t),
@@ -142,13 +158,20 @@ impl AdamW {
             root,
         );
         let mut tasks = Vec::with_capacity(self.pieces.len());
+        let (mut begins, end) = (0, first + root.len());
         for piece in &self.pieces {
+            // What of it lies within.
+            let within = begins.max(first)..(begins + piece.len).min(end);
+            begins += piece.len;
+            if within.is_empty() {
+                continue;
+            }
             let parts = (
-                cut(&mut p, piece.len),
-                cut(&mut m, piece.len),
-                cut(&mut v, piece.len),
+                cut(&mut p, within.len()),
+                cut(&mut m, within.len()),
+                cut(&mut v, within.len()),
             );
-            let (gradient, rest) = g.split_at(piece.len);
+            let (gradient, rest) = g.split_at(within.len());
             g = rest;
             tasks.push((parts, gradient, factors(piece.decays, piece.depth)));
         }

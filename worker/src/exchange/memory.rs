@@ -142,7 +142,7 @@ impl Deref for Root {
     }
 }
 
-/// A root that is on its way.
+/// A root, or parameters, on their way.
 pub(super) enum Arriving {
     /// Chunk by chunk.
     Sent {
@@ -155,13 +155,15 @@ pub(super) enum Arriving {
 }
 
 impl Arriving {
-    /// A root to be sent. What a buffer that is used again holds is overwritten before the root is whole.
-    pub(super) fn sent(spare: Option<Vec<f32>>, shape: Shape, chunks: usize) -> Self {
+    /// To be sent: the chunks that are `due`. What a buffer that is used again holds of them is overwritten before all are
+    /// here; memory of the others is not touched.
+    pub(super) fn sent(spare: Option<Vec<f32>>, shape: Shape, due: impl Fn(usize) -> bool) -> Self {
         let fits = spare.filter(|spare| spare.len() == shape.len);
+        let have: Vec<bool> = (0..shape.chunks()).map(|index| !due(index)).collect();
         Self::Sent {
             data: fits.unwrap_or_else(|| vec![0.0; shape.len]),
-            have: vec![false; chunks],
-            missing: chunks,
+            missing: have.iter().filter(|have| !**have).count(),
+            have,
         }
     }
 

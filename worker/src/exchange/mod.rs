@@ -2,7 +2,7 @@
 //! collects the root. The nodes stay here until the commit, so that they can be pushed again.
 //!
 //! The owner is the coordinator, or in some steps each worker of a slice (`owner.rs`, and `peers.rs` for the links
-//! between them). With a coordinator on the same host the nodes are computed in memory that both see, or copied there,
+//! between them; `params.rs` for parameters that come in the place of roots). With a coordinator on the same host the nodes are computed in memory that both see, or copied there,
 //! and the root is read where the owner has it (`memory.rs`). `outgoing.rs` has what waits to be sent, `stream.rs` is the
 //! traffic.
 
@@ -10,6 +10,7 @@ mod measure;
 mod memory;
 mod outgoing;
 mod owner;
+mod params;
 mod peers;
 mod stream;
 
@@ -19,7 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use cohort_common::aggregate::Shape;
-use cohort_common::cluster::{Owners, Peer, Share};
+use cohort_common::cluster::worker::Report;
+use cohort_common::cluster::{Keeper, Owners, Peer, Share};
 use cohort_common::exchange::push_pull;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range};
@@ -42,6 +44,8 @@ use memory::{Arriving, NodeMemory};
 use outgoing::{Content, EARLY, Early, Outlet};
 pub use owner::{Entrance, Note};
 use owner::{Owner, keep_roots};
+pub use params::Arrived;
+use params::Params;
 use peers::Known;
 
 /// Chunks on their way out that may wait for the connection.
@@ -91,6 +95,8 @@ struct Shared {
     credentials: Credentials,
     /// What this worker owns.
     owner: Arc<Owner>,
+    /// Whose roots it needs, where moments are divided; else all.
+    keeper: Option<Keeper>,
     runtime: Runtime,
     state: Mutex<State>,
     /// A root is complete, or none will be.
@@ -115,6 +121,8 @@ struct State {
     roots: BTreeMap<Step, (Arriving, Option<Open>)>,
     /// Buffers for roots that are sent.
     spare: Vec<Vec<f32>>,
+    /// Where moments are divided.
+    params: Params,
     /// Where nodes lie that the owner reads; offered until it says that it shares.
     memory: Option<NodeMemory>,
     lends: bool,
@@ -145,6 +153,8 @@ pub struct Setup {
     pub entrance: Option<Entrance>,
     /// What is told of slices.
     pub notes: mpsc::Sender<Note>,
+    /// Which moments this worker keeps, if not all.
+    pub keeper: Option<Keeper>,
 }
 
 impl ExchangeClient {
@@ -163,16 +173,19 @@ impl ExchangeClient {
             broken,
             entrance,
             notes,
+            keeper,
         } = setup;
         let run = RunId::new(credentials.run.as_deref().unwrap_or_default());
         let session = SessionId(credentials.session.unwrap_or_default());
-        let owner = Arc::new(Owner::new(run, session, notes));
+        let owner = Arc::new(Owner::new(run, session, keeper.as_ref(), notes));
         if let Some(entrance) = &entrance {
             entrance.lead_to(owner.clone());
         }
         let (out, outgoing) = mpsc::channel(OUTBOX);
         let mut sealer = Sealer::default();
-        let memory = sharing.offered().then(|| NodeMemory::new(shape)).flatten();
+        // Whoever divides moments sums by itself.
+        let lends = sharing.offered() && keeper.is_none();
+        let memory = lends.then(|| NodeMemory::new(shape)).flatten();
         let segment = memory.as_ref().and_then(NodeMemory::address);
         let segment = segment.map(wire::segment_to);
         let open = sealer.chunk(Kind::Open(v1::Open { after, segment }));
@@ -187,6 +200,7 @@ impl ExchangeClient {
             observer,
             credentials,
             owner,
+            keeper,
             runtime: Runtime::current(),
             state: Mutex::new(State {
                 outlets: BTreeMap::from([(None, Outlet::default())]),
@@ -253,6 +267,12 @@ impl ExchangeClient {
             exchange.open(&owner.run, step, shared.shape, slice.clone());
             let keeping = keep_roots(shared.clone(), owner.clone(), step, slice);
             shared.runtime.spawn(keeping);
+        } else if shared.keeper.is_some() {
+            // It keeps nothing, so it has every root that it needs.
+            let root = shared.arriving_root(None);
+            state.roots.insert(step, (root, None));
+            owner.note(Report::RootHeld { step });
+            shared.received.notify_all();
         }
     }
 
@@ -351,6 +371,7 @@ impl ExchangeClient {
         state.nodes.retain(|(s, ..)| *s > step);
         state.shares.retain(|s, _| *s > step);
         state.roots.retain(|s, _| *s > step);
+        state.params.applied(step);
         self.shared().observe_roots(&state);
         if let Some(memory) = &state.memory {
             memory.free(step);
@@ -396,6 +417,14 @@ impl Shared {
         self.observer.meter.receiving(false);
         self.received.notify_all();
         self.closing.notify_one();
+    }
+
+    /// A root, of which nothing has come yet.
+    fn arriving_root(&self, spare: Option<Vec<f32>>) -> Arriving {
+        let keeper = self.keeper.as_ref();
+        Arriving::sent(spare, self.shape, |index| {
+            keeper.is_none_or(|keeper| keeper.keeps(index as u32))
+        })
     }
 
     /// Notes whether a root is on its way.

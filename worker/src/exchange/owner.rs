@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use cohort_common::cluster::Keeper;
 use cohort_common::cluster::worker::Report;
 use cohort_common::exchange::{
     Exchange, ExchangeServer, ExchangeService, Host, Incoming, PushPull, Told,
@@ -128,9 +129,19 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub fn new(run: RunId, session: SessionId, notes: mpsc::Sender<Note>) -> Self {
+    /// Where moments are divided, `keeper` says who keeps this worker's slice, too.
+    pub fn new(
+        run: RunId,
+        session: SessionId,
+        keeper: Option<&Keeper>,
+        notes: mpsc::Sender<Note>,
+    ) -> Self {
+        let exchange = match keeper {
+            None => Exchange::new(false),
+            Some(keeper) => Exchange::divided(keeper.division.second_of(session)),
+        };
         Self {
-            exchange: Arc::new(Exchange::new(false)),
+            exchange: Arc::new(exchange),
             run,
             session,
             peers: Mutex::default(),

@@ -148,6 +148,7 @@ impl Shared {
                     Ok(())
                 }
                 Ok(Some(Kind::Node(node))) => self.take(&node),
+                Ok(Some(Kind::Params(chunk))) => self.take_params(&chunk),
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.to_string()),
             };

@@ -212,7 +212,10 @@ pub(super) async fn receive(
         // If nobody listens the session has ended, too.
         let _ = broken.try_send(reason);
     }
-    shared.close();
+    // Where moments are divided, a commit may still be under way between the peers.
+    if shared.keeper.is_none() {
+        shared.close();
+    }
 }
 
 impl Shared {
@@ -288,10 +291,7 @@ impl Shared {
             ..
         } = &mut *state;
         let spans = &self.observer.spans;
-        let fresh = || {
-            let root = Arriving::sent(spare.pop(), self.shape, self.chunks);
-            (root, spans.begin(step))
-        };
+        let fresh = || (self.arriving_root(spare.pop()), spans.begin(step));
         let (root, span) = roots.entry(step).or_insert_with(fresh);
         if root.take(self.shape.payload, index, chunk) {
             self.received.notify_all();

@@ -293,13 +293,14 @@ fn disturb(world: &mut World) {
     }
 }
 
-fn run_schedule(seed: u64) {
+fn run_schedule(seed: u64, divides: bool) {
     let large = seed % LARGE_EVERY == LARGE_EVERY - 1;
     let (lanes, steps, workers) = match large {
         true => (64 + (seed % 37) as u32, 8, 100 + seed / LARGE_EVERY % 200),
         false => (1 + (seed % 13) as u32, 20 + seed % 30, 1 + seed % 5),
     };
     let mut world = World::new(seed, lanes, steps);
+    world.divides = divides;
     for _ in 0..workers {
         world.add_worker();
     }
@@ -338,6 +339,15 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn any_schedule_of_faults_leaves_the_same_ledger_and_the_same_state() {
+    run_schedules(false);
+}
+
+#[test]
+fn so_does_any_schedule_where_moments_are_divided() {
+    run_schedules(true);
+}
+
+fn run_schedules(divides: bool) {
     let seeds = match number("COHORT_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("COHORT_SIM_SEEDS").unwrap_or(SEEDS),
@@ -349,7 +359,7 @@ fn any_schedule_of_faults_leaves_the_same_ledger_and_the_same_state() {
             let mine = seeds.clone().filter(move |s| s % threads == t);
             scope.spawn(move || {
                 for seed in mine {
-                    let run = AssertUnwindSafe(|| run_schedule(seed));
+                    let run = AssertUnwindSafe(|| run_schedule(seed, divides));
                     if std::panic::catch_unwind(run).is_err() {
                         eprintln!("seed {seed} failed");
                         return Some(seed);
@@ -499,6 +509,86 @@ fn workers_that_reach_each_other_sum_the_gradient_themselves() {
             world.shared
         );
     }
+}
+
+/// A calm cluster of three that divide the moments, up to the step before this one.
+fn divided(seed: u64, steps: usize) -> World {
+    let mut world = World::new(seed, 8, 40);
+    world.divides = true;
+    for _ in 0..3 {
+        let w = world.add_worker();
+        world.workers[w].lane_ms = 5;
+    }
+    while world.disk.ledger.len() < steps {
+        world.step();
+    }
+    world
+}
+
+#[test]
+fn workers_that_divide_the_moments_come_to_the_same_end() {
+    let mut world = divided(4, 0);
+    finish(&mut world);
+    assert!(world.divided.len() > 30, "{:?}", world.divided);
+    assert!(world.collected.is_empty(), "{:?}", world.collected);
+    // Nobody listens here: all is whole.
+    let mut world = divided(3, 0);
+    finish(&mut world);
+    assert!(world.divided.is_empty(), "{:?}", world.divided);
+}
+
+#[test]
+fn nothing_is_made_again_whenever_one_who_keeps_moments_is_lost() {
+    // From within one step to within the next one but one, checkpoint included.
+    let mut events = 0;
+    let mut world = divided(4, 7);
+    while world.disk.ledger.len() < 10 {
+        world.step();
+        events += 1;
+    }
+    for fault in 0..3 {
+        for after in (0..events).step_by(2) {
+            let mut world = divided(4, 7);
+            for _ in 0..after {
+                world.step();
+            }
+            let w = after % 3;
+            match fault {
+                0 => world.kill_worker(w, false),
+                1 => world.kill_worker(w, true),
+                _ => world.cut_off(w, 6_000),
+            }
+            finish(&mut world);
+            assert_eq!(world.again, 0, "fault {fault} after {after}");
+        }
+    }
+}
+
+#[test]
+fn a_coordinator_that_comes_back_finds_the_moments_where_they_were() {
+    for seed in (0..60).filter(|seed| seed % 3 != 0 && seed % 5 != 0) {
+        let mut world = divided(seed, 12);
+        world.crash_coordinator();
+        finish(&mut world);
+        assert!(
+            world.divided.len() > 20,
+            "seed {seed}: {:?} {:?}\n{}",
+            world.divided,
+            world.notes,
+            world.describe()
+        );
+    }
+}
+
+#[test]
+fn a_joiner_gets_its_part_of_the_moments() {
+    let mut world = divided(4, 12);
+    let w = world.add_worker();
+    world.workers[w].lane_ms = 5;
+    world.ask_to_leave(0);
+    finish(&mut world);
+    assert_eq!(world.again, 0);
+    assert!(world.divided.len() > 25, "{:?}", world.divided);
 }
 
 #[test]

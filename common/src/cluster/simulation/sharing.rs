@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::RUN;
-use super::trainer::LEN;
+use super::trainer::{Effect, LEN};
 use super::world::{Direction, Next, Up, World};
 use crate::aggregate::{Aggregator, ChunkDigest, Data, encode};
 use crate::cluster::events::Event;
@@ -31,8 +31,19 @@ pub(super) struct Sharing {
     slices: BTreeMap<Step, Slice>,
     /// Pushes for slices that it does not know of yet.
     early: Vec<(SessionId, Step, Node, Vec<f32>)>,
+    /// The newest parameters that it has published.
+    published: Vec<Published>,
     /// Roots that are on their way.
     roots: BTreeMap<Step, Vec<Option<f32>>>,
+}
+
+/// Parameters of a slice, and who needs them not.
+#[derive(Clone)]
+struct Published {
+    step: Step,
+    first: u32,
+    params: Vec<f32>,
+    not_to: Option<SessionId>,
 }
 
 /// A slice that a worker owns.
@@ -62,6 +73,8 @@ pub(super) enum Passed {
     Push(Step, Node, Vec<f32>),
     /// Elements of the root, from the first on.
     Root(Step, u32, Vec<f32>),
+    /// New parameters, from the first on.
+    Params(Step, u32, Vec<f32>),
 }
 
 impl World {
@@ -155,14 +168,50 @@ impl World {
             return;
         };
         found.open = true;
-        let (from, peer) = (found.from, found.sessions.1);
-        let link = Speed {
+        let (from, to, peer) = (found.from, found.to, found.sessions.1);
+        for published in self.workers[to].sharing.published.clone() {
+            self.send_params(link, &published);
+        }
+        let speed = Speed {
             rtt_micros: 1 + self.draw(100),
             bytes_per_second: 1 + self.draw(1_000),
         };
         let load = self.workers[from].load;
-        self.report(from, load, Report::Link { peer, link });
+        self.report(from, load, Report::Link { peer, link: speed });
         self.tell_reach(from);
+    }
+
+    /// Sends new parameters to whoever needs them.
+    pub(super) fn publish(&mut self, w: usize, effects: Vec<Effect>) {
+        for effect in effects {
+            let Effect::Publish(step, slice, params, not_to) = effect else {
+                unreachable!("only these are published");
+            };
+            let worker = &mut self.workers[w];
+            let own = worker.trainer.keeper.as_ref().map(|keeper| keeper.session);
+            let published = Published {
+                step,
+                first: slice.start,
+                params,
+                not_to,
+            };
+            let newest = &mut worker.sharing.published;
+            newest.retain(|other| other.step == step);
+            newest.push(published.clone());
+            let ours = |l: &Link| l.to == w && Some(l.sessions.1) == own;
+            let links = self.links.iter().filter(|(_, l)| ours(l));
+            for link in links.map(|(n, _)| *n).collect::<Vec<_>>() {
+                self.send_params(link, &published);
+            }
+        }
+    }
+
+    fn send_params(&mut self, link: u64, published: &Published) {
+        let to = self.links.get(&link).map(|l| l.sessions.0);
+        if to.is_some() && to != published.not_to {
+            let (step, first) = (published.step, published.first);
+            self.pass(link, Passed::Params(step, first, published.params.clone()));
+        }
     }
 
     fn close_link(&mut self, link: u64) {
@@ -225,6 +274,10 @@ impl World {
             return;
         }
         let Some(share) = shares.iter().find(|s| Some(s.session) == worker.session) else {
+            if worker.trainer.keeper.is_some() {
+                // It keeps nothing, so it has all that it needs.
+                self.take_root(w, step, 0, &[]);
+            }
             return;
         };
         let slice = Slice {
@@ -292,7 +345,7 @@ impl World {
         };
         let direction = match passed {
             Passed::Push(..) => &mut link.pushes,
-            Passed::Root(..) => &mut link.roots,
+            Passed::Root(..) | Passed::Params(..) => &mut link.roots,
         };
         let place = direction.out.number();
         direction.last = direction.last.max(arrival);
@@ -307,7 +360,7 @@ impl World {
         };
         let direction = match passed {
             Passed::Push(..) => &mut link.pushes,
-            Passed::Root(..) => &mut link.roots,
+            Passed::Root(..) | Passed::Params(..) => &mut link.roots,
         };
         match direction.incoming.accept(place) {
             Ok(true) => {}
@@ -318,6 +371,14 @@ impl World {
         match passed {
             Passed::Push(step, node, part) => self.take_part(to, sender, step, node, &part),
             Passed::Root(step, first, part) => self.take_root(from, step, first, &part),
+            Passed::Params(step, first, part) => {
+                let worker = &mut self.workers[from];
+                let state = worker.trainer.state.as_ref();
+                if worker.alive && state.is_some_and(|state| state.step < step) {
+                    worker.trainer.take_params(step, first, &part);
+                    self.wake(from);
+                }
+            }
         }
     }
 
@@ -365,7 +426,12 @@ impl World {
         let digests = root.iter().map(|x| ChunkDigest::of(&[*x])).collect();
         self.report(w, load, Report::SliceReady { step, digests });
         let own = self.workers[w].session;
-        let ours = |l: &Link| l.to == w && Some(l.sessions.1) == own;
+        let keeper = self.workers[w].trainer.keeper.clone();
+        let second = keeper
+            .as_ref()
+            .and_then(|k| k.division.second_of(k.session));
+        let wants = |l: &Link| keeper.is_none() || Some(l.sessions.0) == second;
+        let ours = |l: &Link| l.to == w && Some(l.sessions.1) == own && wants(l);
         let links: Vec<u64> = self
             .links
             .iter()
@@ -393,7 +459,10 @@ impl World {
         for (known, value) in root[first as usize..].iter_mut().zip(part) {
             *known = Some(*value);
         }
-        if let Some(root) = root.iter().copied().collect() {
+        let keeper = worker.trainer.keeper.as_ref();
+        let due = |i: u32| keeper.is_none_or(|keeper| keeper.keeps(i));
+        let of = |(i, part): (u32, &Option<f32>)| part.or((!due(i)).then_some(f32::NAN));
+        if let Some(root) = (0..).zip(root.iter()).map(of).collect() {
             worker.trainer.roots.insert(step, root);
             self.report(w, load, Report::RootHeld { step });
             self.wake(w);

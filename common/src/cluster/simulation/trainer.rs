@@ -1,12 +1,15 @@
 //! The trainer of a simulated worker: integer "gradients", a state of three numbers, and time that passes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 use crate::aggregate::{ChunkDigest, RootTotals};
+use crate::checkpoint::{chunk_digest, combine_digests};
+use crate::cluster::division::{Digests, Keeper};
 use crate::cluster::messages::{Commit, Found, LaneSums, Owners, Scores};
 use crate::cluster::worker::{Order, Report};
 use crate::floats::add;
-use crate::ids::{Lane, Step};
+use crate::ids::{Lane, SessionId, Step};
 use crate::lanes;
 use crate::tree::{Node, Tree};
 
@@ -19,11 +22,13 @@ pub fn totals(root: &[f32]) -> RootTotals {
     RootTotals::of(&digests)
 }
 
-/// Parameters and step.
+/// Parameters, moments and step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     pub step: Step,
     pub params: Vec<f32>,
+    /// Where they are divided, those of others are NaN.
+    pub moments: Vec<f32>,
     /// The optimizer's count.
     pub updates: u64,
     /// Whether the run has steps out of the ordinary.
@@ -35,13 +40,62 @@ impl State {
         Self {
             step: 0,
             params: vec![1.0; LEN],
+            moments: vec![0.0; LEN],
             updates: 0,
             wild,
         }
     }
 
     pub fn hash(&self) -> [u8; 32] {
-        totals(&self.params).hash
+        let digests: Vec<[u8; 32]> = (0..LEN).map(|i| self.digest(i)).collect();
+        combine_digests(&digests)
+    }
+
+    fn digest(&self, element: usize) -> [u8; 32] {
+        chunk_digest(&[self.params[element]], &[self.moments[element]], &[0.0])
+    }
+
+    /// What a worker finds that keeps some of the moments.
+    fn digests(&self, keeper: &Keeper) -> Digests {
+        let kept = keeper.kept().into_iter().flatten().flatten();
+        Digests {
+            params: totals(&self.params).hash,
+            kept: kept.map(|i| self.digest(i as usize)).collect(),
+        }
+    }
+
+    /// Forgets the moments that others keep.
+    fn divide(&mut self, keeper: &Keeper) {
+        for (i, moment) in (0..).zip(&mut self.moments) {
+            if !keeper.keeps(i) {
+                *moment = f32::NAN;
+            }
+        }
+    }
+
+    /// Nothing but these slices.
+    fn part(&self, slices: &[Range<u32>]) -> Self {
+        let mut part = self.clone();
+        for i in 0..LEN {
+            if !slices.iter().any(|slice| slice.contains(&(i as u32))) {
+                part.params[i] = f32::NAN;
+                part.moments[i] = f32::NAN;
+            }
+        }
+        part
+    }
+
+    /// Takes in what another has.
+    pub fn join(&mut self, part: &Self) {
+        for i in (0..LEN).filter(|i| !part.params[*i].is_nan()) {
+            self.params[i] = part.params[i];
+            self.moments[i] = part.moments[i];
+        }
+    }
+
+    /// Whether nothing is missing.
+    pub fn is_whole(&self) -> bool {
+        !self.params.iter().chain(&self.moments).any(|x| x.is_nan())
     }
 
     /// A step without its update.
@@ -53,9 +107,14 @@ impl State {
     pub fn update(&mut self, root: &[f32]) {
         self.step += 1;
         self.updates += 1;
-        for (p, r) in self.params.iter_mut().zip(root) {
-            *p = (*p + r) % 1024.0;
+        for (i, root) in root.iter().enumerate() {
+            self.update_element(i, *root);
         }
+    }
+
+    fn update_element(&mut self, i: usize, root: f32) {
+        self.moments[i] = (self.moments[i] + root) % 512.0;
+        self.params[i] = (self.params[i] + self.moments[i]) % 1024.0;
     }
 
     /// What it writes after a prompt: tokens that depend on the state.
@@ -108,6 +167,8 @@ pub enum Effect {
     Report(Report),
     Push(Step, Node, Vec<f32>),
     Upload(State),
+    /// New parameters of a slice go to those who do not keep it, but not to this one, which does.
+    Publish(Step, Range<u32>, Vec<f32>, Option<SessionId>),
 }
 
 /// A job, and how far it is.
@@ -119,6 +180,8 @@ enum Job {
         /// Lanes whose turn has come; a skipped one has no gradient.
         done: BTreeMap<Lane, Option<Vec<f32>>>,
     },
+    /// A commit that is applied to what is kept here.
+    Rest(Commit),
     Other(Order),
 }
 
@@ -133,6 +196,12 @@ pub struct Trainer {
     committed: Step,
     own_root: Option<Vec<f32>>,
     pub roots: BTreeMap<Step, Vec<f32>>,
+    /// Which moments are kept, if not all.
+    pub keeper: Option<Keeper>,
+    /// Parameters of others' slices, as they arrive.
+    params: BTreeMap<Step, Vec<Option<f32>>>,
+    /// Slices that others may not have got.
+    serves: Vec<(Step, Range<u32>)>,
     /// Whether roots can still arrive.
     attached: bool,
 }
@@ -160,6 +229,7 @@ impl Trainer {
                     done: BTreeMap::new(),
                 });
             }
+            Order::Serve { step, chunks } => self.serves.push((step, chunks)),
             Order::Commit(commit) => {
                 self.committed = self.committed.max(commit.step());
                 self.jobs.push_back(Job::Other(Order::Commit(commit)));
@@ -169,7 +239,10 @@ impl Trainer {
     }
 
     /// A state has been got.
-    pub fn install(&mut self, state: State) {
+    pub fn install(&mut self, mut state: State) {
+        if let Some(keeper) = &self.keeper {
+            state.divide(keeper);
+        }
         self.roots.retain(|s, _| *s > state.step);
         self.state = Some(state);
         self.kept.clear();
@@ -178,6 +251,10 @@ impl Trainer {
 
     pub fn attach(&mut self) {
         self.attached = true;
+        if self.keeper.is_some() {
+            // They were in the exchange of before.
+            self.roots.clear();
+        }
         // What was given up is not committed here, and nothing is skipped any more.
         self.skipped.clear();
         self.committed = self.state.as_ref().map_or(0, |s| s.step);
@@ -188,6 +265,7 @@ impl Trainer {
         let first = match self.jobs.front() {
             None => "idle".into(),
             Some(Job::Compute { step, lanes, .. }) => format!("computes {lanes:?} of {step}"),
+            Some(Job::Rest(commit)) => format!("lacks parameters of {}", commit.step()),
             Some(Job::Other(Order::Commit(commit))) => format!("commits {}", commit.step()),
             Some(Job::Other(order)) => format!("{order:?}"),
         };
@@ -199,6 +277,7 @@ impl Trainer {
     pub fn busy(&self) -> bool {
         match self.jobs.front() {
             Some(Job::Other(Order::Commit(commit))) => self.state.is_some() && self.can_end(commit),
+            Some(Job::Rest(commit)) => self.rest_of(commit.step()).is_some(),
             Some(_) => self.state.is_some(),
             None => false,
         }
@@ -221,7 +300,11 @@ impl Trainer {
                 alone,
                 done,
             } => self.compute(step, lanes, alone, done, tree, lane_ms, &mut out),
+            Job::Other(Order::Commit(commit)) if self.keeper.is_some() => {
+                self.commit_kept(commit, &mut out);
+            }
             Job::Other(Order::Commit(commit)) => self.commit(&commit, &mut out),
+            Job::Rest(commit) => self.commit_rest(&commit, &mut out),
             Job::Other(Order::Evaluate { step, split, units }) => {
                 let state = self.state.as_ref().expect("loaded before");
                 if state.step != step {
@@ -244,14 +327,135 @@ impl Trainer {
                     }));
                 }
             }
-            Job::Other(Order::Snapshot { step }) => {
+            Job::Other(Order::Snapshot { step, slices }) => {
                 // Where the commit before it was given up, nobody waits for it any more.
-                let state = self.state.clone().filter(|s| s.step == step);
-                out.extend(state.map(Effect::Upload));
+                if let Some(state) = self.state.as_ref().filter(|s| s.step == step) {
+                    if slices.is_some() {
+                        out.push(Effect::Report(self.digested(state)));
+                    }
+                    match slices {
+                        None => out.push(Effect::Upload(state.clone())),
+                        Some(slices) if slices.is_empty() => {}
+                        Some(slices) => out.push(Effect::Upload(state.part(&slices))),
+                    }
+                }
             }
             Job::Other(order) => unreachable!("{order:?} is no job"),
         }
+        out.extend(self.serve());
         out
+    }
+
+    fn digested(&self, state: &State) -> Report {
+        let keeper = self.keeper.as_ref().expect("moments are divided");
+        Report::Digested {
+            step: state.step,
+            digests: state.digests(keeper),
+        }
+    }
+
+    /// What is said before a state is said to be loaded.
+    pub fn digested_at_first(&self) -> Option<Report> {
+        let state = self.state.as_ref().expect("loaded");
+        self.keeper.as_ref().map(|_| self.digested(state))
+    }
+
+    /// Slices that are asked for, as soon as their step is made here.
+    pub fn serve(&mut self) -> Vec<Effect> {
+        let Some(state) = &self.state else {
+            return Vec::new();
+        };
+        let made = match self.jobs.front() {
+            Some(Job::Rest(commit)) => commit.step(),
+            _ => state.step,
+        };
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.serves)
+            .into_iter()
+            .partition(|(step, _)| *step <= made);
+        self.serves = later;
+        let publish = |(step, slice): (Step, Range<u32>)| {
+            let params = state.params[slice.start as usize..slice.end as usize].to_vec();
+            (step == made).then_some(Effect::Publish(step, slice, params, None))
+        };
+        due.into_iter().filter_map(publish).collect()
+    }
+
+    /// Parameters of another's slice arrive.
+    pub fn take_params(&mut self, step: Step, first: u32, params: &[f32]) {
+        let known = self.params.entry(step).or_insert_with(|| vec![None; LEN]);
+        for (known, new) in known[first as usize..].iter_mut().zip(params) {
+            *known = Some(*new);
+        }
+    }
+
+    /// The rest of a step's parameters, NaN where they are kept here; `None` as long as some are missing.
+    fn rest_of(&self, step: Step) -> Option<Vec<f32>> {
+        let keeper = self.keeper.as_ref()?;
+        let sent = self.params.get(&step);
+        let of = |i: usize| match keeper.keeps(i as u32) {
+            true => Some(f32::NAN),
+            false => sent?[i],
+        };
+        (0..LEN).map(of).collect()
+    }
+
+    /// Nobody will send the rest of a step's parameters any more, if some are missing: the step.
+    pub fn tear(&mut self) -> Option<Step> {
+        let Some(Job::Rest(commit)) = self.jobs.front() else {
+            return None;
+        };
+        let step = commit.step();
+        *self = Self::default();
+        Some(step)
+    }
+
+    fn commit_kept(&mut self, commit: Commit, out: &mut Vec<Effect>) {
+        let step = commit.step();
+        let root = self.roots.remove(&step).expect("everybody has it before");
+        let keeper = self.keeper.clone().expect("moments are divided");
+        let state = self.state.as_mut().expect("loaded before");
+        assert_eq!(state.step + 1, step);
+        if !commit.proof.skipped {
+            for i in keeper.kept().into_iter().flatten().flatten() {
+                state.update_element(i as usize, root[i as usize]);
+            }
+            if let Some([own, _]) = keeper.kept() {
+                let params = state.params[own.start as usize..own.end as usize].to_vec();
+                let second = keeper.division.second_of(keeper.session);
+                out.push(Effect::Publish(step, own, params, second));
+            }
+        }
+        match commit.proof.skipped {
+            true => self.finish(&commit, out),
+            false => self.jobs.push_front(Job::Rest(commit)),
+        }
+    }
+
+    fn commit_rest(&mut self, commit: &Commit, out: &mut Vec<Effect>) {
+        let rest = self.rest_of(commit.step()).expect("it was looked at");
+        let state = self.state.as_mut().expect("loaded before");
+        for (param, new) in state.params.iter_mut().zip(rest) {
+            if !new.is_nan() {
+                *param = new;
+            }
+        }
+        state.updates += 1;
+        self.finish(commit, out);
+    }
+
+    fn finish(&mut self, commit: &Commit, out: &mut Vec<Effect>) {
+        let state = self.state.as_mut().expect("loaded before");
+        state.step += 1;
+        assert_eq!(state.updates, commit.updates);
+        let step = state.step;
+        self.kept.clear();
+        self.params.retain(|s, _| *s > step);
+        let state = self.state.as_ref().expect("loaded before");
+        if commit.hash_state {
+            out.push(Effect::Report(self.digested(state)));
+        }
+        let state_hash = None;
+        out.push(Effect::Report(Report::Applied { step, state_hash }));
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -13,6 +13,9 @@ use crate::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
 use crate::ids::{SessionId, Step};
 use crate::tree::Tree;
 
+/// How long a worker without a session waits for the rest of a step's parameters.
+const DETACHED_MS: u64 = 3_000;
+
 impl World {
     pub fn add_worker(&mut self) -> usize {
         let w = self.workers.len();
@@ -77,6 +80,11 @@ impl World {
             let pause = 20 + self.draw(3_000);
             self.after(pause, Next::WorkerStart(w));
         }
+    }
+
+    /// Nothing comes from a worker or gets to it for a while.
+    pub fn cut_off(&mut self, w: usize, millis: u64) {
+        self.workers[w].cut_until = self.now + millis;
     }
 
     pub fn ask_to_leave(&mut self, w: usize) {
@@ -191,16 +199,23 @@ impl World {
         let life = worker.life;
         match order {
             Order::Say(message) => self.send_up(w, Up::Control(message)),
-            Order::Load { load, source, .. } => {
+            Order::Load {
+                load,
+                source,
+                keeper,
+                ..
+            } => {
                 worker.load = load;
                 worker.trainer = Trainer::default();
+                worker.trainer.keeper = keeper;
                 worker.trainer.attach();
                 self.leave_exchange(w);
                 self.open_exchange(w, source.step());
                 let pause = 5 + self.draw(300);
                 self.after(pause, Next::Loaded(w, life, load, source));
             }
-            Order::Attach { step, .. } => {
+            Order::Attach { step, keeper, .. } => {
+                worker.trainer.keeper = keeper;
                 worker.trainer.attach();
                 let load = worker.load;
                 self.leave_exchange(w);
@@ -212,10 +227,17 @@ impl World {
             order => {
                 match &order {
                     Order::Compute { step, owners, .. } => self.owned(w, *step, owners),
+                    // Whoever keeps a slice gets and gives what belongs to a commit even then, for a while.
+                    Order::Detach if worker.trainer.keeper.is_some() => {
+                        self.after(DETACHED_MS, Next::Tear(w, life));
+                    }
                     Order::Detach | Order::Unload => self.leave_exchange(w),
                     _ => {}
                 }
-                self.workers[w].trainer.give(order);
+                let trainer = &mut self.workers[w].trainer;
+                trainer.give(order);
+                let served = trainer.serve();
+                self.publish(w, served);
             }
         }
     }
@@ -256,9 +278,13 @@ impl World {
             }
         };
         let Some(state) = state else { return };
-        let state_hash = Some(state.hash());
+        let mut state_hash = Some(state.hash());
         if !matches!(source, StateSource::Held(_)) {
             worker.trainer.install(state);
+        }
+        if let Some(report) = worker.trainer.digested_at_first() {
+            state_hash = None;
+            self.tell(w, WorkerEvent::Did { load, report });
         }
         let report = Report::Loaded { step, state_hash };
         self.tell(w, WorkerEvent::Did { load, report });
@@ -288,6 +314,7 @@ impl World {
                 match effect {
                     Effect::Report(report) => self.report(w, load, report),
                     Effect::Push(step, node, sum) => self.push(w, step, node, sum),
+                    publish @ Effect::Publish(..) => self.publish(w, vec![publish]),
                     Effect::Upload(state) => {
                         let pause = 5 + self.draw(400);
                         if let Some(session) = self.workers[w].session {
@@ -298,6 +325,19 @@ impl World {
             }
         }
         self.wake(w);
+    }
+
+    /// A worker that lost its session does not wait for parameters for ever.
+    pub(super) fn tear(&mut self, w: usize, life: u64) {
+        let worker = &mut self.workers[w];
+        if !worker.alive || worker.life != life || worker.session.is_some() {
+            return;
+        }
+        if let Some(step) = worker.trainer.tear() {
+            let load = worker.load;
+            self.leave_exchange(w);
+            self.report(w, load, Report::Torn { step });
+        }
     }
 
     pub(super) fn report(&mut self, w: usize, load: u64, report: Report) {

@@ -55,6 +55,8 @@ pub(super) enum Next {
     CoordinatorTick(u64),
     CoordinatorStart,
     WorkerStart(usize),
+    /// A worker without a session gives up what it waits for.
+    Tear(usize, u64),
     /// A user goes on with a run that was paused under this coordinator.
     Resume(u64),
     /// A worker tries to reach another; the other has answered; the link is gone; it tries again.
@@ -109,6 +111,8 @@ pub(super) struct Coordinator {
     /// One for each element.
     pub(super) sums: BTreeMap<Step, Vec<Aggregator>>,
     pub(super) uploads: BTreeMap<Step, State>,
+    /// Of states whose moments are divided: what there is.
+    pub(super) parts: BTreeMap<Step, State>,
     /// Who has given a sign of life since the last tick.
     pub(super) heard: Vec<SessionId>,
 }
@@ -164,6 +168,8 @@ pub struct World {
     /// Whether uploads of states break off, or arrive changed, now and then.
     pub harmed_uploads: bool,
     pub happened: Vec<Happening>,
+    /// What people were told, and when.
+    pub notes: Vec<(u64, String)>,
     pub unusual: Vec<Anomaly>,
     /// Where the watchdog has paused the run.
     pub pauses: Vec<Step>,
@@ -184,6 +190,12 @@ pub struct World {
     /// Of all coordinators; bytes only where they are counted.
     pub work: Work,
     pub counts_bytes: bool,
+    /// Whether moments are divided among workers.
+    pub divides: bool,
+    /// Steps that were committed while they were.
+    pub divided: BTreeSet<Step>,
+    /// How many steps were committed once more.
+    pub again: u32,
     pub(super) lanes: u32,
     pub(super) steps: Step,
 }
@@ -211,6 +223,7 @@ impl World {
             harm: Harm::default(),
             harmed_uploads: false,
             happened: Vec::new(),
+            notes: Vec::new(),
             unusual: Vec::new(),
             pauses: Vec::new(),
             withdrawn: 0,
@@ -223,6 +236,9 @@ impl World {
             joined: 0,
             work: Work::default(),
             counts_bytes: false,
+            divides: false,
+            again: 0,
+            divided: BTreeSet::new(),
             lanes,
             steps,
         };
@@ -276,9 +292,11 @@ impl World {
             Next::ClosedBelow(w, _) | Next::Unlinked(w, ..) | Next::Redial(w, _) => {
                 self.workers[w].cut_until.max(self.workers[w].frozen_until)
             }
-            Next::Beat(w, _) | Next::Work(w, _) | Next::Connect(w) | Next::Loaded(w, ..) => {
-                self.workers[w].frozen_until
-            }
+            Next::Beat(w, _)
+            | Next::Work(w, _)
+            | Next::Connect(w)
+            | Next::Tear(w, _)
+            | Next::Loaded(w, ..) => self.workers[w].frozen_until,
             _ => 0,
         };
         (until > self.now).then_some(until)
@@ -292,6 +310,7 @@ impl World {
             Next::Connect(w) => self.connect(w),
             Next::Beat(w, life) => self.beat(w, life),
             Next::Work(w, life) => self.work(w, life),
+            Next::Tear(w, life) => self.tear(w, life),
             Next::Loaded(w, life, load, source) => self.loaded(w, life, load, source),
             Next::Up(w, session, number, up) => self.arrive_up(w, session, number, up),
             Next::Down(w, session, number, down) => self.arrive_down(w, session, number, down),
@@ -319,10 +338,14 @@ impl World {
         self.boots += 1;
         self.next_session = self.boots << 32;
         self.coordinator = Some(Coordinator {
-            machine: Machine::new(Limits::default()),
+            machine: Machine::new(Limits {
+                divides: self.divides,
+                ..Limits::default()
+            }),
             sessions: BTreeMap::new(),
             sums: BTreeMap::new(),
             uploads: BTreeMap::new(),
+            parts: BTreeMap::new(),
             heard: Vec::new(),
         });
         if !self.disk.finished {
@@ -504,8 +527,14 @@ impl World {
                 ..
             } => drop(self.shared.insert(*step)),
             ToWorker::Collect { step, .. } => drop(self.collected.insert(*step)),
-            // What was recorded before is on the disk before a commit goes out.
-            ToWorker::Commit { .. } => self.flush(),
+            ToWorker::Commit { commit, .. } => {
+                let coordinator = self.coordinator.as_ref().expect("it acts");
+                if coordinator.machine.is_divided() {
+                    self.divided.insert(commit.step());
+                }
+                // What was recorded before is on the disk before a commit goes out.
+                self.flush();
+            }
             _ => {}
         }
         let coordinator = self.coordinator.as_ref().expect("it acts");
@@ -535,6 +564,7 @@ impl World {
             Action::ReleaseRoots { through, .. } => coordinator.sums.retain(|s, _| *s > through),
             Action::Committed(record) => {
                 self.disk.workers = record.workers;
+                self.again += u32::from(self.disk.ledger.contains_key(&record.entry.step));
                 self.unwritten.push(record.entry);
             }
             Action::Withdraw { after, .. } => {
@@ -544,6 +574,7 @@ impl World {
             }
             Action::DropCheckpoint { step, .. } => {
                 coordinator.uploads.remove(&step);
+                coordinator.parts.remove(&step);
             }
             Action::CheckpointGood { step, .. } => {
                 if let Some(state) = coordinator.uploads.remove(&step) {
@@ -574,7 +605,8 @@ impl World {
             }
             Action::Happened { what, .. } => self.happened.push(what),
             Action::Unusual { anomaly, .. } => self.unusual.push(anomaly),
-            Action::Assigned { .. } | Action::Note { .. } => {}
+            Action::Note { text, .. } => self.notes.push((self.now, text)),
+            Action::Assigned { .. } => {}
         }
     }
 
@@ -658,9 +690,17 @@ impl World {
         }
         let mut state = state;
         if self.harmed_uploads && self.draw(8) == 0 {
-            state.params[0] += 1.0;
+            state.params.iter_mut().for_each(|p| *p += 1.0);
         }
         let coordinator = self.coordinator.as_mut().expect("checked");
+        if !state.is_whole() {
+            let parts = coordinator.parts.entry(step).or_insert(state.clone());
+            parts.join(&state);
+            if !parts.is_whole() {
+                return;
+            }
+            state = coordinator.parts.remove(&step).expect("it is there");
+        }
         let state_hash = state.hash();
         coordinator.uploads.insert(step, state);
         self.event(Event::CheckpointWritten {
@@ -685,7 +725,11 @@ impl World {
         };
         let workers: Vec<String> = self.workers.iter().enumerate().map(worker).collect();
         let now = self.now;
-        format!("at {now} ms: {coordinator:#?}\n{}", workers.join("\n"))
+        let notes = &self.notes[self.notes.len().saturating_sub(8)..];
+        format!(
+            "at {now} ms: {coordinator:#?}\n{}\n{notes:#?}",
+            workers.join("\n")
+        )
     }
 }
 

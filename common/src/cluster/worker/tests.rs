@@ -40,6 +40,7 @@ fn worker(entries: &[Arc<Entry>], safe: impl Fn(Step) -> Step) -> WorkerMachine 
         safe: 0,
         lanes: BTreeSet::new(),
         commits: VecDeque::new(),
+        keeper: None,
     };
     let mut machine = WorkerMachine {
         run: Some(held),

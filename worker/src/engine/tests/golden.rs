@@ -175,7 +175,7 @@ fn adamw_agrees_with_pytorch() {
                 scale: 0.25,
                 learning_rate: 0.01 / (step as f64).sqrt(),
             };
-            adamw.update(&mut params, &mut moments, &gradient, update);
+            adamw.update(&mut params, &mut moments, &gradient, 0, update);
         }
         assert_close(
             name,

@@ -26,7 +26,7 @@ const SITE: Site = Site {
     micro_batch: 2,
 };
 
-fn model(architecture: Architecture) -> ModelConfig {
+pub(crate) fn model(architecture: Architecture) -> ModelConfig {
     let llama = architecture == Architecture::Llama;
     ModelConfig {
         architecture,
@@ -112,7 +112,7 @@ fn classifiers() -> Vec<ModelConfig> {
     ]
 }
 
-fn train() -> TrainConfig {
+pub(crate) fn train() -> TrainConfig {
     TrainConfig {
         steps: 10,
         lanes: 1,
