@@ -282,7 +282,8 @@ def lose(binary, store, steps, lease, hash_expected, again):
         thread.join()
         texts = [(at, e.get("text", "")) for at, e in events if at > killed]
         came_back = [re.search(r"came back with the state of step (\d+)", text) for _, text in texts]
-        held = max([int(found[1]) for found in came_back if found], default=before)
+        loaded = [e["step"] for at, e in events if at > killed and e.get("event") == "loading"]
+        held = max([int(found[1]) for found in came_back if found] + loaded)
         first_new = min(at for at, e in events if at > killed and e.get("event") == "step" and e["step"] > held)
         end = next(e for _, e in events if e.get("event") == "finished")
         cluster.run("verify", "run", "--coordinator", urls)
@@ -292,10 +293,12 @@ def lose(binary, store, steps, lease, hash_expected, again):
 
 
 def speed(binary, store, steps, flags):
-    """Seconds of an undisturbed run's steps."""
+    """Seconds of an undisturbed run's steps; with flags of failover, while another coordinator stands by."""
     with Cluster(binary, store) as cluster:
         flags = ["--store", f"s3://bucket/{cluster.directory.name}", *flags]
         _, url = cluster.coordinator("first", *flags)
+        if "--failover" in flags:
+            cluster.coordinator("second", *flags)
         cluster.workers(url)
         process, thread, events = followed(cluster, url, steps)
         process.wait(timeout=PATIENCE)

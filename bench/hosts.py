@@ -121,7 +121,9 @@ class Cluster:
             self.start(n, f"worker-{n}", words, "joined", secret)
 
     def on(self, host, words):
-        return ["ip", "netns", "exec", f"h{host}", self.cohort, *map(str, words)]
+        # A host has a name of its own.
+        named = ["unshare", "--uts", "sh", "-c", f'hostname h{host} && exec "$@"', "sh"]
+        return ["ip", "netns", "exec", f"h{host}", *named, self.cohort, *map(str, words)]
 
     def output(self, words):
         return subprocess.check_output([self.cohort, *map(str, words)], text=True)

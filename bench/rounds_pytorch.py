@@ -18,9 +18,11 @@ and `ramp` is the part of a round in which the learning rate rises to its schedu
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
+from pathlib import Path
 
 import torch
 
@@ -184,7 +186,7 @@ def main():
     parser.add_argument("--samples", type=int, default=16, help="of a lane's inner step")
     parser.add_argument("--cases", choices=["short", "long"], default="short")
     parser.add_argument("--steps", type=int, help="inner steps in all; 1,200 or, in long cases, 3,600")
-    parser.add_argument("--json")
+    parser.add_argument("--json", help="file that rows are added to")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = True
     text = open(args.text, encoding="utf-8").read()
@@ -194,6 +196,7 @@ def main():
     held = data[cut:]
     held = torch.stack([held[i * CONTEXT : i * CONTEXT + CONTEXT + 1] for i in range(min(256, (len(held) - 1) // CONTEXT))])
     model, rows = Model(len(numbers)), []
+    before = json.loads(Path(args.json).read_text())["rows"] if args.json and Path(args.json).exists() else []
     steps = args.steps or (1200 if args.cases == "short" else 3600)
     every = Lanes(model, args.samples, True)
     alone = Lanes(model, args.samples, False)
@@ -205,8 +208,9 @@ def main():
         rows.append({"inner_steps": inner, "moments": moments, "outer": outer, "ramp": ramp, "steps": steps, "losses": losses})
         print(f"H {inner:3}  {moments:10} outer {outer}  ramp {ramp}: {losses}", flush=True)
         if args.json:
-            with open(args.json, "w") as out:
-                json.dump({"torch": torch.__version__, "device": DEVICE, "rows": rows}, out, indent=1)
+            device = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
+            found = {"torch": torch.__version__, "device": device, "text_sha256": hashlib.sha256(text.encode()).hexdigest(), "rows": before + rows}
+            Path(args.json).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@
     python3 bench/run.py rounds TEXT       losses after equal tokens, exchanged in every step and after rounds of inner steps
     python3 bench/run.py memory            peak memory of each worker, with moments that are divided among them and without
     python3 bench/run.py links             speed over slow links, in network namespaces, beside DistributedDataParallel
-    python3 bench/run.py scale             the coordinator with 10, 100 and 300 workers, and with 8 cores 1,000 and 2,000: what a step costs it
+    python3 bench/run.py scale             the coordinator with 10 to 1,000 workers, and with 8 cores 2,000: what a step costs it
     python3 bench/run.py tokenize BOOKS    text to tokens on one and two workers, beside Hugging Face's datasets and tokenizers
     python3 bench/run.py failover          how long a run stands when the coordinator's machine is gone, and what standing by costs
     python3 bench/run.py table             BENCHMARKS.md from the results
@@ -97,8 +97,8 @@ def machine(args):
     return facts
 
 
-def save(args, name, rows):
-    result = {"machine": machine(args), "rounds": args.rounds, "rows": rows}
+def save(args, name, rows, rounds=None):
+    result = {"machine": machine(args), "rounds": rounds or args.rounds, "rows": rows}
     if args.quick:
         print(f"{name} works")
     else:
@@ -268,7 +268,7 @@ def text(args):
 
 def preset(args):
     options = QUICK if args.quick else []
-    save(args, "preset", [pretrain_whole(cohort(args), ["--preset", "shakespeare-cpu"], args.text, options)])
+    save(args, "preset", [pretrain_whole(cohort(args), ["--preset", "shakespeare-cpu"], args.text, options)], 1)
 
 
 # Equal tokens in each: as many steps of all lanes, exchanged one by one, or after rounds of them.
@@ -298,7 +298,7 @@ def rounds(args):
         found = pretrain_whole(binary, [ROOT / "bench" / "links.toml"], args.text, options)
         last = found["evals"][-1][0]
         rows.append({"mode": mode, "all_s": found["all_s"], "evals": [[step / last, loss] for step, loss, _ in found["evals"]]})
-        save(args, "rounds", rows)
+        save(args, "rounds", rows, 1)
 
 
 @contextlib.contextmanager
@@ -348,7 +348,7 @@ def script(args, name, *options):
 
 def page(args):
     options = ["--steps", 5000, "--workers", 4, "--times", 1] if args.quick else []
-    save(args, "page", [script(args, "watch.py", *options)])
+    save(args, "page", [script(args, "watch.py", *options)], 1)
 
 
 def watching(args):
@@ -363,19 +363,18 @@ def tls(args):
 
 def links(args):
     options = ["--modes", "f32", "--links", "0:0"] if args.quick else ["--python", args.python] if args.python else []
-    save(args, "links", script(args, "links.py", *options))
+    save(args, "links", script(args, "links.py", *options), 1)
 
 
 def scale(args):
-    """A thousand workers and more only where there are cores for them: on two, most fall silent before the first step."""
     ours, rows = bench_binary(args, "scale"), []
-    cases = [(20, 3, [])] if args.quick else [(10, 60, []), (100, 60, []), (300, 60, [])]
-    cases += [(1000, 60, []), (2000, 30, [])] if not args.quick and os.cpu_count() >= 8 else []
+    cases = [(20, 60, [])] if args.quick else [(10, 1000, []), (100, 500, []), (300, 200, []), (1000, 60, [])]
+    cases += [(2000, 30, [])] if not args.quick and os.cpu_count() >= 8 else []
     for workers, steps, options in cases:
         with tempfile.NamedTemporaryFile() as file:
             subprocess.run([ours, "--workers", str(workers), "--steps", str(steps), "--json", file.name, *options], cwd=ROOT, check=True)
             rows += json.load(open(file.name))["rows"]
-    save(args, "scale", rows)
+    save(args, "scale", rows, 1)
 
 
 def failover(args):
@@ -462,7 +461,7 @@ def table(_args):
         facts = found[name]["machine"]
         where = ", ".join(filter(None, [facts.get("gpu"), facts["processor"], f"{facts['cores']} cores", facts.get("features")]))
         versions = f"; {facts['python']}" if "python" in facts else ""
-        out.extend([f"## {title}", "", f"`python3 bench/run.py {command}`; {found[name]['rounds']} rounds, {facts['date']}, commit {facts['commit']}; {where}{versions}.", ""])
+        out.extend([f"## {title}", "", f"`python3 bench/run.py {command}`; {found[name]['rounds']} round{'s' * (found[name]['rounds'] != 1)}, {facts['date']}, commit {facts['commit']}; {where}{versions}.", ""])
         return found[name]["rows"]
 
     def lines(head, rows):

@@ -11,7 +11,7 @@
 //!   commit. Workers and coordinator share this machine's cores, so that is more than it would be elsewhere;
 //! - messages and their bytes on the control connections, from the coordinator's own counters (`/metrics`).
 //!
-//! Without any argument 20 workers make 3 steps, which is a test that all this still works.
+//! Without any argument 20 workers make 60 steps, which is a test that all this still works.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -101,7 +101,7 @@ fn main() {
         return workers(url, named["--workers"], Path::new(named["--cache"]));
     }
     let usual = if tiny {
-        ("20", "3")
+        ("20", "60")
     } else {
         ("10,100,1000", "60")
     };
@@ -152,6 +152,8 @@ impl Drop for Process {
 /// What the coordinator's process has used and said at one moment.
 struct Look {
     at: Instant,
+    /// Steps that were committed: whoever is told of them hears it later.
+    step: u64,
     cpu_us: f64,
     rss: f64,
     messages: f64,
@@ -178,6 +180,7 @@ impl Look {
         };
         Self {
             at: Instant::now(),
+            step: sum("cohort_run_step{") as u64,
             // A hundred ticks a second on every Linux there is.
             cpu_us: ticks * 1e4,
             rss: number::<f64>(rss.expect("a line of it")) * 1024.0,
@@ -264,11 +267,11 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
             Some("step") => {
                 let step = event["step"].as_u64().expect("a number");
                 if step == warm + 1 {
-                    first = Some((step, Look::at(pid, &url)));
+                    first = Some(Look::at(pid, &url));
                 }
                 // The last checkpoint is no part of a step.
                 if step == steps - 1 {
-                    last = Some((step, Look::at(pid, &url)));
+                    last = Some(Look::at(pid, &url));
                 }
             }
             Some("finished") => finished = true,
@@ -276,8 +279,14 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
         }
     }
     assert!(finished, "the run did not finish");
-    let (from, first) = first.expect("a first step");
-    let (to, last) = last.expect("a last step");
+    let first = first.expect("a first step");
+    let last = last.expect("a last step");
+    let (from, to) = (first.step, last.step);
+    assert!(
+        from < to,
+        "{steps} steps are too few: at the look at step {} all {to} were made",
+        warm + 1
+    );
     // The workers end when nobody speaks to them any more.
     drop(child.0.stdin.take());
     let mut said = String::new();
@@ -296,6 +305,12 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
     assert_eq!(latencies.len() as u64, to - from, "a step was not seen");
     let quantile = |q: f64| latencies[((latencies.len() - 1) as f64 * q).round() as usize];
     let count = (to - from) as f64;
+    let messages = (last.messages - first.messages) / count;
+    // From each worker its lane and that it applied the commit, and to each the commit; fewer could not be right.
+    assert!(
+        messages >= f64::from(3 * workers),
+        "{messages} messages in a step of {workers} workers"
+    );
     let row = json!({
         "workers": workers,
         "lanes": lanes,
@@ -304,7 +319,7 @@ fn measure(workers: u32, lanes: u32, steps: u64) -> Value {
         "latency_p50_ms": quantile(0.5),
         "latency_p99_ms": quantile(0.99),
         "cpu_ms_per_step": (last.cpu_us - first.cpu_us) / 1e3 / count,
-        "messages_per_step": (last.messages - first.messages) / count,
+        "messages_per_step": messages,
         "bytes_per_step": (last.bytes - first.bytes) / count,
         "rss_bytes": last.rss,
         "rss_per_worker_bytes": (last.rss - before.rss) / f64::from(workers),

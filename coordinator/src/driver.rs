@@ -18,6 +18,7 @@ use cohort_common::figures::Figures;
 use cohort_common::home::RunName;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::wire;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 use tracing::{error, info, warn};
@@ -423,9 +424,12 @@ impl Driver {
         let body = wire::to_worker_body(&wire::to_worker(&message));
         let lost = |session: &SessionId| {
             let outbox = self.outboxes.get(session)?;
-            outbox.try_send(Ok(body.clone())).err()?;
-            let what = format!("{OUTBOX} messages wait for it, or its connection is gone");
-            let reason = LeftReason::Protocol(what);
+            let reason = match outbox.try_send(Ok(body.clone())).err()? {
+                TrySendError::Full(_) => {
+                    LeftReason::Protocol(format!("{OUTBOX} messages wait for it"))
+                }
+                TrySendError::Closed(_) => LeftReason::ConnectionClosed,
+            };
             let session = *session;
             Some(Event::Left { session, reason })
         };

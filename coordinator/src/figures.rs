@@ -18,8 +18,8 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// A worker that has said nothing for so long has no present.
 const STALE: Duration = Duration::from_secs(5);
 
-/// Time between two rows of a worker in the database.
-const ROWS: Duration = Duration::from_secs(10);
+/// Time between two rows of a worker in the database: at least so long, and so long for each worker that there is.
+const ROWS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 
 /// The others wait for a straggler for this share of their time, or more.
 const WAITING: f64 = 0.15;
@@ -84,7 +84,8 @@ impl Book {
 
     /// A worker said what it did. Gives what is to be written down.
     pub fn heard(&mut self, session: SessionId, said: Figures, now: Instant) -> Option<TimesDue> {
-        self.0.get_mut(&session)?.heard(said, now)
+        let every = ROWS.0.max(ROWS.1 * self.0.len() as u32);
+        self.0.get_mut(&session)?.heard(said, now, every)
     }
 
     /// A session has ended. Gives what is to be written down.
@@ -189,7 +190,7 @@ struct Pace {
 }
 
 impl Worker {
-    fn heard(&mut self, said: Figures, now: Instant) -> Option<TimesDue> {
+    fn heard(&mut self, said: Figures, now: Instant, every: Duration) -> Option<TimesDue> {
         let run = said.run.as_ref().map(|(run, _)| run.clone());
         let same = self.times.as_ref().map(|times| &times.run) == run.as_ref();
         if !same {
@@ -214,7 +215,7 @@ impl Worker {
             self.window.pop_front();
         }
         let written = self.times.as_ref()?.written;
-        (now.saturating_duration_since(written) >= ROWS)
+        (now.saturating_duration_since(written) >= every)
             .then(|| self.row(now))
             .flatten()
     }

@@ -18,7 +18,9 @@ impl RunRecord {
         generation: u64,
         lanes: Vec<(SessionId, Vec<Lane>)>,
     ) {
-        let lanes = lanes.into_iter().map(|(s, l)| (s.to_string(), l)).collect();
+        // Of workers without lanes there may be many.
+        let lanes = lanes.into_iter().filter(|(_, lanes)| !lanes.is_empty());
+        let lanes = lanes.map(|(s, l)| (s.to_string(), l)).collect();
         let name = self.name.clone();
         let record = move |s: &Store| s.record_assignment(&name, step, generation, &lanes);
         self.write(cluster, record).await;

@@ -1,5 +1,6 @@
 //! The control service of workers: one stream is one session.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cohort_common::cluster::events::LeftReason;
@@ -11,7 +12,7 @@ use cohort_common::security::TokenId;
 use cohort_common::wire::{self, Heard};
 use cohort_proto::v1;
 use cohort_proto::v1::workers_server::Workers;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -56,7 +57,7 @@ impl Workers for WorkersService {
         let mut register = first_message(&mut incoming, &mut opener).await?;
         let holding = register.holding.take().map(wire::holding_from).transpose();
         let holding = holding.map_err(invalid)?;
-        self.room.check(self.cluster.workers())?;
+        let place = self.room.enter()?;
         let peak_flops = wire::peak_from(&register);
         let info = wire::member_from(register);
         let join = |reply| Command::Join {
@@ -82,6 +83,7 @@ impl Workers for WorkersService {
         tokio::spawn(talking.talk(welcome, messages, out));
         tokio::spawn(async move {
             let reason = listen(&cluster, session, incoming, opener).await;
+            drop(place);
             cluster.send(Event::Left { session, reason }).await;
         });
         Ok(Response::new(ReceiverStream::new(outgoing)))
@@ -168,9 +170,10 @@ impl Talking {
 }
 
 /// How many workers may be there at a time: each has connections, and each of these is a file that is open.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Room {
     files: usize,
+    places: Arc<Semaphore>,
 }
 
 /// Connections of a worker: what is said, bulk data, gradients.
@@ -182,23 +185,26 @@ const OTHER_FILES: usize = 160;
 impl Room {
     /// That of a process that may have so many files open.
     pub fn new(files: usize) -> Self {
-        Self { files }
+        let most = most_workers(files);
+        let places = Arc::new(Semaphore::new(most));
+        Self { files, places }
     }
 
-    fn most(self) -> usize {
-        (self.files.saturating_sub(OTHER_FILES) / CONNECTIONS).max(1)
+    /// A place, until it is dropped with the connection.
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let full = |_| {
+            let (files, most) = (self.files, most_workers(self.files));
+            Status::resource_exhausted(format!(
+                "this coordinator has as many workers as it can have, {most}: each takes {CONNECTIONS} connections, and it may have {files} files open; raise that limit where it is started (`ulimit -n`, or `LimitNOFILE=` of systemd) and start it again"
+            ))
+        };
+        self.places.clone().try_acquire_owned().map_err(full)
     }
+}
 
-    /// Whether there is room for one more.
-    fn check(self, workers: usize) -> Result<(), Status> {
-        let Self { files } = self;
-        match workers < self.most() {
-            true => Ok(()),
-            false => Err(Status::failed_precondition(format!(
-                "this coordinator has as many workers as it can have, {workers}: each takes {CONNECTIONS} connections, and it may have {files} files open; raise that limit where it is started (`ulimit -n`, or `LimitNOFILE=` of systemd) and start it again"
-            ))),
-        }
-    }
+fn most_workers(files: usize) -> usize {
+    let most = files.saturating_sub(OTHER_FILES) / CONNECTIONS;
+    most.clamp(1, Semaphore::MAX_PERMITS)
 }
 
 async fn first_message(
@@ -251,8 +257,8 @@ mod tests {
     #[test]
     fn workers_for_whom_there_are_no_files_are_told_what_to_do() {
         let room = Room::new(1024);
-        assert!(room.check(287).is_ok());
-        let status = room.check(288).unwrap_err();
+        let mut there: Vec<_> = (0..288).map(|_| room.enter().unwrap()).collect();
+        let status = room.enter().unwrap_err();
         let text = status.message();
         assert!(text.contains("as it can have, 288: each"), "{text}");
         assert!(
@@ -260,7 +266,9 @@ mod tests {
             "{text}"
         );
         // One may always come, and a system without a bound has none.
-        assert!(Room::new(0).check(0).is_ok());
-        assert!(Room::new(usize::MAX).check(1_000_000).is_ok());
+        assert!(Room::new(0).enter().is_ok());
+        assert!(Room::new(usize::MAX).enter().is_ok());
+        there.pop();
+        assert!(room.enter().is_ok());
     }
 }

@@ -84,6 +84,9 @@ pub enum Error {
     /// The coordinator does not want it.
     #[error("the coordinator refused this worker: {0}")]
     Refused(String),
+    /// The coordinator has as many workers as it can have.
+    #[error("the coordinator has no room for this worker: {0}")]
+    Full(String),
     /// It has no certificate, and nothing that would get it one.
     #[error(
         "{0} is encrypted, and this worker has no certificate of that cluster yet; start it once with a token of `cohort init` or `cohort token create --role worker`, in COHORT_TOKEN or with --token-file"
@@ -208,6 +211,11 @@ async fn keep_working(
             }
             Error::Connect(error) if joined => {
                 info!(%error, "waiting for the coordinator");
+                pause = (pause * 2).min(BACKOFF.1);
+            }
+            // Perhaps the place that it had before is not free yet.
+            Error::Full(reason) if joined => {
+                info!(reason, "waiting for a place at the coordinator");
                 pause = (pause * 2).min(BACKOFF.1);
             }
             error => return Err(error),

@@ -298,6 +298,7 @@ fn ended(status: Status) -> Ended {
         Code::FailedPrecondition | Code::Unauthenticated | Code::InvalidArgument => {
             Error::Refused(message)
         }
+        Code::ResourceExhausted => Error::Full(message),
         _ => Error::Session(message),
     };
     Ended {

@@ -30,6 +30,10 @@ impl Machine {
         if !joins && !active.ready.contains(&session) {
             return;
         }
+        // Of a state that was left for an older one; nothing else has steps that are not committed.
+        if step > active.step {
+            return;
+        }
         let member = self.members.get_mut(&session).expect("it spoke");
         let before = member.applied.replace(step);
         let before = active.needs(session, before);

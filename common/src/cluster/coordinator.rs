@@ -405,6 +405,7 @@ impl Machine {
             for member in self.members.values_mut() {
                 member.applied = None;
                 member.holding = None;
+                member.pause = (0, 0);
                 member.reaches.clear();
                 member.line = Line::default();
             }

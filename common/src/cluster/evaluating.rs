@@ -11,14 +11,14 @@ use crate::lanes;
 
 impl Machine {
     pub(super) fn start_eval(&mut self, now: u64, split: u32, out: &mut Vec<Action>) {
-        let active = self.active.as_mut().expect("a run is at a boundary");
+        let active = self.active.as_ref().expect("a run is at a boundary");
         let units = active.plan.splits[split as usize].units;
         if units == 0 {
             return self.at_boundary(now, out);
         }
-        let members = &self.members;
-        let speed = |s: &SessionId| (*s, members[s].lane_micros);
+        let speed = |s: &SessionId| (*s, self.lane_time(*s));
         let ready: Vec<_> = active.ready.iter().map(speed).collect();
+        let active = self.active.as_mut().expect("a run is at a boundary");
         let mut hands = Hands::new(units);
         for (session, range) in lanes::assign(units, &ready) {
             let units: Vec<u32> = range.collect();

@@ -174,7 +174,7 @@ impl Machine {
     /// Says whether there is nobody to wait for, so that the state on disk has to do.
     fn recovered(&mut self, now: u64, out: &mut Vec<Action>) -> bool {
         let active = self.active.as_mut().expect("a run is gathering");
-        let waits = |r: &Recovery| now < r.until_ms && self.members.len() < r.expected;
+        let waits = |r: &Recovery| now < r.until_ms && self.members.len() < r.expected + r.here;
         if active.recovery.as_ref().is_some_and(waits) {
             return false;
         }
@@ -189,7 +189,7 @@ impl Machine {
         if let Some(recovery) = active.recovery {
             let back = match youngest {
                 Some(_) => held.len(),
-                None => members.len(),
+                None => members.len().saturating_sub(recovery.here),
             };
             if now < recovery.until_ms && back < recovery.expected {
                 return false;
@@ -344,8 +344,8 @@ impl Active {
         if let Some((entry, known)) = self.recent.get(&proof.step) {
             return (known.hash == proof.hash).then(|| entry.clone());
         }
-        let entry = proof.entry.as_ref()?;
-        (!self.missing(holding).is_empty()).then(|| entry.clone())
+        let last = self.missing(holding).pop()?;
+        (last.hash() == proof.hash).then_some(last)
     }
 
     /// The newest step whose root a member that is not ready, or is, needs no more; `None` if it needs none that is held.

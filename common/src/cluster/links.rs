@@ -6,6 +6,7 @@
 //! anything are done at the same time T: fᵢ = max(0, (T bᵢ − 1) / (M − 2)), with Σ fᵢ = 1. Where there are two workers it does not
 //! matter who owns what.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::cluster::coordinator::Machine;
@@ -21,7 +22,7 @@ pub struct Link {
 }
 
 /// A worker's line, as far as the ways that use it show. A way can be slow because of its other end, so the best tells most
-/// of this one.
+/// of this one. A way within a host uses no line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Line {
     /// There and back to the nearest of the others, in microseconds.
@@ -50,7 +51,10 @@ impl Line {
 }
 
 /// Speeds that differ by less are taken for equal: measurements do.
-const ALIKE: f64 = 1.25;
+const ALIKE: f64 = 1.5;
+
+/// Seconds that equal slices may take on the slowest line without anything being gained by others.
+const SHORT: f64 = 0.02;
 
 impl Machine {
     /// A way was measured.
@@ -58,41 +62,84 @@ impl Machine {
         if self.active_as(run).is_none() {
             return;
         }
-        let Some(other) = self.members.get_mut(&to) else {
+        let host = |session| self.members.get(session).map(|m| &m.info.host);
+        if host(&to) == host(&from) {
             return;
+        }
+        if let Some(other) = self.members.get_mut(&to) {
+            other.line.comes_in(link);
+            let member = self.members.get_mut(&from).expect("it spoke");
+            member.line.goes_out(link);
+        }
+    }
+
+    /// Bytes a second that each of these workers has for itself, as far as that is known: those of one host share its line.
+    pub(super) fn speeds(&self, owners: &[SessionId]) -> Vec<Option<u64>> {
+        let active = self.active.as_ref().expect("a run is active");
+        let host = |session: &SessionId| self.members[session].info.host.as_str();
+        let mut on: BTreeMap<&str, u64> = BTreeMap::new();
+        for session in &active.ready {
+            *on.entry(host(session)).or_default() += 1;
+        }
+        let speed = |owner: &SessionId| {
+            let speed = self.members[owner].line.speed()?;
+            Some(speed / on.get(host(owner)).copied().unwrap_or(1))
         };
-        other.line.comes_in(link);
-        let member = self.members.get_mut(&from).expect("it spoke");
-        member.line.goes_out(link);
+        owners.iter().map(speed).collect()
     }
 }
 
-/// Cuts `chunks` into a slice for each owner, one chunk at least, in the order of `speeds`, so that a step of `workers` workers
-/// takes as little time as their lines allow. Owners whose line is not known make all slices equal.
+/// A gradient that is to be cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Whole {
+    /// How many workers it is summed of.
+    pub workers: usize,
+    /// In chunks.
+    pub chunks: u32,
+    /// As it is sent.
+    pub bytes: u64,
+}
+
+/// Cuts a gradient into a slice for each owner, in the order of `speeds`, so that a step takes as little time as their lines
+/// allow. Two of them at least have a chunk or more; of the others, those have none that would have less than half of one.
+/// Owners whose line is not known make all slices equal, and so do lines that are fast enough.
 ///
 /// # Panics
 /// If there are more owners than chunks.
-pub(super) fn slices(speeds: &[Option<u64>], workers: usize, chunks: u32) -> Vec<Range<u32>> {
+pub(super) fn slices(speeds: &[Option<u64>], whole: Whole) -> Vec<Range<u32>> {
     let count = speeds.len();
-    assert!(
-        count <= chunks as usize,
-        "{count} owners of {chunks} chunks"
-    );
+    let chunks = f64::from(whole.chunks);
+    assert!(count as f64 <= chunks, "{count} owners of {chunks} chunks");
     let known: Option<Vec<f64>> = speeds.iter().map(|s| s.map(|s| s as f64)).collect();
-    let parts = known.filter(|s| workers > 2 && differ(s));
-    let parts = parts.map_or_else(|| vec![1.0 / count as f64; count], |s| fill(&s, workers));
-    let free = f64::from(chunks - count as u32);
-    let (mut sum, mut start) = (0.0, 0);
-    let mut slice = |(owners, part): (u32, f64)| {
-        sum += part;
-        let end = if owners as usize == count {
-            chunks
-        } else {
-            owners + (free * sum).round() as u32
-        };
+    let parts = match known.filter(|speeds| matter(speeds, whole)) {
+        Some(speeds) => fill(&speeds, whole.workers),
+        None => vec![1.0 / count as f64; count],
+    };
+    let mut largest: Vec<usize> = (0..count).collect();
+    largest.sort_by(|a, b| parts[*b].total_cmp(&parts[*a]));
+    let owns =
+        |owner: &usize| largest[..2.min(count)].contains(owner) || chunks * parts[*owner] >= 0.5;
+    let owners: Vec<usize> = (0..count).filter(owns).collect();
+    let free = chunks - owners.len() as f64;
+    let sum: f64 = owners.iter().map(|owner| parts[*owner]).sum();
+    let (mut before, mut had, mut start) = (0.0, 0, 0);
+    let slice = |owner: usize| {
+        if owners.contains(&owner) {
+            before += parts[owner] / sum;
+            had += 1;
+        }
+        let end = had + (free * before).round() as u32;
         std::mem::replace(&mut start, end)..end
     };
-    (1..).zip(parts).map(&mut slice).collect()
+    (0..count).map(slice).collect()
+}
+
+/// Whether lines of these speeds are different, and not all of them fast.
+fn matter(speeds: &[f64], whole: Whole) -> bool {
+    let owners = speeds.len() as f64;
+    let least = speeds.iter().copied().fold(f64::INFINITY, f64::min);
+    let equal = whole.bytes as f64 * (1.0 + (whole.workers as f64 - 2.0) / owners);
+    whole.workers > 2 && differ(speeds) && equal / least >= SHORT
 }
 
 fn differ(speeds: &[f64]) -> bool {
@@ -126,14 +173,19 @@ mod tests {
 
     use super::*;
 
+    /// So long that lines matter.
+    fn whole(workers: usize, chunks: u32) -> Whole {
+        Whole {
+            workers,
+            chunks,
+            bytes: 1 << 50,
+        }
+    }
+
     fn lens(speeds: &[u64], workers: usize, chunks: u32) -> Vec<u32> {
         let speeds: Vec<_> = speeds.iter().copied().map(Some).collect();
-        let slices = slices(&speeds, workers, chunks);
-        slices
-            .iter()
-            .map(ExactSizeIterator::len)
-            .map(|l| l as u32)
-            .collect()
+        let slices = slices(&speeds, whole(workers, chunks));
+        slices.iter().map(|slice| slice.len() as u32).collect()
     }
 
     /// Of a step, in units of a gradient over the fastest line's speed.
@@ -148,20 +200,35 @@ mod tests {
 
     #[test]
     fn equal_lines_and_unknown_ones_have_equal_slices() {
-        assert_eq!(lens(&[100, 110, 90, 105], 4, 1000), [250; 4]);
+        assert_eq!(lens(&[100, 130, 90, 105], 4, 1000), [250; 4]);
         assert_eq!(lens(&[1000, 10], 2, 1000), [500; 2]);
-        let unknown = slices(&[Some(1), None, Some(9)], 3, 9);
+        let unknown = slices(&[Some(1), None, Some(9)], whole(3, 9));
         assert_eq!(unknown, [0..3, 3..6, 6..9]);
-        assert_eq!(slices(&[], 2, 9), []);
+        assert_eq!(slices(&[], whole(2, 9)), []);
+    }
+
+    #[test]
+    fn lines_that_are_fast_enough_have_equal_slices() {
+        let of = |bytes| {
+            let whole = Whole {
+                bytes,
+                ..whole(3, 9)
+            };
+            slices(&[Some(9_000_000), Some(9_000_000), Some(1_000_000)], whole)
+        };
+        // In equal slices, 4/3 of it go over the slowest line.
+        assert_eq!(of(14_000), [0..3, 3..6, 6..9]);
+        assert_eq!(of(16_000), [0..5, 5..9, 9..9]);
     }
 
     #[test]
     fn slow_lines_own_little() {
-        // T (100 + 100 + 50) = 1 + 3, so f is 0.6, 0.6, -0.2: the slow one owns nothing but its one chunk, and then
-        // T (100 + 100) = 1 + 2.
-        assert_eq!(lens(&[100, 100, 50], 3, 1001), [500, 500, 1]);
+        // T (100 + 100 + 50) = 1 + 3, so f is 0.6, 0.6, -0.2: the slow one owns nothing, and then T (100 + 100) = 1 + 2.
+        assert_eq!(lens(&[100, 100, 50], 3, 1000), [500, 500, 0]);
         // T (400) = 2 + 4: f = (T b - 1) / 2.
         assert_eq!(lens(&[120, 120, 80, 80], 4, 1004), [401, 401, 101, 101]);
+        // One would do it best alone, but that is the coordinator's part.
+        assert_eq!(lens(&[10, 100, 10], 3, 100), [1, 99, 0]);
     }
 
     proptest! {
@@ -173,14 +240,14 @@ mod tests {
         ) {
             let workers = (speeds.len() + more).max(2);
             let wrapped: Vec<_> = speeds.iter().copied().map(Some).collect();
-            let cut = slices(&wrapped, workers, chunks);
+            let cut = slices(&wrapped, whole(workers, chunks));
             prop_assert_eq!(cut.first().unwrap().start, 0);
             prop_assert_eq!(cut.last().unwrap().end, chunks);
             prop_assert!(cut.windows(2).all(|w| w[0].end == w[1].start));
-            prop_assert!(cut.iter().all(|slice| !slice.is_empty()));
+            prop_assert!(cut.iter().filter(|slice| !slice.is_empty()).count() >= 2.min(speeds.len()));
             let found = lens(&speeds, workers, chunks);
             let equal = vec![chunks.div_ceil(speeds.len() as u32); speeds.len()];
-            // Chunks are whole, and everybody has one.
+            // Chunks are whole, and two have one.
             let slack = 2.0 * (workers * speeds.len()) as f64 / f64::from(chunks);
             let most = *speeds.iter().max().unwrap() as f64 / *speeds.iter().min().unwrap() as f64;
             prop_assert!(time(&speeds, workers, &found, chunks) <= time(&speeds, workers, &equal, chunks) * 1.000_001 + slack * most);

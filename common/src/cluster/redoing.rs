@@ -97,7 +97,15 @@ impl Machine {
         if missing.is_empty() {
             return;
         }
-        let moves = lanes::reassign(&missing, flight.hands.by_load());
+        // Whoever is not even with this step has nothing to do, but would come to it last.
+        let members = &self.members;
+        let behind = |s: &SessionId| members[s].applied.is_none_or(|a| a + 1 < active.step);
+        let in_time = flight.hands.by_load().filter(|s| !behind(s));
+        let mut takers: Vec<SessionId> = in_time.take(missing.len()).collect();
+        if takers.is_empty() {
+            takers.extend(flight.hands.by_load().take(missing.len()));
+        }
+        let moves = lanes::reassign(&missing, takers);
         active.give(lost, RedoReason::Lost(why), moves, out);
     }
 
@@ -175,10 +183,12 @@ impl Machine {
         }
         let from = active.step;
         let through = active.now_at();
+        let lost = active.last_workers.saturating_sub(active.ready.len());
         active.return_to_durable();
         active.recovery = Some(Recovery {
             until_ms: now + self.limits.recover_ms,
-            expected: active.last_workers.max(1),
+            expected: lost.max(1),
+            here: self.members.len(),
         });
         if from > active.step {
             let text = format!(

@@ -181,7 +181,10 @@ pub(super) enum Joiner {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Recovery {
     pub until_ms: u64,
+    /// How many may come.
     pub expected: usize,
+    /// Members that were there already, and do not hold it.
+    pub here: usize,
 }
 
 /// The active run.
@@ -377,6 +380,7 @@ impl Active {
             recovery: (plan.expected > 0).then(|| Recovery {
                 until_ms: now + recover_ms,
                 expected: plan.expected,
+                here: 0,
             }),
             last_workers: 0,
             recent,

@@ -15,10 +15,11 @@ use std::sync::Arc;
 use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, LeftReason};
-use crate::cluster::links;
+use crate::cluster::links::{self, Whole};
 use crate::cluster::messages::{Owners, Peer, Share, ToWorker};
 use crate::cluster::run::Phase;
 use crate::ids::{Lane, RunId, SessionId, Step};
+use crate::layout::CHUNK_LEN;
 
 /// Steps that the coordinator sums after one that the workers could not.
 const PAUSE: Step = 16;
@@ -249,14 +250,19 @@ impl Machine {
         if owners.len() < 2 {
             return Ownership::Star;
         }
-        let speed = |owner: &SessionId| self.members[owner].line.speed();
-        let speeds: Vec<Option<u64>> = owners.iter().map(speed).collect();
-        let slices = links::slices(&speeds, active.ready.len(), active.plan.chunks);
+        let whole = Whole {
+            workers: active.ready.len(),
+            chunks: active.plan.chunks,
+            bytes: active.plan.spec.train.payload.bytes(chunks * CHUNK_LEN) as u64,
+        };
+        let slices = links::slices(&self.speeds(&owners), whole);
         if slices.iter().any(|slice| slice.len() > MOST_CHUNKS) {
             return Ownership::Star;
         }
         let share = |(session, chunks)| Share { session, chunks };
-        let shares: Vec<Share> = owners.into_iter().zip(slices).map(share).collect();
+        let owned = owners.into_iter().zip(slices);
+        let owned = owned.filter(|(_, slice)| !slice.is_empty());
+        let shares: Vec<Share> = owned.map(share).collect();
         Ownership::Shares(Box::new(Slices::new(shares.into(), now)))
     }
 

@@ -24,6 +24,10 @@ const WORTHWHILE: f64 = 0.85;
 /// Steps between two thoughts about speed.
 const RETHINK: Step = 16;
 
+/// Steps after which it is forgotten how fast a worker was that has had no lane since: it is given one again. Its first
+/// one may have been slow because it fetched samples.
+const FORGOTTEN: Step = 8 * RETHINK;
+
 /// A lane's time counts at most this much more than the mean so far: a process that was frozen is not slow.
 const OUTLIER: f64 = 4.0;
 
@@ -37,22 +41,36 @@ impl Machine {
     }
 
     pub(super) fn learn_speed(&mut self, session: SessionId, micros: u64) {
-        let member = self.members.get_mut(&session).expect("it spoke");
         let found = (micros as f64).max(1.0);
+        let forgotten = self.lane_time(session).is_none();
+        let member = self.members.get_mut(&session).expect("it spoke");
+        let again = forgotten && member.lane_micros.is_some();
+        if forgotten {
+            member.lane_micros = None;
+        }
         let mean = member.lane_micros.get_or_insert(found);
         *mean += (found.min(*mean * OUTLIER) - *mean) / 4.0;
+        if let Some(active) = self.active.as_mut().filter(|_| again) {
+            // It was given a lane to see how fast it is now: one step tells.
+            active.assigned_at = active.step.saturating_sub(RETHINK);
+        }
+    }
+
+    /// Time that a lane takes on a worker, if it has computed one lately.
+    pub(super) fn lane_time(&self, session: SessionId) -> Option<f64> {
+        let member = self.members.get(&session)?;
+        let step = self.active.as_ref().map_or(0, |active| active.step);
+        let lately = member.pause.0 + FORGOTTEN >= step;
+        member.lane_micros.filter(|_| lately)
     }
 
     /// Whose lanes are whose, if anything has changed that makes another assignment better.
     fn assign(&mut self, out: &mut Vec<Action>) {
+        let active = self.active.as_ref().expect("a run is at a boundary");
+        let speed = |s: &SessionId| (*s, self.lane_time(*s));
+        let ready: Vec<_> = active.ready.iter().map(speed).collect();
         let active = self.active.as_mut().expect("a run is at a boundary");
         let lanes = active.plan.spec.train.lanes;
-        let members = &self.members;
-        let ready: Vec<_> = active
-            .ready
-            .iter()
-            .map(|s| (*s, members[s].lane_micros))
-            .collect();
         let same = active.assignment.keys().eq(active.ready.iter());
         if same && active.step < active.assigned_at + RETHINK {
             return;
@@ -227,10 +245,10 @@ impl Machine {
         let Some(flight) = self.flight(run, step) else {
             return;
         };
-        for &lane in lanes {
-            if !flight.settled(lane) {
-                continue;
-            }
+        let mut skips: BTreeMap<SessionId, Vec<Lane>> = BTreeMap::new();
+        let settled = |lane: &&Lane| flight.settled(**lane);
+        let settled: BTreeSet<Lane> = lanes.iter().filter(settled).copied().collect();
+        for lane in settled {
             let found_by = flight.sums[lane as usize].map(|(_, by)| by);
             let holders = flight.hands.holders(lane).iter().copied();
             let others: Vec<SessionId> = holders.filter(|s| Some(*s) != found_by).collect();
@@ -239,13 +257,16 @@ impl Machine {
                     // If the owners are lost, whoever was told to skip it cannot be relied on.
                     flight.hands.take(session, lane);
                 }
-                let message = ToWorker::Skip {
-                    run: run.clone(),
-                    step,
-                    lanes: vec![lane],
-                };
-                out.push(Action::Send { session, message });
+                skips.entry(session).or_default().push(lane);
             }
+        }
+        for (session, lanes) in skips {
+            let message = ToWorker::Skip {
+                run: run.clone(),
+                step,
+                lanes,
+            };
+            out.push(Action::Send { session, message });
         }
     }
 

@@ -24,7 +24,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use cohort_proto::v1;
@@ -62,6 +62,8 @@ pub struct Exchange {
     /// in the one before is of a state that counts no more.
     streams: Mutex<BTreeMap<SessionId, u64>>,
     roots: Arc<Roots>,
+    /// Held by the stream that is being measured: two at a time would each find half of the line's speed.
+    measuring: Arc<tokio::sync::Mutex<()>>,
     /// Where moments are divided: who gets roots, and what goes to the others.
     divided: Option<Divided>,
 }
@@ -71,6 +73,9 @@ impl Default for Exchange {
         Self::new(true)
     }
 }
+
+/// How long a way between two workers may take to be measured, waiting included.
+pub const MEASURING: Duration = Duration::from_secs(5);
 
 const POISON: &str = "no thread panics while it holds this lock";
 
@@ -83,6 +88,7 @@ impl Exchange {
             opened: watch::Sender::new(()),
             streams: Mutex::default(),
             roots: Arc::new(Roots::new(shares)),
+            measuring: Arc::default(),
             divided: None,
         }
     }

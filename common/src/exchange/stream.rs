@@ -8,13 +8,14 @@ use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
 use rayon::prelude::*;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tonic::{Code, Status};
 use tracing::info;
 
 use super::host::check_open;
 use super::params::send_params;
 use super::roots::{Lent, Way, send_roots};
-use super::{Exchange, Host, Incoming, StepSums, Told, WINDOW};
+use super::{Exchange, Host, Incoming, MEASURING, StepSums, Told, WINDOW};
 use crate::aggregate::{Data, OfferError, Offered};
 use crate::ids::{RunId, SessionId, Step};
 use crate::layout::{CHUNK_LEN, chunk_range};
@@ -64,6 +65,7 @@ impl Stream {
         let mut opener = Opener::default();
         // Echoes are sent here until the stream is opened, and everything else by the task that has the sealer then.
         let mut sealer = Some(Sealer::default());
+        let mut turn = None;
         while let Some(chunk) = incoming.next().await {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
@@ -82,6 +84,11 @@ impl Stream {
             };
             match (kind, &mut sealer) {
                 (Kind::Probe(v1::Probe { number, .. }), Some(sealer)) => {
+                    if turn.is_none() {
+                        let lock = self.exchange.measuring.clone().lock_owned();
+                        // Whoever waits for longer is not measured.
+                        turn = timeout(MEASURING, lock).await.ok();
+                    }
                     let echo = sealer.chunk(Kind::Echo(v1::Echo { number }));
                     // One that is gone is noticed at the other end of the stream.
                     let _ = out.send(Ok(echo)).await;
@@ -94,7 +101,7 @@ impl Stream {
                     tokio::spawn(send_params(exchange, self.session, open.after, way.clone()));
                     let (exchange, run) = (self.exchange.clone(), self.run.clone());
                     tokio::spawn(send_roots(exchange, run, open.after, way));
-                    sealer = None;
+                    (sealer, turn) = (None, None);
                 }
                 (Kind::Node(node), None) => self.push(node).await?,
                 (Kind::SharedNode(node), None) => self.push_shared(node).await?,

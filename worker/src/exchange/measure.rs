@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cohort_common::cluster::links::Link;
-use cohort_common::exchange::Incoming;
+use cohort_common::exchange::{Incoming, MEASURING};
 use cohort_common::seal::{Opener, Sealer};
 use cohort_proto::v1;
 use cohort_proto::v1::chunk::Kind;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
 /// Empty probes.
@@ -27,8 +27,8 @@ const WINDOW: (usize, usize) = (2, 32);
 /// Probes in all, at most: 4 MiB.
 const MOST: usize = 64;
 
-/// How long probes are sent, and how long anybody waits for an echo.
-const TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// How long probes are sent.
+const TIME: Duration = Duration::from_millis(500);
 
 /// A way to a peer that nothing was pushed on yet.
 pub(super) struct Way<'a> {
@@ -39,11 +39,20 @@ pub(super) struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// Measures it.
+    /// Measures it once `turn` comes, as two at a time would each find half of a line's speed; the peer sees to the same at its
+    /// end. `None` where that takes too long: echoes may still come then.
     ///
     /// # Errors
-    /// If the peer is gone, or does not answer.
-    pub(super) async fn measure(mut self) -> Result<Link, String> {
+    /// If the peer is gone.
+    pub(super) async fn measure(self, turn: &Mutex<()>) -> Result<Option<Link>, String> {
+        let measure = async {
+            let _turn = turn.lock().await;
+            self.measure_now().await
+        };
+        timeout(MEASURING, measure).await.ok().transpose()
+    }
+
+    async fn measure_now(mut self) -> Result<Link, String> {
         let mut nearest = Duration::MAX;
         for number in 0..PINGS {
             let sent = Instant::now();
@@ -64,7 +73,7 @@ impl Way<'_> {
         let mut echoes: Vec<Duration> = Vec::new();
         let (mut sent, mut window) = (0, WINDOW.0);
         loop {
-            let sending = sent < MOST && began.elapsed() < TIME.0;
+            let sending = sent < MOST && began.elapsed() < TIME;
             if sending && sent - echoes.len() < window {
                 self.probe(PINGS + sent, padding.clone()).await?;
                 sent += 1;
@@ -80,20 +89,20 @@ impl Way<'_> {
 
     async fn probe(&mut self, number: usize, padding: Bytes) -> Result<(), String> {
         let number = number as u32;
-        let probe = self
-            .sealer
-            .chunk(Kind::Probe(v1::Probe { number, padding }));
         let gone = |_| "it takes nothing any more".to_owned();
-        self.out.send(probe).await.map_err(gone)
+        // A measurement may end while it waits here, and must not leave a gap in the numbers.
+        let place = self.out.reserve().await.map_err(gone)?;
+        let probe = Kind::Probe(v1::Probe { number, padding });
+        place.send(self.sealer.chunk(probe));
+        Ok(())
     }
 
     /// The next thing that comes is an echo of this number.
     async fn echo(&mut self, number: usize) -> Result<(), String> {
-        let chunk = match timeout(TIME.1, self.incoming.next()).await {
-            Err(_) => return Err(format!("it did not answer a probe within {:?}", TIME.1)),
-            Ok(None) => return Err("it closed the link".into()),
-            Ok(Some(Err(status))) => return Err(status.message().to_owned()),
-            Ok(Some(Ok(chunk))) => chunk,
+        let chunk = match self.incoming.next().await {
+            None => return Err("it closed the link".into()),
+            Some(Err(status)) => return Err(status.message().to_owned()),
+            Some(Ok(chunk)) => chunk,
         };
         match self.opener.chunk(chunk) {
             Ok(Some(Kind::Echo(echo))) if echo.number as usize == number => Ok(()),

@@ -98,6 +98,8 @@ struct Shared {
     /// Whose roots it needs, where moments are divided; else all.
     keeper: Option<Keeper>,
     runtime: Runtime,
+    /// Held while a way to a peer is measured.
+    measuring: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     /// A root is complete, or none will be.
     received: Condvar,
@@ -202,6 +204,7 @@ impl ExchangeClient {
             owner,
             keeper,
             runtime: Runtime::current(),
+            measuring: tokio::sync::Mutex::default(),
             state: Mutex::new(State {
                 outlets: BTreeMap::from([(None, Outlet::default())]),
                 applied: after,

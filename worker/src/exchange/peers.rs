@@ -104,9 +104,11 @@ impl Shared {
             opener: &mut opener,
             incoming: &mut incoming,
         };
-        let link = way.measure().await?;
+        let link = way.measure(&self.measuring).await?;
         debug!(%peer, ?link, "measured");
-        self.owner.note(Report::Link { peer, link });
+        if let Some(link) = link {
+            self.owner.note(Report::Link { peer, link });
+        }
         let after = self.lock().applied;
         let segment = None;
         let open = sealer.chunk(Kind::Open(v1::Open { after, segment }));

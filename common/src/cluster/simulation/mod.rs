@@ -724,6 +724,43 @@ fn a_worker_that_answers_a_prompt_with_a_loss_is_sent_away_and_the_others_write(
 }
 
 #[test]
+fn the_only_one_with_the_state_is_waited_for_though_others_are_there_without_it() {
+    for seed in 0..30 {
+        let mut world = calm(seed, 1, 900);
+        let w = world.add_worker();
+        while world.workers[w].session.is_none() {
+            world.step();
+        }
+        world.down(0);
+        finish(&mut world);
+        assert_eq!(world.again, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_worker_that_was_slow_once_gets_lanes_again() {
+    let (lanes, steps) = (8, 332);
+    let mut world = World::new(3, lanes, steps);
+    for lane_ms in [5, 120] {
+        let w = world.add_worker();
+        world.workers[w].lane_ms = lane_ms;
+    }
+    let idle = |world: &World| {
+        let with = world.assigned.iter().filter(|(_, lanes)| !lanes.is_empty());
+        with.count() == 1
+    };
+    while !idle(&world) {
+        world.step();
+    }
+    world.workers[1].lane_ms = 5;
+    while world.end.is_none() && world.now < HUNG_MS {
+        world.step();
+    }
+    assert!(!idle(&world), "{:?}", world.assigned);
+    check(&world, lanes, steps);
+}
+
+#[test]
 fn a_coordinator_on_another_machine_goes_on_with_what_the_workers_bring() {
     let mut brought = 0;
     for seed in 0..40 {

@@ -7,7 +7,7 @@ use super::world::{Connection, Down, Next, Up, Worker, World, root_of};
 use crate::aggregate::Aggregator;
 use crate::cluster::Limits;
 use crate::cluster::events::{Event, LeftReason, MemberInfo};
-use crate::cluster::messages::{FromWorker, StateSource};
+use crate::cluster::messages::{FromWorker, StateSource, ToWorker};
 use crate::cluster::silence::Silence;
 use crate::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
 use crate::ids::{SessionId, Step};
@@ -38,6 +38,7 @@ impl World {
             cut_until: 0,
             lane_ms,
             skew,
+            beat_ms: Limits::default().silence.heartbeat_ms(),
             working: false,
         });
         self.start_worker(w);
@@ -114,7 +115,7 @@ impl World {
         let coordinator = self.coordinator.as_mut().expect("reachable");
         coordinator.sessions.insert(session, (w, None));
         let info = MemberInfo {
-            host: "sim".into(),
+            host: format!("host-{}", w / 2),
             pid: w as u32,
             device: "cpu".into(),
             threads: 1,
@@ -157,7 +158,7 @@ impl World {
                 self.down(w);
             }
         }
-        let every = Limits::default().silence.heartbeat_ms() * self.workers[w].skew / 1000;
+        let every = self.workers[w].beat_ms * self.workers[w].skew / 1000;
         self.after(every, Next::Beat(w, life));
     }
 
@@ -168,6 +169,9 @@ impl World {
             return;
         }
         worker.silence.heard(now);
+        if let Down::Control(ToWorker::Ping { heartbeat_ms }) = &down {
+            worker.beat_ms = u64::from(*heartbeat_ms);
+        }
         let direction = match &down {
             Down::Control(_) => &mut worker.connection.control_down,
             Down::Root(..) | Down::Alive => &mut worker.connection.root_down,

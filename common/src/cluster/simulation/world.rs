@@ -100,6 +100,8 @@ pub struct Worker {
     pub lane_ms: u64,
     /// Its clock, in thousandths of the true one's speed.
     pub skew: u64,
+    /// Time between its signs of life, as the coordinator last said.
+    pub(super) beat_ms: u64,
     pub(super) working: bool,
     pub(super) sharing: Sharing,
 }
@@ -196,6 +198,8 @@ pub struct World {
     pub divided: BTreeSet<Step>,
     /// How many steps were committed once more.
     pub again: u32,
+    /// Whose lanes are whose.
+    pub assigned: Vec<(SessionId, Vec<Lane>)>,
     pub(super) lanes: u32,
     pub(super) steps: Step,
 }
@@ -238,6 +242,7 @@ impl World {
             counts_bytes: false,
             divides: false,
             again: 0,
+            assigned: Vec::new(),
             divided: BTreeSet::new(),
             lanes,
             steps,
@@ -474,7 +479,8 @@ impl World {
             self.ship();
         }
         let limits = Limits::default();
-        let beat = limits.silence.heartbeat_ms();
+        let workers = self.coordinator.as_ref().map_or(0, |c| c.sessions.len());
+        let beat = limits.silence.heartbeat_ms_of(workers);
         if (self.now / limits.tick_ms).is_multiple_of(beat / limits.tick_ms) {
             let coordinator = self.coordinator.as_ref().expect("checked");
             let all: Vec<_> = coordinator
@@ -606,7 +612,7 @@ impl World {
             Action::Happened { what, .. } => self.happened.push(what),
             Action::Unusual { anomaly, .. } => self.unusual.push(anomaly),
             Action::Note { text, .. } => self.notes.push((self.now, text)),
-            Action::Assigned { .. } => {}
+            Action::Assigned { lanes, .. } => self.assigned = lanes,
         }
     }
 
