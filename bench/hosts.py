@@ -96,10 +96,10 @@ class Eavesdropper:
 class Cluster:
     """A coordinator on the first host, and a worker on each of the others."""
 
-    def __init__(self, cohort, root, encrypted, workers):
+    def __init__(self, cohort, root, encrypted, workers, flags=()):
         self.cohort, self.root, self.processes = cohort, Path(root), []
         self.home = self.root / "coordinator"
-        listen = ["coordinator", "--listen", "0.0.0.0:7070", "--home", self.home]
+        listen = ["coordinator", "--listen", "0.0.0.0:7070", "--home", self.home, *flags]
         if encrypted:
             line = self.output(["init", "--name", f"{NETWORK}.1", "--home", self.home])
             line = next(l for l in line.splitlines() if "cohort worker" in l).split()

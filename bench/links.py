@@ -38,6 +38,7 @@ BACKLOG = 0.25
 
 MODES = {
     "f32": (6, ""),
+    "f32, moments divided": (6, "", "--optimizer", "sharded"),
     "bf16": (6, "payload=bf16"),
     "int8": (10, "payload=int8"),
     "int4": (10, "payload=int4"),
@@ -124,12 +125,12 @@ class Router:
 
 def cohort(args, router, root, mode, link):
     """Tokens per second and bytes per token of a run, from its first step to its last."""
-    steps, settings = MODES[mode]
+    steps, settings, *flags = MODES[mode]
     place = root / f"{mode}-{link}".replace(" ", "-")
     place.mkdir()
     spec, corpus = Path(__file__).with_name("links.toml"), root / "text.txt"
     router.set(0, 0)
-    cluster = Cluster(args.cohort, place, False, WORKERS)
+    cluster = Cluster(args.cohort, place, False, WORKERS, flags)
     router.set(*link, args.slow)
     settings = [f"steps={steps}", *SHORT, *settings.split()]
     options = [word for setting in settings for word in ("--set", f"train.{setting}")]

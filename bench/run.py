@@ -15,6 +15,7 @@
     python3 bench/run.py tls               what encryption costs between three hosts, in network namespaces
     python3 bench/run.py rounds TEXT       losses after equal tokens, exchanged in every step and after rounds of inner steps
     python3 bench/run.py memory            peak memory of each worker, with moments that are divided among them and without
+    python3 bench/run.py uneven            one slow line of four: slices that follow the lines, and equal ones
     python3 bench/run.py links             speed over slow links, in network namespaces, beside DistributedDataParallel
     python3 bench/run.py scale             the coordinator with 10 to 1,000 workers, and with 8 cores 2,000: what a step costs it
     python3 bench/run.py tokenize BOOKS    text to tokens on one and two workers, beside Hugging Face's datasets and tokenizers
@@ -366,6 +367,14 @@ def links(args):
     save(args, "links", script(args, "links.py", *options), 1)
 
 
+def uneven(args):
+    """One line of four slower: slices that follow the lines, and equal ones, which is what moments are divided into."""
+    modes = "f32;f32, moments divided"
+    options = ["--links", "0:0" if args.quick else "100:25", "--slow", 20, "--modes", modes]
+    rounds = 1 if args.quick else min(args.rounds, 3)
+    save(args, "uneven", [r for _ in range(rounds) for r in script(args, "links.py", *options)], rounds)
+
+
 def scale(args):
     ours, rows = bench_binary(args, "scale"), []
     cases = [(20, 60, [])] if args.quick else [(10, 1000, []), (100, 500, []), (300, 200, []), (1000, 60, [])]
@@ -531,6 +540,11 @@ def table(_args):
         for way in ways if "rounds" in found else []:
             if way[0]:
                 equal_time(found["rounds"]["rows"], at, way, name(way), out, lines)
+    if rows := section("uneven", "One slow line of four", "uneven"):
+        speed = {mode: [r["tokens_per_s"] for r in rows if r["mode"] == mode] for mode in dict.fromkeys(r["mode"] for r in rows)}
+        follow, equal = speed.values()
+        body = [["slices that follow the lines", f"{median(follow):,.0f}", f"**{median(ratios(follow, equal)):.2f}**"], ["equal slices", f"{median(equal):,.0f}", "1"]]
+        lines(["four workers at 100 Mbit/s, but one at 20; 50 ms there and back", "tokens/s", "ratio"], body)
     if rows := section("dedup", "Preparing a corpus", "dedup TEXT"):
         body = [[r["what"], f"{r['documents']:,}", f"{median(r['mb_per_s']):.1f}"] for r in rows]
         lines([f"{rows[0]['megabytes']:.0f} MB of text, tokenizer and baselines included", "documents left", "MB/s"], body)
@@ -604,7 +618,7 @@ def smoke(args):
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, memory, links, scale, tokenize, failover, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, memory, links, uneven, scale, tokenize, failover, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")
