@@ -16,7 +16,7 @@ use crate::cluster::silence::Silence;
 use crate::cluster::worker::WorkerMachine;
 use crate::cluster::{Anomaly, History, Limits, Losses, Machine, RunPlan};
 use crate::floats::floats_of;
-use crate::ids::{RunId, SessionId, Step};
+use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::{Chain, Entry, genesis};
 use crate::rng::philox;
 use crate::tree::Node;
