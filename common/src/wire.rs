@@ -659,7 +659,7 @@ mod tests {
         let message = ToWorker::Snapshot {
             run: run(),
             step: 5,
-            slices: Some(vec![0..2]),
+            slices: Some(vec![0..2, 5..6]),
         };
         assert_eq!(to_worker_from(to_worker(&message)), Ok(message));
         let none = v1::Serve {

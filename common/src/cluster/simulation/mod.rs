@@ -32,8 +32,8 @@ use crate::spec::{
 /// The run's name.
 const RUN: &str = "sim-1";
 
-/// Schedules in a usual run of the tests.
-const SEEDS: u64 = 8_000;
+/// Schedules in a usual run of the tests, of each kind.
+const SEEDS: u64 = 5_000;
 
 /// One in so many schedules has a large cluster.
 const LARGE_EVERY: u64 = 250;
