@@ -261,6 +261,13 @@ pub fn chunk_count(len: usize) -> usize {
     len.div_ceil(CHUNK_LEN)
 }
 
+/// Elements of some chunks of a buffer of `len` elements; `None` where there are no such chunks, or they are none.
+pub fn chunks_range(chunks: &Range<u32>, len: usize) -> Option<Range<usize>> {
+    let (first, below) = (chunks.start as usize, chunks.end as usize);
+    let there = first < below && below <= chunk_count(len);
+    there.then(|| first * CHUNK_LEN..(below * CHUNK_LEN).min(len))
+}
+
 /// Elements of chunk `index` of a buffer of `len` elements.
 pub fn chunk_range(index: usize, len: usize) -> Range<usize> {
     let start = index * CHUNK_LEN;

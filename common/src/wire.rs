@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::aggregate::RootTotals;
 use crate::cluster::events::MemberInfo;
 use crate::cluster::links::Link;
-use crate::cluster::messages::{Commit, LaneSums};
+use crate::cluster::messages::{Commit, LaneSums, LoadState};
 use crate::cluster::{FromWorker, StateSource, ToWorker};
 use crate::home::RunName;
 use crate::ids::{RunId, SessionId};
@@ -97,20 +97,15 @@ pub fn source_from(source: &v1::StateSource) -> Result<(RunId, StateSource), Wir
 pub fn to_worker(message: &ToWorker) -> v1::ToWorker {
     use v1::to_worker::Kind;
     let kind = match message {
-        ToWorker::Load {
-            run,
-            spec,
-            source,
-            splits,
-            keeper,
-            lanes_stay,
-        } => Kind::Load(v1::Load {
-            spec: serde_json::to_vec(&**spec).expect("a spec is JSON").into(),
-            source: Some(source_to(run, *source)),
-            step: source.step(),
-            splits: splits.iter().map(split_to).collect(),
-            keeper: keeper.as_ref().map(keeper_to),
-            lanes_stay: *lanes_stay,
+        ToWorker::Load(load) => Kind::Load(v1::Load {
+            spec: serde_json::to_vec(&*load.spec)
+                .expect("a spec is JSON")
+                .into(),
+            source: Some(source_to(&load.run, load.source)),
+            step: load.source.step(),
+            splits: load.splits.iter().map(split_to).collect(),
+            keeper: load.keeper.as_ref().map(keeper_to),
+            lanes_stay: load.lanes_stay,
         }),
         ToWorker::Compute {
             run,
@@ -287,14 +282,14 @@ fn load_from(load: v1::Load) -> Result<ToWorker, WireError> {
     let spec: RunSpec =
         serde_json::from_slice(&load.spec).map_err(|error| bad("Load.spec", error.to_string()))?;
     let splits = load.splits.into_iter().map(split_from);
-    Ok(ToWorker::Load {
+    Ok(ToWorker::Load(LoadState {
         run,
         spec: Arc::new(spec),
         source,
         splits: splits.collect::<Result<_, _>>()?,
         keeper: load.keeper.map(keeper_from).transpose()?,
         lanes_stay: load.lanes_stay,
-    })
+    }))
 }
 
 /// A worker's message, on the wire.

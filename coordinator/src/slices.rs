@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use cohort_common::ids::{RunId, Step};
-use cohort_common::layout::{CHUNK_LEN, chunk_count};
+use cohort_common::layout::{chunk_count, chunks_range};
 
 /// Bytes of one element in each of the three buffers.
 const F32: u64 = 4;
@@ -43,13 +43,9 @@ impl Slice {
         len: usize,
         directory: &Path,
     ) -> io::Result<Option<Self>> {
-        if chunks.is_empty() || chunks.end as usize > chunk_count(len) {
+        let Some(elements) = chunks_range(&chunks, len) else {
             return Ok(None);
-        }
-        let (first, end) = (
-            chunks.start as usize * CHUNK_LEN,
-            chunks.end as usize * CHUNK_LEN,
-        );
+        };
         // Its space is given back when it is closed, however the process ends.
         let file = tempfile::tempfile_in(directory)?;
         Ok(Some(Self {
@@ -57,7 +53,7 @@ impl Slice {
             step,
             chunks,
             file,
-            bytes: (end.min(len) - first) as u64 * F32,
+            bytes: elements.len() as u64 * F32,
             written: 0,
         }))
     }
@@ -140,14 +136,15 @@ pub fn read_all<E: From<io::Error>>(
 
 #[cfg(test)]
 mod tests {
+    use cohort_common::layout::CHUNK_LEN;
+
     use super::*;
 
     fn slice(step: Step, chunks: Range<u32>, len: usize, directory: &Path) -> Slice {
         let run = RunId::new("fox");
         let made = Slice::create((&run, step), chunks.clone(), len, directory);
         let mut slice = made.unwrap().unwrap();
-        let elements =
-            chunks.start as usize * CHUNK_LEN..(chunks.end as usize * CHUNK_LEN).min(len);
+        let elements = chunks_range(&chunks, len).unwrap();
         for buffer in 0..3 {
             assert!(!slice.is_complete());
             for element in elements.clone() {

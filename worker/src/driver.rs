@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cohort_common::aggregate::Shape;
 use cohort_common::cluster::worker::{Order, Report, WorkerEvent, WorkerMachine};
-use cohort_common::cluster::{FromWorker, Holding, Keeper, Owners};
+use cohort_common::cluster::{FromWorker, Holding, Keeper, LoadState, Owners};
 use cohort_common::figures::Figures;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::net::{self, Credentials};
@@ -255,7 +255,7 @@ impl Driver {
         for order in orders {
             match order {
                 Order::Say(message) => say.push(message),
-                load @ Order::Load { .. } => self.load(load),
+                Order::Load { load, state } => self.load(load, state),
                 Order::Attach { step, keeper, .. } => self.attach(step, keeper),
                 Order::Compute {
                     step,
@@ -380,20 +380,16 @@ impl Driver {
     }
 
     /// Carries out [`Order::Load`].
-    fn load(&mut self, order: Order) {
+    fn load(&mut self, load: u64, state: LoadState) {
         self.close_exchange();
-        let Order::Load {
-            load,
+        let LoadState {
             run,
             spec,
             source,
             splits,
             keeper,
             lanes_stay,
-        } = order
-        else {
-            unreachable!("the caller has looked");
-        };
+        } = state;
         let Some(link) = &self.link else { return };
         let signals = Arc::new(Signals::default());
         signals.session.store(self.sessions, Ordering::Release);

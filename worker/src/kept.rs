@@ -9,7 +9,7 @@ use std::path::Path;
 
 use cohort_common::checkpoint::{bytes_of, chunk_digest};
 use cohort_common::cluster::{Digests, Keeper};
-use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range};
+use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range, chunks_range};
 use rayon::prelude::*;
 
 use crate::engine::{Engine, EngineError, Moments, State, Update};
@@ -32,32 +32,21 @@ struct Slices {
 }
 
 /// Why moments could not be updated.
+#[derive(Debug, thiserror::Error)]
 pub enum KeptError {
     /// The engine.
-    Engine(EngineError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// The file.
-    File(std::io::Error),
-}
-
-impl From<EngineError> for KeptError {
-    fn from(error: EngineError) -> Self {
-        Self::Engine(error)
-    }
-}
-
-impl From<std::io::Error> for KeptError {
-    fn from(error: std::io::Error) -> Self {
-        Self::File(error)
-    }
+    #[error(transparent)]
+    File(#[from] std::io::Error),
 }
 
 /// The elements of the slices that a worker keeps, of a buffer of so many; none, or its own and the other.
 pub fn elements(keeper: &Keeper, len: usize) -> Vec<Range<usize>> {
-    let of = |chunks: Range<u32>| {
-        let (first, below) = (chunks.start as usize, chunks.end as usize);
-        first * CHUNK_LEN..(below * CHUNK_LEN).min(len)
-    };
-    keeper.kept().into_iter().flatten().map(of).collect()
+    let kept = keeper.kept().into_iter().flatten();
+    kept.filter_map(|chunks| chunks_range(&chunks, len))
+        .collect()
 }
 
 impl Kept {

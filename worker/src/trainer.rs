@@ -2,6 +2,8 @@
 //! reduction tree, and applies commits. No weight changes before a commit, but in a lane's round, which puts them back. What it has
 //! computed for the next step stays until the commit, so that it can be delivered again in another session.
 
+mod divided;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -18,7 +20,7 @@ use cohort_common::cluster::messages::{Commit, Found, LaneSums};
 use cohort_common::cluster::worker::Report;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::lanes;
-use cohort_common::layout::CHUNK_LEN;
+use cohort_common::layout::chunks_range;
 use cohort_common::spec::RunSpec;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_PIECE;
@@ -31,11 +33,12 @@ use crate::Config;
 use crate::data::{DataClient, RunData, Unit};
 use crate::engine::{DeviceChoice, Engine, Gradient, State, Update};
 use crate::evaluation;
-use crate::exchange::{Arrived, ExchangeClient, Root};
+use crate::exchange::{ExchangeClient, Root};
 use crate::figures::{Doing, Meter};
-use crate::kept::{self, Kept, KeptError};
+use crate::kept::{self, Kept};
 use crate::lanes::{Hooks, Stop, Work};
 use crate::state::Fetched;
+use divided::kept_error;
 
 /// Pieces of a snapshot that wait for the connection.
 const PIECES: usize = 4;
@@ -577,86 +580,6 @@ impl Loaded {
         Ok(())
     }
 
-    /// The same where moments are divided: what is kept here is updated, and the rest comes from those who keep it.
-    fn commit_kept(&mut self, commit: &Commit) -> Result<(), Stop> {
-        let step = commit.step();
-        let observer = self.exchange.observer();
-        let meter = observer.meter.clone();
-        let here = self.step + 1 == step;
-        let root = || meter.during(Doing::Nothing, || self.exchange.root(step));
-        let Some(root) = here.then(root).flatten() else {
-            self.say(Report::GaveUp { step });
-            return Ok(());
-        };
-        let span = observer.spans.begin(step);
-        if !commit.proof.skipped {
-            let kept = self.kept.as_mut().expect("moments are divided");
-            let updated = kept.update(&mut self.engine, &root, update_of(commit));
-            updated.map_err(|error| match error {
-                KeptError::Engine(error) => Stop::from(error),
-                KeptError::File(error) => Stop::Unable(kept_error(&error)),
-            })?;
-            if let Some(own) = kept.own() {
-                let first = (own.start / CHUNK_LEN) as u32;
-                let params = &self.engine.params()[own];
-                self.exchange.publish(step, first, params);
-            }
-            let params = meter.during(Doing::Nothing, || self.params_of_others(step))?;
-            let kept = self.kept.as_ref().expect("moments are divided");
-            self.engine.take_params(kept.others(), &params)?;
-            self.exchange.reuse_params(params);
-        }
-        meter.updated();
-        if let Some(span) = span {
-            span.end("update");
-        }
-        self.exchange.reuse(root);
-        self.applied(commit, None)
-    }
-
-    /// Waits for the new parameters of what others keep.
-    fn params_of_others(&self, step: Step) -> Result<Vec<f32>, Stop> {
-        loop {
-            match self.exchange.params(step) {
-                Arrived::All(params) => return Ok(params),
-                Arrived::Serve(of, chunks) if of == step => self.send(of, chunks),
-                Arrived::Serve(..) => {}
-                Arrived::Closed => {
-                    // A part of the state is of this step, the rest of the one before.
-                    self.say(Report::Torn { step });
-                    return Err(Stop::Cancelled);
-                }
-                Arrived::Late(after) => {
-                    let message = format!(
-                        "the parameters after step {step} did not arrive from all other workers within {} s; look at the network between them",
-                        after.as_secs()
-                    );
-                    return Err(Stop::Unable(message));
-                }
-            }
-        }
-    }
-
-    /// Sends parameters in the place of an owner that is lost.
-    fn send(&self, step: Step, chunks: Range<u32>) {
-        let (first, len) = (
-            chunks.start as usize * CHUNK_LEN,
-            self.engine.params().len(),
-        );
-        let end = (chunks.end as usize * CHUNK_LEN).min(len);
-        if let Some(params) = self.engine.params().get(first..end) {
-            self.exchange.publish(step, chunks.start, params);
-        }
-    }
-
-    fn serve(&self) {
-        while let Some((step, chunks)) = self.exchange.next_serve() {
-            if step == self.step {
-                self.send(step, chunks);
-            }
-        }
-    }
-
     fn evaluate(
         &mut self,
         session: u64,
@@ -716,8 +639,9 @@ impl Loaded {
         let len = self.engine.params().len();
         let mut copies = Vec::new();
         for chunks in slices {
-            let (first, below) = (chunks.start as usize, chunks.end as usize);
-            let slice = first * CHUNK_LEN..(below * CHUNK_LEN).min(len);
+            let Some(slice) = chunks_range(&chunks, len) else {
+                continue;
+            };
             let copy = kept.copy(&self.engine, &slice);
             let copy = copy.map_err(|error| kept_error(&error))?;
             copies.extend(copy.map(|state| (chunks, state)));
@@ -761,11 +685,6 @@ fn update_of(commit: &Commit) -> Update {
         scale: commit.scale,
         learning_rate: commit.proof.learning_rate,
     }
-}
-
-/// What is said of a file that cannot be used.
-fn kept_error(error: &std::io::Error) -> String {
-    format!("the file of the moments that this worker keeps for another cannot be used: {error}")
 }
 
 /// Whether a session still waits for its units.

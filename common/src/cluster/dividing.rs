@@ -18,7 +18,7 @@ use crate::cluster::division::{Digests, Division};
 use crate::cluster::events::{Action, LeftReason};
 use crate::cluster::messages::ToWorker;
 use crate::cluster::run::{Active, Phase, SnapshotReason};
-use crate::cluster::sharing::{MOST_OWNERS, MOST_SHARERS};
+use crate::cluster::sharing::{self, MOST_OWNERS, MOST_SHARERS};
 use crate::ids::{RunId, SessionId, Step};
 use crate::ledger::Entry;
 use crate::spec::RunKind;
@@ -29,8 +29,8 @@ const LINK_MS: u64 = 10_000;
 /// Steps between two attempts to divide anew for joiners, after a checkpoint could not be written.
 const RETRY: Step = 50;
 
-/// Chunks of a slice, at most: their digests come in one message.
-const MOST_CHUNKS: u32 = 32_768;
+/// Chunks of a slice, at most: the digests of two come in one message.
+const MOST_CHUNKS: u32 = sharing::MOST_CHUNKS as u32 / 2;
 
 impl Machine {
     /// Why these workers have to keep all moments each, if they have to.

@@ -13,7 +13,7 @@ use crate::cluster::coordinator::{Machine, Member};
 use crate::cluster::division::{Division, Keeper};
 use crate::cluster::events::{Action, Change, Happening, StepRecord};
 use crate::cluster::links::Line;
-use crate::cluster::messages::{Holding, StateSource, ToWorker};
+use crate::cluster::messages::{Holding, LoadState, StateSource, ToWorker};
 use crate::cluster::run::{Active, Joiner, Phase, Recovery, StepInFlight};
 use crate::cluster::sharing::{Introduced, Ownership};
 use crate::ids::{RunId, SessionId, Step};
@@ -415,7 +415,7 @@ impl Active {
     }
 
     fn load_message(&self, session: SessionId, source: StateSource) -> Action {
-        let message = ToWorker::Load {
+        let load = LoadState {
             run: self.plan.run.clone(),
             spec: self.plan.spec.clone(),
             source,
@@ -426,6 +426,7 @@ impl Active {
                 .map(|division| Keeper { division, session }),
             lanes_stay: self.kept.contains_key(&session),
         };
+        let message = ToWorker::Load(load);
         Action::Send { session, message }
     }
 }

@@ -83,7 +83,7 @@ impl Machine {
         }
         let speed = |owner: &SessionId| {
             let speed = self.members[owner].line.speed()?;
-            Some(speed / on.get(host(owner)).copied().unwrap_or(1))
+            Some(speed / on[host(owner)])
         };
         owners.iter().map(speed).collect()
     }

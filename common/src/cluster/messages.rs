@@ -63,24 +63,28 @@ pub struct Peer {
     pub address: Option<String>,
 }
 
+/// A state that a worker is to get.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadState {
+    /// The run.
+    pub run: RunId,
+    /// What is trained.
+    pub spec: Arc<RunSpec>,
+    /// Where the state comes from.
+    pub source: StateSource,
+    /// What validations score.
+    pub splits: Arc<[EvalSplit]>,
+    /// Which moments this worker keeps, where they are divided; else all.
+    pub keeper: Option<Keeper>,
+    /// Whether lanes that it has computed for the step after this state are still good.
+    pub lanes_stay: bool,
+}
+
 /// From the coordinator to one worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToWorker {
     /// Get a run's state and answer [`FromWorker::Loaded`].
-    Load {
-        /// The run.
-        run: RunId,
-        /// What is trained.
-        spec: Arc<RunSpec>,
-        /// Where the state comes from.
-        source: StateSource,
-        /// What validations score.
-        splits: Arc<[EvalSplit]>,
-        /// Which moments this worker keeps, where they are divided; else all.
-        keeper: Option<Keeper>,
-        /// Whether lanes that it has computed for the step after this state are still good.
-        lanes_stay: bool,
-    },
+    Load(LoadState),
     /// Compute lanes of the step after the state's; none, where this worker only owns a slice.
     Compute {
         /// The run.

@@ -25,7 +25,7 @@ use crate::layout::CHUNK_LEN;
 const PAUSE: Step = 16;
 
 /// Chunks of a slice, at most: their digests come in one message.
-const MOST_CHUNKS: usize = 65_536;
+pub(super) const MOST_CHUNKS: usize = 65_536;
 
 /// Workers that own a slice, at most. Each has a link from every other one.
 pub(super) const MOST_OWNERS: usize = 64;

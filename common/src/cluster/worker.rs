@@ -9,15 +9,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::aggregate::{ChunkDigest, RootTotals};
-use crate::cluster::EvalSplit;
 use crate::cluster::division::{Digests, Keeper};
 use crate::cluster::links::Link;
 use crate::cluster::messages::{
-    Commit, Found, FromWorker, Holding, LaneSums, Owners, Peer, Proof, StateSource, ToWorker,
+    Commit, Found, FromWorker, Holding, LaneSums, LoadState, Owners, Peer, Proof, StateSource,
+    ToWorker,
 };
 use crate::ids::{Lane, RunId, SessionId, Step};
 use crate::ledger::Entry;
-use crate::spec::RunSpec;
 
 /// Bytes of entries that are kept for a coordinator, at most. They must fit into the message with which a worker registers.
 const MOST_KEPT: usize = 1 << 20;
@@ -161,18 +160,8 @@ pub enum Order {
     Load {
         /// Tells the reports about this state from those about an earlier one.
         load: u64,
-        /// The run.
-        run: RunId,
-        /// What is trained.
-        spec: Arc<RunSpec>,
-        /// Where the state comes from; never `Held`.
-        source: StateSource,
-        /// What validations score.
-        splits: Arc<[EvalSplit]>,
-        /// Which moments are kept, if not all.
-        keeper: Option<Keeper>,
-        /// Whether what is computed for the next step stays.
-        lanes_stay: bool,
+        /// Which; its source is never `Held`.
+        state: LoadState,
     },
     /// Keep the state and the computed lanes, open the way to the owners again. Ends with a report.
     Attach {
@@ -273,16 +262,6 @@ struct Held {
     keeper: Option<Keeper>,
 }
 
-/// A state that is to be got.
-struct Wanted {
-    run: RunId,
-    spec: Arc<RunSpec>,
-    source: StateSource,
-    splits: Arc<[EvalSplit]>,
-    keeper: Option<Keeper>,
-    lanes_stay: bool,
-}
-
 impl WorkerMachine {
     /// Takes in one event and says what to do.
     pub fn handle(&mut self, event: WorkerEvent) -> Vec<Order> {
@@ -350,24 +329,7 @@ impl WorkerMachine {
     fn told(&mut self, message: ToWorker, out: &mut Vec<Order>) {
         match message {
             ToWorker::Ping { .. } => {}
-            ToWorker::Load {
-                run,
-                spec,
-                source,
-                splits,
-                keeper,
-                lanes_stay,
-            } => {
-                let wanted = Wanted {
-                    run,
-                    spec,
-                    source,
-                    splits,
-                    keeper,
-                    lanes_stay,
-                };
-                self.load(wanted, out);
-            }
+            ToWorker::Load(state) => self.load(state, out),
             ToWorker::Compute {
                 run,
                 step,
@@ -410,16 +372,9 @@ impl WorkerMachine {
         }
     }
 
-    fn load(&mut self, wanted: Wanted, out: &mut Vec<Order>) {
-        let Wanted {
-            run,
-            spec,
-            source,
-            splits,
-            keeper,
-            lanes_stay,
-        } = wanted;
-        if let StateSource::Held(step) = source {
+    fn load(&mut self, mut state: LoadState, out: &mut Vec<Order>) {
+        if let StateSource::Held(step) = state.source {
+            let LoadState { run, keeper, .. } = state;
             match &mut self.run {
                 Some(held) if held.run == run && held.step == step && !held.loading => {
                     held.keeper = keeper.clone();
@@ -443,12 +398,12 @@ impl WorkerMachine {
             return;
         }
         let stays = |held: &&mut Held| {
-            let same = held.run == run && held.step == source.step();
-            lanes_stay && same && !held.loading && held.commits.is_empty()
+            let same = held.run == state.run && held.step == state.source.step();
+            state.lanes_stay && same && !held.loading && held.commits.is_empty()
         };
-        let lanes_stay = self.run.as_mut().filter(stays).is_some();
+        state.lanes_stay = self.run.as_mut().filter(stays).is_some();
         // The proof of a state that is loaded is not known, unless it is the one that was here.
-        let known = match self.run.take_if(|_| lanes_stay) {
+        let known = match self.run.take_if(|_| state.lanes_stay) {
             Some(held) => (held.proof, held.earlier, held.safe, held.lanes),
             None => {
                 out.extend(self.forget());
@@ -458,25 +413,18 @@ impl WorkerMachine {
         let (proof, earlier, safe, lanes) = known;
         self.loads += 1;
         self.run = Some(Held {
-            run: run.clone(),
+            run: state.run.clone(),
             loading: true,
-            step: source.step(),
+            step: state.source.step(),
             proof,
             earlier,
             safe,
             lanes,
             commits: VecDeque::new(),
-            keeper: keeper.clone(),
+            keeper: state.keeper.clone(),
         });
-        out.push(Order::Load {
-            load: self.loads,
-            run,
-            spec,
-            source,
-            splits,
-            keeper,
-            lanes_stay,
-        });
+        let load = self.loads;
+        out.push(Order::Load { load, state });
     }
 
     fn did(&mut self, report: Report, out: &mut Vec<Order>) {

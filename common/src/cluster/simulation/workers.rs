@@ -203,15 +203,11 @@ impl World {
         let life = worker.life;
         match order {
             Order::Say(message) => self.send_up(w, Up::Control(message)),
-            Order::Load {
-                load,
-                source,
-                keeper,
-                ..
-            } => {
+            Order::Load { load, state } => {
+                let source = state.source;
                 worker.load = load;
                 worker.trainer = Trainer::default();
-                worker.trainer.keeper = keeper;
+                worker.trainer.keeper = state.keeper;
                 worker.trainer.attach();
                 self.leave_exchange(w);
                 self.open_exchange(w, source.step());
