@@ -397,7 +397,8 @@ fn owners(share: &Share, client: &ExchangeClient) -> Owners {
         session: session(rank),
         chunks: cut(rank)..cut(rank + 1),
     };
-    Owners::Shares((0..count).map(slice).collect())
+    let slices: Arc<[Slice]> = (0..count).map(slice).collect();
+    Owners::Shares(slices.into())
 }
 
 fn worker(runtime: &tokio::runtime::Runtime, share: &Share) {

@@ -96,7 +96,7 @@ class Eavesdropper:
 class Cluster:
     """A coordinator on the first host, and a worker on each of the others."""
 
-    def __init__(self, cohort, root, encrypted, workers, flags=()):
+    def __init__(self, cohort, root, encrypted, workers, flags=(), of_worker=lambda host: ()):
         self.cohort, self.root, self.processes = cohort, Path(root), []
         self.home = self.root / "coordinator"
         listen = ["coordinator", "--listen", "0.0.0.0:7070", "--home", self.home, *flags]
@@ -117,7 +117,7 @@ class Cluster:
         self.start(1, "coordinator", listen, "listening")
         for n in range(2, workers + 2):
             # These hosts have one memory, which must not be noticed.
-            words = [*join, "--threads", 1, "--no-shared-memory", "--home", self.root / f"worker-{n}"]
+            words = [*join, "--threads", 1, "--no-shared-memory", "--home", self.root / f"worker-{n}", *of_worker(n)]
             self.start(n, f"worker-{n}", words, "joined", secret)
 
     def on(self, host, words):

@@ -5,7 +5,8 @@ and receive so many bits a second and delays every packet.
     python3 bench/links.py --cohort target/release/cohort [--python PYTHON] [--links 100:25,1000:2.5] [--modes ...] [--json FILE]
 
 A coordinator has one host, and each of four workers of one thread another. `--links` are Mbit/s and milliseconds of delay in
-each direction; `0:0` is a link that bounds nothing; `--slow` makes the line of one worker slower. The model has 12 million parameters (llama, 6 layers, 384 wide), a lane's
+each direction; `0:0` is a link that bounds nothing; `--slow` makes the line of one worker slower. With `--sites` every two workers
+are at one place: nothing is in the way between them, and they share the line to the others. The model has 12 million parameters (llama, 6 layers, 384 wide), a lane's
 step 256 tokens. For each mode: tokens per second and bytes that passed the router per token, from the first step to the last;
 with `--python` also torch's DistributedDataParallel over gloo, on four of the same hosts.
 
@@ -38,15 +39,20 @@ BACKLOG = 0.25
 
 MODES = {
     "f32": (6, ""),
+    "f32, one level": (6, ""),
     "f32, moments divided": (6, "", "--optimizer", "sharded"),
     "bf16": (6, "payload=bf16"),
     "int8": (10, "payload=int8"),
+    "int8, one level": (10, "payload=int8"),
     "int4": (10, "payload=int4"),
     "diloco 10, int8": (6, "sync=diloco inner_steps=10 payload=int8"),
     "diloco 50, int8": (3, "sync=diloco inner_steps=50 payload=int8"),
     "diloco 50, int4": (3, "sync=diloco inner_steps=50 payload=int4"),
     "diloco 100, int8": (2, "sync=diloco inner_steps=100 payload=int8"),
 }
+
+# Only where workers are at several places: those of one do not add up first what goes to another.
+ONE_LEVEL = [mode for mode in MODES if mode.endswith("one level")]
 
 # Of runs whose speed is measured.
 SHORT = ["eval_every=0", "eval_samples=1", "warmup_steps=0", f"min_workers={WORKERS}"]
@@ -55,7 +61,9 @@ SHORT = ["eval_every=0", "eval_samples=1", "warmup_steps=0", f"min_workers={WORK
 class Router:
     """Carries packets between hosts 1 to `count`."""
 
-    def __init__(self, count):
+    def __init__(self, count, sites):
+        # Each host's line; two of a site have one.
+        self.line = [host if host < 2 or not sites else 2 + (host - 2) // 2 for host in range(count + 1)]
         ip("link", "set", "lo", "up")
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
         os.mkdir("/run/netns")
@@ -94,17 +102,21 @@ class Router:
             target = packet[19]
             if not 0 < target < len(self.devices):
                 continue
+            out, into = self.line[source], self.line[target]
+            if out == into:
+                os.write(self.devices[target], packet)
+                continue
             now = time.monotonic()
             with self.change:
-                goes, comes = (len(packet) / rate if rate else 0.0 for rate in (self.rates[source], self.rates[target]))
-                sent = max(now, self.up[source]) + goes
+                goes, comes = (len(packet) / rate if rate else 0.0 for rate in (self.rates[out], self.rates[into]))
+                sent = max(now, self.up[out]) + goes
                 if sent - now > BACKLOG:
                     continue
-                self.up[source] = sent
-                at = max(sent, self.down[target] + comes)
+                self.up[out] = sent
+                at = max(sent, self.down[into] + comes)
                 if at - now > 2 * BACKLOG:
                     continue
-                self.down[target] = at
+                self.down[into] = at
                 self.passed += len(packet)
                 self.number += 1
                 heapq.heappush(self.waiting, (at + self.delay, self.number, target, packet))
@@ -130,7 +142,8 @@ def cohort(args, router, root, mode, link):
     place.mkdir()
     spec, corpus = Path(__file__).with_name("links.toml"), root / "text.txt"
     router.set(0, 0)
-    cluster = Cluster(args.cohort, place, False, WORKERS, flags)
+    alone = lambda host: ["--site", f"h{host}"] if mode in ONE_LEVEL else []
+    cluster = Cluster(args.cohort, place, False, WORKERS, flags, alone)
     router.set(*link, args.slow)
     settings = [f"steps={steps}", *SHORT, *settings.split()]
     options = [word for setting in settings for word in ("--set", f"train.{setting}")]
@@ -174,7 +187,8 @@ def main():
     parser.add_argument("--cohort", required=True, type=os.path.abspath)
     parser.add_argument("--python", help="one that has torch")
     parser.add_argument("--links", default="0:0,100:25,1000:2.5")
-    parser.add_argument("--modes", default=";".join(MODES), help="separated by semicolons")
+    parser.add_argument("--modes", default=";".join(mode for mode in MODES if mode not in ONE_LEVEL), help="separated by semicolons")
+    parser.add_argument("--sites", action="store_true", help="every two workers are at one place")
     parser.add_argument("--slow", type=float, help="Mbit/s of the last worker's line, where it is another than the others'")
     parser.add_argument("--ddp-steps", type=int, default=8)
     parser.add_argument("--json", type=Path, help="file for what was found")
@@ -185,7 +199,7 @@ def main():
             sys.exit(MISSING)
         enter()
     links = [tuple(map(float, link.split(":"))) for link in args.links.split(",")]
-    router, rows = Router(WORKERS + 1), []
+    router, rows = Router(WORKERS + 1, args.sites), []
     with tempfile.TemporaryDirectory(prefix="cohort-links-") as root:
         root = Path(root)
         sources = sorted((Path(__file__).parent.parent / "common" / "src").rglob("*.rs"))

@@ -16,6 +16,7 @@
     python3 bench/run.py rounds TEXT       losses after equal tokens, exchanged in every step and after rounds of inner steps
     python3 bench/run.py memory            peak memory of each worker, with moments that are divided among them and without
     python3 bench/run.py uneven            one slow line of four: slices that follow the lines, and equal ones
+    python3 bench/run.py sites             two places with two workers each: what goes from one to the other is added up first, and is not
     python3 bench/run.py links             speed over slow links, in network namespaces, beside DistributedDataParallel
     python3 bench/run.py scale             the coordinator with 10 to 1,000 workers, and with 8 cores 2,000: what a step costs it
     python3 bench/run.py tokenize BOOKS    text to tokens on one and two workers, beside Hugging Face's datasets and tokenizers
@@ -375,6 +376,14 @@ def uneven(args):
     save(args, "uneven", [r for _ in range(rounds) for r in script(args, "links.py", *options)], rounds)
 
 
+def sites(args):
+    """Two places with two workers each and a line between them: one reduction, and one in two levels."""
+    modes = "f32;f32, one level;int8;int8, one level"
+    options = ["--sites", "--links", "0:0" if args.quick else "100:25", "--modes", modes]
+    rounds = 1 if args.quick else min(args.rounds, 3)
+    save(args, "sites", [r for _ in range(rounds) for r in script(args, "links.py", *options)], rounds)
+
+
 def scale(args):
     ours, rows = bench_binary(args, "scale"), []
     cases = [(20, 60, [])] if args.quick else [(10, 1000, []), (100, 500, []), (300, 200, []), (1000, 60, [])]
@@ -545,6 +554,17 @@ def table(_args):
         follow, equal = speed.values()
         body = [["slices that follow the lines", f"{median(follow):,.0f}", f"**{median(ratios(follow, equal)):.2f}**"], ["equal slices", f"{median(equal):,.0f}", "1"]]
         lines(["four workers at 100 Mbit/s, but one at 20; 50 ms there and back", "tokens/s", "ratio"], body)
+    if rows := section("sites", "Two places with a slow line between them", "sites"):
+        of = lambda mode, what: [r[what] for r in rows if r["mode"] == mode]
+        body = []
+        for mode in ("f32", "int8"):
+            one = f"{mode}, one level"
+            speeds, before = of(mode, "tokens_per_s"), of(one, "tokens_per_s")
+            passed, all_passed = (median(of(m, "bytes_per_token")) for m in (mode, one))
+            gain = f"**{median(ratios(speeds, before)):.2f}**"
+            body.append([mode, f"{median(speeds):,.0f}", f"{median(before):,.0f}", gain, f"{passed:,.0f}", f"{all_passed:,.0f}"])
+        head = ["two workers at each; 100 Mbit/s, 50 ms there and back", "tokens/s, two levels", "one level", "ratio", "bytes per token between places, two levels", "one level"]
+        lines(head, body)
     if rows := section("dedup", "Preparing a corpus", "dedup TEXT"):
         body = [[r["what"], f"{r['documents']:,}", f"{median(r['mb_per_s']):.1f}"] for r in rows]
         lines([f"{rows[0]['megabytes']:.0f} MB of text, tokenizer and baselines included", "documents left", "MB/s"], body)
@@ -618,7 +638,7 @@ def smoke(args):
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, memory, links, uneven, scale, tokenize, failover, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, memory, links, uneven, sites, scale, tokenize, failover, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")

@@ -425,6 +425,7 @@ fn workers(url: &str, count: &str, cache: &Path) {
         threads: 1,
         cache: cache.to_owned(),
         shared_memory: false,
+        site: None,
         entrance: EntranceAddress::Nowhere,
         grace: Duration::ZERO,
         traces: Traces::default(),

@@ -68,6 +68,8 @@ const MODES: [&str; 3] = [
 ];
 /// Flags of the coordinator: workers sum slices of the gradient themselves, keep a slice of the moments besides, or neither.
 const EXCHANGES: [&str; 3] = ["--exchange sharded", "--optimizer sharded", ""];
+/// Sites of workers. From three on some are near each other, and where they sum slices they add up first what goes to others.
+const SITES: &[&str] = &["north", "south"];
 /// What is told when workers divide the moments.
 const DIVIDED: &str = "the moments of the optimizer are divided";
 /// What is told when workers begin to sum the gradient themselves.
@@ -336,7 +338,7 @@ fn survive(seed: u64) {
     let begin = Instant::now();
     let scene = scene();
     let mut chaos = Chaos {
-        cluster: Cluster::start_with(&scene, schedule.workers, schedule.exchange),
+        cluster: Cluster::start_in(&scene, schedule.workers, schedule.exchange, SITES),
         command: command(schedule.mode),
         reliefs: Vec::new(),
         leaving: Vec::new(),

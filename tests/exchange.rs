@@ -116,6 +116,42 @@ fn workers_own_slices_and_the_coordinator_takes_over_from_those_that_fail() {
     assert!(differences.is_empty(), "{differences:#?}");
 }
 
+/// Two sites, which add up first what goes to the other one; a worker of one dies, and another stands still.
+#[cfg(unix)]
+#[test]
+fn sites_add_up_first_and_the_coordinator_takes_over_from_those_that_fail() {
+    let line = format!(
+        "{TRAIN} --set train.eval_every=0 --set train.steps=160 --set train.payload=int8 {WIDE}"
+    );
+    let reference = Reference::of(&Scene::new(), &line, 1);
+    let scene = Scene::new();
+    let sites = &["north", "south"];
+    let mut cluster = Cluster::start_in(&scene, 4, "--exchange sharded", sites);
+    cluster.submit(&format!("{line} --new"));
+    let told = |cluster: &Cluster, what: &str| {
+        let of = |e: &&Event| e.text().contains(what);
+        cluster.events.iter().filter(of).count()
+    };
+    let four = "4 of them sum a slice of the gradient each; they are in 2 sites";
+    cluster.wait_until("four in two sites", |c| told(c, four) == 1);
+    let begun = cluster.step();
+    cluster.wait_for_step(begun + 5);
+    cluster.workers[0].kill();
+    let three = "3 of them sum a slice of the gradient each; they are in 2 sites";
+    cluster.wait_until("three in two sites", |c| told(c, three) == 1);
+    let begun = cluster.step();
+    cluster.wait_for_step(begun + 5);
+    cluster.workers[1].signal(Signal::Stop);
+    let late = "not every worker had every slice; the coordinator sums";
+    cluster.wait_until("the coordinator sums", |c| told(c, late) == 1);
+    let stopped = cluster.step();
+    cluster.wait_for_step(stopped + 3);
+    cluster.workers[1].signal(Signal::Continue);
+    cluster.finish();
+    let differences = reference.differences(&cluster);
+    assert!(differences.is_empty(), "{differences:#?}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_worker_may_die_while_its_memory_is_read() {

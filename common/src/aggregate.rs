@@ -3,11 +3,13 @@
 //!
 //! A node of a chunk is set once, from a push or from its two children. Later copies are dropped, and a node and its
 //! ancestor are never both added. Memory holds only what waits for a sibling, as it arrived or where it lies, plus the
-//! slice's root: one segment, which is written once and sent from where it lies. `data.rs` has the ways in which a chunk
+//! slice's root: one segment, which is written once and sent from where it lies. Of chunks that others own, nodes can be summed
+//! and passed on ([`Duty`]). `data.rs` has the ways in which a chunk
 //! comes and how copies are compared, `digests.rs` what a commit wants to know, `nodes.rs` what is done to whole nodes.
 
 mod data;
 mod digests;
+mod duty;
 mod error;
 mod nodes;
 
@@ -29,22 +31,25 @@ use data::{Check, Form, Stamp, Waiting};
 
 pub use data::Data;
 pub use digests::{ChunkDigest, RootTotals, totals_of};
+pub use duty::{Duty, Passed};
 pub use error::OfferError;
 pub use nodes::{NodeRounding, Rounding, add_all, encode, leaf, parent};
 
 /// What a push did.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Offered {
-    /// Whether this push finished the chunk's root.
+    /// Whether this push finished the chunk: its root, or the last of what is passed on of it.
     pub chunk_complete: bool,
-    /// Whether this push finished the last missing chunk of the slice.
+    /// Whether this push finished the last missing root of the slice.
     pub all_complete: bool,
-    /// Lanes whose contribution is now held for every chunk of the slice.
+    /// Lanes whose contribution is now held for every chunk for which it is pushed here.
     pub delivered: Vec<Lane>,
+    /// What is to be passed on.
+    pub passed: Option<Passed>,
 }
 
 impl Offered {
-    /// Takes in what another push did.
+    /// Takes in what another push did, where nothing is passed on.
     pub fn join(&mut self, other: Self) {
         self.chunk_complete |= other.chunk_complete;
         self.all_complete |= other.all_complete;
@@ -103,9 +108,8 @@ pub struct Aggregator {
     tree: Tree,
     len: usize,
     rounding: Rounding,
-    /// The chunks that are summed here.
-    slice: Range<usize>,
-    /// Those of the slice.
+    duty: Duty,
+    /// Those of the duty.
     chunks: Vec<Mutex<ChunkState>>,
     progress: Mutex<Progress>,
     /// Made when there is something to sum: a step that its sole owner sums costs nothing here.
@@ -117,7 +121,7 @@ impl fmt::Debug for Aggregator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Aggregator")
             .field("tree", &self.tree)
-            .field("slice", &self.slice)
+            .field("duty", &self.duty)
             .field("progress", &self.progress)
             .finish_non_exhaustive()
     }
@@ -144,10 +148,11 @@ struct Finished {
 #[derive(Debug)]
 struct Progress {
     missing_per_lane: Vec<usize>,
-    /// For each chunk of the slice.
-    complete: Vec<bool>,
-    /// Index of the first chunk that is not.
+    /// For each chunk, what is not finished: its root, or nodes to be passed on.
+    open: Vec<usize>,
+    /// Index of the first chunk of which something is not.
     leading: usize,
+    /// Roots.
     missing: usize,
 }
 
@@ -164,28 +169,36 @@ impl Aggregator {
         Self::with_root(shape, 0, 0..shape.chunks(), Box::new(private))
     }
 
-    /// An empty aggregation of the chunks of `slice` in a step, whose root lies in a segment of at least as many bytes as asked for,
-    /// which nobody reads. A slice without chunks has nothing to wait for, and nothing is ever said of it.
+    /// An empty aggregation in a step, of what is this worker's to sum: a slice, or more. The slice's root lies in a segment of at
+    /// least as many bytes as asked for, which nobody reads. A slice without chunks has nothing to wait for, and nothing is ever
+    /// said of it.
     ///
     /// # Panics
-    /// If the slice lies outside the gradient.
-    pub fn with_root(shape: Shape, step: Step, slice: Range<usize>, make_root: MakeRoot) -> Self {
+    /// If the chunks lie outside the gradient, or the slice outside the chunks.
+    pub fn with_root(
+        shape: Shape,
+        step: Step,
+        duty: impl Into<Duty>,
+        make_root: MakeRoot,
+    ) -> Self {
         let Shape { lanes, len, .. } = shape;
-        let inside = slice.start <= slice.end && slice.end <= shape.chunks();
-        assert!(inside, "{slice:?} lies outside {} chunks", shape.chunks());
-        let chunks = slice.len();
+        let duty: Duty = duty.into();
+        duty.check(shape.chunks());
+        let open: Vec<usize> = duty.chunks.clone().map(|i| duty.ends_of(i)).collect();
+        let leading = open.iter().position(|open| *open > 0);
+        let held_of = |lane| duty.chunks_of(lane);
         Self {
             tree: Tree::new(lanes),
             len,
             rounding: shape.rounding(step),
-            chunks: (0..chunks).map(|_| Mutex::default()).collect(),
+            chunks: duty.chunks.clone().map(|_| Mutex::default()).collect(),
             progress: Mutex::new(Progress {
-                missing_per_lane: vec![chunks; lanes as usize],
-                complete: vec![false; chunks],
-                leading: slice.start,
-                missing: chunks,
+                missing_per_lane: (0..lanes).map(held_of).collect(),
+                leading: duty.chunks.start + leading.unwrap_or(open.len()),
+                open,
+                missing: duty.owned.len(),
             }),
-            slice,
+            duty,
             root: OnceLock::new(),
             make_root,
         }
@@ -194,14 +207,14 @@ impl Aggregator {
     /// The segment of the slice's root, which begins with the slice's first element.
     pub fn segment(&self) -> &Arc<Segment> {
         self.root.get_or_init(|| {
-            let [start, end] = [self.slice.start, self.slice.end].map(|i| i * CHUNK_LEN);
+            let [start, end] = [self.duty.owned.start, self.duty.owned.end].map(|i| i * CHUNK_LEN);
             (self.make_root)((end.min(self.len) - start.min(self.len)) * 4)
         })
     }
 
     /// Where a chunk lies in the slice's root, in elements.
     fn place(&self, index: usize) -> Range<usize> {
-        let first = self.slice.start * CHUNK_LEN;
+        let first = self.duty.owned.start * CHUNK_LEN;
         let range = chunk_range(index, self.len);
         range.start - first..range.end - first
     }
@@ -218,7 +231,7 @@ impl Aggregator {
     }
 
     fn chunk(&self, index: usize) -> MutexGuard<'_, ChunkState> {
-        lock(&self.chunks[index - self.slice.start])
+        lock(&self.chunks[index - self.duty.chunks.start])
     }
 
     /// Whether others can read the root where it lies.
@@ -232,19 +245,25 @@ impl Aggregator {
         self.len
     }
 
-    /// The chunks that are summed here.
+    /// The chunks whose roots are summed here.
     pub fn slice(&self) -> Range<usize> {
-        self.slice.clone()
+        self.duty.owned.clone()
     }
 
-    /// Index of the first chunk of the slice whose root is not complete; the end of the slice when all are.
+    /// The chunks that are pushed here.
+    pub fn chunks(&self) -> Range<usize> {
+        self.duty.chunks.clone()
+    }
+
+    /// Index of the first chunk that is not finished: whose root is not complete, or of which something is still to be passed
+    /// on. One past the last when all are.
     pub fn leading(&self) -> usize {
         lock(&self.progress).leading
     }
 
     /// The finished root of a chunk, if it is finished.
     pub fn root(&self, index: usize) -> Option<RootChunk> {
-        let index = Some(index).filter(|index| self.slice.contains(index))?;
+        let index = Some(index).filter(|index| self.duty.owned.contains(index))?;
         let finished = self.chunk(index).root.clone()?;
         let make = || {
             let range = self.place(index);
@@ -281,8 +300,22 @@ impl Aggregator {
         }
         drop(state);
         let summand = Waiting::new(data, self.form(index));
-        let root = self.climb(node, index, summand);
-        Ok(self.advance(index, &newly, root))
+        let (ends, passed) = match self.climb(node, index, summand) {
+            Climbed::Waits => (false, None),
+            Climbed::Root => (true, None),
+            // It is finished when it has gone.
+            Climbed::Passes(passed) => (false, Some(passed)),
+        };
+        let offered = self.advance(index, &newly, ends);
+        Ok(Offered { passed, ..offered })
+    }
+
+    /// Something of a chunk was passed on: it need not be held up here any longer.
+    ///
+    /// # Panics
+    /// If nothing of it was to be passed on.
+    pub fn passed_on(&self, index: usize) -> Offered {
+        self.advance(index, &[], true)
     }
 
     /// Two copies of a node must be the same. The first is remembered.
@@ -327,9 +360,12 @@ impl Aggregator {
         if index >= chunks {
             return Err(OfferError::NoSuchChunk { index, chunks });
         }
-        if !self.slice.contains(&index) {
-            let slice = self.slice();
+        if !self.duty.chunks.contains(&index) {
+            let slice = self.chunks();
             return Err(OfferError::NotOwned { index, slice });
+        }
+        if !self.duty.takes(node, index) {
+            return Err(OfferError::NotNear { index, node });
         }
         let (found, expected) = data.sizes(self.form(index));
         match found == expected {
@@ -342,10 +378,17 @@ impl Aggregator {
         }
     }
 
-    /// Sums upwards for as long as the sibling is there. Returns whether the root is now complete.
-    fn climb(&self, mut node: Node, index: usize, mut sum: Waiting) -> bool {
+    /// Sums upwards for as long as the sibling is there.
+    fn climb(&self, mut node: Node, index: usize, mut sum: Waiting) -> Climbed {
         let root = self.tree.root();
-        while let Some(family) = self.tree.family(node) {
+        loop {
+            if self.duty.passes(node, index) {
+                let sum = sum.into_bytes();
+                return Climbed::Passes(Passed { node, index, sum });
+            }
+            let Some(family) = self.tree.family(node) else {
+                break;
+            };
             let mut state = self.chunk(index);
             let Some(sibling) = state.waiting.remove(&family.sibling) else {
                 // An ancestor that was pushed meanwhile may cover this node: then nobody will ask for it, and where the
@@ -353,12 +396,12 @@ impl Aggregator {
                 if !state.claimed {
                     state.waiting.insert(node, sum);
                 }
-                return false;
+                return Climbed::Waits;
             };
             drop(state);
             let summands = [(node, &sum), (family.sibling, &sibling)];
             node = family.parent;
-            if node == root {
+            if node == root && self.duty.owned.contains(&index) {
                 return self.finish(index, |out| self.add(index, node, out, summands));
             }
             let mut out = vec![0.0; chunk_range(index, self.len).len()];
@@ -401,12 +444,12 @@ impl Aggregator {
         }
     }
 
-    /// Writes a chunk of the root, unless somebody else does. Returns whether it is complete now.
-    fn finish(&self, index: usize, write: impl FnOnce(&mut [f32])) -> bool {
+    /// Writes a chunk of the root, unless somebody else does.
+    fn finish(&self, index: usize, write: impl FnOnce(&mut [f32])) -> Climbed {
         let mut state = self.chunk(index);
         state.waiting.clear();
         if std::mem::replace(&mut state.claimed, true) {
-            return false;
+            return Climbed::Waits;
         }
         drop(state);
         // SAFETY: the segment was made for this root, which nobody reads before it is complete; the claim was ours.
@@ -420,10 +463,11 @@ impl Aggregator {
         }));
         let stamps = state.stamps.values_mut();
         stamps.for_each(|stamp| stamp.check.let_go());
-        true
+        Climbed::Root
     }
 
-    fn advance(&self, index: usize, newly: &[Lane], root: bool) -> Offered {
+    /// `ends` says whether the root is complete now, or something was passed on.
+    fn advance(&self, index: usize, newly: &[Lane], ends: bool) -> Offered {
         let mut progress = lock(&self.progress);
         let mut offered = Offered::default();
         for &lane in newly {
@@ -433,28 +477,42 @@ impl Aggregator {
                 offered.delivered.push(lane);
             }
         }
-        if root {
-            progress.complete[index - self.slice.start] = true;
-            progress.missing -= 1;
-            while progress.complete.get(progress.leading - self.slice.start) == Some(&true) {
+        if ends {
+            let first = self.duty.chunks.start;
+            let open = &mut progress.open[index - first];
+            *open -= 1;
+            offered.chunk_complete = *open == 0;
+            while progress.open.get(progress.leading - first) == Some(&0) {
                 progress.leading += 1;
             }
-            offered.chunk_complete = true;
-            offered.all_complete = progress.missing == 0;
+            if self.duty.owned.contains(&index) {
+                progress.missing -= 1;
+                offered.all_complete = progress.missing == 0;
+            }
         }
         offered
     }
 
     /// What is to be known of the slice's chunks, in index order; `None` until every root is complete.
     pub fn digests(&self) -> Option<Vec<ChunkDigest>> {
-        let digest = |chunk: &Mutex<ChunkState>| Some(lock(chunk).root.as_ref()?.digest);
-        self.chunks.iter().map(digest).collect()
+        let digest = |index| Some(self.chunk(index).root.as_ref()?.digest);
+        self.slice().map(digest).collect()
     }
 
     /// The sums over all chunks of the slice, in index order; `None` until every root is complete.
     pub fn totals(&self) -> Option<RootTotals> {
         self.digests().map(|digests| RootTotals::of(&digests))
     }
+}
+
+/// What has become of a summand.
+enum Climbed {
+    /// It waits for its sibling, or nobody needs it.
+    Waits,
+    /// The root is complete with it.
+    Root,
+    /// A node is complete that is to be passed on.
+    Passes(Passed),
 }
 
 impl ChunkState {

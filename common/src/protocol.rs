@@ -14,7 +14,10 @@
 use std::fmt;
 
 /// The version that this build speaks.
-pub const PROTOCOL: Protocol = Protocol { major: 9, minor: 0 };
+pub const PROTOCOL: Protocol = Protocol {
+    major: 10,
+    minor: 0,
+};
 
 /// Metadata key of the caller's version.
 pub const PROTOCOL_KEY: &str = "cohort-protocol";

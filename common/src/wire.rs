@@ -493,6 +493,7 @@ pub fn member_from(register: v1::Register) -> MemberInfo {
         threads: register.threads,
         fingerprint: short(register.fingerprint),
         listens: Some(short(register.listens)).filter(|address| !address.is_empty()),
+        site: Some(short(register.site)).filter(|site| !site.is_empty()),
     }
 }
 
@@ -581,7 +582,8 @@ mod tests {
                 below,
             };
             let shares = slices.iter().map(share).collect();
-            let kind = v1::owners::Kind::Shares(v1::Shares { shares });
+            let sites = Vec::new();
+            let kind = v1::owners::Kind::Shares(v1::Shares { shares, sites });
             owners_from(Some(v1::Owners { kind: Some(kind) }))
         };
         let owners = read(&[(0, 3), (3, 4)]).unwrap();
@@ -596,6 +598,45 @@ mod tests {
             assert!(read(wrong).is_err(), "{wrong:?}");
         }
         assert!(owners_from(None).is_err());
+    }
+
+    #[test]
+    fn sites_gather_the_whole_gradient_and_what_they_own() {
+        let share = |(session, first, below): (u64, u32, u32)| v1::Share {
+            session,
+            first,
+            below,
+        };
+        let read = |gathers: &[(u64, u32, u32)], lanes: &[(u32, u32)]| {
+            let range = |&(first, below): &(u32, u32)| v1::LaneRange { first, below };
+            let site = v1::Site {
+                workers: vec![3, 5],
+                lanes: lanes.iter().map(range).collect(),
+                gathers: gathers.iter().copied().map(share).collect(),
+            };
+            let shares = v1::Shares {
+                shares: [(3, 0, 4), (4, 4, 6), (5, 6, 9)].map(share).into(),
+                sites: vec![site],
+            };
+            let kind = v1::owners::Kind::Shares(shares);
+            owners_from(Some(v1::Owners { kind: Some(kind) }))
+        };
+        let right = [(3, 0, 5), (5, 5, 9)];
+        let owners = read(&right, &[(0, 2), (3, 7)]).unwrap();
+        assert_eq!(owners_from(Some(owners_to(&owners))), Ok(owners));
+        assert!(read(&right, &[]).is_ok());
+        for lanes in [&[(2, 2)][..], &[(0, 2), (2, 3)], &[(3, 4), (0, 1)]] {
+            assert!(read(&right, lanes).is_err(), "{lanes:?}");
+        }
+        for gathers in [
+            &[][..],
+            &[(3, 0, 5), (5, 5, 8)],
+            &[(3, 0, 3), (5, 3, 9)],
+            &[(5, 0, 9), (3, 9, 9)],
+            &[(7, 0, 9)],
+        ] {
+            assert!(read(gathers, &[(0, 2)]).is_err(), "{gathers:?}");
+        }
     }
 
     #[test]
@@ -633,7 +674,7 @@ mod tests {
         let sent = keeper_to(&keeper);
         assert_eq!(keeper_from(sent.clone()), Ok(keeper));
         let mut one = sent.clone();
-        one.division.as_mut().unwrap().shares.truncate(1);
+        one.division.truncate(1);
         assert!(keeper_from(one).is_err());
         assert!(keeper_from(v1::Keeper::default()).is_err());
         let digests = crate::cluster::Digests {

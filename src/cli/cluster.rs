@@ -164,6 +164,10 @@ pub struct WorkerArgs {
     /// this machine reaches the coordinator, at a free port
     #[arg(long, value_name = "ADDR", default_value = "auto", value_parser = entrance)]
     pub exchange_listen: EntranceAddress,
+    /// The site that it is of, by a name of your choice: workers of one site are near each other, and add up first what goes to
+    /// other sites; without it, what is near is measured
+    #[arg(long, value_name = "NAME", value_parser = site)]
+    pub site: Option<String>,
     /// Seconds that handing over may take when it is asked to end (SIGTERM, Ctrl-C); a second time ends it at once
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0, value_parser = grace)]
     pub grace: f64,
@@ -179,6 +183,14 @@ pub struct WorkerArgs {
     /// End when stdin is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+fn site(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match (1..=63).contains(&text.len()) && text.chars().all(plain) {
+        true => Ok(text.into()),
+        false => Err("expected 1 to 63 letters, digits, `-`, `_` or `.`".into()),
+    }
 }
 
 fn entrance(text: &str) -> Result<EntranceAddress, String> {

@@ -204,6 +204,7 @@ async fn compute(
         threads: args.threads.unwrap_or(0),
         cache: Home::open(&context.home)?.worker(),
         shared_memory: false,
+        site: None,
         entrance: EntranceAddress::Nowhere,
         grace: std::time::Duration::ZERO,
         traces: cohort_common::traces::Traces::default(),

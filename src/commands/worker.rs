@@ -27,6 +27,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         cache: Home::open(&home)?.worker(),
         shared_memory: !args.no_shared_memory,
         entrance: args.exchange_listen,
+        site: args.site,
         grace: Duration::from_secs_f64(args.grace),
         traces: traces.clone(),
     };

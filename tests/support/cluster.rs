@@ -103,6 +103,8 @@ pub struct Cluster<'s> {
     coordinator: Process,
     /// The coordinator's.
     flags: &'static str,
+    /// Which sites workers are told they are of, one after the other and again from the first.
+    sites: &'static [&'static str],
     /// Whether the coordinator runs.
     up: bool,
     port: u16,
@@ -121,6 +123,16 @@ impl<'s> Cluster<'s> {
 
     /// The same with a coordinator of these flags.
     pub fn start_with(scene: &'s Scene, workers: usize, flags: &'static str) -> Self {
+        Self::start_in(scene, workers, flags, &[])
+    }
+
+    /// The same with workers in sites.
+    pub fn start_in(
+        scene: &'s Scene,
+        workers: usize,
+        flags: &'static str,
+        sites: &'static [&'static str],
+    ) -> Self {
         let (coordinator, url) = scene.coordinator(flags);
         let port = url.rsplit(':').next().and_then(|port| port.parse().ok());
         let mut cluster = Self {
@@ -129,6 +141,7 @@ impl<'s> Cluster<'s> {
             events: Vec::new(),
             coordinator,
             flags,
+            sites,
             up: true,
             port: port.expect("an address ends with its port"),
             follower: None,
@@ -153,10 +166,13 @@ impl<'s> Cluster<'s> {
     pub fn add_worker(&mut self) -> usize {
         let index = self.workers.len();
         let flag = ["", "--no-shared-memory"][index % 2];
+        let mut sites = self.sites.iter().cycle();
+        let site = sites.nth(index).map(|site| format!("--site {site}"));
+        let site = site.unwrap_or_default();
         let proxy = Proxy::new(&format!("127.0.0.1:{}", self.port));
         let url = proxy.url();
         let process = self.scene.start(&format!(
-            "worker --coordinator {url} --threads 1 --home cache-{index} {flag}"
+            "worker --coordinator {url} --threads 1 --home cache-{index} {flag} {site}"
         ));
         self.workers.push(Worker {
             process,

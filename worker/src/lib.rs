@@ -58,6 +58,8 @@ pub struct Config {
     pub shared_memory: bool,
     /// Where other workers can push gradients to it.
     pub entrance: EntranceAddress,
+    /// Which site it is of; workers of one are near each other. Else the coordinator finds out.
+    pub site: Option<String>,
     /// How long handing over may take when the process is asked to end.
     pub grace: Duration,
     /// Where traces of steps go, if anywhere.

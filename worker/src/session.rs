@@ -42,6 +42,8 @@ pub struct Identity {
     peak_flops: f64,
     /// Where other workers can push gradients to it, if they can.
     pub listens: Option<String>,
+    /// Which site it is of, if it was told.
+    site: Option<String>,
 }
 
 impl Identity {
@@ -60,6 +62,7 @@ impl Identity {
             threads: engine::thread_count(config.threads) as u32,
             peak_flops,
             listens: None,
+            site: config.site.clone(),
         })
     }
 
@@ -74,6 +77,7 @@ impl Identity {
             holding: holding.map(wire::holding_to),
             peak_flops: self.peak_flops,
             listens: self.listens.clone().unwrap_or_default(),
+            site: self.site.clone().unwrap_or_default(),
         }
     }
 }

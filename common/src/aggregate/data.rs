@@ -115,9 +115,27 @@ impl Waiting {
         }
     }
 
+    /// Its f32, to be kept.
+    pub(super) fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Wire(data) | Self::Here(data) => data,
+            Self::Shared(part) => Bytes::from_owner(part),
+            Self::Sum(sum) => Bytes::from_owner(Floats(sum)),
+        }
+    }
+
     /// Whether its stamp is to be taken with the sum, since it did not travel and nothing else is known of it.
     pub(super) fn wants_stamp(&self) -> bool {
         matches!(self, Self::Shared(_) | Self::Here(_))
+    }
+}
+
+/// f32 as bytes.
+struct Floats(Vec<f32>);
+
+impl AsRef<[u8]> for Floats {
+    fn as_ref(&self) -> &[u8] {
+        bytes_of(&self.0)
     }
 }
 

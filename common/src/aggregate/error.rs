@@ -34,6 +34,14 @@ pub enum OfferError {
         /// Chunks of this owner.
         slice: Range<usize>,
     },
+    /// The chunk is another owner's, and the node is none that is passed on to it from here.
+    #[error("chunk {index} of {node} belongs to another owner, and is not to be passed on here")]
+    NotNear {
+        /// What was pushed.
+        index: usize,
+        /// The node.
+        node: Node,
+    },
     /// The payload has the wrong size.
     #[error("chunk {index} has {found} bytes where {expected} were expected")]
     WrongLength {

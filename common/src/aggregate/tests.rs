@@ -183,6 +183,84 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whoever is in which site, and whatever comes when: what each site passes on makes up the root.
+    #[test]
+    fn sites_that_add_up_first_make_the_same_root(
+        payload in payload(),
+        sites in prop::collection::vec(0usize..3, 1..8),
+        owned in (0usize..3, 0usize..3),
+        order in any::<prop::sample::Index>(),
+    ) {
+        let lanes = sites.len() as u32;
+        let tree = Tree::new(lanes);
+        let (shape, session) = (shape(lanes, LEN, payload), SessionId(1));
+        let (start, end) = (owned.0.min(owned.1), owned.0.max(owned.1));
+        let owner = Aggregator::with_root(shape, STEP, 0..2, private());
+        let mut delivered = 0;
+        for site in 0..3 {
+            let own = (0..lanes).filter(|lane| sites[*lane as usize] == site);
+            let mut own: Vec<Lane> = own.collect();
+            let ranges = crate::lanes::ranges(&own);
+            let passes: Vec<Node> = ranges.into_iter().flat_map(|r| tree.cover(r)).collect();
+            let duty = Duty { chunks: 0..2, owned: start..end, passes: passes.clone() };
+            let gathers = Aggregator::with_root(shape, STEP, duty, private());
+            prop_assert_eq!(gathers.slice(), start..end);
+            if !own.is_empty() {
+                let middle = order.index(own.len());
+                own.rotate_left(middle);
+            }
+            for lane in own {
+                let sum = node_sum(payload, Node::leaf(lane), LEN);
+                for (index, way) in [(1, Way::Here), (0, Way::Wire)] {
+                    let data = data(payload, &sum, index, way);
+                    let offered = gathers.offer(Node::leaf(lane), index, data.clone(), session).unwrap();
+                    delivered += offered.delivered.len();
+                    let mut up = Some((Node::leaf(lane), data)).filter(|_| (start..end).contains(&index));
+                    if let Some(passed) = offered.passed {
+                        prop_assert!(passes.contains(&passed.node) && passed.index == index);
+                        prop_assert!(gathers.leading() <= index);
+                        let sum = node_sum(payload, passed.node, LEN);
+                        prop_assert_eq!(&passed.sum, &encode(&sum[chunk_range(index, LEN)]));
+                        up = Some((passed.node, Data::Here(passed.sum)));
+                        gathers.passed_on(index);
+                    }
+                    // Whoever owns a chunk here gets everything, too.
+                    if let Some((node, data)) = up {
+                        owner.offer(node, index, data, session).unwrap();
+                    }
+                }
+            }
+            let all = start == end || sites.iter().all(|s| *s == site);
+            prop_assert_eq!(gathers.leading() == 2, all, "{}", gathers.leading());
+        }
+        prop_assert_eq!(delivered as u32, lanes);
+        prop_assert_eq!(root_of(&owner, payload), node_sum(payload, tree.root(), LEN));
+    }
+}
+
+#[test]
+fn lanes_of_other_sites_are_not_gathered() {
+    let shape = shape(4, LONG, Payload::F32);
+    let passes = vec![Node { first: 0, size: 2 }];
+    let duty = Duty {
+        chunks: 1..4,
+        owned: 2..3,
+        passes,
+    };
+    let sums = Aggregator::with_root(shape, STEP, duty, private());
+    let sum = gradient(3, LONG);
+    let offer = |index: usize| {
+        let data = data(Payload::F32, &sum, index, Way::Wire);
+        sums.offer(Node::leaf(3), index, data, SessionId(1))
+    };
+    let refused = "chunk 1 of lane 3 belongs to another owner, and is not to be passed on here";
+    assert_eq!(offer(1).unwrap_err().to_string(), refused);
+    assert_eq!(offer(2).unwrap().delivered, [3]);
+}
+
 /// Two workers, and what they say of lane 0 of 2, in every mixture of ways.
 #[test]
 fn copies_are_compared_whatever_way_they_take() {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::cluster::division::Division;
 use crate::cluster::events::{Action, Change, Event, Happening, LeftReason, MemberInfo};
-use crate::cluster::links::Line;
+use crate::cluster::links::{Line, Link};
 use crate::cluster::messages::{FromWorker, Holding, ToWorker};
 use crate::cluster::run::{Active, Phase, RunPlan};
 use crate::cluster::silence::{Silence, SilenceLimits};
@@ -67,6 +67,8 @@ pub struct Member {
     pub(super) reaches: BTreeSet<SessionId>,
     /// What the ways to and from others showed of its line, in the active run.
     pub line: Line,
+    /// The ways to workers on other hosts.
+    pub(super) ways: BTreeMap<SessionId, Link>,
     pub(super) leaving: bool,
 }
 
@@ -213,6 +215,7 @@ impl Machine {
             pause: (0, 0),
             reaches: BTreeSet::new(),
             line: Line::default(),
+            ways: BTreeMap::new(),
             leaving: false,
         };
         let fresh = self.members.insert(session, member).is_none();
@@ -408,6 +411,7 @@ impl Machine {
                 member.pause = (0, 0);
                 member.reaches.clear();
                 member.line = Line::default();
+                member.ways.clear();
             }
             out.push(Action::SendAll {
                 sessions: self.members.keys().copied().collect(),

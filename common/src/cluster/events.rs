@@ -25,6 +25,8 @@ pub struct MemberInfo {
     pub fingerprint: String,
     /// Where others can push gradients to it, if they can.
     pub listens: Option<String>,
+    /// Which site it is of, if it was told.
+    pub site: Option<String>,
 }
 
 /// Why a session ended.

@@ -111,6 +111,12 @@ impl Hands {
         self.by_load.iter().map(|(_, session)| *session)
     }
 
+    /// Pieces of a worker, ascending.
+    pub fn all_of(&self, session: SessionId) -> impl Iterator<Item = u32> {
+        let pieces = self.hands.get(&session).map(|hand| &hand.pieces);
+        pieces.into_iter().flatten().copied()
+    }
+
     /// Open pieces of a worker, ascending.
     pub fn open_of(&self, session: SessionId) -> impl Iterator<Item = u32> {
         let pieces = self.hands.get(&session).map(|hand| &hand.pieces);

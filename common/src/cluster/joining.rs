@@ -255,6 +255,7 @@ impl Machine {
         active.division = division;
         active.digested.clear();
         active.introduced = Introduced::default();
+        active.sites = None;
         let run = active.plan.run.clone();
         let change = Change::Loading {
             workers: sessions.len(),
@@ -265,6 +266,7 @@ impl Machine {
             member.applied = None;
             member.reaches.clear();
             member.line = Line::default();
+            member.ways.clear();
             if sessions.contains(session) {
                 member.holding = None;
                 out.push(active.load_message(*session, source));

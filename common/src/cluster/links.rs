@@ -54,7 +54,7 @@ impl Line {
 const ALIKE: f64 = 1.5;
 
 /// Seconds that equal slices may take on the slowest line without anything being gained by others.
-const SHORT: f64 = 0.02;
+pub(super) const SHORT: f64 = 0.02;
 
 impl Machine {
     /// A way was measured.
@@ -70,6 +70,9 @@ impl Machine {
             other.line.comes_in(link);
             let member = self.members.get_mut(&from).expect("it spoke");
             member.line.goes_out(link);
+            member.ways.insert(to, link);
+            let active = self.active.as_mut().expect("checked");
+            active.sites = None;
         }
     }
 
@@ -110,11 +113,7 @@ pub(super) fn slices(speeds: &[Option<u64>], whole: Whole) -> Vec<Range<u32>> {
     let count = speeds.len();
     let chunks = f64::from(whole.chunks);
     assert!(count as f64 <= chunks, "{count} owners of {chunks} chunks");
-    let known: Option<Vec<f64>> = speeds.iter().map(|s| s.map(|s| s as f64)).collect();
-    let parts = match known.filter(|speeds| matter(speeds, whole)) {
-        Some(speeds) => fill(&speeds, whole.workers),
-        None => vec![1.0 / count as f64; count],
-    };
+    let parts = parts(speeds, whole);
     let mut largest: Vec<usize> = (0..count).collect();
     largest.sort_by(|a, b| parts[*b].total_cmp(&parts[*a]));
     let owns =
@@ -132,6 +131,15 @@ pub(super) fn slices(speeds: &[Option<u64>], whole: Whole) -> Vec<Range<u32>> {
         std::mem::replace(&mut start, end)..end
     };
     (0..count).map(slice).collect()
+}
+
+/// Which part of a gradient each owner should have, by the speeds of their lines. Their sum is one.
+pub(super) fn parts(speeds: &[Option<u64>], whole: Whole) -> Vec<f64> {
+    let known: Option<Vec<f64>> = speeds.iter().map(|s| s.map(|s| s as f64)).collect();
+    match known.filter(|speeds| matter(speeds, whole)) {
+        Some(speeds) => fill(&speeds, whole.workers),
+        None => vec![1.0 / speeds.len() as f64; speeds.len()],
+    }
 }
 
 /// Whether lines of these speeds are different, and not all of them fast.

@@ -41,17 +41,53 @@ pub enum Owners {
     Coordinator,
     /// The worker that is told, which is alone: nothing travels.
     Alone,
-    /// These workers, a slice each. In index order they are the whole gradient, and there are two of them at least.
-    Shares(Arc<[Share]>),
+    /// Workers, a slice each.
+    Shares(Shares),
 }
 
-/// What one worker owns of the gradient.
+/// Who sums what of a gradient. Clones share it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Who owns what: in index order the whole gradient, of two workers at least.
+    pub slices: Arc<[Share]>,
+    /// Where workers that are near each other add up first what goes to others: all sites, of two at least. Else there is none,
+    /// and everybody pushes to the owners.
+    pub sites: Arc<[Site]>,
+}
+
+/// Slices, and no sites.
+impl From<Arc<[Share]>> for Shares {
+    fn from(slices: Arc<[Share]>) -> Self {
+        let sites = Arc::new([]);
+        Self { slices, sites }
+    }
+}
+
+/// Workers that are near each other, in one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// All of them.
+    pub workers: Vec<SessionId>,
+    /// Lanes that were theirs when the step began, ascending.
+    pub lanes: Vec<Range<Lane>>,
+    /// Who of them sums these lanes of which chunks: in index order the whole gradient. Each gathers the slice that it owns, too.
+    pub gathers: Vec<Share>,
+}
+
+/// A part of the gradient that is one worker's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The worker.
     pub session: SessionId,
     /// Its chunks.
     pub chunks: Range<u32>,
+}
+
+impl Share {
+    /// Its chunks, as indices.
+    pub fn range(&self) -> Range<usize> {
+        self.chunks.start as usize..self.chunks.end as usize
+    }
 }
 
 /// Another worker of a run, which may push.

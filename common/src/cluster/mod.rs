@@ -21,6 +21,7 @@ mod sharing;
 pub mod silence;
 #[cfg(test)]
 mod simulation;
+mod sites;
 mod stepping;
 mod verdict;
 mod watchdog;
@@ -30,8 +31,8 @@ pub use coordinator::{Limits, Machine};
 pub use division::{Digests, Division, Keeper};
 pub use events::{Action, Event};
 pub use messages::{
-    Found, FromWorker, Holding, LoadState, Owners, Peer, Proof, Scores, Share, StateSource,
-    ToWorker,
+    Found, FromWorker, Holding, LoadState, Owners, Peer, Proof, Scores, Share, Shares, Site,
+    StateSource, ToWorker,
 };
 pub use run::{BASE_SPLIT, EvalSplit, EvalWork, OWN_SPLIT, Prompt, RunPlan, SAMPLES_SPLIT};
 pub use verdict::{Losses, Verdict};

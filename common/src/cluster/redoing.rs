@@ -224,7 +224,9 @@ impl Active {
         self.hashed.clear();
         self.disputed = None;
         self.assignment.clear();
+        self.assigned_to.clear();
         self.introduced = Introduced::default();
+        self.sites = None;
         self.slowest = None;
         self.division = None;
         self.broken = false;

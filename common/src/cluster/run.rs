@@ -14,6 +14,7 @@ use crate::cluster::sharing::{Introduced, Ownership, Patience};
 use crate::cluster::verdict::{Losses, Verdict, may_end_early};
 use crate::cluster::watchdog::{History, Pause};
 use crate::ids::{Lane, RunId, SessionId, Step};
+use crate::layout::CHUNK_LEN;
 use crate::ledger::{Chain, Entry, state_hash_due};
 use crate::schedule::gradient_scale;
 use crate::spec::RunSpec;
@@ -106,6 +107,14 @@ pub struct RunPlan {
     /// The step up to which its ledger is known to outlive the coordinator's machine; `None` where it is only ever on that
     /// machine's disk.
     pub shipped: Option<Step>,
+}
+
+impl RunPlan {
+    /// Bytes of a gradient as it is sent, its last chunk counted as a whole one.
+    pub(super) fn gradient_bytes(&self) -> u64 {
+        let elements = self.chunks as usize * CHUNK_LEN;
+        self.spec.train.payload.bytes(elements) as u64
+    }
 }
 
 /// Where the active run is.
@@ -233,8 +242,10 @@ pub(super) struct Active {
     pub opened: Option<Step>,
     /// Who was told of whom, so that they can push to each other.
     pub introduced: Introduced,
-    /// How many workers sum the gradient, each a slice, as people were last told.
-    pub sharers_said: usize,
+    /// Which of the ready workers are near each other; `None` where that has to be found out anew.
+    pub sites: Option<Vec<Vec<SessionId>>>,
+    /// How many workers sum the gradient, each a slice, and in how many sites, as people were last told.
+    pub sharers_said: (usize, usize),
     /// How long owners of slices may take.
     pub patience: Patience,
     /// The hashes that workers found, by step.
@@ -251,6 +262,8 @@ pub(super) struct Active {
     pub generation: u64,
     /// The step at which the assignment was last thought over.
     pub assigned_at: Step,
+    /// In which order workers were given lanes then.
+    pub assigned_to: Vec<SessionId>,
     /// Lanes of the next step that workers had computed when they came back.
     pub kept: BTreeMap<SessionId, BTreeSet<Lane>>,
     pub stop_requested: bool,
@@ -388,7 +401,8 @@ impl Active {
             slowest: None,
             opened: None,
             introduced: Introduced::default(),
-            sharers_said: 0,
+            sites: None,
+            sharers_said: (0, 0),
             patience: Patience::default(),
             votes: BTreeMap::new(),
             hashed: BTreeSet::new(),
@@ -397,6 +411,7 @@ impl Active {
             assignment: BTreeMap::new(),
             generation: 0,
             assigned_at: 0,
+            assigned_to: Vec::new(),
             kept: BTreeMap::new(),
             stop_requested: false,
             leaving: false,

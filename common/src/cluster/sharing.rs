@@ -15,11 +15,11 @@ use std::sync::Arc;
 use crate::aggregate::{ChunkDigest, RootTotals};
 use crate::cluster::coordinator::Machine;
 use crate::cluster::events::{Action, LeftReason};
+use crate::cluster::hands::Hands;
 use crate::cluster::links::{self, Whole};
-use crate::cluster::messages::{Owners, Peer, Share, ToWorker};
+use crate::cluster::messages::{Owners, Peer, Share, Shares, ToWorker};
 use crate::cluster::run::Phase;
 use crate::ids::{Lane, RunId, SessionId, Step};
-use crate::layout::CHUNK_LEN;
 
 /// Steps that the coordinator sums after one that the workers could not.
 const PAUSE: Step = 16;
@@ -54,7 +54,7 @@ pub(super) enum Ownership {
 /// The slices of a step, and what is known of them.
 #[derive(Debug)]
 pub(super) struct Slices {
-    shares: Arc<[Share]>,
+    shares: Shares,
     /// Lanes that each owner holds.
     held: BTreeMap<SessionId, BTreeSet<Lane>>,
     /// Of the roots.
@@ -66,9 +66,10 @@ pub(super) struct Slices {
 }
 
 impl Slices {
-    fn new(shares: Arc<[Share]>, now: u64) -> Self {
+    fn new(shares: Shares, now: u64) -> Self {
         Self {
             held: shares
+                .slices
                 .iter()
                 .map(|s| (s.session, BTreeSet::new()))
                 .collect(),
@@ -80,14 +81,15 @@ impl Slices {
     }
 
     fn chunks(&self, owner: SessionId) -> Option<&Range<u32>> {
-        let share = self.shares.iter().find(|share| share.session == owner)?;
+        let mut slices = self.shares.slices.iter();
+        let share = slices.find(|share| share.session == owner)?;
         Some(&share.chunks)
     }
 
     /// The whole root's, once everybody has it.
     fn totals(&self, ready: &BTreeSet<SessionId>) -> Option<RootTotals> {
         let of = |share: &Share| self.digests.get(&share.session);
-        let digests: Option<Vec<_>> = self.shares.iter().map(of).collect();
+        let digests: Option<Vec<_>> = self.shares.slices.iter().map(of).collect();
         let digests = digests.filter(|_| ready.is_subset(&self.rooted))?;
         Some(RootTotals::of(
             &digests.into_iter().flatten().copied().collect::<Vec<_>>(),
@@ -145,6 +147,11 @@ pub(super) struct Introduced {
 }
 
 impl Introduced {
+    /// Whether nobody was told of anybody.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// Who is to be told of whom now. Whoever was an owner stays one.
     fn next(&self, ready: &BTreeSet<SessionId>, listens: impl Fn(&SessionId) -> bool) -> Self {
         if ready.len() > MOST_SHARERS {
@@ -186,8 +193,9 @@ impl Machine {
         let listens = |session: &SessionId| members[session].info.listens.is_some();
         let next = active.introduced.next(&active.ready, listens);
         let before = std::mem::replace(&mut active.introduced, next);
+        active.sites = None;
         let next = &active.introduced;
-        if before.all.is_empty() && next.all.is_empty() {
+        if before.is_empty() && next.is_empty() {
             return;
         }
         for &session in &active.ready {
@@ -212,12 +220,12 @@ impl Machine {
         }
     }
 
-    /// Who owns the gradient in the next step.
-    pub(super) fn choose_owners(&self, now: u64) -> Ownership {
+    /// Who owns the gradient in the next step, whose lanes are in these hands.
+    pub(super) fn choose_owners(&self, now: u64, hands: &Hands) -> Ownership {
         let active = self.active.as_ref().expect("a run is at a boundary");
         if let Some(division) = &active.division {
             let shares = division.shares().clone();
-            return Ownership::Shares(Box::new(Slices::new(shares, now)));
+            return Ownership::Shares(Box::new(Slices::new(shares.into(), now)));
         }
         if !active.joiners.is_empty() {
             return Ownership::Star;
@@ -250,31 +258,45 @@ impl Machine {
         if owners.len() < 2 {
             return Ownership::Star;
         }
+        let shares = self.two_levels(&owners, hands);
+        let shares = shares.unwrap_or_else(|| self.one_level(owners));
+        let too_long = |share: &Share| share.chunks.len() > MOST_CHUNKS;
+        match shares.slices.iter().any(too_long) {
+            true => Ownership::Star,
+            false => Ownership::Shares(Box::new(Slices::new(shares, now))),
+        }
+    }
+
+    /// Everybody pushes to these owners.
+    fn one_level(&self, owners: Vec<SessionId>) -> Shares {
+        let plan = &self.active.as_ref().expect("a run is at a boundary").plan;
         let whole = Whole {
-            workers: active.ready.len(),
-            chunks: active.plan.chunks,
-            bytes: active.plan.spec.train.payload.bytes(chunks * CHUNK_LEN) as u64,
+            workers: self.active.as_ref().expect("as before").ready.len(),
+            chunks: plan.chunks,
+            bytes: plan.gradient_bytes(),
         };
         let slices = links::slices(&self.speeds(&owners), whole);
-        if slices.iter().any(|slice| slice.len() > MOST_CHUNKS) {
-            return Ownership::Star;
-        }
         let share = |(session, chunks)| Share { session, chunks };
         let owned = owners.into_iter().zip(slices);
         let owned = owned.filter(|(_, slice)| !slice.is_empty());
-        let shares: Vec<Share> = owned.map(share).collect();
-        Ownership::Shares(Box::new(Slices::new(shares.into(), now)))
+        let slices: Arc<[Share]> = owned.map(share).collect();
+        slices.into()
     }
 
     /// Tells people when others sum the gradient than before.
     pub(super) fn note_owners(&mut self, owners: &Ownership, out: &mut Vec<Action>) {
         let active = self.active.as_mut().expect("a run is at a boundary");
-        let lens: Vec<usize> = match owners {
-            Ownership::Shares(slices) => slices.shares.iter().map(|s| s.chunks.len()).collect(),
-            Ownership::Star | Ownership::Alone(_) => Vec::new(),
+        let (lens, sites): (Vec<usize>, usize) = match owners {
+            Ownership::Shares(slices) => {
+                let shares = &slices.shares;
+                let lens = shares.slices.iter().map(|s| s.chunks.len()).collect();
+                (lens, shares.sites.len())
+            }
+            Ownership::Star | Ownership::Alone(_) => (Vec::new(), 0),
         };
         let sharers = lens.len();
-        if sharers == std::mem::replace(&mut active.sharers_said, sharers) {
+        let said = (sharers, sites);
+        if said == std::mem::replace(&mut active.sharers_said, said) {
             return;
         }
         let (least, most) = (lens.iter().min(), lens.iter().max());
@@ -290,8 +312,14 @@ impl Machine {
                         percent(most)
                     ),
                 };
+                let sites = match sites {
+                    0 => String::new(),
+                    _ => format!(
+                        "; they are in {sites} sites, and what goes from one to another is added up first"
+                    ),
+                };
                 format!(
-                    "the workers reach each other: {sharers} of them sum a slice of the gradient each{lines}"
+                    "the workers reach each other: {sharers} of them sum a slice of the gradient each{lines}{sites}"
                 )
             }
         };
@@ -379,7 +407,9 @@ impl Machine {
     fn complete_slices(&mut self, now: u64, run: &RunId, step: Step, out: &mut Vec<Action>) {
         let ready = self.active_as(run).map_or(0, |active| active.ready.len());
         // Before that somebody has not got it all.
-        let all = |s: &&mut Slices| s.digests.len() == s.shares.len() && s.rooted.len() >= ready;
+        let all = |s: &&mut Slices| {
+            s.digests.len() == s.shares.slices.len() && s.rooted.len() >= ready
+        };
         if self.slices(run, step).filter(all).is_none() {
             return;
         }
@@ -422,7 +452,7 @@ impl Machine {
             return;
         };
         let cut_off = |share: &Share| share.session != session && !reaches.contains(&share.session);
-        if active.ready.contains(&session) && slices.shares.iter().any(cut_off) {
+        if active.ready.contains(&session) && slices.shares.slices.iter().any(cut_off) {
             match active.division {
                 Some(_) => self.break_up(now, None, out),
                 None => self.collect(out),
@@ -458,7 +488,7 @@ impl Machine {
             );
             active.patience.exhausted();
             active.patience.star_until = step + PAUSE;
-            active.sharers_said = 0;
+            active.sharers_said = (0, 0);
             let run = Some(active.plan.run.clone());
             out.push(Action::Note { run, text });
             self.collect(out);

@@ -66,12 +66,12 @@ impl Machine {
 
     /// Whose lanes are whose, if anything has changed that makes another assignment better.
     fn assign(&mut self, out: &mut Vec<Action>) {
-        let active = self.active.as_ref().expect("a run is at a boundary");
-        let speed = |s: &SessionId| (*s, self.lane_time(*s));
-        let ready: Vec<_> = active.ready.iter().map(speed).collect();
+        let speed = |s: SessionId| (s, self.lane_time(s));
+        let ready: Vec<_> = self.by_site().into_iter().map(speed).collect();
         let active = self.active.as_mut().expect("a run is at a boundary");
         let lanes = active.plan.spec.train.lanes;
-        let same = active.assignment.keys().eq(active.ready.iter());
+        let same = active.assignment.len() == ready.len()
+            && active.assigned_to.iter().eq(ready.iter().map(|(s, _)| s));
         if same && active.step < active.assigned_at + RETHINK {
             return;
         }
@@ -88,6 +88,7 @@ impl Machine {
         }
         active.generation += 1;
         active.assignment = fresh;
+        active.assigned_to = ready.iter().map(|(s, _)| *s).collect();
         let given = active.assignment.iter();
         out.push(Action::Assigned {
             run: active.plan.run.clone(),
@@ -108,8 +109,14 @@ impl Machine {
             active.phase = Phase::Linking { since_ms };
             return;
         }
+        self.find_sites();
         self.assign(out);
-        let owners = self.choose_owners(now);
+        let active = self.active.as_ref().expect("a run is at a boundary");
+        let members = &self.members;
+        let behind = |s: &SessionId| members[s].applied.is_none_or(|a| a + 1 < active.step);
+        let late: BTreeSet<SessionId> = active.ready.iter().copied().filter(behind).collect();
+        let hands = active.first_assignment(&late);
+        let owners = self.choose_owners(now, &hands);
         self.note_owners(&owners, out);
         let active = self.active.as_mut().expect("a run is at a boundary");
         let lanes = active.plan.spec.train.lanes;
@@ -121,10 +128,6 @@ impl Machine {
             out.push(Action::OpenStep { run, step });
         }
         let told = owners.told();
-        let members = &self.members;
-        let behind = |s: &SessionId| members[s].applied.is_none_or(|a| a + 1 < active.step);
-        let late: BTreeSet<SessionId> = active.ready.iter().copied().filter(behind).collect();
-        let hands = active.first_assignment(&late);
         for (session, lanes) in hands.all() {
             if lanes.is_empty() && !matches!(told, Owners::Shares(_)) {
                 continue;

@@ -5,7 +5,8 @@
 //!
 //! A worker on the same host need not send its gradients: it says where they lie in its memory, and reads the root where
 //! it lies here. Order, numbers and sums are the same. An owner that is itself a worker adds its own nodes from where
-//! they lie ([`Exchange::offer_here`]). Where it keeps the moments of its slice, parameters go back in the place of roots
+//! they lie ([`Exchange::offer_here`]). It may gather what goes to other owners, and hand their roots on
+//! ([`Exchange::open_gathering`]). Where it keeps the moments of its slice, parameters go back in the place of roots
 //! (`params.rs`). `sums.rs` is one step, `stream.rs` is what comes from a worker, `roots.rs` what
 //! goes to it. `call.rs` and `body.rs` are the call itself, at both of its ends.
 //!
@@ -32,13 +33,13 @@ use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-use crate::aggregate::{Data, OfferError, RootChunk, Shape};
+use crate::aggregate::{Data, Duty, OfferError, Passed, RootChunk, Shape};
 use crate::ids::{RunId, SessionId, Step};
 use crate::tree::Node;
 use crate::wire::{RUN_KEY, run_id};
 use params::Divided;
 use stream::Stream;
-use sums::{Roots, StepSums};
+use sums::{Gathering, Roots, StepSums};
 
 pub use body::Incoming;
 pub use call::{ExchangeServer, PushPull, push_pull};
@@ -110,9 +111,54 @@ impl Exchange {
         let whole = 0..shape.chunks();
         let possible = !self.roots.shares || slice == whole;
         assert!(possible, "{slice:?} of {whole:?}: who shares owns all");
-        let sums = StepSums::new(run.clone(), step, shape, slice, self.roots.clone());
-        self.lock().insert((run.clone(), step), Arc::new(sums));
+        let sums = StepSums::new(run.clone(), step, shape, slice.into(), self.roots.clone());
+        self.hold(sums);
+    }
+
+    /// The same of a worker that gathers, besides its slice, what goes to other owners. `far` says which roots of its slice go to
+    /// workers of other sites; everybody else gets the roots of all its chunks, those of others as they are
+    /// [relayed](Self::relay). What is to be passed on is given to `pass`, once for each chunk of a node, on whatever thread made
+    /// it; and then waits until it [has gone](Self::passed_on).
+    ///
+    /// # Panics
+    /// If the chunks lie outside the gradient, or if memory is shared.
+    pub fn open_gathering(
+        &self,
+        run: &RunId,
+        step: Step,
+        shape: Shape,
+        duty: Duty,
+        far: BTreeMap<SessionId, Range<usize>>,
+        pass: impl Fn(Passed) + Send + Sync + 'static,
+    ) {
+        assert!(!self.roots.shares, "who shares owns all");
+        let mut sums = StepSums::new(run.clone(), step, shape, duty, self.roots.clone());
+        sums.gathering = Some(Gathering {
+            far,
+            pass: Box::new(pass),
+            relayed: Mutex::default(),
+        });
+        self.hold(sums);
+    }
+
+    fn hold(&self, sums: StepSums) {
+        let key = (sums.run.clone(), sums.step);
+        self.lock().insert(key, Arc::new(sums));
         self.opened.send_replace(());
+    }
+
+    /// Hands on a chunk of a root that another owner has sent, if it is one that is gathered here.
+    pub fn relay(&self, run: &RunId, step: Step, index: usize, root: RootChunk) {
+        if let Some(held) = self.get(run, step) {
+            held.relay(index, root);
+        }
+    }
+
+    /// A chunk of a node that was given to `pass` need not be held up any longer.
+    pub fn passed_on(&self, run: &RunId, step: Step, index: usize) {
+        if let Some(held) = self.get(run, step) {
+            held.passed_on(index);
+        }
     }
 
     /// Forgets the steps of a run up to and including `through`.
@@ -156,8 +202,8 @@ impl Exchange {
         held.told(offered).map(Some)
     }
 
-    /// Index of the first chunk of the slice whose root is not complete, as it grows to the end of the slice; `None` if the
-    /// step is not held. It also changes when the step is released; then the step is not held.
+    /// Index of the first chunk that is not finished here, as it grows to the end; `None` if the step is not held. It also counts as
+    /// changed when a root is there that is not the next one, and when the step is released; then the step is not held.
     pub fn leading(&self, run: &RunId, step: Step) -> Option<watch::Receiver<usize>> {
         Some(self.get(run, step)?.leading.subscribe())
     }

@@ -1,6 +1,7 @@
 //! What goes to a worker: credits, and roots as they are completed, as bytes or as places in this process's memory.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use cohort_proto::v1;
@@ -107,13 +108,18 @@ impl Way {
     /// Sends one step's credits and, if it gets them, `roots` as they are completed. `None` when the receiver is gone.
     async fn send_step(&self, held: &StepSums, roots: bool) -> Option<()> {
         let mut leading = held.leading.subscribe();
-        let slice = held.sums.slice();
-        let (mut sent, mut granted) = (slice.start, slice.start);
+        let chunks = held.sums.chunks();
+        let mut granted = chunks.start;
+        let mut wanted = match roots {
+            true => held.wanted_by(self.session),
+            false => Vec::new(),
+        };
         loop {
+            let over = held.is_over();
             let ready = *leading.borrow_and_update();
             let below = match self.lent {
-                Some(_) => slice.end,
-                None => (ready + WINDOW).min(slice.end),
+                Some(_) => chunks.end,
+                None => (ready + WINDOW).min(chunks.end),
             };
             if below > granted {
                 granted = below;
@@ -125,18 +131,19 @@ impl Way {
             }
             match self.lends(held) {
                 // Nobody updates anything before the root is whole, so that is what is told.
-                true if ready == slice.end => self.lend(held).await?,
+                true if ready == chunks.end => {
+                    self.lend(held).await?;
+                    wanted.clear();
+                }
                 true => {}
-                false if !roots => {}
                 false => {
-                    for index in sent..ready {
-                        self.send_chunk(held, index).await?;
+                    for part in &mut wanted {
+                        self.send_part(held, part).await?;
                     }
                 }
             }
-            sent = ready;
-            let over = held.is_over() && *leading.borrow() == sent;
-            if sent == slice.end || over {
+            let sent = wanted.iter().all(Range::is_empty);
+            if over || sent && ready == chunks.end {
                 return Some(());
             }
             tokio::select! {
@@ -166,17 +173,24 @@ impl Way {
         self.send(Kind::SharedRoot(root)).await
     }
 
-    async fn send_chunk(&self, held: &StepSums, index: usize) -> Option<()> {
-        let chunk = held.sums.root(index).expect("leading roots are complete");
-        let node = v1::NodeChunk {
-            step: held.step,
-            first: held.root.first,
-            size: held.root.size,
-            index: index as u32,
-            check: chunk.check,
-            data: chunk.data,
-        };
-        self.send(Kind::Node(node)).await
+    /// Sends the roots of these chunks, as far as they are there.
+    async fn send_part(&self, held: &StepSums, part: &mut Range<usize>) -> Option<()> {
+        while part.start < part.end {
+            let Some(chunk) = held.root_of(part.start) else {
+                break;
+            };
+            let node = v1::NodeChunk {
+                step: held.step,
+                first: held.root.first,
+                size: held.root.size,
+                index: part.start as u32,
+                check: chunk.check,
+                data: chunk.data,
+            };
+            self.send(Kind::Node(node)).await?;
+            part.start += 1;
+        }
+        Some(())
     }
 
     async fn alive(&self) -> Option<()> {

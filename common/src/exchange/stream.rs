@@ -158,7 +158,7 @@ impl Stream {
         // What is shared takes no memory here, so all of it may be pushed at once. What was granted once stays granted:
         // the leading chunks only grow.
         let below = match &self.shared {
-            Some(_) => held.sums.slice().end,
+            Some(_) => held.sums.chunks().end,
             None => held.sums.leading() + WINDOW,
         };
         if last as usize >= below {

@@ -1,14 +1,16 @@
 //! The sums of one step, and the memory that its root lies in.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
 
 use super::{POISON, Told};
-use crate::aggregate::{Aggregator, Data, OfferError, Offered, Shape};
+use crate::aggregate::{Aggregator, Data, Duty, OfferError, Offered, Passed, RootChunk, Shape};
 use crate::ids::{RunId, SessionId, Step};
 use crate::segment::Segment;
 use crate::tree::{Node, Tree};
@@ -16,11 +18,13 @@ use crate::tree::{Node, Tree};
 /// The sums of one step, and how far its roots are complete.
 #[derive(Debug)]
 pub(super) struct StepSums {
-    run: RunId,
+    pub run: RunId,
     pub step: Step,
     pub root: Node,
     pub sums: Aggregator,
-    /// Index of the first chunk of the slice whose root is not complete.
+    /// Where more is done than to sum a slice.
+    pub gathering: Option<Gathering>,
+    /// Index of the first chunk that is not finished.
     pub leading: watch::Sender<usize>,
     /// When its first chunk came from a worker's stream.
     pub began: OnceLock<SystemTime>,
@@ -33,20 +37,18 @@ impl StepSums {
         run: RunId,
         step: Step,
         shape: Shape,
-        slice: Range<usize>,
+        duty: Duty,
         roots: Arc<Roots>,
     ) -> Self {
+        let make_root = Box::new(move |bytes| roots.take(bytes));
+        let sums = Aggregator::with_root(shape, step, duty, make_root);
         Self {
             run,
             step,
             root: Tree::new(shape.lanes).root(),
-            leading: watch::Sender::new(slice.start),
-            sums: Aggregator::with_root(
-                shape,
-                step,
-                slice,
-                Box::new(move |bytes| roots.take(bytes)),
-            ),
+            leading: watch::Sender::new(sums.leading()),
+            sums,
+            gathering: None,
             began: OnceLock::new(),
             over: AtomicBool::new(false),
         }
@@ -63,6 +65,58 @@ impl StepSums {
         self.over.load(Ordering::Acquire)
     }
 
+    /// The finished root of a chunk: of the slice, or one that was relayed.
+    pub fn root_of(&self, index: usize) -> Option<RootChunk> {
+        let gathering = self.gathering.as_ref();
+        match gathering.filter(|_| !self.sums.slice().contains(&index)) {
+            None => self.sums.root(index),
+            Some(gathering) => gathering.lock().get(&index).cloned(),
+        }
+    }
+
+    /// The roots that a worker gets from here, in the order in which it gets them.
+    pub fn wanted_by(&self, session: SessionId) -> Vec<Range<usize>> {
+        let slice = self.sums.slice();
+        let Some(gathering) = &self.gathering else {
+            return vec![slice];
+        };
+        match gathering.far.get(&session) {
+            Some(part) => vec![part.clone()],
+            None => {
+                let Range { start, end } = self.sums.chunks();
+                vec![start..slice.start, slice.clone(), slice.end..end]
+            }
+        }
+    }
+
+    /// Takes in a root that is handed on.
+    pub fn relay(&self, index: usize, root: RootChunk) {
+        let others = self.sums.chunks().contains(&index) && !self.sums.slice().contains(&index);
+        if let Some(gathering) = self.gathering.as_ref().filter(|_| others) {
+            gathering.lock().entry(index).or_insert(root);
+            self.leading.send_modify(|_| ());
+        }
+    }
+
+    /// Something of a chunk has gone to its owner.
+    pub fn passed_on(&self, index: usize) {
+        self.note(&self.sums.passed_on(index));
+    }
+
+    /// Wakes who waits for roots or credits.
+    fn note(&self, offered: &Offered) {
+        if !offered.chunk_complete {
+            return;
+        }
+        let leading = self.sums.leading();
+        self.leading.send_if_modified(|at| {
+            let grows = leading > *at;
+            *at = leading.max(*at);
+            // Roots may be sent before chunks that are only passed on.
+            grows || self.gathering.is_some()
+        });
+    }
+
     /// Adds a chunk of a node, and wakes who waits for its root.
     pub fn offer(
         &self,
@@ -71,14 +125,10 @@ impl StepSums {
         data: Data,
         from: SessionId,
     ) -> Result<Offered, OfferError> {
-        let offered = self.sums.offer(node, index, data, from)?;
-        if offered.chunk_complete {
-            let leading = self.sums.leading();
-            self.leading.send_if_modified(|at| {
-                let grows = leading > *at;
-                *at = leading.max(*at);
-                grows
-            });
+        let mut offered = self.sums.offer(node, index, data, from)?;
+        self.note(&offered);
+        if let Some((gathering, passed)) = self.gathering.as_ref().zip(offered.passed.take()) {
+            (gathering.pass)(passed);
         }
         Ok(offered)
     }
@@ -105,6 +155,30 @@ impl StepSums {
             told.push(Told::Complete { run, step, digests });
         }
         Ok(told)
+    }
+}
+
+/// What a worker does of a step besides its slice.
+pub(super) struct Gathering {
+    /// The roots that workers of other sites get.
+    pub far: BTreeMap<SessionId, Range<usize>>,
+    /// Who gets what is passed on.
+    pub pass: Box<dyn Fn(Passed) + Send + Sync>,
+    /// Roots of other owners, as they travel.
+    pub relayed: Mutex<BTreeMap<usize, RootChunk>>,
+}
+
+impl Gathering {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, RootChunk>> {
+        self.relayed.lock().expect(POISON)
+    }
+}
+
+impl fmt::Debug for Gathering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gathering")
+            .field("far", &self.far)
+            .finish_non_exhaustive()
     }
 }
 

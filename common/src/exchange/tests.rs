@@ -128,6 +128,62 @@ async fn credits_and_roots_are_those_of_the_slice() {
     sending.await.unwrap();
 }
 
+/// A worker that gathers: its own roots go to both sites and those of others to its own, each as they come; what it has summed
+/// goes on, and is waited for.
+#[tokio::test]
+async fn who_gathers_passes_sums_on_and_hands_roots_on() {
+    let exchange = Arc::new(Exchange::new(false));
+    let duty = Duty {
+        chunks: 46..50,
+        owned: 48..49,
+        passes: vec![Node::leaf(0)],
+    };
+    let far = BTreeMap::from([(SessionId(8), 48..49), (SessionId(9), 48..48)]);
+    let passed = Arc::new(Mutex::new(Vec::new()));
+    let pass = {
+        let passed = passed.clone();
+        move |one: Passed| passed.lock().unwrap().push((one.node, one.index))
+    };
+    exchange.open_gathering(&run(), STEP, SHAPE, duty, far, pass);
+    let leading = exchange.leading(&run(), STEP).unwrap();
+    let (own, other) = (gradient(0), gradient(1));
+    for index in 46..50 {
+        offer(&exchange, 0, &own, index);
+    }
+    let gathered = [46, 47, 49].map(|index| (Node::leaf(0), index));
+    assert_eq!(*passed.lock().unwrap(), gathered);
+    assert_eq!(*leading.borrow(), 46);
+    let told = offer(&exchange, 1, &other, 48);
+    assert!(matches!(
+        told[..],
+        [Told::Delivered { .. }, Told::Complete { .. }]
+    ));
+    exchange.passed_on(&run(), STEP, 46);
+    assert_eq!(*leading.borrow(), 47);
+    let relayed = |index: usize| RootChunk {
+        data: encode(&other[chunk_range(index, SHAPE.len)]),
+        check: 1,
+    };
+    // The second is its own, and what it is told of that is not believed.
+    for index in [47, 48, 49] {
+        exchange.relay(&run(), STEP, index, relayed(index));
+    }
+    assert!(exchange.root_of(&run(), STEP, 49).is_none());
+    let mut sum = own.clone();
+    add_all(&mut sum, &other);
+    let indices = |sent: &[(Kind, u32)]| sent.iter().map(|(_, i)| *i).collect::<Vec<_>>();
+    let near = sent_to(5, &exchange).await;
+    assert_eq!(indices(&near), [48, 49]);
+    let Kind::Node(chunk) = &near[0].0 else {
+        panic!("{near:?}");
+    };
+    assert_eq!(chunk.data, encode(&sum[chunk_range(48, SHAPE.len)]));
+    exchange.relay(&run(), STEP, 46, relayed(46));
+    assert_eq!(indices(&sent_to(5, &exchange).await), [46, 47, 48, 49]);
+    assert_eq!(indices(&sent_to(8, &exchange).await), [48]);
+    assert_eq!(sent_to(9, &exchange).await, []);
+}
+
 /// What a worker is sent by an owner that updates its slice by itself: roots, or parameters. The last is nothing.
 async fn sent_to(worker: u64, exchange: &Arc<Exchange>) -> Vec<(Kind, u32)> {
     let (out, mut sent) = mpsc::channel(1 << 10);
@@ -135,8 +191,7 @@ async fn sent_to(worker: u64, exchange: &Arc<Exchange>) -> Vec<(Kind, u32)> {
     let params = send_params(exchange.clone(), SessionId(worker), STEP - 1, way.clone());
     let roots = send_roots(exchange.clone(), run(), STEP - 1, way);
     tokio::select! {
-        () = params => {}
-        () = roots => {}
+        _ = async { tokio::join!(params, roots) } => {}
         // Both wait for more now.
         () = tokio::task::yield_now() => {}
     }

@@ -7,7 +7,7 @@ use cohort_proto::v1;
 
 use super::{WireError, bad};
 use crate::aggregate::ChunkDigest;
-use crate::cluster::{Digests, Division, Keeper, Owners, Peer, Share};
+use crate::cluster::{Digests, Division, Keeper, Owners, Peer, Share, Shares, Site};
 use crate::ids::SessionId;
 
 pub(super) fn owners_to(owners: &Owners) -> v1::Owners {
@@ -15,19 +15,35 @@ pub(super) fn owners_to(owners: &Owners) -> v1::Owners {
     let kind = match owners {
         Owners::Coordinator => Kind::Coordinator(v1::Empty {}),
         Owners::Alone => Kind::Alone(v1::Empty {}),
-        Owners::Shares(shares) => Kind::Shares(shares_to(shares)),
+        Owners::Shares(shares) => Kind::Shares(v1::Shares {
+            shares: shares_to(&shares.slices),
+            sites: shares.sites.iter().map(site_to).collect(),
+        }),
     };
     v1::Owners { kind: Some(kind) }
 }
 
-fn shares_to(shares: &[Share]) -> v1::Shares {
+fn shares_to(shares: &[Share]) -> Vec<v1::Share> {
     let share = |share: &Share| v1::Share {
         session: share.session.0,
         first: share.chunks.start,
         below: share.chunks.end,
     };
-    v1::Shares {
-        shares: shares.iter().map(share).collect(),
+    shares.iter().map(share).collect()
+}
+
+fn site_to(site: &Site) -> v1::Site {
+    v1::Site {
+        workers: site.workers.iter().map(|session| session.0).collect(),
+        lanes: site.lanes.iter().map(lanes_to).collect(),
+        gathers: shares_to(&site.gathers),
+    }
+}
+
+fn lanes_to(lanes: &Range<u32>) -> v1::LaneRange {
+    v1::LaneRange {
+        first: lanes.start,
+        below: lanes.end,
     }
 }
 
@@ -37,13 +53,47 @@ pub(super) fn owners_from(owners: Option<v1::Owners>) -> Result<Owners, WireErro
     match kind.ok_or_else(|| bad("Compute", "it names no owner"))? {
         Kind::Coordinator(_) => Ok(Owners::Coordinator),
         Kind::Alone(_) => Ok(Owners::Alone),
-        Kind::Shares(shares) => shares_from(shares).map(Owners::Shares),
+        Kind::Shares(shares) => {
+            let slices = shares_from(shares.shares)?;
+            let sites: Result<Vec<Site>, WireError> = shares
+                .sites
+                .into_iter()
+                .map(|site| site_from(site, &slices))
+                .collect();
+            let sites = sites?.into();
+            Ok(Owners::Shares(Shares { slices, sites }))
+        }
     }
 }
 
+/// A site gathers as much as there is, and whoever gathers what it owns.
+fn site_from(site: v1::Site, slices: &[Share]) -> Result<Site, WireError> {
+    let lanes: Vec<Range<u32>> = site.lanes.iter().map(|l| l.first..l.below).collect();
+    let ordered = lanes.windows(2).all(|pair| pair[0].end < pair[1].start);
+    if !ordered || lanes.iter().any(Range::is_empty) {
+        return Err(bad("Site", format!("the lanes {lanes:?} are in disorder")));
+    }
+    let gathers = shares_from(site.gathers)?.to_vec();
+    if gathers.last().map(|g| g.chunks.end) != slices.last().map(|s| s.chunks.end) {
+        return Err(bad("Site", "it does not gather the whole gradient"));
+    }
+    for Share { session, chunks } in &gathers {
+        let within = |s: &Share| chunks.start <= s.chunks.start && s.chunks.end <= chunks.end;
+        let owns = slices.iter().find(|slice| slice.session == *session);
+        if !owns.is_some_and(within) {
+            let problem = format!("worker {session} gathers {chunks:?}, but not what it owns");
+            return Err(bad("Site", problem));
+        }
+    }
+    Ok(Site {
+        workers: site.workers.into_iter().map(SessionId).collect(),
+        lanes,
+        gathers,
+    })
+}
+
 /// Slices follow each other without a gap, from the first chunk on.
-fn shares_from(shares: v1::Shares) -> Result<Arc<[Share]>, WireError> {
-    let shares = shares.shares;
+fn shares_from(shares: Vec<v1::Share>) -> Result<Arc<[Share]>, WireError> {
     let mut next = 0;
     for share in &shares {
         if share.first != next || share.below <= share.first {
@@ -65,13 +115,13 @@ fn shares_from(shares: v1::Shares) -> Result<Arc<[Share]>, WireError> {
 
 pub(super) fn keeper_to(keeper: &Keeper) -> v1::Keeper {
     v1::Keeper {
-        division: Some(shares_to(keeper.division.shares())),
+        division: shares_to(keeper.division.shares()),
         session: keeper.session.0,
     }
 }
 
 pub(super) fn keeper_from(keeper: v1::Keeper) -> Result<Keeper, WireError> {
-    let shares = shares_from(keeper.division.unwrap_or_default())?;
+    let shares = shares_from(keeper.division)?;
     if shares.len() < 2 {
         return Err(bad("Keeper", "one slice is no division"));
     }

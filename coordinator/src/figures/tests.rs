@@ -14,6 +14,7 @@ fn info() -> MemberInfo {
         threads: 1,
         fingerprint: "f".into(),
         listens: None,
+        site: None,
     }
 }
 

@@ -2,10 +2,12 @@
 //! collects the root. The nodes stay here until the commit, so that they can be pushed again.
 //!
 //! The owner is the coordinator, or in some steps each worker of a slice (`owner.rs`, and `peers.rs` for the links
-//! between them; `params.rs` for parameters that come in the place of roots). With a coordinator on the same host the nodes are computed in memory that both see, or copied there,
+//! between them; `params.rs` for parameters that come in the place of roots; `gathering.rs` where workers that are near each
+//! other add up first what goes to others). With a coordinator on the same host the nodes are computed in memory that both see, or copied there,
 //! and the root is read where the owner has it (`memory.rs`). `outgoing.rs` has what waits to be sent, `stream.rs` is the
 //! traffic.
 
+mod gathering;
 mod measure;
 mod memory;
 mod outgoing;
@@ -15,13 +17,12 @@ mod peers;
 mod stream;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use cohort_common::aggregate::Shape;
+use cohort_common::aggregate::{RootChunk, Shape};
 use cohort_common::cluster::worker::Report;
-use cohort_common::cluster::{Keeper, Owners, Peer, Share};
+use cohort_common::cluster::{Keeper, Owners, Peer, Shares};
 use cohort_common::exchange::push_pull;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range};
@@ -116,7 +117,9 @@ struct State {
     /// What was handed out of a node before it was whole.
     early: Option<Early>,
     /// Who owns the steps that the coordinator does not.
-    shares: BTreeMap<Step, Arc<[Share]>>,
+    shares: BTreeMap<Step, Shares>,
+    /// Roots that came from peers before it was said who owns their step.
+    unasked: Vec<(Step, usize, RootChunk)>,
     /// The other workers of the run.
     known: BTreeMap<SessionId, Known>,
     /// Each with the span that ends when it is whole.
@@ -261,13 +264,16 @@ impl ExchangeClient {
         }
         state.shares.insert(step, shares.clone());
         let owner = &shared.owner;
-        let own = shares.iter().find(|s| s.session == owner.session);
-        if let Some(slice) = own
-            .map(chunks_of)
-            .filter(|slice| slice.end <= shared.chunks)
-        {
-            let exchange = &owner.exchange;
-            exchange.open(&owner.run, step, shared.shape, slice.clone());
+        let duty = shares.duty(owner.session, Tree::new(shared.shape.lanes));
+        if let Some(duty) = duty.filter(|duty| duty.chunks.end <= shared.chunks) {
+            let slice = duty.owned.clone();
+            match shares.sites.is_empty() {
+                true => {
+                    let exchange = &owner.exchange;
+                    exchange.open(&owner.run, step, shared.shape, slice.clone());
+                }
+                false => shared.gather(step, duty, shares.far(owner.session)),
+            }
             let keeping = keep_roots(shared.clone(), owner.clone(), step, slice);
             shared.runtime.spawn(keeping);
         } else if shared.keeper.is_some() {
@@ -277,6 +283,11 @@ impl ExchangeClient {
             owner.note(Report::RootHeld { step });
             shared.received.notify_all();
         }
+        let whole = |(root, _): &(Arriving, _)| root.is_whole();
+        if shared.keeper.is_none() && state.roots.get(&step).is_some_and(whole) {
+            owner.note(Report::RootHeld { step });
+        }
+        shared.relay_unasked(&mut state, step);
     }
 
     /// Makes the coordinator the owner of a step: what was pushed elsewhere goes there as well.
@@ -374,6 +385,7 @@ impl ExchangeClient {
         state.nodes.retain(|(s, ..)| *s > step);
         state.shares.retain(|s, _| *s > step);
         state.roots.retain(|s, _| *s > step);
+        state.unasked.retain(|(s, ..)| *s > step);
         state.params.applied(step);
         self.shared().observe_roots(&state);
         if let Some(memory) = &state.memory {
@@ -444,10 +456,6 @@ impl Shared {
             self.dial(&mut state);
         }
     }
-}
-
-fn chunks_of(share: &Share) -> Range<usize> {
-    share.chunks.start as usize..share.chunks.end as usize
 }
 
 /// Something can be sent on a way out.

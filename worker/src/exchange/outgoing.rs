@@ -14,7 +14,7 @@ use tracing::error;
 
 use super::memory::Place;
 use super::owner::Owner;
-use super::{Shared, State, chunks_of};
+use super::{Shared, State};
 use crate::engine::Gradient;
 use crate::trace::Open;
 
@@ -28,6 +28,8 @@ pub(super) enum Content {
     Whole(Arc<Gradient>),
     /// What there was of it early.
     Part(Part),
+    /// One chunk of a node that was gathered here.
+    Gathered(Bytes),
     /// It lies where the owner reads it.
     Lent,
 }
@@ -107,7 +109,7 @@ impl Shared {
         outlet.sendable.notify_one();
     }
 
-    /// Lets chunks of a node wait for whoever owns them.
+    /// Lets chunks of a node wait for whoever owns or gathers them.
     pub(super) fn hand_round(
         self: &Arc<Self>,
         state: &mut State,
@@ -118,8 +120,8 @@ impl Shared {
         let Some(shares) = state.shares.get(&step).cloned() else {
             return self.hand_out_at(state, None, (step, node, data), chunks, place);
         };
-        for share in shares.iter() {
-            let slice = chunks_of(share);
+        for share in shares.takers(node) {
+            let slice = share.range();
             let part = slice.start.max(chunks.start)..slice.end.min(chunks.end);
             let pushed = (step, node, data.clone());
             if part.is_empty() {
@@ -135,7 +137,7 @@ impl Shared {
         }
     }
 
-    /// Adds chunks of this worker's slice of a node that it has computed.
+    /// Adds chunks that this worker owns or gathers of a node that it has computed.
     fn add_own(&self, (step, node, data): (Step, Node, Content), chunks: Range<usize>) {
         let Owner {
             exchange,
@@ -201,6 +203,7 @@ impl Content {
                 let elements = elements.start - before..elements.end - before;
                 Some(Bytes::from_owner(PartBytes(part.data.clone(), elements)))
             }
+            Self::Gathered(chunk) => Some(chunk.clone()),
             Self::Lent => None,
         }
     }

@@ -225,14 +225,12 @@ pub(super) async fn keep_roots(
     };
     let mut have = slice.start;
     while have < slice.end {
-        let ready = *leading.borrow_and_update();
-        for index in have..ready {
-            let Some(root) = owner.exchange.root_of(&owner.run, step, index) else {
-                return;
-            };
-            shared.keep(step, index, &root.data, false);
+        leading.mark_unchanged();
+        let root = |index| owner.exchange.root_of(&owner.run, step, index);
+        while let Some(root) = root(have).filter(|_| have < slice.end) {
+            shared.keep(step, have, &root.data, false);
+            have += 1;
         }
-        have = ready;
         // Also when the step is released: then it is not held any more.
         if have < slice.end && leading.changed().await.is_err() {
             return;

@@ -149,7 +149,7 @@ impl Shared {
                     self.credit(Some(peer), &credit);
                     Ok(())
                 }
-                Ok(Some(Kind::Node(node))) => self.take(&node),
+                Ok(Some(Kind::Node(node))) => self.take(&node).map(|()| self.relay(node)),
                 Ok(Some(Kind::Params(chunk))) => self.take_params(&chunk),
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.to_string()),

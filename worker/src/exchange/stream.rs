@@ -54,6 +54,12 @@ impl Chunks {
             .is_some_and(|place| place.copy.is_some())
     }
 
+    /// What was gathered here, if it is that: its step, and which chunk it is.
+    fn gathered(&self) -> Option<(Step, usize)> {
+        let gathered = matches!(self.data, Content::Gathered(_));
+        gathered.then_some((self.step, self.range.start))
+    }
+
     fn message(self, payload: Payload) -> Kind {
         let Self {
             step,
@@ -119,7 +125,7 @@ impl State {
         let place = memory.and_then(|memory| {
             let place = || match &best.data {
                 Content::Whole(node) => memory.place(best.step, node),
-                Content::Part(..) | Content::Lent => None,
+                Content::Part(..) | Content::Gathered(_) | Content::Lent => None,
             };
             best.place = best.place.take().or_else(place);
             best.place.clone()
@@ -163,7 +169,7 @@ pub(super) async fn send(
         };
         let payload = shared.shape.payload;
         let meter = &shared.observer.meter;
-        let mut ends = None;
+        let (mut ends, mut gathered) = (None, None);
         let kind = match next {
             Some(Next::Done(through)) => Kind::Done(v1::Done { through }),
             Some(Next::Chunks(mut chunks)) if chunks.are_copied() => {
@@ -176,6 +182,7 @@ pub(super) async fn send(
             Some(Next::Chunks(mut chunks)) => {
                 meter.sending(true);
                 ends = chunks.span.take().map(|span| (span, chunks.node));
+                gathered = chunks.gathered();
                 chunks.message(payload)
             }
             None => {
@@ -192,6 +199,10 @@ pub(super) async fn send(
         // A connection that is gone is noticed at the other end of the stream.
         if out.send(sealer.chunk(kind)).await.is_err() {
             return;
+        }
+        if let Some((step, index)) = gathered {
+            let owner = &shared.owner;
+            owner.exchange.passed_on(&owner.run, step, index);
         }
         if let Some((span, node)) = ends {
             span.end_lanes("send lane", node);

@@ -511,6 +511,46 @@ fn workers_that_reach_each_other_sum_the_gradient_themselves() {
     }
 }
 
+#[test]
+fn sites_add_up_first_whether_they_were_told_or_measured() {
+    // The workers of the first seed are told which of two sites they are of; those of the second are on two hosts, and the way
+    // between these is measured.
+    for seed in [13, 4] {
+        let gathered = |fault: Option<usize>| {
+            let mut world = World::new(seed, 8, 60);
+            for _ in 0..3 {
+                let w = world.add_worker();
+                world.workers[w].lane_ms = 5;
+            }
+            while world.disk.ledger.len() < 15 {
+                world.step();
+            }
+            let now = world.now;
+            match fault {
+                Some(0) => world.kill_worker(0, false),
+                Some(1) => world.workers[1].frozen_until = now + 1_900,
+                Some(2) => world.workers[2].cut_until = now + 1_900,
+                // It is hedged, by one of another site.
+                Some(3) => world.workers[1].lane_ms = 300,
+                _ => {}
+            }
+            while world.end.is_none() && world.now < HUNG_MS {
+                world.step();
+            }
+            check(&world, 8, 60);
+            (world.gathered.len(), world.collected.len())
+        };
+        let (steps, collected) = gathered(None);
+        assert!(steps > 40, "seed {seed}: {steps}");
+        assert_eq!(collected, 0, "seed {seed}");
+        for fault in 0..4 {
+            let (steps, collected) = gathered(Some(fault));
+            assert!(steps >= 10, "seed {seed}, fault {fault}: {steps}");
+            assert!(collected <= 1, "seed {seed}, fault {fault}: {collected}");
+        }
+    }
+}
+
 /// A calm cluster of three that divide the moments, up to the step before this one.
 fn divided(seed: u64, steps: usize) -> World {
     let mut world = World::new(seed, 8, 40);
@@ -637,6 +677,7 @@ fn a_worker_of_other_numerics_is_refused() {
         threads: 1,
         fingerprint: fingerprint.into(),
         listens: None,
+        site: None,
     };
     let join = |n: u64, fingerprint: &str| Event::Joined {
         session: SessionId(n),
@@ -670,6 +711,7 @@ fn a_worker_that_answers_a_prompt_with_a_loss_is_sent_away_and_the_others_write(
             threads: 1,
             fingerprint: "avx2".into(),
             listens: None,
+            site: None,
         };
         let holding = None;
         machine.handle(

@@ -2,19 +2,22 @@
 //! element here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::RUN;
 use super::trainer::{Effect, LEN};
 use super::world::{Direction, Next, Up, World};
-use crate::aggregate::{Aggregator, ChunkDigest, Data, encode};
+use crate::aggregate::{Aggregator, ChunkDigest, Data, Duty, Passed as Gathered, Shape, encode};
 use crate::cluster::events::Event;
 use crate::cluster::links::Link as Speed;
-use crate::cluster::messages::{Owners, Peer, Share};
+use crate::cluster::messages::{Owners, Peer, Shares};
 use crate::cluster::worker::Report;
 use crate::floats::floats_of;
 use crate::ids::{Lane, RunId, SessionId, Step};
-use crate::tree::Node;
+use crate::segment::Segment;
+use crate::spec::Payload;
+use crate::tree::{Node, Tree};
 
 /// What a worker has of steps that workers sum.
 #[derive(Default)]
@@ -24,13 +27,15 @@ pub(super) struct Sharing {
     /// The links to them, by session.
     links: BTreeMap<SessionId, u64>,
     /// Who owns what, by step.
-    shares: BTreeMap<Step, Arc<[Share]>>,
+    shares: BTreeMap<Step, Shares>,
     /// What it has pushed and not applied.
     pushed: Vec<(Step, Node, Vec<f32>)>,
     /// Its own slices.
     slices: BTreeMap<Step, Slice>,
     /// Pushes for slices that it does not know of yet.
-    early: Vec<(SessionId, Step, Node, Vec<f32>)>,
+    early: Vec<(SessionId, Step, Part)>,
+    /// Roots of steps of which it does not know yet whether it hands them on.
+    unasked: Vec<(Step, usize, Vec<f32>)>,
     /// The newest parameters that it has published.
     published: Vec<Published>,
     /// Roots that are on their way.
@@ -46,9 +51,19 @@ struct Published {
     not_to: Option<SessionId>,
 }
 
-/// A slice that a worker owns.
+/// Elements of a node, from the first on.
+#[derive(Clone)]
+pub(super) struct Part {
+    node: Node,
+    first: usize,
+    values: Vec<f32>,
+}
+
+/// A slice that a worker owns, and what it gathers.
 struct Slice {
-    first: u32,
+    duty: Duty,
+    far: BTreeMap<SessionId, Range<usize>>,
+    /// Of the elements of the duty.
     sums: Vec<Aggregator>,
     /// For how many elements each lane is held.
     held: BTreeMap<Lane, usize>,
@@ -69,10 +84,10 @@ pub(super) struct Link {
 /// What goes over a link.
 #[derive(Clone)]
 pub(super) enum Passed {
-    /// A node's part of the owner's slice.
-    Push(Step, Node, Vec<f32>),
+    /// What the owner sums, or who gathers it.
+    Push(Step, Part),
     /// Elements of the root, from the first on.
-    Root(Step, u32, Vec<f32>),
+    Root(Step, usize, Vec<f32>),
     /// New parameters, from the first on.
     Params(Step, u32, Vec<f32>),
 }
@@ -268,12 +283,13 @@ impl World {
         let Owners::Shares(shares) = owners else {
             return;
         };
-        let lanes = self.lanes;
+        let tree = Tree::new(self.lanes);
         let worker = &mut self.workers[w];
         if worker.sharing.shares.insert(step, shares.clone()).is_some() {
             return;
         }
-        let Some(share) = shares.iter().find(|s| Some(s.session) == worker.session) else {
+        let own = worker.session.expect("it has heard something");
+        let Some(duty) = shares.duty(own, tree) else {
             if worker.trainer.keeper.is_some() {
                 // It keeps nothing, so it has all that it needs.
                 self.take_root(w, step, 0, &[]);
@@ -281,18 +297,19 @@ impl World {
             return;
         };
         let slice = Slice {
-            first: share.chunks.start,
-            sums: share
-                .chunks
-                .clone()
-                .map(|_| Aggregator::new(lanes, 1))
-                .collect(),
+            far: shares.far(own),
+            sums: duty.chunks.clone().map(|i| sums(tree, &duty, i)).collect(),
+            duty,
             held: BTreeMap::new(),
             complete: BTreeSet::new(),
         };
         worker.sharing.slices.insert(step, slice);
-        for (from, step, node, part) in std::mem::take(&mut worker.sharing.early) {
-            self.take_part(w, from, step, node, &part);
+        let unasked = std::mem::take(&mut worker.sharing.unasked);
+        for (from, step, part) in std::mem::take(&mut worker.sharing.early) {
+            self.take_part(w, from, step, part);
+        }
+        for (step, first, part) in unasked {
+            self.relay(w, step, first, &part);
         }
     }
 
@@ -303,14 +320,21 @@ impl World {
         let Some(shares) = sharing.shares.get(&step).cloned() else {
             return self.send_up(w, Up::Push(step, node, sum));
         };
-        for share in shares.iter() {
-            let part = sum[share.chunks.start as usize..share.chunks.end as usize].to_vec();
-            if Some(share.session) == self.workers[w].session {
-                let own = share.session;
-                self.take_part(w, own, step, node, &part);
-            } else if let Some(&link) = self.workers[w].sharing.links.get(&share.session) {
-                self.pass(link, Passed::Push(step, node, part));
-            }
+        for share in shares.takers(node) {
+            let part = Part {
+                node,
+                first: share.range().start,
+                values: sum[share.range()].to_vec(),
+            };
+            self.push_part(w, share.session, step, part);
+        }
+    }
+
+    fn push_part(&mut self, w: usize, to: SessionId, step: Step, part: Part) {
+        if Some(to) == self.workers[w].session {
+            self.take_part(w, to, step, part);
+        } else if let Some(&link) = self.workers[w].sharing.links.get(&to) {
+            self.pass(link, Passed::Push(step, part));
         }
     }
 
@@ -336,6 +360,7 @@ impl World {
         sharing.roots.retain(|step, _| *step > through);
         sharing.pushed.retain(|(step, ..)| *step > through);
         sharing.early.retain(|(_, step, ..)| *step > through);
+        sharing.unasked.retain(|(step, ..)| *step > through);
     }
 
     fn pass(&mut self, number: u64, passed: Passed) {
@@ -369,8 +394,11 @@ impl World {
         }
         let (from, to, (sender, _)) = (link.from, link.to, link.sessions);
         match passed {
-            Passed::Push(step, node, part) => self.take_part(to, sender, step, node, &part),
-            Passed::Root(step, first, part) => self.take_root(from, step, first, &part),
+            Passed::Push(step, part) => self.take_part(to, sender, step, part),
+            Passed::Root(step, first, part) => {
+                self.relay(from, step, first, &part);
+                self.take_root(from, step, first, &part);
+            }
             Passed::Params(step, first, part) => {
                 let worker = &mut self.workers[from];
                 let state = worker.trainer.state.as_ref();
@@ -382,25 +410,26 @@ impl World {
         }
     }
 
-    /// An owner takes in a part of a node.
-    fn take_part(&mut self, w: usize, from: SessionId, step: Step, node: Node, part: &[f32]) {
+    /// An owner, or who gathers, takes in a part of a node.
+    fn take_part(&mut self, w: usize, from: SessionId, step: Step, part: Part) {
         let run = RunId::new(RUN);
         let worker = &mut self.workers[w];
         let load = worker.load;
         let applied = worker.trainer.state.as_ref().map_or(0, |s| s.step);
         let Some(slice) = worker.sharing.slices.get_mut(&step) else {
             if step > applied {
-                worker.sharing.early.push((from, step, node, part.to_vec()));
+                worker.sharing.early.push((from, step, part));
             }
             return;
         };
-        let elements = slice.sums.len();
         let mut lanes = Vec::new();
         let mut new = false;
-        for (i, value) in part.iter().enumerate() {
-            let data = encode(&[*value]);
+        let mut gathered: Vec<(usize, Gathered)> = Vec::new();
+        for (i, value) in (part.first..).zip(part.values) {
+            let data = encode(&[value]);
             let check = crc32fast::hash(&data);
-            let offered = match slice.sums[i].offer(node, 0, Data::Wire { data, check }, from) {
+            let sums = &slice.sums[i - slice.duty.chunks.start];
+            let offered = match sums.offer(part.node, 0, Data::Wire { data, check }, from) {
                 Ok(offered) => offered,
                 Err(error) => {
                     let error = error.to_string();
@@ -410,15 +439,32 @@ impl World {
             for lane in offered.delivered {
                 let held = slice.held.entry(lane).or_default();
                 *held += 1;
-                lanes.extend((*held == elements).then_some(lane));
+                lanes.extend((*held == slice.duty.chunks_of(lane)).then_some(lane));
             }
             if offered.all_complete {
                 slice.complete.insert(i);
-                new = slice.complete.len() == elements;
+                new = slice.complete.len() == slice.duty.owned.len();
+            }
+            if let Some(passed) = offered.passed {
+                sums.passed_on(0);
+                gathered.push((i, passed));
             }
         }
-        let first = slice.first;
+        let (first, far) = (slice.duty.owned.start, slice.far.clone());
         let root = new.then(|| slice.root());
+        let shares = worker.sharing.shares.get(&step).cloned();
+        for (index, gathered) in gathered {
+            // The coordinator may have collected the step meanwhile.
+            let Some(owner) = shares.as_ref().and_then(|shares| shares.owner(index)) else {
+                continue;
+            };
+            let part = Part {
+                node: gathered.node,
+                first: index,
+                values: floats_of(&gathered.sum),
+            };
+            self.push_part(w, owner, step, part);
+        }
         if !lanes.is_empty() {
             self.report(w, load, Report::Held { step, lanes });
         }
@@ -432,20 +478,49 @@ impl World {
             .and_then(|k| k.division.second_of(k.session));
         let wants = |l: &Link| keeper.is_none() || Some(l.sessions.0) == second;
         let ours = |l: &Link| l.to == w && Some(l.sessions.1) == own && wants(l);
-        let links: Vec<u64> = self
+        let all = first..first + root.len();
+        let part = |l: &Link| far.get(&l.sessions.0).unwrap_or(&all).clone();
+        let links: Vec<(u64, Range<usize>)> = self
             .links
             .iter()
             .filter(|(_, l)| ours(l))
-            .map(|(n, _)| *n)
+            .map(|(n, l)| (*n, part(l)))
             .collect();
-        for link in links {
-            self.pass(link, Passed::Root(step, first, root.clone()));
+        for (link, part) in links.into_iter().filter(|(_, part)| !part.is_empty()) {
+            let values = root[part.start - first..part.end - first].to_vec();
+            self.pass(link, Passed::Root(step, part.start, values));
         }
         self.take_root(w, step, first, &root);
     }
 
+    /// Hands on what another owner has sent of a root, if that is gathered here.
+    fn relay(&mut self, w: usize, step: Step, first: usize, part: &[f32]) {
+        let sharing = &mut self.workers[w].sharing;
+        let Some(slice) = sharing.slices.get(&step) else {
+            if !sharing.shares.contains_key(&step) {
+                sharing.unasked.push((step, first, part.to_vec()));
+            }
+            return;
+        };
+        let (duty, far) = (slice.duty.clone(), slice.far.clone());
+        let own = self.workers[w].session;
+        let near = |l: &Link| {
+            l.to == w && Some(l.sessions.1) == own && !far.contains_key(&l.sessions.0)
+        };
+        let links = self.links.iter().filter(|(_, l)| near(l));
+        let links: Vec<u64> = links.map(|(n, _)| *n).collect();
+        for (index, value) in (first..).zip(part) {
+            if !duty.chunks.contains(&index) || duty.owned.contains(&index) {
+                continue;
+            }
+            for link in &links {
+                self.pass(*link, Passed::Root(step, index, vec![*value]));
+            }
+        }
+    }
+
     /// A worker takes in a slice's root.
-    fn take_root(&mut self, w: usize, step: Step, first: u32, part: &[f32]) {
+    fn take_root(&mut self, w: usize, step: Step, first: usize, part: &[f32]) {
         let worker = &mut self.workers[w];
         let (alive, load) = (worker.alive, worker.load);
         if !alive || worker.trainer.roots.contains_key(&step) {
@@ -456,7 +531,7 @@ impl World {
             .roots
             .entry(step)
             .or_insert_with(|| vec![None; LEN]);
-        for (known, value) in root[first as usize..].iter_mut().zip(part) {
+        for (known, value) in root[first..].iter_mut().zip(part) {
             *known = Some(*value);
         }
         let keeper = worker.trainer.keeper.as_ref();
@@ -472,7 +547,27 @@ impl World {
 
 impl Slice {
     fn root(&self) -> Vec<f32> {
-        let root = |sums: &Aggregator| floats_of(&sums.root(0).expect("complete").data)[0];
-        self.sums.iter().map(root).collect()
+        let first = self.duty.chunks.start;
+        let of = |i: usize| self.sums[i - first].root(0).expect("complete");
+        let roots = self.duty.owned.clone().map(of);
+        roots.map(|root| floats_of(&root.data)[0]).collect()
     }
+}
+
+/// Of one element of a worker's duty.
+fn sums(tree: Tree, duty: &Duty, index: usize) -> Aggregator {
+    let shape = Shape {
+        lanes: tree.root().size,
+        len: 1,
+        payload: Payload::F32,
+        seed: 0,
+    };
+    let owned = usize::from(duty.owned.contains(&index));
+    let duty = Duty {
+        chunks: 0..1,
+        owned: 0..owned,
+        passes: duty.passes.clone(),
+    };
+    let private = |bytes| Arc::new(Segment::private(bytes));
+    Aggregator::with_root(shape, 0, duty, Box::new(private))
 }

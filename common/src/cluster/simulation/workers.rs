@@ -121,6 +121,7 @@ impl World {
             threads: 1,
             fingerprint: "sim".into(),
             listens: self.listens(w),
+            site: self.site(w),
         };
         self.event(Event::Joined {
             session,
@@ -353,6 +354,12 @@ impl World {
             self.forget_shared(w, *step);
         }
         self.tell(w, WorkerEvent::Did { load, report });
+    }
+
+    /// Some clusters are told which sites they have.
+    fn site(&self, w: usize) -> Option<String> {
+        let told = self.seed % 4 == 1;
+        told.then(|| format!("site-{}", w % 2))
     }
 
     /// Where others reach it: some workers are not to be reached.

@@ -179,6 +179,8 @@ pub struct World {
     /// Steps that workers were told to sum themselves, and those that the coordinator took back.
     pub shared: BTreeSet<Step>,
     pub collected: BTreeSet<Step>,
+    /// Those of the shared ones in which sites add up first.
+    pub gathered: BTreeSet<Step>,
     /// Whether a coordinator stands by on another machine, and what is where it finds it: all that the machine of the one that
     /// leads had at some moment, and the validations of then.
     pub failover: bool,
@@ -232,6 +234,7 @@ impl World {
             pauses: Vec::new(),
             withdrawn: 0,
             shared: BTreeSet::new(),
+            gathered: BTreeSet::new(),
             collected: BTreeSet::new(),
             failover: false,
             store: Default::default(),
@@ -529,9 +532,14 @@ impl World {
         match &message {
             ToWorker::Compute {
                 step,
-                owners: Owners::Shares(_),
+                owners: Owners::Shares(shares),
                 ..
-            } => drop(self.shared.insert(*step)),
+            } => {
+                self.shared.insert(*step);
+                if !shares.sites.is_empty() {
+                    self.gathered.insert(*step);
+                }
+            }
             ToWorker::Collect { step, .. } => drop(self.collected.insert(*step)),
             ToWorker::Commit { commit, .. } => {
                 let coordinator = self.coordinator.as_ref().expect("it acts");
