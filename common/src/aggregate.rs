@@ -175,12 +175,7 @@ impl Aggregator {
     ///
     /// # Panics
     /// If the chunks lie outside the gradient, or the slice outside the chunks.
-    pub fn with_root(
-        shape: Shape,
-        step: Step,
-        duty: impl Into<Duty>,
-        make_root: MakeRoot,
-    ) -> Self {
+    pub fn with_root(shape: Shape, step: Step, duty: impl Into<Duty>, make_root: MakeRoot) -> Self {
         let Shape { lanes, len, .. } = shape;
         let duty: Duty = duty.into();
         duty.check(shape.chunks());

@@ -286,42 +286,21 @@ impl Machine {
     /// Tells people when others sum the gradient than before.
     pub(super) fn note_owners(&mut self, owners: &Ownership, out: &mut Vec<Action>) {
         let active = self.active.as_mut().expect("a run is at a boundary");
-        let (lens, sites): (Vec<usize>, usize) = match owners {
-            Ownership::Shares(slices) => {
-                let shares = &slices.shares;
-                let lens = shares.slices.iter().map(|s| s.chunks.len()).collect();
-                (lens, shares.sites.len())
-            }
-            Ownership::Star | Ownership::Alone(_) => (Vec::new(), 0),
+        let shares = match owners {
+            Ownership::Shares(slices) => Some(&slices.shares),
+            Ownership::Star | Ownership::Alone(_) => None,
         };
-        let sharers = lens.len();
-        let said = (sharers, sites);
+        let said = shares.map_or((0, 0), |s| (s.slices.len(), s.sites.len()));
         if said == std::mem::replace(&mut active.sharers_said, said) {
             return;
         }
-        let (least, most) = (lens.iter().min(), lens.iter().max());
-        let text = match least.zip(most) {
+        let text = match shares {
             None => "the coordinator sums the gradients again".into(),
-            Some((least, most)) => {
-                let percent = |len: &usize| 100 * len / active.plan.chunks.max(1) as usize;
-                let lines = match most - least {
-                    0 | 1 => String::new(),
-                    _ => format!(
-                        ", as their lines allow: {} to {} % of it",
-                        percent(least),
-                        percent(most)
-                    ),
-                };
-                let sites = match sites {
-                    0 => String::new(),
-                    _ => format!(
-                        "; they are in {sites} sites, and what goes from one to another is added up first"
-                    ),
-                };
-                format!(
-                    "the workers reach each other: {sharers} of them sum a slice of the gradient each{lines}{sites}"
-                )
-            }
+            Some(shares) => format!(
+                "the workers reach each other: {} of them sum a slice of the gradient each{}",
+                shares.slices.len(),
+                shares.how_cut(active.plan.chunks)
+            ),
         };
         let run = Some(active.plan.run.clone());
         out.push(Action::Note { run, text });
@@ -407,9 +386,8 @@ impl Machine {
     fn complete_slices(&mut self, now: u64, run: &RunId, step: Step, out: &mut Vec<Action>) {
         let ready = self.active_as(run).map_or(0, |active| active.ready.len());
         // Before that somebody has not got it all.
-        let all = |s: &&mut Slices| {
-            s.digests.len() == s.shares.slices.len() && s.rooted.len() >= ready
-        };
+        let all =
+            |s: &&mut Slices| s.digests.len() == s.shares.slices.len() && s.rooted.len() >= ready;
         if self.slices(run, step).filter(all).is_none() {
             return;
         }

@@ -26,6 +26,9 @@ use crate::tree::{Node, Tree};
 /// A way is short if it takes this share of the time of the slowest.
 const NEAR: f64 = 0.25;
 
+/// Workers of a site that people are told by name, at most.
+const MOST_NAMED: usize = 8;
+
 /// Bytes whose time on a way, there and back included, says how long it is: a few chunks.
 const YARDSTICK: f64 = (1 << 20) as f64;
 
@@ -76,6 +79,34 @@ impl Shares {
         parts.collect()
     }
 
+    /// What is to be said of it to people, if anything is.
+    pub(super) fn how_cut(&self, chunks: u32) -> String {
+        if !self.sites.is_empty() {
+            let workers = |site: &Site| {
+                let all: Vec<_> = site.workers.iter().map(SessionId::to_string).collect();
+                match all.len() > MOST_NAMED {
+                    true => format!("{} workers", all.len()),
+                    false => all.join(" "),
+                }
+            };
+            let sites: Vec<String> = self.sites.iter().map(workers).collect();
+            return format!(
+                "; they are in {} sites ({}), and what goes from one to another is added up first",
+                sites.len(),
+                sites.join(", ")
+            );
+        }
+        let lens = || self.slices.iter().map(|share| share.chunks.len());
+        match lens().min().zip(lens().max()) {
+            Some((least, most)) if most - least > 1 => {
+                let percent = |len: usize| 100 * len / chunks.max(1) as usize;
+                let (least, most) = (percent(least), percent(most));
+                format!(", as their lines allow: {least} to {most} % of it")
+            }
+            _ => String::new(),
+        }
+    }
+
     fn gathers_of(&self, session: SessionId) -> Option<(&Site, &Share)> {
         let found = |site: &Site| site.gathers.iter().position(|s| s.session == session);
         let mut sites = self.sites.iter();
@@ -109,32 +140,21 @@ impl Machine {
     fn near_each_other(&self, ready: &BTreeSet<SessionId>) -> Vec<Vec<SessionId>> {
         let info = |session: &SessionId| &self.members[session].info;
         let named = ready.iter().any(|session| info(session).site.is_some());
-        let name = |session: &SessionId| {
-            let host = &info(session).host;
-            info(session).site.as_ref().filter(|_| named).unwrap_or(host)
-        };
         let mut places: BTreeMap<&str, Vec<SessionId>> = BTreeMap::new();
         for session in ready {
-            places.entry(name(session)).or_default().push(*session);
+            let site = info(session).site.as_ref().filter(|_| named);
+            let place = site.unwrap_or(&info(session).host);
+            places.entry(place).or_default().push(*session);
         }
         let places: Vec<Vec<SessionId>> = places.into_values().collect();
         if named {
             return places;
         }
-        let place_of: BTreeMap<SessionId, usize> = (0..)
-            .zip(&places)
-            .flat_map(|(place, on)| on.iter().map(move |session| (*session, place)))
-            .collect();
         let mut ways: BTreeMap<(usize, usize), Link> = BTreeMap::new();
-        for (from, a) in &place_of {
-            for (to, link) in &self.members[from].ways {
-                let Some(b) = place_of.get(to).filter(|b| *b != a) else {
-                    continue;
-                };
-                let best = ways.entry((*a.min(b), *a.max(b))).or_insert(*link);
-                if length(*link, YARDSTICK) < length(*best, YARDSTICK) {
-                    *best = *link;
-                }
+        for (a, b, link) in self.ways_between(&places) {
+            let best = ways.entry((a.min(b), a.max(b))).or_insert(link);
+            if length(link, YARDSTICK) < length(*best, YARDSTICK) {
+                *best = link;
             }
         }
         let active = self.active.as_ref().expect("a run is active");
@@ -143,15 +163,25 @@ impl Machine {
         if ways.values().map(takes).fold(0.0, f64::max) < SHORT {
             return vec![ready.iter().copied().collect()];
         }
-        let ways = ways
-            .into_iter()
-            .map(|(ends, link)| (ends, length(link, YARDSTICK)));
-        let groups = groups(places.len(), &ways.collect::<Vec<_>>());
         let mut sites: BTreeMap<usize, Vec<SessionId>> = BTreeMap::new();
-        for (group, on) in groups.into_iter().zip(places) {
-            sites.entry(group).or_default().extend(on);
+        for (group, workers) in groups(places.len(), &ways).into_iter().zip(places) {
+            sites.entry(group).or_default().extend(workers);
         }
         sites.into_values().collect()
+    }
+
+    /// The measured ways from one of these groups of workers to another.
+    fn ways_between(&self, groups: &[Vec<SessionId>]) -> Vec<(usize, usize, Link)> {
+        let numbered = (0..).zip(groups);
+        let each = numbered.flat_map(|(n, workers)| workers.iter().map(move |w| (*w, n)));
+        let group_of: BTreeMap<SessionId, usize> = each.collect();
+        let mut ways = Vec::new();
+        for (from, &a) in &group_of {
+            let links = self.members[from].ways.iter();
+            let to = links.filter_map(|(to, link)| Some((a, *group_of.get(to)?, *link)));
+            ways.extend(to.filter(|(a, b, _)| a != b));
+        }
+        ways
     }
 
     /// The ready workers, those of a site one after the other, so that the lanes of a site are neighbours.
@@ -213,18 +243,10 @@ impl Machine {
 
     /// Bytes a second between each site and the others, as far as that is known.
     fn speeds_of_sites(&self, sites: &[Vec<SessionId>]) -> Vec<Option<u64>> {
-        let site_of: BTreeMap<SessionId, usize> = (0..)
-            .zip(sites)
-            .flat_map(|(site, workers)| workers.iter().map(move |worker| (*worker, site)))
-            .collect();
         let (mut sends, mut receives) = (vec![0; sites.len()], vec![0; sites.len()]);
-        for (from, a) in &site_of {
-            for (to, link) in &self.members[from].ways {
-                if let Some(b) = site_of.get(to).filter(|b| *b != a) {
-                    sends[*a] = link.bytes_per_second.max(sends[*a]);
-                    receives[*b] = link.bytes_per_second.max(receives[*b]);
-                }
-            }
+        for (a, b, link) in self.ways_between(sites) {
+            sends[a] = link.bytes_per_second.max(sends[a]);
+            receives[b] = link.bytes_per_second.max(receives[b]);
         }
         let speed = |(sends, receives): (u64, u64)| Some(sends.min(receives)).filter(|s| *s > 0);
         sends.into_iter().zip(receives).map(speed).collect()
@@ -238,12 +260,13 @@ fn length(link: Link, bytes: f64) -> f64 {
 
 /// Puts places together between which the way is short, or between which there are others that are near each other in turn. Each
 /// gets the number of its group, which is that of one of them.
-fn groups(places: usize, ways: &[((usize, usize), f64)]) -> Vec<usize> {
-    let far = ways.iter().map(|(_, length)| *length).fold(0.0, f64::max);
+fn groups(places: usize, ways: &BTreeMap<(usize, usize), Link>) -> Vec<usize> {
+    let length = |link: &Link| length(*link, YARDSTICK);
+    let far = ways.values().map(length).fold(0.0, f64::max);
     let mut group: Vec<usize> = (0..places).collect();
-    for &((a, b), length) in ways {
-        let (a, b) = (group[a], group[b]);
-        if length <= far * NEAR {
+    for ((a, b), link) in ways {
+        let (a, b) = (group[*a], group[*b]);
+        if length(link) <= far * NEAR {
             group
                 .iter_mut()
                 .filter(|g| **g == b)
@@ -259,11 +282,7 @@ fn groups(places: usize, ways: &[((usize, usize), f64)]) -> Vec<usize> {
 ///
 /// # Panics
 /// If there are more workers than chunks, or a site without any.
-fn lay_out(
-    sites: &[Vec<SessionId>],
-    parts: &[f64],
-    chunks: u32,
-) -> (Vec<Share>, Vec<Vec<Share>>) {
+fn lay_out(sites: &[Vec<SessionId>], parts: &[f64], chunks: u32) -> (Vec<Share>, Vec<Vec<Share>>) {
     let mut places: Vec<(f64, usize, usize)> = Vec::new();
     for (site, workers) in sites.iter().enumerate() {
         let count = workers.len() as f64;
@@ -329,9 +348,8 @@ mod tests {
     #[test]
     fn hosts_are_near_each_other_by_the_slowest_way_there_is() {
         let (short, long) = (link(300, 1 << 30), link(50_000, 12_500_000));
-        let ways = |ways: &[(usize, usize, Link)]| -> Vec<((usize, usize), f64)> {
-            let way = |&(a, b, link): &(usize, usize, Link)| ((a, b), length(link, YARDSTICK));
-            ways.iter().map(way).collect()
+        let ways = |ways: &[(usize, usize, Link)]| -> BTreeMap<(usize, usize), Link> {
+            ways.iter().map(|&(a, b, link)| ((a, b), link)).collect()
         };
         // Two offices.
         let offices = ways(&[
@@ -352,7 +370,7 @@ mod tests {
             assert_eq!(groups(3, &ways), [0, 0, 2]);
         }
         // Nothing is known of any.
-        assert_eq!(groups(2, &[]), [0, 1]);
+        assert_eq!(groups(2, &ways(&[])), [0, 1]);
     }
 
     /// Sites with so many workers, each of which owns a part. A worker's number has its site in the hundreds.
@@ -366,12 +384,15 @@ mod tests {
         let (slices, gathers) = lay_out(&sites, parts, chunks);
         let site = |(i, (workers, gathers)): (u32, (Vec<SessionId>, Vec<Share>))| Site {
             workers,
-            lanes: vec![4 * i..4 * i + 4],
+            lanes: lanes::ranges(&Vec::from_iter(4 * i..4 * i + 4)),
             gathers,
         };
         Shares {
             slices: slices.into(),
-            sites: (0..).zip(sites.into_iter().zip(gathers)).map(site).collect(),
+            sites: (0..)
+                .zip(sites.into_iter().zip(gathers))
+                .map(site)
+                .collect(),
         }
     }
 
@@ -391,7 +412,10 @@ mod tests {
             shares.iter().map(range).collect()
         };
         let slices = ranges(&shares.slices);
-        assert_eq!(slices, [(0, 0..25), (100, 25..50), (1, 50..75), (101, 75..100)]);
+        assert_eq!(
+            slices,
+            [(0, 0..25), (100, 25..50), (1, 50..75), (101, 75..100)]
+        );
         assert_eq!(ranges(&shares.sites[0].gathers), [(0, 0..50), (1, 50..100)]);
         let node = |first, size| Node { first, size };
         let takers = |of| ranges(shares.takers(of))[0].0;

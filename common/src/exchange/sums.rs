@@ -33,13 +33,7 @@ pub(super) struct StepSums {
 }
 
 impl StepSums {
-    pub fn new(
-        run: RunId,
-        step: Step,
-        shape: Shape,
-        duty: Duty,
-        roots: Arc<Roots>,
-    ) -> Self {
+    pub fn new(run: RunId, step: Step, shape: Shape, duty: Duty, roots: Arc<Roots>) -> Self {
         let make_root = Box::new(move |bytes| roots.take(bytes));
         let sums = Aggregator::with_root(shape, step, duty, make_root);
         Self {

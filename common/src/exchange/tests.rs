@@ -160,9 +160,10 @@ async fn who_gathers_passes_sums_on_and_hands_roots_on() {
     ));
     exchange.passed_on(&run(), STEP, 46);
     assert_eq!(*leading.borrow(), 47);
-    let relayed = |index: usize| RootChunk {
-        data: encode(&other[chunk_range(index, SHAPE.len)]),
-        check: 1,
+    let relayed = |index: usize| {
+        let data = encode(&other[chunk_range(index, SHAPE.len)]);
+        let check = checksum(&data);
+        RootChunk { data, check }
     };
     // The second is its own, and what it is told of that is not believed.
     for index in [47, 48, 49] {

@@ -53,7 +53,9 @@ impl Shared {
         let mut state = self.lock();
         if state.shares.contains_key(&step) {
             drop(state);
-            self.owner.exchange.relay(&self.owner.run, step, index, root);
+            self.owner
+                .exchange
+                .relay(&self.owner.run, step, index, root);
         } else if step > state.applied && !state.closed {
             state.unasked.push((step, index, root));
         }
@@ -63,7 +65,10 @@ impl Shared {
     pub(super) fn relay_unasked(&self, state: &mut State, step: Step) {
         for (of, index, root) in std::mem::take(&mut state.unasked) {
             match of == step {
-                true => self.owner.exchange.relay(&self.owner.run, step, index, root),
+                true => self
+                    .owner
+                    .exchange
+                    .relay(&self.owner.run, step, index, root),
                 false => state.unasked.push((of, index, root)),
             }
         }

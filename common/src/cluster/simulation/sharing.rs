@@ -504,9 +504,8 @@ impl World {
         };
         let (duty, far) = (slice.duty.clone(), slice.far.clone());
         let own = self.workers[w].session;
-        let near = |l: &Link| {
-            l.to == w && Some(l.sessions.1) == own && !far.contains_key(&l.sessions.0)
-        };
+        let near =
+            |l: &Link| l.to == w && Some(l.sessions.1) == own && !far.contains_key(&l.sessions.0);
         let links = self.links.iter().filter(|(_, l)| near(l));
         let links: Vec<u64> = links.map(|(n, _)| *n).collect();
         for (index, value) in (first..).zip(part) {
