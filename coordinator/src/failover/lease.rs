@@ -1,6 +1,8 @@
 //! The lease in the object store: asks what the pure machine wants to know, and tells everybody here up to when this process may
 //! lead.
 
+use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -133,8 +135,10 @@ impl Election {
     pub async fn win(&mut self) -> (Leadership, Option<Lease>) {
         loop {
             // Only a leader can be fenced; one whose answer came too late is tried again.
-            if self.turn().await.is_err() {
-                continue;
+            match self.turn().await {
+                Err(_) => continue,
+                Ok(Some(pause)) => sleep(pause).await,
+                Ok(None) => {}
             }
             let until_ms = self.elector.leads_until_ms();
             let lease = self.elector.lease().cloned();
@@ -154,15 +158,15 @@ impl Election {
         }
     }
 
-    /// Asks what is to be asked, or waits until something is.
-    async fn turn(&mut self) -> Result<(), Fenced> {
+    /// Asks what is to be asked; else says how long it is until something is.
+    async fn turn(&mut self) -> Result<Option<Duration>, Fenced> {
         let now = clock_ms();
         self.elector.check(now)?;
         let Some(ask) = self.elector.ask(now, now_ms() / 1000) else {
             let until = self.elector.leads_until_ms().unwrap_or(u64::MAX);
             let next = self.elector.due_ms().min(until);
-            sleep(Duration::from_millis(next.saturating_sub(now).max(1))).await;
-            return Ok(());
+            let pause = next.saturating_sub(now).max(1);
+            return Ok(Some(Duration::from_millis(pause)));
         };
         let patience = (self.lasts / 4).max(LEAST_PATIENCE);
         let answer = match timeout(patience, perform(&self.bucket, ask)).await {
@@ -185,7 +189,7 @@ impl Election {
                 newer
             });
         }
-        answered
+        answered.map(|()| None)
     }
 
     fn lost(&mut self, error: String) -> Answer<Version> {
@@ -283,16 +287,23 @@ impl Keeper {
 async fn keep(
     mut election: Election,
     leadership: Leadership,
-    mut released: oneshot::Receiver<()>,
+    released: oneshot::Receiver<()>,
 ) -> Option<Fenced> {
+    let mut asked_back = pin!(async {
+        if released.await.is_err() {
+            // Nobody will ask any more.
+            pending::<()>().await;
+        }
+    });
     loop {
         let turn = election.turn().await;
         let until = election.elector.leads_until_ms().unwrap_or(0);
         leadership.0.until_ms.store(until, Ordering::Release);
-        if let Err(fenced) = turn {
-            return Some(fenced);
-        }
-        if released.try_recv().is_ok() {
+        let pause = match turn {
+            Err(fenced) => return Some(fenced),
+            Ok(pause) => pause.unwrap_or_default(),
+        };
+        if timeout(pause, &mut asked_back).await.is_ok() {
             leadership.0.until_ms.store(0, Ordering::Release);
             election.release().await;
             return None;

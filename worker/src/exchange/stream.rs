@@ -31,7 +31,7 @@ enum Next {
     /// That steps are applied.
     Done(Step),
     /// Chunks of a node.
-    Chunks(Chunks),
+    Chunks(Box<Chunks>),
 }
 
 struct Chunks {
@@ -147,7 +147,7 @@ impl State {
         };
         best.chunks.start = end;
         outlet.pending.retain(|p| !p.chunks.is_empty());
-        Some(Next::Chunks(next))
+        Some(Next::Chunks(Box::new(next)))
     }
 }
 
