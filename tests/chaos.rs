@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::support::Scene;
-use crate::support::cluster::{Cluster, Event, Reference};
+use crate::support::cluster::{Cluster, Reference};
 use crate::support::random::Random;
 use crate::support::signal::Signal;
 
@@ -351,10 +351,7 @@ fn survive(seed: u64) {
     chaos.end();
     let differences = reference(schedule.mode).differences(&chaos.cluster);
     assert!(differences.is_empty(), "{differences:#?}");
-    let told = |what: &str| {
-        let mut events = chaos.cluster.events.iter();
-        events.any(|event: &Event| event.text().contains(what))
-    };
+    let told = |what: &str| chaos.cluster.told(what) > 0;
     let exchange = schedule.exchange;
     assert!(told(SHARED) || exchange.is_empty(), "no step was shared");
     // Rounds keep all moments everywhere.

@@ -1,6 +1,6 @@
 //! The ways of a gradient: through memory that both ends see, or over the network. No bit depends on them.
 
-use crate::support::cluster::{Cluster, Event, Reference};
+use crate::support::cluster::{Cluster, Reference};
 use crate::support::signal::Signal;
 use crate::support::{Process, Scene};
 
@@ -84,30 +84,34 @@ fn a_worker_listens_for_others_only_where_that_is_safe() {
     assert!(said.contains("expected `auto`, `none`"), "{said}");
 }
 
+/// Trains on so many workers, which sum a slice each; one is killed, another stands still. People are told what `said` makes of
+/// the number of workers that are left.
 #[cfg(unix)]
-#[test]
-fn workers_own_slices_and_the_coordinator_takes_over_from_those_that_fail() {
-    let line = format!("{TRAIN} --set train.eval_every=0 --set train.steps=160 {WIDE}");
-    let reference = Reference::of(&Scene::new(), &line, 3);
+fn owners_fail(
+    set: &str,
+    workers: usize,
+    sites: &'static [&'static str],
+    said: impl Fn(usize) -> String,
+) {
+    let line = format!("{TRAIN} --set train.eval_every=0 --set train.steps=160 {WIDE} {set}");
+    let reference = Reference::of(&Scene::new(), &line, 1);
     let scene = Scene::new();
-    let mut cluster = Cluster::start_with(&scene, 3, "--exchange sharded");
+    let mut cluster = Cluster::start_in(&scene, workers, "--exchange sharded", sites);
     cluster.submit(&format!("{line} --new"));
-    let told = |cluster: &Cluster, what: &str| {
-        let of = |e: &&Event| e.text().contains(what);
-        cluster.events.iter().filter(of).count()
-    };
-    cluster.wait_until("three own slices", |c| told(c, "3 of them sum") == 1);
+    let all = said(workers);
+    cluster.wait_until("all own slices", |c| c.told(&all) == 1);
     let begun = cluster.step();
     cluster.wait_for_step(begun + 5);
     cluster.workers[0].kill();
-    // The step that it dies in is the coordinator's, and those that follow are the other two's.
-    cluster.wait_until("two own slices", |c| told(c, "2 of them sum") == 1);
+    // The step that it dies in is the coordinator's, and those that follow are the others'.
+    let others = said(workers - 1);
+    cluster.wait_until("the others own slices", |c| c.told(&others) == 1);
     let begun = cluster.step();
     cluster.wait_for_step(begun + 5);
     // One that stands still is late at first, then silent; nobody waits for it.
     cluster.workers[1].signal(Signal::Stop);
     let late = "not every worker had every slice; the coordinator sums";
-    cluster.wait_until("the coordinator sums", |c| told(c, late) == 1);
+    cluster.wait_until("the coordinator sums", |c| c.told(late) == 1);
     let stopped = cluster.step();
     cluster.wait_for_step(stopped + 3);
     cluster.workers[1].signal(Signal::Continue);
@@ -116,40 +120,19 @@ fn workers_own_slices_and_the_coordinator_takes_over_from_those_that_fail() {
     assert!(differences.is_empty(), "{differences:#?}");
 }
 
-/// Two sites, which add up first what goes to the other one; a worker of one dies, and another stands still.
+#[cfg(unix)]
+#[test]
+fn workers_own_slices_and_the_coordinator_takes_over_from_those_that_fail() {
+    owners_fail("", 3, &[], |workers| format!("{workers} of them sum"));
+}
+
 #[cfg(unix)]
 #[test]
 fn sites_add_up_first_and_the_coordinator_takes_over_from_those_that_fail() {
-    let line = format!(
-        "{TRAIN} --set train.eval_every=0 --set train.steps=160 --set train.payload=int8 {WIDE}"
-    );
-    let reference = Reference::of(&Scene::new(), &line, 1);
-    let scene = Scene::new();
-    let sites = &["north", "south"];
-    let mut cluster = Cluster::start_in(&scene, 4, "--exchange sharded", sites);
-    cluster.submit(&format!("{line} --new"));
-    let told = |cluster: &Cluster, what: &str| {
-        let of = |e: &&Event| e.text().contains(what);
-        cluster.events.iter().filter(of).count()
+    let said = |workers| {
+        format!("{workers} of them sum a slice of the gradient each; they are in 2 sites")
     };
-    let four = "4 of them sum a slice of the gradient each; they are in 2 sites";
-    cluster.wait_until("four in two sites", |c| told(c, four) == 1);
-    let begun = cluster.step();
-    cluster.wait_for_step(begun + 5);
-    cluster.workers[0].kill();
-    let three = "3 of them sum a slice of the gradient each; they are in 2 sites";
-    cluster.wait_until("three in two sites", |c| told(c, three) == 1);
-    let begun = cluster.step();
-    cluster.wait_for_step(begun + 5);
-    cluster.workers[1].signal(Signal::Stop);
-    let late = "not every worker had every slice; the coordinator sums";
-    cluster.wait_until("the coordinator sums", |c| told(c, late) == 1);
-    let stopped = cluster.step();
-    cluster.wait_for_step(stopped + 3);
-    cluster.workers[1].signal(Signal::Continue);
-    cluster.finish();
-    let differences = reference.differences(&cluster);
-    assert!(differences.is_empty(), "{differences:#?}");
+    owners_fail("--set train.payload=int8", 4, &["north", "south"], said);
 }
 
 #[cfg(unix)]

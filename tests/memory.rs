@@ -8,15 +8,10 @@ const TRAIN: &str = "pretrain spec.toml --corpus text.txt --set train.eval_every
     --set model.hidden_size=128 --set model.intermediate_size=256";
 const SHARDED: &str = "--optimizer sharded";
 
-fn told(cluster: &Cluster<'_>, what: &str) -> usize {
-    let of = |event: &&Event| event.text().contains(what);
-    cluster.events.iter().filter(of).count()
-}
-
 /// Waits until the moments are divided among so many, and for some steps more.
 fn divided(cluster: &mut Cluster<'_>, workers: usize, times: usize) {
     let what = format!("the moments of the optimizer are divided among {workers} workers");
-    cluster.wait_until(&what, |cluster| told(cluster, &what) >= times);
+    cluster.wait_until(&what, |cluster| cluster.told(&what) >= times);
     let begun = cluster.step();
     cluster.wait_for_step(begun + 5);
 }

@@ -306,6 +306,12 @@ impl<'s> Cluster<'s> {
         }
     }
 
+    /// How many events say this.
+    pub fn told(&self, what: &str) -> usize {
+        let of = |event: &&Event| event.text().contains(what);
+        self.events.iter().filter(of).count()
+    }
+
     /// The newest committed step.
     pub fn step(&self) -> u64 {
         self.events.iter().rev().find_map(Event::step).unwrap_or(0)
