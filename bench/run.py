@@ -14,6 +14,7 @@
     python3 bench/run.py watching          what a run pays for being watched
     python3 bench/run.py tls               what encryption costs between three hosts, in network namespaces
     python3 bench/run.py rounds TEXT       losses after equal tokens, exchanged in every step and after rounds of inner steps
+    python3 bench/run.py trained TEXT      the same, of runs that begin with weights that were trained in steps
     python3 bench/run.py memory            peak memory of each worker, with moments that are divided among them and without
     python3 bench/run.py uneven            one slow line of four: slices that follow the lines, and equal ones
     python3 bench/run.py sites             two places with two workers each: what goes from one to the other is added up first, and is not
@@ -26,7 +27,8 @@
 
 Options: --python PATH (an interpreter with torch: `python3 -m venv v && v/bin/pip install torch numpy`; without one, the
 other side is left out), --rounds N (pairs; default 5), --seconds S (of one measurement; default 3), --quick (the smallest
-run that shows that all still works; leaves the results alone, and needs no TEXT), --profile P (default `release`; `dev` is
+run that shows that all still works; leaves the results alone, and needs no TEXT), --mode M (of `rounds` and `trained`, may be
+repeated: measures this way of exchanging alone, and keeps the results of the others), --profile P (default `release`; `dev` is
 built sooner, for --quick), --step PATH (the bench `step`, where it was built elsewhere), --cohort PATH (the binary, likewise).
 
 What is compared runs in turn, so that a change of the machine's mood meets both. Figures are medians over the rounds, and a
@@ -234,23 +236,24 @@ def exchange(args):
     save(args, "exchange", rows)
 
 
-def pretrain_whole(binary, spec, text, options=()):
+def train_whole(binary, home, words):
     """Wall-clock seconds of a whole command, data preparation and validations included, and its validation losses."""
-    home = tempfile.mkdtemp(prefix="cohort-bench-")
-    try:
-        begin = time.perf_counter()
-        command = [binary, "pretrain", *spec, "--corpus", text, "--local", "1", "--home", home, "--json", *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        evals = []
-        for line in process.stdout:
-            event = json.loads(line)
-            if event["event"] == "eval":
-                evals.append([event["step"], event["loss"], time.perf_counter() - begin])
-        if process.wait():
-            sys.exit("the run failed")
-        return {"all_s": time.perf_counter() - begin, "evals": evals}
-    finally:
-        shutil.rmtree(home)
+    begin = time.perf_counter()
+    command = [binary, *words, "--local", "1", "--home", home, "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    evals = []
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "eval" and event["split"] == "validation":
+            evals.append([event["step"], event["loss"], time.perf_counter() - begin])
+    if process.wait():
+        sys.exit("the run failed")
+    return {"all_s": time.perf_counter() - begin, "evals": evals}
+
+
+def pretrain_whole(binary, spec, text, options=()):
+    with tempfile.TemporaryDirectory(prefix="cohort-bench-") as home:
+        return train_whole(binary, home, ["pretrain", *spec, "--corpus", text, *options])
 
 
 QUICK = ["--set", "train.steps=3", "--set", "train.eval_samples=16"]
@@ -287,20 +290,52 @@ ROUNDS = {
 }
 
 
+def by_mode(args, name, modes, train):
+    """Validation losses of the modes that are asked for, after shares of the tokens; results of others are kept."""
+    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"] if args.mode else []
+    for mode in args.mode or (["int8", "diloco 10, int8"] if args.quick else modes):
+        found = train(mode)
+        last = found["evals"][-1][0]
+        rows = [row for row in rows if row["mode"] != mode]
+        rows.append({"mode": mode, "all_s": found["all_s"], "evals": [[step / last, loss] for step, loss, _ in found["evals"]]})
+        save(args, name, rows, 1)
+
+
+def settings(mode, all_steps, learning_rate):
+    """Options for a run of so many inner steps."""
+    inner, more = ROUNDS[mode]
+    steps = all_steps // inner
+    found = [*more.split(), f"steps={steps}", f"warmup_steps={max(1, steps // 20)}", f"eval_every={max(1, steps // 6)}"]
+    found += [f"learning_rate={learning_rate}", "eval_samples=256"]
+    return [word for setting in found for word in ("--set", f"train.{setting}")]
+
+
+def small(args):
+    return ["--set", "model.hidden_size=24", "--set", "tokenizer.vocab_size=300"] if args.quick else []
+
+
 def rounds(args):
     """Validation loss after equal tokens, in each way of exchanging. It does not depend on the machine's speed or on the cluster."""
-    rows, binary = [], cohort(args)
-    for mode in ["int8", "diloco 10, int8"] if args.quick else ROUNDS:
-        inner, settings = ROUNDS[mode]
-        steps = (20 if args.quick else ROUNDS_STEPS) // inner
-        settings = [*settings.split(), f"steps={steps}", f"warmup_steps={max(1, steps // 20)}", f"eval_every={max(1, steps // 6)}"]
-        settings += ["learning_rate=1e-3", "eval_samples=256"]
-        options = [word for setting in settings for word in ("--set", f"train.{setting}")]
-        options += ["--set", "model.hidden_size=24", "--set", "tokenizer.vocab_size=300"] if args.quick else []
-        found = pretrain_whole(binary, [ROOT / "bench" / "links.toml"], args.text, options)
-        last = found["evals"][-1][0]
-        rows.append({"mode": mode, "all_s": found["all_s"], "evals": [[step / last, loss] for step, loss, _ in found["evals"]]})
-        save(args, "rounds", rows, 1)
+    binary, spec, steps = cohort(args), [ROOT / "bench" / "links.toml"], 20 if args.quick else ROUNDS_STEPS
+    by_mode(args, "rounds", ROUNDS, lambda mode: pretrain_whole(binary, spec, args.text, settings(mode, steps, 1e-3) + small(args)))
+
+
+# What comes before in `trained`: three times as many steps.
+TRAINED_STEPS = 1800
+TRAINED = ["f32", "diloco 50, int8", "diloco 10, int8", "diloco 100, int8", "diloco 50, int4"]
+
+
+def trained(args):
+    """As `rounds`, begun with the weights of a run that exchanged in every step."""
+    binary, spec = cohort(args), ROOT / "bench" / "links.toml"
+    before, steps = (20, 20) if args.quick else (TRAINED_STEPS, ROUNDS_STEPS)
+    same = ["corpus.split=tail", "train.lanes=4", "train.micro_batch=2", "checkpoint.every=0"]
+    same = [word for setting in same for word in ("--set", setting)]
+    with tempfile.TemporaryDirectory(prefix="cohort-bench-") as home:
+        base = ["pretrain", spec, "--corpus", args.text, "--name", "base", *settings("f32", before, 1e-3), *small(args)]
+        train_whole(binary, home, base)
+        again = ["finetune", "--from", "base@last", "--corpus", args.text, *same]
+        by_mode(args, "trained", TRAINED, lambda mode: train_whole(binary, home, [*again, *settings(mode, steps, 5e-4)]))
 
 
 @contextlib.contextmanager
@@ -633,18 +668,19 @@ def exchange_table(rows, lines):
 
 
 def smoke(args):
-    for command in [engine, lanes, workers, overhead, exchange, text, preset, rounds, memory, dedup, scale, tokenize]:
+    for command in [engine, lanes, workers, overhead, exchange, text, preset, rounds, trained, memory, dedup, scale, tokenize]:
         command(args)
 
 
 def main():
-    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, memory, links, uneven, sites, scale, tokenize, failover, table, smoke]
+    commands = [engine, gpu, lanes, workers, overhead, exchange, text, preset, dedup, page, watching, tls, rounds, trained, memory, links, uneven, sites, scale, tokenize, failover, table, smoke]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[c.__name__ for c in commands])
     parser.add_argument("text", nargs="?")
     parser.add_argument("--python")
     parser.add_argument("--step", type=os.path.abspath)
     parser.add_argument("--cohort", type=os.path.abspath)
+    parser.add_argument("--mode", choices=list(ROUNDS), action="append")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--quick", action="store_true")
@@ -654,7 +690,7 @@ def main():
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
         args.text = args.text or text_for_runs()
-    if args.command in ("text", "preset", "dedup", "tokenize", "rounds") and not args.text:
+    if args.command in ("text", "preset", "dedup", "tokenize", "rounds", "trained") and not args.text:
         parser.error(f"{args.command} needs a text file")
     next(c for c in commands if c.__name__ == args.command)(args)
 
