@@ -280,13 +280,13 @@ def preset(args):
 ROUNDS_STEPS = 600
 ROUNDS = {
     "f32": (1, ""),
-    "diloco 50, int8": (50, "sync=diloco inner_steps=50 payload=int8"),
-    "int8": (1, "payload=int8"),
-    "diloco 10, int8": (10, "sync=diloco inner_steps=10 payload=int8"),
-    "int4": (1, "payload=int4"),
-    "diloco 100, int8": (100, "sync=diloco inner_steps=100 payload=int8"),
     "bf16": (1, "payload=bf16"),
+    "int8": (1, "payload=int8"),
+    "int4": (1, "payload=int4"),
+    "diloco 10, int8": (10, "sync=diloco inner_steps=10 payload=int8"),
+    "diloco 50, int8": (50, "sync=diloco inner_steps=50 payload=int8"),
     "diloco 50, int4": (50, "sync=diloco inner_steps=50 payload=int4"),
+    "diloco 100, int8": (100, "sync=diloco inner_steps=100 payload=int8"),
 }
 
 
@@ -298,6 +298,7 @@ def by_mode(args, name, modes, train):
         last = found["evals"][-1][0]
         rows = [row for row in rows if row["mode"] != mode]
         rows.append({"mode": mode, "all_s": found["all_s"], "evals": [[step / last, loss] for step, loss, _ in found["evals"]]})
+        rows.sort(key=lambda row: list(ROUNDS).index(row["mode"]))
         save(args, name, rows, 1)
 
 
@@ -322,7 +323,7 @@ def rounds(args):
 
 # What comes before in `trained`: three times as many steps.
 TRAINED_STEPS = 1800
-TRAINED = ["f32", "diloco 50, int8", "diloco 10, int8", "diloco 100, int8", "diloco 50, int4"]
+TRAINED = ["f32", "diloco 50, int8", "diloco 100, int8", "diloco 10, int8"]
 
 
 def trained(args):
@@ -565,11 +566,13 @@ def table(_args):
         lines(["Tiny Shakespeare, by characters", "time", "of PyTorch's", "validation loss, nats"], body)
     if rows := section("preset", "The preset shakespeare-cpu", "preset TEXT"):
         lines(["step", "validation loss, nats", "seconds since the start"], [[str(step), f"{loss:.4f}", f"{seconds:.0f}"] for step, loss, seconds in rows[0]["evals"]])
-    if rows := section("rounds", "Losses after equal tokens", "rounds TEXT"):
-        shares = [share for share, _ in rows[0]["evals"]]
-        nearest = lambda row, share: min(row["evals"], key=lambda e: abs(e[0] - share))[1]
-        body = [[row["mode"], *(f"{nearest(row, share):.4f}" for share in shares)] for row in rows]
-        lines(["gradients are exchanged in", *(f"{100 * share:.0f} % of the tokens" for share in shares)], body)
+    for name, title in {"rounds": "Losses after equal tokens", "trained": "Losses after equal tokens, from trained weights"}.items():
+        if rows := section(name, title, f"{name} TEXT"):
+            shares = [share for share, _ in rows[0]["evals"]]
+            nearest = lambda row, share: min(row["evals"], key=lambda e: abs(e[0] - share))[1]
+            more = lambda row: f"{100 * (row['evals'][-1][1] / rows[0]['evals'][-1][1] - 1):+.1f} %"
+            body = [[row["mode"], *(f"{nearest(row, share):.4f}" for share in shares), more(row)] for row in rows]
+            lines(["gradients are exchanged in", *(f"{100 * share:.0f} % of the tokens" for share in shares), "against f32"], body)
     if rows := section("links", "Slow links", "links"):
         ways = sorted({(r["megabits"], r["delay_ms"]) for r in rows})
         at = {(r["mode"], r["megabits"], r["delay_ms"]): r for r in rows}
