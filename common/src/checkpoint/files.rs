@@ -1,7 +1,7 @@
 //! Files that are hashed on the way and are on disk when they say so, and directories that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -147,8 +147,13 @@ impl UnfinishedDir {
         if self.target.symlink_metadata().is_ok() {
             return Err(CheckpointError::Exists(self.target.clone()));
         }
-        let renamed = fs::rename(&self.temporary, &self.target);
-        renamed.map_err(CheckpointError::io("rename to", &self.target))?;
+        fs::rename(&self.temporary, &self.target).map_err(|error| match error.kind() {
+            // Since it was looked for.
+            ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => {
+                CheckpointError::Exists(self.target.clone())
+            }
+            _ => CheckpointError::io("rename to", &self.target)(error),
+        })?;
         self.published = true;
         if let Some(parent) = self.target.parent() {
             sync_dir(parent)?;

@@ -159,8 +159,14 @@ impl CheckpointWriter {
         };
         self.dir
             .write_file(MANIFEST, manifest.to_json().as_bytes())?;
-        let path = self.dir.publish()?;
-        Ok(Manifested { path, manifest })
+        match self.dir.publish() {
+            Ok(path) => Ok(Manifested { path, manifest }),
+            // Somebody else wrote the same meanwhile: a worker that was given up after all of its state had come, say.
+            Err(CheckpointError::Exists(path)) => {
+                existing_checkpoint(&path, state_hash)?.ok_or(CheckpointError::Exists(path))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn wrong_length(&self, found: u64) -> CheckpointError {

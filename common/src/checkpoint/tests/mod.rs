@@ -391,6 +391,29 @@ fn the_same_state_may_be_written_again_and_another_may_not() {
 }
 
 #[test]
+fn the_same_state_may_come_twice_at_once() {
+    let model = llama();
+    let state = State::of(&model);
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join(directory_name(100));
+        let at_once = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            let write = || {
+                at_once.wait();
+                state.write(&target, &model)
+            };
+            let writers: Vec<_> = (0..4).map(|_| scope.spawn(write)).collect();
+            for writer in writers {
+                assert_eq!(writer.join().unwrap(), target);
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        read_all(&target).unwrap();
+    }
+}
+
+#[test]
 fn checkpoints_are_listed_by_step() {
     let dir = tempfile::tempdir().unwrap();
     for name in [
