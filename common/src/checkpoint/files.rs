@@ -180,7 +180,7 @@ pub fn remove_checkpoint(path: &Path) -> std::io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let doomed = path.with_file_name(format!("{UNFINISHED}deleted-{}-{name}", std::process::id()));
     match fs::rename(path, &doomed) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(()) => fs::remove_dir_all(&doomed),
     }
