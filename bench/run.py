@@ -292,7 +292,8 @@ ROUNDS = {
 
 def by_mode(args, name, modes, train):
     """Validation losses of the modes that are asked for, after shares of the tokens; results of others are kept."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"] if args.mode else []
+    before = RESULTS / f"{name}.json"
+    rows = json.loads(before.read_text())["rows"] if args.mode and before.exists() else []
     for mode in args.mode or (["int8", "diloco 10, int8"] if args.quick else modes):
         found = train(mode)
         last = found["evals"][-1][0]
@@ -312,6 +313,7 @@ def settings(mode, all_steps, learning_rate):
 
 
 def small(args):
+    """Options that make the model of links.toml tiny, where only that all works is to be seen."""
     return ["--set", "model.hidden_size=24", "--set", "tokenizer.vocab_size=300"] if args.quick else []
 
 
@@ -330,6 +332,7 @@ def trained(args):
     """As `rounds`, begun with the weights of a run that exchanged in every step."""
     binary, spec = cohort(args), ROOT / "bench" / "links.toml"
     before, steps = (20, 20) if args.quick else (TRAINED_STEPS, ROUNDS_STEPS)
+    # As in links.toml; its model and tokenizer are the checkpoint's.
     same = ["corpus.split=tail", "train.lanes=4", "train.micro_batch=2", "checkpoint.every=0"]
     same = [word for setting in same for word in ("--set", setting)]
     with tempfile.TemporaryDirectory(prefix="cohort-bench-") as home:
@@ -566,11 +569,12 @@ def table(_args):
         lines(["Tiny Shakespeare, by characters", "time", "of PyTorch's", "validation loss, nats"], body)
     if rows := section("preset", "The preset shakespeare-cpu", "preset TEXT"):
         lines(["step", "validation loss, nats", "seconds since the start"], [[str(step), f"{loss:.4f}", f"{seconds:.0f}"] for step, loss, seconds in rows[0]["evals"]])
-    for name, title in {"rounds": "Losses after equal tokens", "trained": "Losses after equal tokens, from trained weights"}.items():
-        if rows := section(name, title, f"{name} TEXT"):
+    for command, title in {"rounds": "Losses after equal tokens", "trained": "Losses after equal tokens, from trained weights"}.items():
+        if rows := section(command, title, f"{command} TEXT"):
+            f32 = next(row["evals"][-1][1] for row in rows if row["mode"] == "f32")
             shares = [share for share, _ in rows[0]["evals"]]
             nearest = lambda row, share: min(row["evals"], key=lambda e: abs(e[0] - share))[1]
-            more = lambda row: f"{100 * (row['evals'][-1][1] / rows[0]['evals'][-1][1] - 1):+.1f} %"
+            more = lambda row: f"{100 * (row['evals'][-1][1] / f32 - 1):+.1f} %"
             body = [[row["mode"], *(f"{nearest(row, share):.4f}" for share in shares), more(row)] for row in rows]
             lines(["gradients are exchanged in", *(f"{100 * share:.0f} % of the tokens" for share in shares), "against f32"], body)
     if rows := section("links", "Slow links", "links"):
