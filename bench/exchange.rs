@@ -33,8 +33,8 @@ use cohort_worker::engine::Gradient;
 use cohort_worker::exchange::{Entrance, ExchangeClient, Note, Observer, Setup, Sharing};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Request;
+use tonic::service::interceptor::InterceptedService;
 
 /// The allocator of the `cohort` binary, so that the figures are the product's.
 #[global_allocator]
@@ -85,6 +85,7 @@ struct Share {
 }
 
 fn main() {
+    cohort_common::process::keep_freed_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -341,14 +342,15 @@ async fn coordinator(shape: Shape) {
     let service = ExchangeServer::new(ExchangeService { exchange, host });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     println!("http://{}", listener.local_addr().expect("it is bound"));
-    let incoming = TcpListenerStream::new(listener).map(|stream| {
-        let stream = stream?;
-        stream.set_nodelay(true)?;
-        Ok::<_, std::io::Error>(stream)
-    });
+    let known = |request: Request<()>| {
+        if let Some(peer) = request.extensions().get::<net::Peer>() {
+            peer.let_in();
+        }
+        Ok(request)
+    };
     let served = net::server()
-        .add_service(service)
-        .serve_with_incoming(incoming);
+        .add_service(InterceptedService::new(service, known))
+        .serve_with_incoming(net::connections(listener, None));
     let parent_gone = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]));
     tokio::select! {
         served = served => served.expect("it serves"),

@@ -80,6 +80,7 @@ const NAMES: [&str; 6] = [
 ];
 
 fn main() {
+    process::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // Cargo adds `--bench` where it benchmarks; where it tests, there are names of tests at most.
     let known = |a: &String| a == "--bench" || NAMES.contains(&a.as_str());

@@ -39,6 +39,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const GRACE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    cohort_common::process::keep_freed_memory();
     let cli = cli::Cli::parse();
     logs::start(&cli.verb);
     let runtime = tokio::runtime::Builder::new_multi_thread()

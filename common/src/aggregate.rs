@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 
-use crate::floats::{add_bytes, add_stamped};
+use crate::floats::{add_bytes, add_stamped, bytes_of};
 use crate::ids::{Lane, SessionId, Step};
 use crate::layout::{CHUNK_LEN, chunk_count, chunk_range};
 use crate::seal::checksum;
@@ -141,6 +141,8 @@ struct ChunkState {
 #[derive(Debug)]
 struct Finished {
     digest: ChunkDigest,
+    /// CRC-32 of its f32, if they are to travel.
+    check: Option<u32>,
     /// Made for the first who wants it.
     wire: OnceLock<RootChunk>,
 }
@@ -261,17 +263,28 @@ impl Aggregator {
         let index = Some(index).filter(|index| self.duty.owned.contains(index))?;
         let finished = self.chunk(index).root.clone()?;
         let make = || {
-            let range = self.place(index);
-            let part = Part::new(self.segment(), range.start as u64 * 4, range.len() * 4);
-            let part = part.expect("chunks lie inside");
+            let part = self.part(index);
             let data: Bytes = match self.payload() {
                 Payload::F32 => Bytes::from_owner(part),
                 payload => payload.to_wire(part.floats()).into(),
             };
-            let check = checksum(&data);
+            let check = finished.check.unwrap_or_else(|| checksum(&data));
             RootChunk { data, check }
         };
         Some(finished.wire.get_or_init(make).clone())
+    }
+
+    /// The f32 of a chunk's root, if it is finished.
+    pub fn values(&self, index: usize) -> Option<Part> {
+        let index = Some(index).filter(|index| self.duty.owned.contains(index))?;
+        self.chunk(index).root.as_ref()?;
+        Some(self.part(index))
+    }
+
+    fn part(&self, index: usize) -> Part {
+        let range = self.place(index);
+        let part = Part::new(self.segment(), range.start as u64 * 4, range.len() * 4);
+        part.expect("chunks lie inside")
     }
 
     /// Adds one chunk of one node that `from` pushed.
@@ -451,9 +464,13 @@ impl Aggregator {
         let out = unsafe { self.segment().floats_mut(self.place(index)) };
         write(out);
         let digest = ChunkDigest::of(out);
+        // Taken while it is in the cache.
+        let travels = self.payload() == Payload::F32 && !self.is_shared();
+        let check = travels.then(|| checksum(bytes_of(out)));
         let mut state = self.chunk(index);
         state.root = Some(Arc::new(Finished {
             digest,
+            check,
             wire: OnceLock::new(),
         }));
         let stamps = state.stamps.values_mut();

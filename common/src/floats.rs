@@ -3,7 +3,7 @@
 
 mod blocks;
 
-use bytemuck::cast_slice;
+use bytemuck::{cast_slice, cast_slice_mut};
 
 #[cfg(target_endian = "big")]
 compile_error!("gradients are little-endian on the wire and are sent as they lie in memory");
@@ -133,27 +133,28 @@ widest! {
     }
 }
 
-/// Copies values to where another process reads them next: past the caches, which would only hold what nobody reads here.
+/// Copies bytes of f32, wherever they begin, past the caches: for what is read next by another process, or long after. The caches
+/// would fetch the memory that is overwritten, and hold it in the place of what is needed sooner.
 ///
 /// # Panics
 /// If they differ in length.
-pub fn copy_out(out: &mut [f32], values: &[f32]) {
-    assert_eq!(out.len(), values.len());
+pub fn copy_out(out: &mut [f32], bytes: &[u8]) {
+    assert_eq!(out.len() * 4, bytes.len());
     #[cfg(target_arch = "x86_64")]
     if out.as_ptr().addr().is_multiple_of(16) {
         use std::arch::x86_64::{_mm_loadu_ps, _mm_sfence, _mm_stream_ps};
         let (blocks, rest) = out.as_chunks_mut::<4>();
-        let (from, from_rest) = values.as_chunks::<4>();
+        let (from, from_rest) = bytes.as_chunks::<16>();
         for (block, from) in blocks.iter_mut().zip(from) {
-            // SAFETY: both are four floats, and blocks of 16 bytes are aligned as the first is.
-            unsafe { _mm_stream_ps(block.as_mut_ptr(), _mm_loadu_ps(from.as_ptr())) };
+            // SAFETY: both are 16 bytes, and blocks of so many are aligned as the first is.
+            unsafe { _mm_stream_ps(block.as_mut_ptr(), _mm_loadu_ps(from.as_ptr().cast())) };
         }
-        rest.copy_from_slice(from_rest);
+        cast_slice_mut(rest).copy_from_slice(from_rest);
         // SAFETY: every processor of this architecture has it. What is said after it comes after what was written.
         unsafe { _mm_sfence() };
         return;
     }
-    out.copy_from_slice(values);
+    cast_slice_mut(out).copy_from_slice(bytes);
 }
 
 /// The nearest bf16, ties to even; what is not a number stays so.
@@ -281,8 +282,10 @@ mod tests {
     fn a_copy_is_one_wherever_it_begins() {
         let values: Vec<f32> = (0..103).map(|i| i as f32).collect();
         for begin in 0..5 {
+            let mut bytes = vec![0; begin];
+            bytes.extend_from_slice(bytes_of(&values));
             let mut out = vec![-1.0; 110];
-            copy_out(&mut out[begin..begin + 103], &values);
+            copy_out(&mut out[begin..begin + 103], &bytes[begin..]);
             assert_eq!(out[begin..begin + 103], values);
             assert!(out[begin + 103..].iter().all(|x| *x == -1.0));
         }

@@ -363,6 +363,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
+    cohort_common::process::keep_freed_memory();
     let args: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test` runs benches without an argument, to see that they still work.
     if args.is_empty() {

@@ -24,7 +24,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -39,7 +39,7 @@ use crate::tree::Node;
 use crate::wire::{RUN_KEY, run_id};
 use params::Divided;
 use stream::Stream;
-use sums::{Gathering, Roots, StepSums};
+use sums::{Gathering, Roots, StepSums, Taker};
 
 pub use body::Incoming;
 pub use call::{ExchangeServer, PushPull, push_pull};
@@ -63,6 +63,8 @@ pub struct Exchange {
     /// in the one before is of a state that counts no more.
     streams: Mutex<BTreeMap<SessionId, u64>>,
     roots: Arc<Roots>,
+    /// Who is given the roots here, besides those to whom they are sent.
+    take: OnceLock<Taker>,
     /// Held by the stream that is being measured: two at a time would each find half of the line's speed.
     measuring: Arc<tokio::sync::Mutex<()>>,
     /// Where moments are divided: who gets roots, and what goes to the others.
@@ -89,6 +91,7 @@ impl Exchange {
             opened: watch::Sender::new(()),
             streams: Mutex::default(),
             roots: Arc::new(Roots::new(shares)),
+            take: OnceLock::new(),
             measuring: Arc::default(),
             divided: None,
         }
@@ -111,8 +114,7 @@ impl Exchange {
         let whole = 0..shape.chunks();
         let possible = !self.roots.shares || slice == whole;
         assert!(possible, "{slice:?} of {whole:?}: who shares owns all");
-        let sums = StepSums::new(run.clone(), step, shape, slice.into(), self.roots.clone());
-        self.hold(sums);
+        self.hold(self.sums(run, step, shape, slice.into()));
     }
 
     /// The same of a worker that gathers, besides its slice, what goes to other owners. `far` says which roots of its slice go to
@@ -132,13 +134,24 @@ impl Exchange {
         pass: impl Fn(Passed) + Send + Sync + 'static,
     ) {
         assert!(!self.roots.shares, "who shares owns all");
-        let mut sums = StepSums::new(run.clone(), step, shape, duty, self.roots.clone());
+        let mut sums = self.sums(run, step, shape, duty);
         sums.gathering = Some(Gathering {
             far,
             pass: Box::new(pass),
             relayed: Mutex::default(),
         });
         self.hold(sums);
+    }
+
+    /// Gives each chunk of a root to `take` as soon as it is summed, on the thread that has summed it. Only what is opened after
+    /// this, and only the first `take` counts.
+    pub fn give_roots_to(&self, take: impl Fn(Step, usize, &[f32]) + Send + Sync + 'static) {
+        let _ = self.take.set(Taker(Arc::new(take)));
+    }
+
+    fn sums(&self, run: &RunId, step: Step, shape: Shape, duty: Duty) -> StepSums {
+        let (roots, take) = (self.roots.clone(), self.take.get().cloned());
+        StepSums::new(run.clone(), step, shape, duty, roots, take)
     }
 
     fn hold(&self, sums: StepSums) {
@@ -200,17 +213,6 @@ impl Exchange {
         };
         let offered = held.offer(node, index, Data::Here(data), from);
         held.told(offered).map(Some)
-    }
-
-    /// Index of the first chunk that is not finished here, as it grows to the end; `None` if the step is not held. It also counts as
-    /// changed when a root is there that is not the next one, and when the step is released; then the step is not held.
-    pub fn leading(&self, run: &RunId, step: Step) -> Option<watch::Receiver<usize>> {
-        Some(self.get(run, step)?.leading.subscribe())
-    }
-
-    /// The finished root of a chunk of the slice; `None` if it is not finished, or the step is not held.
-    pub fn root_of(&self, run: &RunId, step: Step, index: usize) -> Option<RootChunk> {
-        self.get(run, step)?.sums.root(index)
     }
 
     fn get(&self, run: &RunId, step: Step) -> Option<Arc<StepSums>> {

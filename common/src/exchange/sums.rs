@@ -15,6 +15,19 @@ use crate::ids::{RunId, SessionId, Step};
 use crate::segment::Segment;
 use crate::tree::{Node, Tree};
 
+/// What is done with the root of a chunk: of a step, with this index, in f32.
+type Take = dyn Fn(Step, usize, &[f32]) + Send + Sync;
+
+/// Who takes in roots.
+#[derive(Clone)]
+pub(super) struct Taker(pub Arc<Take>);
+
+impl fmt::Debug for Taker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Taker").finish_non_exhaustive()
+    }
+}
+
 /// The sums of one step, and how far its roots are complete.
 #[derive(Debug)]
 pub(super) struct StepSums {
@@ -22,6 +35,8 @@ pub(super) struct StepSums {
     pub step: Step,
     pub root: Node,
     pub sums: Aggregator,
+    /// Who is given the roots.
+    take: Option<Taker>,
     /// Where more is done than to sum a slice.
     pub gathering: Option<Gathering>,
     /// Index of the first chunk that is not finished.
@@ -33,7 +48,14 @@ pub(super) struct StepSums {
 }
 
 impl StepSums {
-    pub fn new(run: RunId, step: Step, shape: Shape, duty: Duty, roots: Arc<Roots>) -> Self {
+    pub fn new(
+        run: RunId,
+        step: Step,
+        shape: Shape,
+        duty: Duty,
+        roots: Arc<Roots>,
+        take: Option<Taker>,
+    ) -> Self {
         let make_root = Box::new(move |bytes| roots.take(bytes));
         let sums = Aggregator::with_root(shape, step, duty, make_root);
         Self {
@@ -42,6 +64,7 @@ impl StepSums {
             root: Tree::new(shape.lanes).root(),
             leading: watch::Sender::new(sums.leading()),
             sums,
+            take,
             gathering: None,
             began: OnceLock::new(),
             over: AtomicBool::new(false),
@@ -121,6 +144,11 @@ impl StepSums {
     ) -> Result<Offered, OfferError> {
         let mut offered = self.sums.offer(node, index, data, from)?;
         self.note(&offered);
+        if let Some(take) = self.take.as_ref().filter(|_| offered.chunk_complete)
+            && let Some(root) = self.sums.values(index)
+        {
+            take.0(self.step, index, root.floats());
+        }
         if let Some((gathering, passed)) = self.gathering.as_ref().zip(offered.passed.take()) {
             (gathering.pass)(passed);
         }

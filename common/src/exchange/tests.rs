@@ -43,8 +43,15 @@ fn offer(exchange: &Exchange, lane: u32, gradient: &[f32], index: usize) -> Vec<
 
 #[test]
 fn an_owner_adds_its_own_and_follows_the_roots() {
-    let exchange = opened(47..50);
-    let leading = exchange.leading(&run(), STEP).unwrap();
+    let exchange = Arc::new(Exchange::new(false));
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let take = {
+        let taken = taken.clone();
+        move |step, index, root: &[f32]| taken.lock().unwrap().push((step, index, encode(root)))
+    };
+    exchange.give_roots_to(take);
+    exchange.open(&run(), STEP, SHAPE, 47..50);
+    let leading = exchange.get(&run(), STEP).unwrap().leading.subscribe();
     let mut sum = gradient(0);
     for index in 47..50 {
         let told = offer(&exchange, 0, &sum, index);
@@ -74,18 +81,24 @@ fn an_owner_adds_its_own_and_follows_the_roots() {
     ];
     assert_eq!(told, expected);
     assert_eq!(*leading.borrow(), 50);
+    let held = exchange.get(&run, step).unwrap();
+    let summed = |index| encode(&sum[chunk_range(index, SHAPE.len)]);
     for index in 47..50 {
-        let root = exchange.root_of(&run, step, index).unwrap();
-        assert_eq!(root.data, encode(&sum[chunk_range(index, SHAPE.len)]));
+        let root = held.sums.root(index).unwrap();
+        assert_eq!(root.data, summed(index));
+        assert_eq!(root.check, checksum(&root.data));
     }
-    assert!(exchange.root_of(&run, step, 46).is_none());
+    assert!(held.sums.root(46).is_none());
+    let expected = [48, 47, 49].map(|index| (step, index, summed(index)));
+    assert_eq!(*taken.lock().unwrap(), expected);
+    drop(held);
     // A copy that differs is told; what is released is not held.
     let told = offer(&exchange, 0, &other, 48);
     assert!(matches!(told[..], [Told::Mismatch { step: STEP, .. }]));
     exchange.release(&run, step);
     let late = exchange.offer_here(&run, step, Node::leaf(0), 48, Bytes::new(), SessionId(0));
     assert_eq!(late, Ok(None));
-    assert!(exchange.leading(&run, step).is_none());
+    assert!(exchange.get(&run, step).is_none());
     assert!(leading.has_changed().is_err());
 }
 
@@ -145,7 +158,8 @@ async fn who_gathers_passes_sums_on_and_hands_roots_on() {
         move |one: Passed| passed.lock().unwrap().push((one.node, one.index))
     };
     exchange.open_gathering(&run(), STEP, SHAPE, duty, far, pass);
-    let leading = exchange.leading(&run(), STEP).unwrap();
+    let held = exchange.get(&run(), STEP).unwrap();
+    let leading = held.leading.subscribe();
     let (own, other) = (gradient(0), gradient(1));
     for index in 46..50 {
         offer(&exchange, 0, &own, index);
@@ -169,7 +183,7 @@ async fn who_gathers_passes_sums_on_and_hands_roots_on() {
     for index in [47, 48, 49] {
         exchange.relay(&run(), STEP, index, relayed(index));
     }
-    assert!(exchange.root_of(&run(), STEP, 49).is_none());
+    assert!(held.sums.root(49).is_none());
     let mut sum = own.clone();
     add_all(&mut sum, &other);
     let indices = |sent: &[(Kind, u32)]| sent.iter().map(|(_, i)| *i).collect::<Vec<_>>();

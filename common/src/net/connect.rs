@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tokio_rustls::client;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::breath::Breathing;
 use super::{CONNECTION_WINDOW, FRAME, KEEPALIVE, STREAM_WINDOW};
 use crate::security::{Trust, Whom};
 
@@ -89,21 +90,22 @@ pub async fn connect(
         (false, Some(_)) => return Err(ConnectError::Unencrypted(url.into())),
         (_, trust) => trust.cloned(),
     };
-    // TLS is the connector's affair; the channel above it need not know.
     let endpoint = Endpoint::from_shared(url.replacen("https://", "http://", 1))
         .map_err(|_| wrong())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true);
+    // TLS is the connector's affair; the channel above it need not know.
     let connected = match trust {
-        None => endpoint.connect().await,
+        None => {
+            let connector = tower::service_fn(|uri| within(open(uri)));
+            endpoint.connect_with_connector(connector).await
+        }
         Some(trust) => {
-            let connector = move |uri: Uri| connect_privately(uri, trust.clone(), whom);
+            let connector = move |uri: Uri| within(open_privately(uri, trust.clone(), whom));
             endpoint
                 .connect_with_connector(tower::service_fn(connector))
                 .await
@@ -157,21 +159,28 @@ fn in_words(error: &rustls::Error) -> String {
     }
 }
 
-async fn connect_privately(
-    uri: Uri,
-    trust: Trust,
-    whom: Whom,
-) -> io::Result<TokioIo<client::TlsStream<TcpStream>>> {
+/// A line, unless opening it takes too long; ready to carry HTTP.
+async fn within<L>(
+    opening: impl Future<Output = io::Result<L>>,
+) -> io::Result<TokioIo<Breathing<L>>> {
+    let opened = timeout(CONNECT_TIMEOUT, opening).await;
+    let line = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    Ok(TokioIo::new(Breathing::new(line)))
+}
+
+async fn open(uri: Uri) -> io::Result<TcpStream> {
     let port = uri.port_u16().unwrap_or(DEFAULT_PORT);
     let host = uri.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let private = async {
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        trust.connect(stream, whom).await
-    };
-    let private = timeout(CONNECT_TIMEOUT, private).await;
-    private
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map(TokioIo::new)
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn open_privately(
+    uri: Uri,
+    trust: Trust,
+    whom: Whom,
+) -> io::Result<client::TlsStream<TcpStream>> {
+    trust.connect(open(uri).await?, whom).await
 }

@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tracing::{debug, warn};
 
 use super::Stream;
+use super::breath::Breathing;
 use super::strangers::{Standing, Strangers};
 use super::stream::Line;
 use crate::process;
@@ -90,8 +91,11 @@ async fn enter(stream: TcpStream, gate: Option<Gate>) -> io::Result<Line> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     match gate {
-        None => Ok(Line::Plain(stream)),
-        Some(gate) => Ok(Line::Private(Box::new(gate.accept(stream).await?))),
+        None => Ok(Line::Plain(Breathing::new(stream))),
+        Some(gate) => {
+            let private = gate.accept(stream).await?;
+            Ok(Line::Private(Box::new(Breathing::new(private))))
+        }
     }
 }
 

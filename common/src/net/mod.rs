@@ -1,5 +1,6 @@
 //! How both ends of a connection are set up: limits, windows, keepalive, TLS, and the token that every call carries.
 
+mod breath;
 mod connect;
 mod listen;
 mod places;

@@ -15,6 +15,7 @@ use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::breath::Breathing;
 use super::strangers::Standing;
 use crate::security::{Subject, TokenId};
 
@@ -34,9 +35,9 @@ pub struct Stream {
 #[derive(Debug)]
 pub(super) enum Line {
     /// Everybody on the way can read and change it.
-    Plain(TcpStream),
+    Plain(Breathing<TcpStream>),
     /// TLS.
-    Private(Box<TlsStream<TcpStream>>),
+    Private(Box<Breathing<TlsStream<TcpStream>>>),
 }
 
 /// Who is at the other end. Handlers find it among a request's extensions.
@@ -71,8 +72,8 @@ impl Stream {
 
     fn tcp(&self) -> &TcpStream {
         match &self.line {
-            Line::Plain(stream) => stream,
-            Line::Private(stream) => stream.get_ref().0,
+            Line::Plain(stream) => stream.line(),
+            Line::Private(stream) => stream.line().get_ref().0,
         }
     }
 
@@ -99,7 +100,7 @@ impl Connected for Stream {
             Line::Plain(_) => None,
             // The handshake has checked who signed it.
             Line::Private(stream) => {
-                let shown = stream.get_ref().1.peer_certificates();
+                let shown = stream.line().get_ref().1.peer_certificates();
                 match shown.and_then(|chain| Subject::of(chain.first()?)) {
                     Some(Subject::Worker(token)) => Some(token),
                     _ => None,

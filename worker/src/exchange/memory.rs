@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use cohort_common::aggregate::Shape;
-use cohort_common::floats::copy_out;
+use cohort_common::floats::{bytes_of, copy_out};
 use cohort_common::ids::Step;
 use cohort_common::layout::chunk_range;
 use cohort_common::segment::{Address, Part, Segment, Slot, Slots};
@@ -17,6 +17,9 @@ use crate::engine::Gradient;
 
 /// Nodes of a step that can be shared; more are sent. A contiguous range of lanes rarely has more.
 const SLOTS: usize = 16;
+
+/// Elements of a gradient of which little is still in a core's caches when all of it has come.
+const LARGE: usize = 2 << 20;
 
 /// Segments of the owner that are kept mapped.
 const MAPPED: usize = 4;
@@ -114,7 +117,7 @@ impl Place {
             let range = chunk_range(index, data.len());
             // SAFETY: each chunk of the node is copied once, before the owner hears of it.
             let out = unsafe { slot.part_mut(range.clone()) };
-            copy_out(out, &data[range]);
+            copy_out(out, bytes_of(&data[range]));
         }
     }
 }
@@ -195,9 +198,11 @@ impl Arriving {
         if std::mem::replace(&mut have[index], true) {
             return false;
         }
+        let large = data.len() >= LARGE;
         let range = chunk_range(index, data.len());
         let out = &mut data[range];
         match payload {
+            Payload::F32 if large => copy_out(out, chunk),
             Payload::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(chunk),
             payload => out.copy_from_slice(&payload.from_wire(chunk, out.len())),
         }

@@ -24,10 +24,12 @@ use cohort_common::aggregate::{RootChunk, Shape};
 use cohort_common::cluster::worker::Report;
 use cohort_common::cluster::{Keeper, Owners, Peer, Shares};
 use cohort_common::exchange::push_pull;
+use cohort_common::floats::bytes_of;
 use cohort_common::ids::{RunId, SessionId, Step};
 use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range};
 use cohort_common::net::Credentials;
 use cohort_common::seal::Sealer;
+use cohort_common::spec::Payload;
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire;
 use cohort_proto::v1;
@@ -43,8 +45,8 @@ use crate::trace::Open;
 pub use memory::Root;
 use memory::{Arriving, NodeMemory};
 use outgoing::{Content, EARLY, Early, Outlet};
+use owner::Owner;
 pub use owner::{Entrance, Note};
-use owner::{Owner, keep_roots};
 pub use params::Arrived;
 use params::Params;
 use peers::Known;
@@ -217,6 +219,14 @@ impl ExchangeClient {
             received: Condvar::new(),
             closing: Notify::new(),
         });
+        // The exchange is a part of this.
+        let own = Arc::downgrade(&shared);
+        let keep = move |step, index, root: &[f32]| {
+            if let Some(shared) = own.upgrade() {
+                shared.keep(step, index, Payload::F32, bytes_of(root));
+            }
+        };
+        shared.owner.exchange.give_roots_to(keep);
         tokio::spawn(stream::send(shared.clone(), None, sealer, out));
         tokio::spawn(stream::receive(shared.clone(), incoming, broken));
         Ok(Self(Arc::new(Handle(shared))))
@@ -266,16 +276,13 @@ impl ExchangeClient {
         let owner = &shared.owner;
         let duty = shares.duty(owner.session, Tree::new(shared.shape.lanes));
         if let Some(duty) = duty.filter(|duty| duty.chunks.end <= shared.chunks) {
-            let slice = duty.owned.clone();
             match shares.sites.is_empty() {
                 true => {
                     let exchange = &owner.exchange;
-                    exchange.open(&owner.run, step, shared.shape, slice.clone());
+                    exchange.open(&owner.run, step, shared.shape, duty.owned);
                 }
                 false => shared.gather(step, duty, shares.far(owner.session)),
             }
-            let keeping = keep_roots(shared.clone(), owner.clone(), step, slice);
-            shared.runtime.spawn(keeping);
         } else if shared.keeper.is_some() {
             // It keeps nothing, so it has every root that it needs.
             let root = shared.arriving_root(None);

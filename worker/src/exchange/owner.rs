@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -23,7 +22,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
 use tracing::{debug, error, info};
 
-use super::{POISON, Shared};
+use super::POISON;
 
 /// What an exchange tells the worker's driver.
 #[derive(Debug)]
@@ -211,32 +210,4 @@ fn note_of(told: Told) -> Option<Note> {
             ),
         },
     })
-}
-
-/// Takes in the roots of this worker's own slice as they are completed.
-pub(super) async fn keep_roots(
-    shared: Arc<Shared>,
-    owner: Arc<Owner>,
-    step: Step,
-    slice: Range<usize>,
-) {
-    let Some(mut leading) = owner.exchange.leading(&owner.run, step) else {
-        return;
-    };
-    let mut have = slice.start;
-    while have < slice.end {
-        leading.mark_unchanged();
-        let root = |index| owner.exchange.root_of(&owner.run, step, index);
-        while let Some(root) = root(have).filter(|_| have < slice.end) {
-            shared.keep(step, have, &root.data, false);
-            have += 1;
-        }
-        // Also when the step is released: then it is not held any more.
-        if have < slice.end && leading.changed().await.is_err() {
-            return;
-        }
-        if owner.exchange.leading(&owner.run, step).is_none() {
-            return;
-        }
-    }
 }

@@ -285,12 +285,13 @@ impl Shared {
             let bytes = chunk.data.len();
             return Err(format!("chunk {index} of the root has {bytes} bytes"));
         }
-        self.keep(chunk.step, index, &chunk.data, true);
+        self.observer.meter.received(chunk.data.len());
+        self.keep(chunk.step, index, self.shape.payload, &chunk.data);
         Ok(())
     }
 
-    /// Puts a chunk of a root where it belongs.
-    pub(super) fn keep(&self, step: Step, index: usize, chunk: &[u8], travelled: bool) {
+    /// Puts a chunk of a root, which comes in this form, where it belongs.
+    pub(super) fn keep(&self, step: Step, index: usize, form: Payload, chunk: &[u8]) {
         let mut state = self.lock();
         if step <= state.applied || state.closed {
             return;
@@ -304,7 +305,7 @@ impl Shared {
         let spans = &self.observer.spans;
         let fresh = || (self.arriving_root(spare.pop()), spans.begin(step));
         let (root, span) = roots.entry(step).or_insert_with(fresh);
-        if root.take(self.shape.payload, index, chunk) {
+        if root.take(form, index, chunk) {
             self.received.notify_all();
             if let Some(span) = span.take() {
                 span.end("receive root");
@@ -312,9 +313,6 @@ impl Shared {
             if shares.contains_key(&step) {
                 self.owner.note(Report::RootHeld { step });
             }
-        }
-        if travelled {
-            self.observer.meter.received(chunk.len());
         }
         self.observe_roots(&state);
     }
