@@ -221,18 +221,21 @@ def overhead(args):
 
 def exchange(args):
     ours, rows = bench_binary(args, "exchange"), []
-    size = ["--megabytes", "1"] if args.quick else []
+    cases = [(size, workers) for size in ([1] if args.quick else [1, 10, 100]) for workers in (2, 4)]
 
-    def results(command):
+    def results(command, size, workers):
         with tempfile.NamedTemporaryFile() as file:
-            options = ["--seconds", str(args.seconds), "--json", file.name]
-            subprocess.run([*command, *size, *options], cwd=ROOT, check=True)
+            options = ["--megabytes", str(size), "--workers", str(workers), "--seconds", str(args.seconds), "--json", file.name]
+            subprocess.run([*command, *options], cwd=ROOT, check=True)
             return json.load(open(file.name))["results"]
 
     for _ in range(args.rounds):
-        rows.append({"ours": results([ours])})
-        if args.python and not args.quick:
-            rows[-1]["theirs"] = results([args.python, "bench/allreduce_gloo.py"])
+        row = {"ours": [], "theirs": []}
+        for case in cases:
+            row["ours"] += results([ours], *case)
+            if args.python and not args.quick:
+                row["theirs"] += results([args.python, "bench/allreduce_gloo.py"], *case)
+        rows.append(row)
     save(args, "exchange", rows)
 
 
@@ -666,12 +669,17 @@ def table(_args):
 
 
 def exchange_table(rows, lines):
-    cases = {}
+    cases, ratios = {}, {}
     for row in rows:
-        for case in [*row["ours"], *row.get("theirs", [])]:
-            key = (case["what"], case["workers"], case["megabytes"])
-            cases.setdefault(key, []).append(case["gb_per_s"])
-    lines(["what", "workers", "MB", "GB/s"], [[what, str(n), str(mb), f"{median(speeds):.2f}"] for (what, n, mb), speeds in sorted(cases.items())])
+        speeds = {(c["what"], c["workers"], c["megabytes"]): c["gb_per_s"] for c in [*row["ours"], *row["theirs"]]}
+        for key, speed in speeds.items():
+            gloo = speeds.get(("gloo", *key[1:]))
+            cases.setdefault(key, []).append(speed)
+            ratios.setdefault(key, []).append(speed / gloo if gloo else math.nan)
+    lines(
+        ["what", "workers", "MB", "GB/s", "of gloo's"],
+        [[*map(str, key), f"{median(speeds):.2f}", f"{median(ratios[key]):.2f}"] for key, speeds in sorted(cases.items())],
+    )
 
 
 def smoke(args):
