@@ -3,10 +3,17 @@
 //! **The order of summation.** Operands are rounded to bfloat16 (to nearest, ties to even; numbers below the normal range
 //! become zero). An element of the product is built of groups of [`GROUP`] terms, filled up with zeros at the end. Within
 //! a group the even and the odd terms are summed apart, one after the other from zero; the two sums are added, and their
-//! sum to the element, groups in order. Every step is rounded to f32, and what would leave the normal range becomes zero.
+//! sum to the element, groups in order. Every step is rounded to f32, and what lies below the normal range then becomes zero.
 //!
 //! This is what Intel's AMX does (`TDPBF16PS`, Intel SDM volume 2), which computes a group of 16 x 16 elements in one
-//! instruction. On other processors the same steps are taken one by one, to the same bits.
+//! instruction. On other processors the same steps are taken one by one, to the same bits: with AVX-512 not much slower than
+//! products of f32 are. (`VDPBF16PS` of AVX512-BF16 takes two of the steps at a time, but at a quarter of the rate of a fused
+//! multiply-add on the Intel processor where it was measured.)
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -15,6 +22,8 @@ use std::sync::OnceLock;
 use super::Matrix;
 use super::kernel::PANEL;
 use super::pack::{Aligned, transpose};
+#[cfg(target_arch = "x86_64")]
+use crate::engine::ops::simd::{InstructionSet, instruction_set};
 use crate::engine::ops::simd::{fma, simd_fn};
 
 /// Terms of one group.
@@ -160,6 +169,39 @@ pub unsafe fn panel(
     groups: usize,
     a: *const f32,
     b: *const f32,
+    size: (usize, usize),
+    c: *mut f32,
+    step: usize,
+    add: bool,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if has_amx() {
+            return in_squares(amx::square, groups, a, b, size, c, step, add);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if instruction_set() == InstructionSet::Avx512 {
+            return avx512::panel(groups, a, b, size, c, step, add);
+        }
+        in_squares(one_by_one, groups, a, b, size, c, step, add);
+    }
+}
+
+/// What computes 32 rows and 32 columns.
+type Square = unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool);
+
+/// [`panel`], 32 columns at a time.
+///
+/// # Safety
+///
+/// As for [`panel`], on a processor that `square` can be computed on.
+#[allow(clippy::too_many_arguments)]
+unsafe fn in_squares(
+    square: Square,
+    groups: usize,
+    a: *const f32,
+    b: *const f32,
     (rows, cols): (usize, usize),
     c: *mut f32,
     step: usize,
@@ -197,137 +239,17 @@ pub unsafe fn panel(
     }
 }
 
-/// 32 rows and 32 columns.
-unsafe fn square(groups: usize, a: *const f32, b: *const f32, c: *mut f32, step: usize, add: bool) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if has_amx() {
-            return amx::square(groups, a, b, c, step, add);
-        }
-        one_by_one(groups, a, b, c, step, add);
-    }
-}
-
 /// Whether the processor has the instruction, and the system lets this process use it.
 pub fn has_amx() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         {
-            use crate::engine::ops::simd::{InstructionSet, instruction_set};
             instruction_set() == InstructionSet::Avx512 && amx::available()
         }
         #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
         false
     })
-}
-
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx {
-    use super::TILE;
-
-    pub fn available() -> bool {
-        const BF16: u32 = 1 << 22;
-        const TILES: u32 = 1 << 24;
-        // Older compilers call this unsafe.
-        #[allow(unused_unsafe)]
-        // SAFETY: every x86-64 has the instruction; an unknown leaf gives zeros.
-        let features = unsafe { std::arch::x86_64::__cpuid_count(7, 0).edx };
-        features & BF16 != 0 && features & TILES != 0 && permitted()
-    }
-
-    /// Asks the system for the tile registers' state, which is large and only saved for those who ask.
-    fn permitted() -> bool {
-        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-        const TILE_DATA: libc::c_long = 18;
-        // SAFETY: a system call that touches no memory of ours.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
-    }
-
-    /// The layout of `LDTILECFG`: eight tiles of 16 rows of 64 bytes.
-    #[repr(C, align(64))]
-    struct Config {
-        palette: u8,
-        start_row: u8,
-        reserved: [u8; 14],
-        column_bytes: [u16; 16],
-        rows: [u8; 16],
-    }
-
-    static CONFIG: Config = Config {
-        palette: 1,
-        start_row: 0,
-        reserved: [0; 14],
-        column_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-        rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-    };
-
-    /// # Safety
-    ///
-    /// As for [`super::panel`], for 32 rows and columns, on a processor that [`available`] has said yes to.
-    pub unsafe fn square(
-        groups: usize,
-        a: *const f32,
-        b: *const f32,
-        c: *mut f32,
-        step: usize,
-        add: bool,
-    ) {
-        let tile = TILE * TILE;
-        // SAFETY: the caller vouches for the memory. The tile registers are configured, used and released here.
-        unsafe {
-            let below = c.add(TILE * step);
-            std::arch::asm!(
-                "ldtilecfg [{config}]",
-                "test {add:e}, {add:e}",
-                "jz 2f",
-                "tileloadd tmm0, [{c} + {step}]",
-                "tileloadd tmm1, [{c} + {step} + 64]",
-                "tileloadd tmm2, [{below} + {step}]",
-                "tileloadd tmm3, [{below} + {step} + 64]",
-                "jmp 3f",
-                "2:",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "3:",
-                "tileloadd tmm4, [{a} + {a_step}]",
-                "tileloadd tmm6, [{b} + {b_step}]",
-                "tileloadd tmm7, [{b} + {b_step} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{a2} + {a_step}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, 1024",
-                "add {a2}, 1024",
-                "add {b}, 4096",
-                "dec {groups}",
-                "jnz 3b",
-                "tilestored [{c} + {step}], tmm0",
-                "tilestored [{c} + {step} + 64], tmm1",
-                "tilestored [{below} + {step}], tmm2",
-                "tilestored [{below} + {step} + 64], tmm3",
-                "tilerelease",
-                config = in(reg) &raw const CONFIG,
-                add = in(reg) u32::from(add),
-                c = in(reg) c,
-                below = in(reg) below,
-                step = in(reg) step * 4,
-                a = inout(reg) a => _,
-                a2 = inout(reg) a.add(groups * tile) => _,
-                a_step = in(reg) 64usize,
-                b = inout(reg) b => _,
-                b_step = in(reg) 256usize,
-                groups = inout(reg) groups => _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
-        }
-    }
 }
 
 /// Zero where the number lies below the normal range.
@@ -339,6 +261,21 @@ fn flush(x: f32) -> f32 {
     } else {
         bits
     })
+}
+
+/// What `sum + a b`, which is the least normal number as it is rounded, comes to: zero if it would have been less with an
+/// exponent of any size. This is how processors round whose arithmetic knows no smaller numbers.
+#[cold]
+fn at_the_edge(a: f32, b: f32, sum: f32, rounded: f32) -> f32 {
+    // Half a step below the least normal number, if there were one more bit.
+    let least = f64::from(f32::MIN_POSITIVE) * (1.0 - 2f64.powi(-25));
+    let exact = f64::from(a) * f64::from(b) + f64::from(sum);
+    let stays = rounded.abs() != f32::MIN_POSITIVE || exact.abs() >= least;
+    if stays {
+        rounded
+    } else {
+        0f32.copysign(rounded)
+    }
 }
 
 /// The steps of the module's head, one by one.
@@ -383,11 +320,25 @@ simd_fn! {
             let low = f32::from_bits(pair.to_bits() << 16);
             let high = f32::from_bits(pair.to_bits() & 0xFFFF_0000);
             let row: &[f32; 2 * TILE] = right[p * PANEL..].first_chunk().expect("a whole row");
-            for i in 0..2 * TILE {
+            let (before, mut edge) = ((even, odd), false);
+            let of = |i: usize| {
                 let bits = row[i].to_bits();
+                (f32::from_bits(bits << 16), f32::from_bits(bits & 0xFFFF_0000))
+            };
+            for i in 0..2 * TILE {
+                let (even_right, odd_right) = of(i);
                 // The products are exact, so it does not matter whether they are rounded.
-                even[i] = flush(fma::<FMA>(low, f32::from_bits(bits << 16), even[i]));
-                odd[i] = flush(fma::<FMA>(high, f32::from_bits(bits & 0xFFFF_0000), odd[i]));
+                even[i] = flush(fma::<FMA>(low, even_right, even[i]));
+                odd[i] = flush(fma::<FMA>(high, odd_right, odd[i]));
+                edge |= even[i].abs() == f32::MIN_POSITIVE;
+                edge |= odd[i].abs() == f32::MIN_POSITIVE;
+            }
+            if edge {
+                for i in 0..2 * TILE {
+                    let (even_right, odd_right) = of(i);
+                    even[i] = at_the_edge(low, even_right, before.0[i], even[i]);
+                    odd[i] = at_the_edge(high, odd_right, before.1[i], odd[i]);
+                }
             }
         }
         for i in 0..2 * TILE {
@@ -419,33 +370,94 @@ mod tests {
         assert!(f32::from_bits(round(f32::from_bits(0x7F80_0001))).is_nan());
     }
 
-    #[test]
-    fn the_instruction_and_its_steps_give_the_same_bits() {
-        if !has_amx() {
-            return;
+    /// 32 rows, and so many columns of at most a panel, of this many terms, packed.
+    fn packed(terms: usize, rows: &[f32], columns: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let mut a = vec![0.0; left_len(32, terms)];
+        pack_left(&mut a, Matrix::new(rows, 32, terms));
+        let mut b = vec![0.0; pairs(terms) * PANEL];
+        let count = columns.len() / terms;
+        pack_panels(&mut b, Matrix::new(columns, terms, count));
+        (a, b)
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    /// `[32, columns]` by each way that this processor has; the steps one by one come first.
+    fn by_each_way(
+        (a, b): &(Vec<f32>, Vec<f32>),
+        (rows, cols): (usize, usize),
+        before: &[f32],
+        add: bool,
+    ) -> Vec<(&'static str, Vec<f32>)> {
+        let groups = b.len() / PANEL / TILE;
+        let (a, b, size) = (a.as_ptr(), b.as_ptr(), (rows, cols));
+        let step = before.len() / rows;
+        let fill = |way: &dyn Fn(*mut f32)| {
+            let mut c = before.to_vec();
+            way(c.as_mut_ptr());
+            c
+        };
+        // SAFETY: `packed` has made the operands, `before` has the rows, and only ways are taken that there are.
+        let square =
+            |square| fill(&|c| unsafe { in_squares(square, groups, a, b, size, c, step, add) });
+        let mut found = vec![("one by one", square(one_by_one))];
+        #[cfg(target_arch = "x86_64")]
+        if instruction_set() == InstructionSet::Avx512 {
+            // SAFETY: as above.
+            let wide = fill(&|c| unsafe { avx512::panel(groups, a, b, size, c, step, add) });
+            found.push(("AVX-512", wide));
         }
-        for (groups, size) in [(1, 1.0), (3, 1.0), (12, 1e-20), (5, 1e-18)] {
-            let pairs = groups * TILE;
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if has_amx() {
+            found.push(("AMX", square(amx::square)));
+        }
+        found
+    }
+
+    #[test]
+    fn instructions_and_their_steps_give_the_same_bits() {
+        for (groups, size) in [(1, 1.0), (3, 1.0), (12, 1e-20), (5, 1e-18), (7, 2e-19)] {
+            let terms = groups * GROUP;
             let scaled =
                 |len, seed| -> Vec<f32> { random(len, seed).iter().map(|x| x * size).collect() };
-            let (rows, columns) = (scaled(32 * 2 * pairs, 1), scaled(32 * 2 * pairs, 2));
-            let mut a = vec![0.0; left_len(32, 2 * pairs)];
-            pack_left(&mut a, Matrix::new(&rows, 32, 2 * pairs));
-            let mut b = vec![0.0; pairs * PANEL];
-            pack_panels(&mut b, Matrix::new(&columns, 2 * pairs, 32));
-            for add in [false, true] {
-                let before: Vec<f32> = scaled(32 * 40, 3).iter().map(|x| x * size).collect();
-                let (mut one, mut other) = (before.clone(), before);
-                // SAFETY: the buffers hold 32 rows and columns of `groups` groups.
-                unsafe {
-                    square(groups, a.as_ptr(), b.as_ptr(), one.as_mut_ptr(), 40, add);
-                    one_by_one(groups, a.as_ptr(), b.as_ptr(), other.as_mut_ptr(), 40, add);
+            let operands = packed(terms, &scaled(32 * terms, 1), &scaled(PANEL * terms, 2));
+            for (rows, cols) in [(32, 64), (32, 32), (31, 63), (5, 33), (1, 1), (8, 16)] {
+                let before: Vec<f32> = scaled(rows * 70, 3).iter().map(|x| x * size).collect();
+                for add in [false, true] {
+                    let found = by_each_way(&operands, (rows, cols), &before, add);
+                    for (name, c) in &found[1..] {
+                        assert!(
+                            bits(c) == bits(&found[0].1),
+                            "{name}, {groups} groups of size {size:e}, {rows} x {cols}, {add}"
+                        );
+                    }
                 }
-                let bits = |x: &[f32]| -> Vec<u32> { x.iter().map(|x| x.to_bits()).collect() };
-                assert!(
-                    bits(&one) == bits(&other),
-                    "{groups} groups of size {size:e}, {add}"
-                );
+            }
+        }
+    }
+
+    /// The least normal number, less a little: more than a quarter of what its last bit is worth, it is gone.
+    #[test]
+    fn what_is_rounded_to_the_edge_of_the_normal_range_is_rounded_alike() {
+        let least = f32::MIN_POSITIVE;
+        // 2^-126 by the first even term, and then less 2^-149 / 8, / 4, / 2 and the whole of it, and a little more than a quarter.
+        let part = |by: i32| 2f32.powi(by);
+        let cases = [
+            (part(-74), part(-78), least),
+            (part(-74), part(-77), least),
+            (part(-74), part(-77) * 1.0078125, 0.0),
+            (part(-74), part(-76), 0.0),
+            (part(-74), part(-75), 0.0),
+        ];
+        for (left, right, expected) in cases {
+            let (mut rows, mut columns) = (vec![0.0; 32 * GROUP], vec![0.0; GROUP * 32]);
+            (rows[0], columns[0]) = (part(-63), part(-63));
+            (rows[2], columns[2 * 32]) = (-left, right);
+            let operands = packed(GROUP, &rows, &columns);
+            for (name, c) in by_each_way(&operands, (32, 32), &[0.0; 32 * 32], false) {
+                assert_eq!(c[0], expected, "{name}, {right:e}");
             }
         }
     }
