@@ -66,8 +66,8 @@ pub trait Hooks: Send {
     /// A node is complete whose sibling is not, because a lane of it was skipped: it goes out by itself.
     fn part(&mut self, _node: Node, _sum: Gradient) {}
 
-    /// So many elements of a node's gradient, from the first on, are what they will be, while the rest is computed. Not told
-    /// where what is not finite is tolerated, as that changes all of it.
+    /// So many elements of a node's gradient, from the first on, are finite and what they will be, while the rest is computed. Not
+    /// told where what is not finite is tolerated, as that changes all of it.
     fn progress(&mut self, _node: Node, _gradient: &Gradient, _complete: usize) {}
 
     /// The lanes of a node are computed in one pass, which took so long.
@@ -157,8 +157,10 @@ impl Work<'_> {
             .map(|((batch, _), lane)| (batch, self.site(step, lane, 0)))
             .collect();
         let mut gradient = self.buffer();
-        let hooks = &mut *self.hooks;
-        let mut tell = |gradient: &Gradient, complete| hooks.progress(node, gradient, complete);
+        let (hooks, mut finite) = (&mut *self.hooks, Finite::default());
+        let mut tell = |gradient: &Gradient, complete| {
+            hooks.progress(node, gradient, finite.look(gradient, complete));
+        };
         let tells = !self.tolerant;
         let progress: Option<Progress<'_>> = if tells { Some(&mut tell) } else { None };
         let found = self
@@ -170,7 +172,7 @@ impl Work<'_> {
             }
         }
         let found: Vec<LaneSums> = found.iter().map(|s| lane_sums(s.loss, s.weight)).collect();
-        self.check_finite(node, &mut gradient, &found, &batches)?;
+        self.check_finite(node, &mut gradient, finite, &found, &batches)?;
         let time = started.elapsed();
         self.hooks.computed(node, time);
         let time = time / node.size;
@@ -199,12 +201,12 @@ impl Work<'_> {
         let batches = self.data.lane(self.train, step, lane)?;
         let mut gradient = self.buffer();
         let tells = !self.tolerant;
-        let sums = self.micro_batches((step, lane), 0, &batches, &mut gradient, tells)?;
-        self.complete((step, lane), started, sums, gradient, &batches)
+        let (sums, finite) = self.micro_batches((step, lane), 0, &batches, &mut gradient, tells)?;
+        self.complete((step, lane), started, sums, (gradient, finite), &batches)
     }
 
     /// Sums the gradients of micro-batches in order, of which the first has this number in its lane. The exchange hears how
-    /// much is complete, if it is told.
+    /// much is complete, if it is told; this is known to be finite then.
     fn micro_batches(
         &mut self,
         (step, lane): (Step, Lane),
@@ -212,14 +214,16 @@ impl Work<'_> {
         batches: &[(Batch, Vec<u64>)],
         gradient: &mut Gradient,
         tells: bool,
-    ) -> Result<LaneSums, Stop> {
-        let mut sums = LaneSums::default();
+    ) -> Result<(LaneSums, Finite), Stop> {
+        let (mut sums, mut finite) = (LaneSums::default(), Finite::default());
         for (number, (batch, samples)) in batches.iter().enumerate() {
             self.hooks.go_on()?;
             let micro_batch = first + number as u32;
             let site = self.site(step, lane, micro_batch);
             let (node, hooks) = (Node::leaf(lane), &mut *self.hooks);
-            let mut tell = |gradient: &Gradient, complete| hooks.progress(node, gradient, complete);
+            let mut tell = |gradient: &Gradient, complete| {
+                hooks.progress(node, gradient, finite.look(gradient, complete));
+            };
             let last = number + 1 == batches.len();
             let progress: Option<Progress<'_>> = if last && tells { Some(&mut tell) } else { None };
             let found = match number {
@@ -236,7 +240,7 @@ impl Work<'_> {
             sums.loss += found.loss;
             sums.weight += found.weight;
         }
-        Ok(sums)
+        Ok((sums, finite))
     }
 
     /// A round of a lane: its inner steps, each by its own gradient, and what they come to.
@@ -249,6 +253,7 @@ impl Work<'_> {
         // Whatever has come of it, the engine goes back to where the round began.
         let weight = found.as_ref().map_or(0.0, |sums| sums.weight);
         self.engine.end_lane(start, weight, &mut gradient)?;
+        let gradient = (gradient, Finite::default());
         self.complete((step, lane), started, found?, gradient, &batches)
     }
 
@@ -262,7 +267,8 @@ impl Work<'_> {
         let mut count = 0;
         let each = self.train.accumulate;
         for (inner, batches) in (0..).zip(batches.chunks(each as usize)) {
-            let found = self.micro_batches((step, lane), inner * each, batches, gradient, false)?;
+            let first = inner * each;
+            let (found, _) = self.micro_batches((step, lane), first, batches, gradient, false)?;
             sums.loss += found.loss;
             sums.weight += found.weight;
             // A micro-batch may have nothing to learn from.
@@ -272,7 +278,8 @@ impl Work<'_> {
             count += 1;
             let norm = self.engine.install(|| squares(gradient)).sqrt() / found.weight;
             if !norm.is_finite() {
-                self.check_finite(Node::leaf(lane), gradient, &[found], batches)?;
+                let finite = Finite::default();
+                self.check_finite(Node::leaf(lane), gradient, finite, &[found], batches)?;
             }
             let update = Update {
                 step,
@@ -291,11 +298,11 @@ impl Work<'_> {
         (step, lane): (Step, Lane),
         started: Instant,
         sums: LaneSums,
-        mut gradient: Gradient,
+        (mut gradient, finite): (Gradient, Finite),
         batches: &[(Batch, Vec<u64>)],
     ) -> Result<Gradient, Stop> {
         let sums = lane_sums(sums.loss, sums.weight);
-        self.check_finite(Node::leaf(lane), &mut gradient, &[sums], batches)?;
+        self.check_finite(Node::leaf(lane), &mut gradient, finite, &[sums], batches)?;
         let rounding = self.rounding(step).of(Node::leaf(lane));
         self.engine.install(|| leaf(rounding, &mut gradient));
         let time = started.elapsed();
@@ -310,23 +317,18 @@ impl Work<'_> {
         &self,
         node: Node,
         gradient: &mut [f32],
+        finite: Finite,
         found: &[LaneSums],
         batches: &[(Batch, Vec<u64>)],
     ) -> Result<(), Stop> {
-        use rayon::prelude::*;
-        let bad = self.engine.install(|| {
-            gradient
-                .par_chunks(CHUNK_LEN)
-                .position_first(|chunk| !chunk.iter().fold(true, |ok, x| ok & x.is_finite()))
-        });
+        let bad = self.engine.install(|| finite.first_that_is_not(gradient));
         if self.tolerant {
             if bad.is_some() || found.iter().any(|sums| !sums.loss.is_finite()) {
                 gradient.fill(f32::NAN);
             }
             return Ok(());
         }
-        let Some(chunk) = bad else { return Ok(()) };
-        let at = chunk * CHUNK_LEN;
+        let Some(at) = bad else { return Ok(()) };
         let tensors = self.engine.layout().tensors();
         let tensor = tensors.iter().find(|t| {
             let range = t.range();
@@ -337,6 +339,30 @@ impl Work<'_> {
         Err(Stop::Failed(format!(
             "the gradient of `{name}` in {node} is not finite (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
         )))
+    }
+}
+
+/// How many elements of a gradient are known to be finite, from the first on: whole chunks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Finite(usize);
+
+impl Finite {
+    /// Looks at what is new of so many elements that are complete, while they are in the cache.
+    fn look(&mut self, gradient: &[f32], complete: usize) -> usize {
+        let whole = complete / CHUNK_LEN * CHUNK_LEN;
+        if whole > self.0 {
+            self.0 = self.first_that_is_not(&gradient[..whole]).unwrap_or(whole);
+        }
+        self.0
+    }
+
+    /// Where the first chunk begins that is not finite, of those that are not known to be.
+    fn first_that_is_not(self, gradient: &[f32]) -> Option<usize> {
+        use rayon::prelude::*;
+        let bad = gradient[self.0..]
+            .par_chunks(CHUNK_LEN)
+            .position_first(|chunk| !chunk.iter().fold(true, |ok, x| ok & x.is_finite()));
+        bad.map(|chunk| self.0 + chunk * CHUNK_LEN)
     }
 }
 
@@ -359,5 +385,31 @@ fn check_loss(sums: &Sums, lane: Lane, micro_batch: u32, samples: &[u64]) -> Res
         loss => Err(Stop::Failed(format!(
             "the loss of lane {lane}, micro-batch {micro_batch} is {loss} (samples {samples:?} of the training split); lower train.learning_rate, or look at these samples"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_found_wherever_it_is() {
+        let mut gradient = vec![1.0f32; 3 * CHUNK_LEN + 7];
+        let mut finite = Finite::default();
+        assert_eq!(finite.look(&gradient, CHUNK_LEN - 1), 0);
+        assert_eq!(finite.look(&gradient, CHUNK_LEN + 5), CHUNK_LEN);
+        assert_eq!(finite.first_that_is_not(&gradient), None);
+        for (at, bad) in [
+            (3 * CHUNK_LEN + 6, f32::NAN),
+            (2 * CHUNK_LEN, f32::INFINITY),
+        ] {
+            gradient[at] = bad;
+            let chunk = at / CHUNK_LEN * CHUNK_LEN;
+            assert_eq!(finite.first_that_is_not(&gradient), Some(chunk));
+            assert_eq!(Finite::default().first_that_is_not(&gradient), Some(chunk));
+        }
+        // What follows is not told to be finite, however much is complete.
+        assert_eq!(finite.look(&gradient, gradient.len()), 2 * CHUNK_LEN);
+        assert_eq!(finite.look(&gradient, gradient.len()), 2 * CHUNK_LEN);
     }
 }

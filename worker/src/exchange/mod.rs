@@ -26,7 +26,7 @@ use cohort_common::cluster::{Keeper, Owners, Peer, Shares};
 use cohort_common::exchange::push_pull;
 use cohort_common::floats::bytes_of;
 use cohort_common::ids::{RunId, SessionId, Step};
-use cohort_common::layout::{CHUNK_LEN, chunk_count, chunk_range};
+use cohort_common::layout::{CHUNK_LEN, chunk_count};
 use cohort_common::net::Credentials;
 use cohort_common::seal::Sealer;
 use cohort_common::spec::Payload;
@@ -320,19 +320,13 @@ impl ExchangeClient {
         state.early = None;
     }
 
-    /// Pushes what is complete of a node while the rest is computed: so many elements, from the first on. Nothing that
-    /// follows a chunk that is not finite: there is an error to come.
+    /// Pushes what is complete of a node while the rest is computed: so many elements, from the first on.
     pub fn push_early(&self, step: Step, node: Node, gradient: &Gradient, complete: usize) {
         let shared = self.shared();
         let Some((from, place)) = shared.early(step, node, gradient) else {
             return;
         };
-        let finite = |index: &usize| {
-            let chunk = &gradient[chunk_range(*index, shared.shape.len)];
-            chunk.iter().fold(true, |ok, x| ok & x.is_finite())
-        };
-        let whole = from..complete / CHUNK_LEN;
-        let chunks = from..from + whole.take_while(finite).count();
+        let chunks = from..complete / CHUNK_LEN;
         if chunks.len() < EARLY {
             return;
         }
