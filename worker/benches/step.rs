@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! cargo bench -p cohort-worker --bench step -- [MODEL…] [--device D] [--threads N] [--seconds S] [--lanes L] [--bf16] [--gradient-checkpointing] [--json]
-//! cargo bench -p cohort-worker --bench step -- lanes [--threads N] [--seconds S] [--json]
+//! cargo bench -p cohort-worker --bench step -- lanes [--tokens T,…] [--threads N] [--seconds S] [--json]
 //! cargo bench -p cohort-worker --bench step -- price [--threads N] [--seconds S]
 //! ```
 //!
 //! MODEL is `a`, `b-llama`, `b-llama-8`, `b-gpt2`, `c` or `gpt2`; without one, all but the last two run. `--lanes` spreads the batch over so many lanes.
 //! `bench/step_pytorch.py` does the same in PyTorch, and `bench/run.py engine` compares the two.
 //!
-//! `lanes` compares eight lanes with one lane of the same tokens. `price` shows what being safe costs without a fault,
+//! `lanes` compares eight lanes with one lane of the same tokens, by the tokens in a lane (`--tokens`). `price` shows what being safe costs without a fault,
 //! against a step of the `small` preset.
 
 use std::time::{Duration, Instant};
@@ -240,10 +240,11 @@ fn measure(case: &Case, lanes: usize, place: Place, budget: Duration, how: How) 
 }
 
 /// Eight lanes against one lane of the same tokens, step by step in turn, by the number of tokens in a lane.
-fn compare_lanes(place: Place, budget: Duration, json: bool) {
-    for tokens in [64, 128, 256] {
+fn compare_lanes(tokens: &[usize], place: Place, budget: Duration, json: bool) {
+    for &tokens in tokens {
         let mut case = case("b-llama");
-        (case.model.context, case.samples) = (tokens, 8);
+        case.model.context = case.model.context.min(tokens);
+        case.samples = 8 * tokens / case.model.context;
         let mut trainings = [1, 8].map(|lanes| Training::new(&case, lanes, place, How::default()));
         let mut ratios = Vec::new();
         let start = Instant::now();
@@ -378,14 +379,15 @@ fn main() {
         measure(&case("a"), 4, place, Duration::ZERO, how);
         return;
     }
-    let option = |name: &str, default: f64| -> f64 {
+    let given_for = |name: &str| {
         let position = args.iter().position(|arg| arg == name);
-        let value = position.and_then(|at| args.get(at + 1));
-        value.map_or(default, |text| text.parse().expect("a number"))
+        position.and_then(|at| args.get(at + 1))
+    };
+    let option = |name: &str, default: f64| -> f64 {
+        given_for(name).map_or(default, |text| text.parse().expect("a number"))
     };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let device = args.iter().position(|arg| arg == "--device");
-    let device = device.and_then(|at| args.get(at + 1)).map_or("cpu", |d| d);
+    let device = given_for("--device").map_or("cpu", |device| device);
     let place = Place {
         device: device.parse().expect("a device"),
         threads: option("--threads", cores as f64) as usize,
@@ -402,7 +404,12 @@ fn main() {
     };
     let json = given("--json");
     if args.iter().any(|arg| arg == "lanes") {
-        return compare_lanes(place, Duration::from_secs_f64(seconds), json);
+        let tokens = given_for("--tokens").map_or("64,128,256,512,1024", |tokens| tokens);
+        let tokens: Vec<usize> = tokens
+            .split(',')
+            .map(|one| one.parse().expect("a number"))
+            .collect();
+        return compare_lanes(&tokens, place, Duration::from_secs_f64(seconds), json);
     }
     if args.iter().any(|arg| arg == "price") {
         return price(place, Duration::from_secs_f64(seconds));
