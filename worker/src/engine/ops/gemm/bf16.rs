@@ -21,7 +21,8 @@ use std::sync::OnceLock;
 
 use super::Matrix;
 use super::kernel::PANEL;
-use super::pack::{Aligned, transpose};
+use super::pack::Aligned;
+use super::transpose::transpose;
 #[cfg(target_arch = "x86_64")]
 use crate::engine::ops::simd::{InstructionSet, instruction_set};
 use crate::engine::ops::simd::{fma, simd_fn};

@@ -15,6 +15,7 @@ mod kernel;
 mod pack;
 #[cfg(test)]
 mod tests;
+mod transpose;
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -1,13 +1,9 @@
 //! Operands in the order in which the kernels read them.
 
 use super::kernel::{PANEL, ROWS};
-use super::{Matrix, Precision, Shared, bf16, packed_rows};
-#[cfg(target_arch = "x86_64")]
-use crate::engine::ops::simd::{InstructionSet, instruction_set};
+use super::transpose::{LINE, transpose, transpose_tile};
+use super::{Matrix, Precision, bf16, packed_rows};
 use rayon::prelude::*;
-
-/// Elements of a transposing copy that are finished before the next are begun: a cache line's worth.
-const LINE: usize = 16;
 
 /// A right operand in panels of 64 columns, the last filled up with zeros: `[panel][depth][64]`, or in bfloat16
 /// `[panel][pair of terms][64]`.
@@ -145,20 +141,10 @@ fn copy_rows(out: &mut [f32], b: Matrix) {
 /// Packs rows of a left operand: `[tile][depth][6]`, the last tile filled up with whatever was there.
 pub fn pack_left(out: &mut [f32], a: Matrix) {
     let depth = a.cols;
-    #[cfg(target_arch = "x86_64")]
-    let wide = instruction_set() == InstructionSet::Avx512;
     for (tile, out) in out.chunks_exact_mut(ROWS * depth).enumerate() {
         let part = a.rows_of(tile * ROWS, (a.rows - tile * ROWS).min(ROWS));
         match part.col_stride {
-            #[cfg(target_arch = "x86_64")]
-            1 if wide && part.rows == ROWS => {
-                let whole = depth / LINE * LINE;
-                // SAFETY: the processor has the instructions.
-                unsafe { transpose_tile(&mut out[..whole * ROWS], part.columns(0, whole)) };
-                let rest = part.columns(whole, depth - whole);
-                transpose(&mut out[whole * ROWS..], ROWS, rest);
-            }
-            1 => transpose(out, ROWS, part),
+            1 => transpose_tile(out, part),
             _ => {
                 assert_eq!(
                     part.row_stride, 1,
@@ -177,221 +163,9 @@ pub fn pack_left(out: &mut [f32], a: Matrix) {
     }
 }
 
-/// `out[p * width + i] = a[i][p]` for a matrix of contiguous rows; what is left of each `width` is set to zero where
-/// `a` has fewer rows.
-pub fn transpose(out: &mut [f32], width: usize, a: Matrix) {
-    assert!(a.col_stride == 1 && a.rows <= width && out.len() == a.cols * width);
-    if a.rows < width {
-        out.fill(0.0);
-    }
-    #[cfg(target_arch = "x86_64")]
-    let (out, a) = match instruction_set() {
-        InstructionSet::Avx512 if a.rows.is_multiple_of(LINE) => {
-            let whole = a.cols / LINE * LINE;
-            let (squares, rest) = out.split_at_mut(whole * width);
-            // SAFETY: the processor has the instructions.
-            unsafe { transpose_squares(squares, width, a.columns(0, whole)) };
-            (rest, a.columns(whole, a.cols - whole))
-        }
-        _ => (out, a),
-    };
-    let shared = Shared::new(out);
-    // Four rows at a time; the last four overlap those before them.
-    let quads = || {
-        (0..a.rows / 4 * 4)
-            .step_by(4)
-            .chain((!a.rows.is_multiple_of(4) && a.rows > 4).then(|| a.rows - 4))
-    };
-    let singles = if a.rows < 4 { 0..a.rows } else { 0..0 };
-    for start in (0..a.cols).step_by(LINE) {
-        let end = (start + LINE).min(a.cols);
-        for i in quads() {
-            let mut p = start;
-            #[cfg(target_arch = "x86_64")]
-            while p + 4 <= end {
-                let from = &a.data[i * a.row_stride + p..];
-                assert!(
-                    from.len() >= 3 * a.row_stride + 4 && (p + 3) * width + i + 4 <= a.cols * width
-                );
-                // SAFETY: four elements of four rows on both sides, as just checked; every x86-64 has SSE.
-                unsafe {
-                    transpose_quad(shared.at(p * width + i), width, from.as_ptr(), a.row_stride)
-                };
-                p += 4;
-            }
-            for p in p..end {
-                for i in i..i + 4 {
-                    // SAFETY: inside `out`; nobody else writes there.
-                    unsafe { *shared.at(p * width + i) = a.data[i * a.row_stride + p] };
-                }
-            }
-        }
-        for i in singles.clone() {
-            for p in start..end {
-                // SAFETY: inside `out`; nobody else writes there.
-                unsafe { *shared.at(p * width + i) = a.data[i * a.row_stride + p] };
-            }
-        }
-    }
-}
-
-/// [`transpose`] of 16 x 16 elements at a time.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn transpose_squares(out: &mut [f32], width: usize, a: Matrix) {
-    use std::arch::x86_64::*;
-    assert!(a.rows <= width && out.len() == a.cols * width && a.col_stride == 1);
-    for (start, out) in (0..a.cols)
-        .step_by(LINE)
-        .zip(out.chunks_exact_mut(width * LINE))
-    {
-        for first in (0..a.rows).step_by(LINE) {
-            // Within every four columns: of four rows, column 0, 1, 2 and 3. (Closures would be calls here.)
-            let mut fours = [[_mm512_setzero_ps(); 4]; 4];
-            for (quad, columns) in fours.iter_mut().enumerate() {
-                let mut rows = [_mm512_setzero_ps(); 4];
-                for (row, values) in rows.iter_mut().enumerate() {
-                    let row = first + 4 * quad + row;
-                    let from = &a.data[row * a.row_stride + start..][..LINE];
-                    // SAFETY: a line's worth.
-                    *values = unsafe { _mm512_loadu_ps(from.as_ptr()) };
-                }
-                let [a, b, c, d] = rows;
-                let low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-                let low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-                let high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-                let high2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-                *columns = [
-                    _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2)),
-                    _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2)),
-                    _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2)),
-                    _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2)),
-                ];
-            }
-            for column in 0..4 {
-                let [a, b, c, d] = [
-                    fours[0][column],
-                    fours[1][column],
-                    fours[2][column],
-                    fours[3][column],
-                ];
-                let even = [
-                    _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
-                    _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d),
-                ];
-                let odd = [
-                    _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
-                    _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d),
-                ];
-                let columns = [
-                    _mm512_shuffle_f32x4::<0b10_00_10_00>(even[0], even[1]),
-                    _mm512_shuffle_f32x4::<0b10_00_10_00>(odd[0], odd[1]),
-                    _mm512_shuffle_f32x4::<0b11_01_11_01>(even[0], even[1]),
-                    _mm512_shuffle_f32x4::<0b11_01_11_01>(odd[0], odd[1]),
-                ];
-                for (group, values) in columns.into_iter().enumerate() {
-                    let to = &mut out[(4 * group + column) * width + first..][..LINE];
-                    // SAFETY: a line's worth.
-                    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) };
-                }
-            }
-        }
-    }
-}
-
-/// [`transpose`] of a whole tile of a left operand, [`LINE`] columns at a time.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn transpose_tile(out: &mut [f32], a: Matrix) {
-    use std::arch::x86_64::*;
-    assert!(a.rows == ROWS && a.col_stride == 1);
-    for (start, out) in (0..a.cols)
-        .step_by(LINE)
-        .zip(out.chunks_exact_mut(ROWS * LINE))
-    {
-        let mut rows = [_mm512_setzero_ps(); ROWS];
-        for (row, values) in rows.iter_mut().enumerate() {
-            let from = &a.data[row * a.row_stride + start..][..LINE];
-            // SAFETY: a line's worth.
-            *values = unsafe { _mm512_loadu_ps(from.as_ptr()) };
-        }
-        let [a, b, c, d, e, f] = rows;
-        // Neighbours in a column as one element of 64 bits: columns 0 and 1 of every four, and then 2 and 3.
-        let pairs = [
-            [
-                _mm512_castps_pd(_mm512_unpacklo_ps(a, b)),
-                _mm512_castps_pd(_mm512_unpacklo_ps(c, d)),
-                _mm512_castps_pd(_mm512_unpacklo_ps(e, f)),
-            ],
-            [
-                _mm512_castps_pd(_mm512_unpackhi_ps(a, b)),
-                _mm512_castps_pd(_mm512_unpackhi_ps(c, d)),
-                _mm512_castps_pd(_mm512_unpackhi_ps(e, f)),
-            ],
-        ];
-        for (half, [u, v, w]) in pairs.into_iter().enumerate() {
-            // Of each four columns, six elements in the order in which they are to lie.
-            let pieces = [
-                _mm512_unpacklo_pd(u, v),
-                _mm512_shuffle_pd::<0b1010_1010>(w, u),
-                _mm512_unpackhi_pd(v, w),
-            ];
-            for (place, piece) in pieces.into_iter().enumerate() {
-                let piece = _mm512_castpd_ps(piece);
-                let fours = [
-                    _mm512_extractf32x4_ps::<0>(piece),
-                    _mm512_extractf32x4_ps::<1>(piece),
-                    _mm512_extractf32x4_ps::<2>(piece),
-                    _mm512_extractf32x4_ps::<3>(piece),
-                ];
-                for (quad, four) in fours.into_iter().enumerate() {
-                    let to = &mut out[(4 * quad + 2 * half) * ROWS + 4 * place..][..4];
-                    // SAFETY: four elements.
-                    unsafe { _mm_storeu_ps(to.as_mut_ptr(), four) };
-                }
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn transpose_quad(to: *mut f32, width: usize, from: *const f32, stride: usize) {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller's promise.
-    unsafe {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|row| _mm_loadu_ps(from.add(row * stride)));
-        let (low, high) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
-        let (low2, high2) = (_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
-        _mm_storeu_ps(to, _mm_movelh_ps(low, low2));
-        _mm_storeu_ps(to.add(width), _mm_movehl_ps(low2, low));
-        _mm_storeu_ps(to.add(2 * width), _mm_movelh_ps(high, high2));
-        _mm_storeu_ps(to.add(3 * width), _mm_movehl_ps(high2, high));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_transpose_is_one_and_zero_beside() {
-        for (rows, cols, width, stride) in [
-            (16, 16, 16, 16),
-            (64, 35, 64, 40),
-            (32, 48, 64, 48),
-            (3, 20, 6, 21),
-            (61, 17, 64, 17),
-        ] {
-            let data: Vec<f32> = (1..=rows * stride).map(|i| i as f32).collect();
-            let mut out = vec![-1.0; width * cols];
-            transpose(&mut out, width, Matrix::strided(&data, rows, cols, stride));
-            for (p, i) in (0..cols).flat_map(|p| (0..width).map(move |i| (p, i))) {
-                let expected = if i < rows { data[i * stride + p] } else { 0.0 };
-                assert_eq!(out[p * width + i], expected, "{rows} x {cols}: {i}, {p}");
-            }
-        }
-    }
 
     #[test]
     fn a_left_operand_lies_column_by_column_in_tiles() {
