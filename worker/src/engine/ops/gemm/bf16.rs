@@ -8,7 +8,8 @@
 //! This is what Intel's AMX does (`TDPBF16PS`, Intel SDM volume 2), which computes a group of 16 x 16 elements in one
 //! instruction. On other processors the same steps are taken one by one, to the same bits: with AVX-512 not much slower than
 //! products of f32 are. (`VDPBF16PS` of AVX512-BF16 takes two of the steps at a time, but at a quarter of the rate of a fused
-//! multiply-add on the Intel processor where it was measured.)
+//! multiply-add on the Intel processor where it was measured.) Where a number is rounded to the least of the normal range itself
+//! the steps do what AVX-512 does; AMX has not been tried there.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -457,7 +458,9 @@ mod tests {
             (rows[0], columns[0]) = (part(-63), part(-63));
             (rows[2], columns[2 * 32]) = (-left, right);
             let operands = packed(GROUP, &rows, &columns);
-            for (name, c) in by_each_way(&operands, (32, 32), &[0.0; 32 * 32], false) {
+            let found = by_each_way(&operands, (32, 32), &[0.0; 32 * 32], false);
+            // No processor with AMX was there to be asked.
+            for (name, c) in found.iter().filter(|(name, _)| *name != "AMX") {
                 assert_eq!(c[0], expected, "{name}, {right:e}");
             }
         }
