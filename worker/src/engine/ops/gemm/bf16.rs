@@ -160,54 +160,55 @@ pub fn pack_left(out: &mut [f32], a: Matrix) {
     }
 }
 
-/// `c = a b` or `c += a b` for at most 32 rows, packed by [`pack_left`], and the columns of one panel; rows of c lie `step`
-/// apart.
+/// Packed operands: two tiles of `groups` groups, one after the other, and as many groups of a panel.
+#[derive(Clone, Copy)]
+pub struct Operands {
+    pub groups: usize,
+    pub a: *const f32,
+    pub b: *const f32,
+}
+
+/// Where a product goes: its rows lie `step` apart, and hold what it is added to if `add`.
+#[derive(Clone, Copy)]
+pub struct Target {
+    pub c: *mut f32,
+    pub step: usize,
+    pub add: bool,
+}
+
+/// `c = a b` or `c += a b` for at most 32 rows, packed by [`pack_left`], and the columns of one panel.
 ///
 /// # Safety
 ///
-/// `a` must hold two tiles of `groups` groups, one after the other, and `b` as many groups of a panel; the elements of c
-/// must be writable, initialised if `add`, and nobody else's.
-pub unsafe fn panel(
-    groups: usize,
-    a: *const f32,
-    b: *const f32,
-    size: (usize, usize),
-    c: *mut f32,
-    step: usize,
-    add: bool,
-) {
+/// The operands must hold what [`Operands`] says; the elements of c must be writable, initialised if `add`, and nobody else's.
+pub unsafe fn panel(operands: Operands, size: (usize, usize), target: Target) {
     // SAFETY: the caller's promise.
     unsafe {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if has_amx() {
-            return in_squares(amx::square, groups, a, b, size, c, step, add);
+            return in_squares(amx::square, operands, size, target);
         }
         #[cfg(target_arch = "x86_64")]
         if instruction_set() == InstructionSet::Avx512 {
-            return avx512::panel(groups, a, b, size, c, step, add);
+            return avx512::panel(operands, size, target);
         }
-        in_squares(one_by_one, groups, a, b, size, c, step, add);
+        in_squares(one_by_one, operands, size, target);
     }
 }
 
 /// What computes 32 rows and 32 columns.
-type Square = unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool);
+type Square = unsafe fn(Operands, Target);
 
 /// [`panel`], 32 columns at a time.
 ///
 /// # Safety
 ///
 /// As for [`panel`], on a processor that `square` can be computed on.
-#[allow(clippy::too_many_arguments)]
 unsafe fn in_squares(
     square: Square,
-    groups: usize,
-    a: *const f32,
-    b: *const f32,
+    operands: Operands,
     (rows, cols): (usize, usize),
-    c: *mut f32,
-    step: usize,
-    add: bool,
+    Target { c, step, add }: Target,
 ) {
     const SIDE: usize = 2 * TILE;
     for first in (0..cols).step_by(SIDE) {
@@ -230,7 +231,13 @@ unsafe fn in_squares(
                         .copy_from_nonoverlapping(c.add(row * step), width);
                 }
             }
-            square(groups, a, b.add(first), to, to_step, add);
+            let b = operands.b.add(first);
+            let target = Target {
+                c: to,
+                step: to_step,
+                add,
+            };
+            square(Operands { b, ..operands }, target);
             if !whole {
                 for row in 0..rows {
                     c.add(row * step)
@@ -265,30 +272,20 @@ fn flush(x: f32) -> f32 {
     })
 }
 
-/// What `sum + a b`, which is the least normal number as it is rounded, comes to: zero if it would have been less with an
-/// exponent of any size. This is how processors round whose arithmetic knows no smaller numbers.
-#[cold]
+/// What `sum + a b`, rounded, comes to: zero if that is the least normal number, and would have been less with an exponent of
+/// any size. This is how processors round whose arithmetic knows no smaller numbers.
 fn at_the_edge(a: f32, b: f32, sum: f32, rounded: f32) -> f32 {
     // Half a step below the least normal number, if there were one more bit.
     let least = f64::from(f32::MIN_POSITIVE) * (1.0 - 2f64.powi(-25));
     let exact = f64::from(a) * f64::from(b) + f64::from(sum);
-    let stays = rounded.abs() != f32::MIN_POSITIVE || exact.abs() >= least;
-    if stays {
-        rounded
-    } else {
-        0f32.copysign(rounded)
+    match rounded.abs() == f32::MIN_POSITIVE && exact.abs() < least {
+        true => 0f32.copysign(rounded),
+        false => rounded,
     }
 }
 
 /// The steps of the module's head, one by one.
-unsafe fn one_by_one(
-    groups: usize,
-    a: *const f32,
-    b: *const f32,
-    c: *mut f32,
-    step: usize,
-    add: bool,
-) {
+unsafe fn one_by_one(Operands { groups, a, b }: Operands, Target { c, step, add }: Target) {
     const SIDE: usize = 2 * TILE;
     // SAFETY: the caller vouches for two tiles of the left operand and `groups` groups of a panel's row, of which the
     // last need not reach the panel's end.
@@ -318,35 +315,55 @@ unsafe fn one_by_one(
 simd_fn! {
     fn add_group(sums: &mut [f32; 2 * TILE], left: &[f32], right: &[f32]) {
         let (mut even, mut odd) = ([0.0f32; 2 * TILE], [0.0f32; 2 * TILE]);
+        let mut edge = [false; 2 * TILE];
         for (p, &pair) in left.iter().enumerate() {
-            let low = f32::from_bits(pair.to_bits() << 16);
-            let high = f32::from_bits(pair.to_bits() & 0xFFFF_0000);
+            let (low, high) = apart(pair);
             let row: &[f32; 2 * TILE] = right[p * PANEL..].first_chunk().expect("a whole row");
-            let (before, mut edge) = ((even, odd), false);
-            let of = |i: usize| {
-                let bits = row[i].to_bits();
-                (f32::from_bits(bits << 16), f32::from_bits(bits & 0xFFFF_0000))
-            };
             for i in 0..2 * TILE {
-                let (even_right, odd_right) = of(i);
+                let (even_right, odd_right) = apart(row[i]);
                 // The products are exact, so it does not matter whether they are rounded.
                 even[i] = flush(fma::<FMA>(low, even_right, even[i]));
                 odd[i] = flush(fma::<FMA>(high, odd_right, odd[i]));
-                edge |= even[i].abs() == f32::MIN_POSITIVE;
-                edge |= odd[i].abs() == f32::MIN_POSITIVE;
+                edge[i] |= even[i].abs() == f32::MIN_POSITIVE;
+                edge[i] |= odd[i].abs() == f32::MIN_POSITIVE;
             }
-            if edge {
-                for i in 0..2 * TILE {
-                    let (even_right, odd_right) = of(i);
-                    even[i] = at_the_edge(low, even_right, before.0[i], even[i]);
-                    odd[i] = at_the_edge(high, odd_right, before.1[i], odd[i]);
-                }
-            }
+        }
+        if edge.contains(&true) {
+            (even, odd) = terms_at_the_edge::<FMA>(left, right);
         }
         for i in 0..2 * TILE {
             sums[i] = flush(flush(sums[i]) + flush(even[i] + odd[i]));
         }
     }
+}
+
+/// Both terms of a pair.
+#[inline(always)]
+fn apart(pair: f32) -> (f32, f32) {
+    let bits = pair.to_bits();
+    (
+        f32::from_bits(bits << 16),
+        f32::from_bits(bits & 0xFFFF_0000),
+    )
+}
+
+/// The sums of the even and of the odd terms of a group, where one of them was rounded to the least normal number.
+#[cold]
+fn terms_at_the_edge<const FMA: bool>(
+    left: &[f32],
+    right: &[f32],
+) -> ([f32; 2 * TILE], [f32; 2 * TILE]) {
+    let add = |a, b, sum| at_the_edge(a, b, sum, flush(fma::<FMA>(a, b, sum)));
+    let (mut even, mut odd) = ([0.0f32; 2 * TILE], [0.0f32; 2 * TILE]);
+    for (p, &pair) in left.iter().enumerate() {
+        let (low, high) = apart(pair);
+        for i in 0..2 * TILE {
+            let (even_right, odd_right) = apart(right[p * PANEL + i]);
+            even[i] = add(low, even_right, even[i]);
+            odd[i] = add(high, odd_right, odd[i]);
+        }
+    }
+    (even, odd)
 }
 
 #[cfg(test)]
@@ -393,22 +410,25 @@ mod tests {
         before: &[f32],
         add: bool,
     ) -> Vec<(&'static str, Vec<f32>)> {
-        let groups = b.len() / PANEL / TILE;
-        let (a, b, size) = (a.as_ptr(), b.as_ptr(), (rows, cols));
-        let step = before.len() / rows;
-        let fill = |way: &dyn Fn(*mut f32)| {
-            let mut c = before.to_vec();
-            way(c.as_mut_ptr());
-            c
+        let operands = Operands {
+            groups: b.len() / PANEL / TILE,
+            a: a.as_ptr(),
+            b: b.as_ptr(),
+        };
+        let (size, step) = ((rows, cols), before.len() / rows);
+        let fill = |way: &dyn Fn(Target)| {
+            let mut filled = before.to_vec();
+            let c = filled.as_mut_ptr();
+            way(Target { c, step, add });
+            filled
         };
         // SAFETY: `packed` has made the operands, `before` has the rows, and only ways are taken that there are.
-        let square =
-            |square| fill(&|c| unsafe { in_squares(square, groups, a, b, size, c, step, add) });
+        let square = |square| fill(&|to| unsafe { in_squares(square, operands, size, to) });
         let mut found = vec![("one by one", square(one_by_one))];
         #[cfg(target_arch = "x86_64")]
         if instruction_set() == InstructionSet::Avx512 {
             // SAFETY: as above.
-            let wide = fill(&|c| unsafe { avx512::panel(groups, a, b, size, c, step, add) });
+            let wide = fill(&|to| unsafe { avx512::panel(operands, size, to) });
             found.push(("AVX-512", wide));
         }
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -400,15 +400,17 @@ unsafe fn product_bf16(
             // SAFETY: whole tiles and panels are packed, and the caller answers for `out`.
             unsafe {
                 let to = out.add(row * stride + (panel - panels.start) * PANEL);
-                bf16::panel(
-                    pairs / bf16::TILE,
-                    from,
-                    right,
-                    (rows, cols),
-                    to,
-                    stride,
+                let operands = bf16::Operands {
+                    groups: pairs / bf16::TILE,
+                    a: from,
+                    b: right,
+                };
+                let target = bf16::Target {
+                    c: to,
+                    step: stride,
                     add,
-                );
+                };
+                bf16::panel(operands, (rows, cols), target);
             }
         }
     }

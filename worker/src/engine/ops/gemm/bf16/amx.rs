@@ -1,6 +1,6 @@
 //! The instruction itself.
 
-use super::TILE;
+use super::{Operands, TILE, Target};
 
 pub fn available() -> bool {
     const BF16: u32 = 1 << 22;
@@ -41,14 +41,7 @@ static CONFIG: Config = Config {
 /// # Safety
 ///
 /// As for [`super::panel`], for 32 rows and columns, on a processor that [`available`] has said yes to.
-pub unsafe fn square(
-    groups: usize,
-    a: *const f32,
-    b: *const f32,
-    c: *mut f32,
-    step: usize,
-    add: bool,
-) {
+pub unsafe fn square(Operands { groups, a, b }: Operands, Target { c, step, add }: Target) {
     let tile = TILE * TILE;
     // SAFETY: the caller vouches for the memory. The tile registers are configured, used and released here.
     unsafe {

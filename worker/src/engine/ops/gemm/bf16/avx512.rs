@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::TILE;
+use super::{Operands, TILE, Target};
 use crate::engine::ops::gemm::kernel::PANEL;
 
 /// Rows at a time.
@@ -23,6 +23,11 @@ struct Group {
     right: [[[[u32; BLOCK.1]; TILE]; PANEL / BLOCK.1]; 2],
 }
 
+// What `Group::add` has as numbers: bytes of a row of sums, of the even terms of the left operand, of a half of the right one's,
+// and of all of these.
+const _: () = assert!(4 * PANEL == 256 && 4 * ROWS * TILE == 2048);
+const _: () = assert!(4 * TILE * BLOCK.1 == 2048 && 4 * TILE * PANEL == 4096);
+
 /// What the processor's arithmetic is set to: it rounds to nearest, takes and gives zeros for what lies below the normal range,
 /// and signals nothing.
 static FLUSHING: u32 = 0x9FC0;
@@ -32,13 +37,9 @@ static FLUSHING: u32 = 0x9FC0;
 /// As for [`super::panel`], on a processor with AVX-512.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn panel(
-    groups: usize,
-    a: *const f32,
-    b: *const f32,
+    Operands { groups, a, b }: Operands,
     (rows, cols): (usize, usize),
-    c: *mut f32,
-    step: usize,
-    add: bool,
+    Target { c, step, add }: Target,
 ) {
     let mut own = Group {
         sums: [[0.0; PANEL]; ROWS],
