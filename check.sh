@@ -94,5 +94,7 @@ else
     step "fuzzing: skipped, there is no C++ compiler for libFuzzer"
 fi
 
+# Services wait for each other now and then: one test more than there are cores keeps these busy.
+export RUST_TEST_THREADS=$(($(nproc) + 1))
 step "tests"
 cargo test

@@ -32,6 +32,8 @@ const STAYS: Duration = Duration::from_secs(1);
 const ENDS: Duration = Duration::from_secs(10);
 /// Between looks at something that has no event to wait for.
 const LOOK: Duration = Duration::from_millis(20);
+/// Between looks at whether a process of the cluster has ended, while they take the processors from those that train.
+const DEATHS: Duration = Duration::from_millis(100);
 /// Lines of a log that are shown when its process has ended.
 const TAIL_LINES: usize = 12;
 
@@ -165,7 +167,7 @@ impl LocalCluster {
                     false => Ok(format!("{obituary}\nthe other workers take its work over")),
                 };
             }
-            sleep(LOOK).await;
+            sleep(DEATHS).await;
         }
     }
 

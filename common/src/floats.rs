@@ -117,6 +117,15 @@ widest! {
 }
 
 widest! {
+    /// Whether no element is infinite or NaN.
+    pub fn are_finite(values: &[f32]) -> bool {
+        // The bits of what is infinite or NaN are the largest, but for the sign.
+        let largest = values.iter().fold(0, |largest, x| (x.to_bits() & 0x7fff_ffff).max(largest));
+        largest < f32::INFINITY.to_bits()
+    }
+}
+
+widest! {
     /// Σ x² in f64: 16 partial sums over the elements with the same remainder of their index, then those in order.
     pub fn sum_of_squares(values: &[f32]) -> f64 {
         let mut parts = [0.0f64; PARTS];
@@ -275,6 +284,26 @@ mod tests {
             }
             let expected = parts.into_iter().fold(0.0, |sum, part| sum + part);
             prop_assert_eq!(sum_of_squares(&values).to_bits(), expected.to_bits());
+        }
+    }
+
+    #[test]
+    fn one_element_that_is_not_finite_is_enough() {
+        let mut values = vec![f32::MAX; 100];
+        values[40] = f32::MIN;
+        assert!(are_finite(&values) && are_finite(&[]));
+        for bad in [
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            -f32::NAN,
+            f32::from_bits(0x7f80_0001),
+        ] {
+            for at in [0, 63, 99] {
+                let mut values = values.clone();
+                values[at] = bad;
+                assert!(!are_finite(&values), "{bad} at {at}");
+            }
         }
     }
 

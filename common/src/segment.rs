@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memmap2::{MmapMut, MmapRaw};
 
@@ -37,9 +37,30 @@ pub struct Address {
     pub bytes: u64,
 }
 
-/// Memory for gradients, page-aligned and zero at first.
+/// Private segments of fewer bytes come from the allocator: to map and to unmap costs more than to fill them.
+const MAPPED: usize = 64 << 10;
+
+/// Where a segment's bytes lie.
+enum Memory {
+    /// Behind the first page of a mapping.
+    Mapped(MmapRaw),
+    /// Atomics, because they are written through shared references.
+    Plain(Box<[AtomicU64]>),
+}
+
+impl Memory {
+    fn first(&self) -> *mut u8 {
+        match self {
+            // SAFETY: every mapping here is longer than the first page, or ends with it.
+            Self::Mapped(memory) => unsafe { memory.as_mut_ptr().add(HEADER) },
+            Self::Plain(memory) => memory.as_ptr().cast_mut().cast(),
+        }
+    }
+}
+
+/// Memory for gradients, aligned to eight bytes (a large or shared one: to a page) and zero at first.
 pub struct Segment {
-    memory: MmapRaw,
+    memory: Memory,
     address: Option<Address>,
     /// Keeps the descriptor open that the address names.
     _file: Option<std::fs::File>,
@@ -62,12 +83,20 @@ impl Segment {
     /// # Panics
     /// If there is no memory.
     pub fn private(bytes: usize) -> Self {
-        let memory = MmapMut::map_anon((HEADER + bytes).max(1)).expect("there is memory");
-        Self::of(memory.into(), None, None, bytes)
+        let memory = if bytes < MAPPED {
+            Memory::Plain((0..bytes.div_ceil(8)).map(|_| AtomicU64::new(0)).collect())
+        } else {
+            Memory::Mapped(
+                MmapMut::map_anon(HEADER + bytes)
+                    .expect("there is memory")
+                    .into(),
+            )
+        };
+        Self::of(memory, None, None, bytes)
     }
 
     fn of(
-        memory: MmapRaw,
+        memory: Memory,
         address: Option<Address>,
         file: Option<std::fs::File>,
         bytes: usize,
@@ -125,8 +154,8 @@ impl Segment {
     fn start(&self, range: &Range<usize>) -> *mut u8 {
         let inside = range.start <= range.end && range.end <= self.bytes;
         assert!(inside, "{range:?} lies outside {} bytes", self.bytes);
-        // SAFETY: the mapping has `HEADER + bytes` bytes, and the range lies in the latter.
-        unsafe { self.memory.as_mut_ptr().add(HEADER + range.start) }
+        // SAFETY: `bytes` bytes lie behind the first, and the range lies in them.
+        unsafe { self.memory.first().add(range.start) }
     }
 
     /// Bytes of it.
@@ -138,7 +167,7 @@ impl Segment {
     /// If the range lies outside.
     pub unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
         let start = self.start(&range);
-        // SAFETY: `start` checks the bounds; the mapping is readable and lives as long as `self`; the caller vouches for
+        // SAFETY: `start` checks the bounds; the memory is readable and lives as long as `self`; the caller vouches for
         // the rest.
         unsafe { std::slice::from_raw_parts(start, range.len()) }
     }
@@ -153,7 +182,7 @@ impl Segment {
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn floats_mut(&self, range: Range<usize>) -> &mut [f32] {
         let start = self.start(&(range.start * 4..range.end * 4));
-        // SAFETY: as above; page-aligned plus a multiple of four is aligned, and any bytes are floats.
+        // SAFETY: as above; aligned to eight bytes plus a multiple of four is aligned, and any bytes are floats.
         unsafe { std::slice::from_raw_parts_mut(start.cast(), range.len()) }
     }
 }
@@ -203,7 +232,7 @@ mod linux {
     use memmap2::MmapOptions;
     use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 
-    use super::{Address, HEADER, NONCE, Segment};
+    use super::{Address, HEADER, Memory, NONCE, Segment};
 
     /// What the kernel calls a memfd of ours.
     const NAME: &str = "cohort-gradients";
@@ -223,7 +252,12 @@ mod linux {
             nonce,
             bytes: bytes as u64,
         };
-        Ok(Segment::of(memory, Some(address), Some(file), bytes))
+        Ok(Segment::of(
+            Memory::Mapped(memory),
+            Some(address),
+            Some(file),
+            bytes,
+        ))
     }
 
     pub(super) fn open(address: &Address) -> Result<Segment> {
@@ -255,7 +289,7 @@ mod linux {
         let bytes = usize::try_from(address.bytes).map_err(|_| wrong("it is too large"))?;
         let options = MmapOptions::new().len(HEADER + bytes).clone();
         let memory = options.map_raw_read_only(&file)?;
-        Ok(Segment::of(memory, None, None, bytes))
+        Ok(Segment::of(Memory::Mapped(memory), None, None, bytes))
     }
 }
 

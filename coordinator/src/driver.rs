@@ -27,7 +27,7 @@ use crate::figures::{Book, TimesDue};
 use crate::record::{CheckpointDone, RunRecord};
 use crate::trace::StepSpans;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Counts};
 
 /// Events that may wait for the driver; more make their senders wait.
 const QUEUE: usize = 1024;

@@ -12,6 +12,7 @@ mod driver;
 mod failover;
 mod fetched;
 mod figures;
+mod following;
 mod happenings;
 mod health;
 mod history;

@@ -178,7 +178,7 @@ impl RunRecord {
             Err(error) => return Some(self.broken(error.to_string())),
         }
         cluster.note(&self.name);
-        cluster.announce();
+        cluster.announce_step();
         None
     }
 

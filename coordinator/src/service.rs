@@ -1,8 +1,8 @@
 //! The service of clients: rpcs of a few lines that check, ask and answer.
 
 use cohort_common::api::{
-    HeadRequest, HistoryRequest, MetricsRequest, NumberedEvent, PrepareCorpus, PrepareEvent,
-    Removed, RunInfo, StepMetrics, Submit,
+    HeadRequest, HistoryRequest, MetricsRequest, PrepareCorpus, PrepareEvent, Removed, RunInfo,
+    StepMetrics, Submit,
 };
 use cohort_common::home::RunName;
 use cohort_common::net::Peer;
@@ -20,10 +20,7 @@ use crate::fetched::reach_of;
 use crate::remote::Remote;
 use crate::status::{chain, failed, invalid, refused, store_status};
 use crate::store::Store;
-use crate::{actions, audit, corpora, ledger, metrics, query, runs, view};
-
-/// Events in one look at the store.
-const EVENTS: u32 = 512;
+use crate::{actions, audit, corpora, following, ledger, metrics, query, runs, view};
 
 /// Serves [`Client`].
 pub struct ClientService {
@@ -200,7 +197,7 @@ impl Client for ClientService {
         let (out, outgoing) = mpsc::channel(64);
         let cluster = self.cluster.clone();
         tokio::spawn(async move {
-            if let Err(status) = send_events(&cluster, name, after, &out).await {
+            if let Err(status) = following::send_events(&cluster, name, after, &out).await {
                 let _ = out.send(Err(status)).await;
             }
         });
@@ -314,44 +311,6 @@ async fn alone(remote: Option<&Remote>) -> Option<[MutexGuard<'_, ()>; 2]> {
     match remote {
         Some(remote) => Some([remote.alone().await, remote.unwritten().await]),
         None => None,
-    }
-}
-
-/// Sends a run's events, old and new, until the run rests.
-async fn send_events(
-    cluster: &Cluster,
-    name: RunName,
-    mut after: u64,
-    out: &mpsc::Sender<Result<v1::Json, Status>>,
-) -> Result<(), Status> {
-    let mut news = cluster.events();
-    loop {
-        news.mark_unchanged();
-        let wanted = name.clone();
-        let look = move |store: &Store| {
-            let rests = !query::is_under_way(store.run(&wanted)?.status.as_str());
-            Ok((rests, store.events(Some(&wanted), after, EVENTS)?))
-        };
-        let (rests, rows) = cluster.read_settled(look).await?;
-        let full = rows.len() == EVENTS as usize;
-        for row in rows {
-            after = row.id;
-            let event = serde_json::from_str(&row.text).map_err(failed)?;
-            let event = NumberedEvent { id: row.id, event };
-            if out.send(Ok(json(&event))).await.is_err() {
-                return Ok(());
-            }
-        }
-        if full {
-            continue;
-        }
-        if rests {
-            return Ok(());
-        }
-        tokio::select! {
-            changed = news.changed() => if changed.is_err() { return Ok(()) },
-            () = out.closed() => return Ok(()),
-        }
     }
 }
 

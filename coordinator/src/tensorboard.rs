@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::driver::{Cluster, now_ms};
+use crate::driver::{Cluster, Counts, now_ms};
 use crate::store::{EventRow, Store, StoreError};
 use crate::{metrics, view};
 
@@ -95,7 +95,7 @@ async fn keep_up(cluster: Cluster, directory: PathBuf, mut stopped: oneshot::Rec
 
 /// Waits at least for `rest`, and then for news. Says whether the next look is the last.
 async fn wait(
-    news: &mut watch::Receiver<u64>,
+    news: &mut watch::Receiver<Counts>,
     rest: Duration,
     stopped: &mut oneshot::Receiver<()>,
 ) -> bool {

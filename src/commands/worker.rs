@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use cohort_common::home::Home;
 use cohort_common::traces::WORKER;
+use tokio::task::JoinSet;
 
 use crate::cli::WorkerArgs;
 use crate::context::{self, WORKER_TOKEN};
@@ -31,8 +32,14 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         grace: Duration::from_secs_f64(args.grace),
         traces: traces.clone(),
     };
+    // A task of the runtime: on the main thread every message would go through one more thread.
+    let mut work = JoinSet::new();
+    work.spawn(cohort_worker::run(config, asked_to_end()));
     let worked = tokio::select! {
-        ended = cohort_worker::run(config, asked_to_end()) => ended,
+        ended = work.join_next() => match ended.expect("it was just spawned") {
+            Ok(ended) => ended,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        },
         // Nobody is left to hand over to.
         () = parent_gone(), if args.exit_with_parent => Ok(()),
     };

@@ -1,12 +1,14 @@
 //! Speed of one training step (forward, backward, update) in tokens per second: the median over steps.
 //!
 //! ```text
-//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--device D] [--threads N] [--seconds S] [--lanes L] [--bf16] [--gradient-checkpointing] [--json]
+//! cargo bench -p cohort-worker --bench step -- [MODEL…] [--device D] [--threads N] [--seconds S] [--lanes L] [--bf16] [--gradient-checkpointing] [--as-a-run] [--json]
 //! cargo bench -p cohort-worker --bench step -- lanes [--tokens T,…] [--threads N] [--seconds S] [--json]
 //! cargo bench -p cohort-worker --bench step -- price [--threads N] [--seconds S]
 //! ```
 //!
 //! MODEL is `a`, `b-llama`, `b-llama-8`, `b-gpt2`, `c` or `gpt2`; without one, all but the last two run. `--lanes` spreads the batch over so many lanes.
+//! `--as-a-run` takes the gradient's norm and clips by it, as runs do and nothing else here, and the median over twenty
+//! stretches, as what runs tell of single steps is too coarse.
 //! `bench/step_pytorch.py` does the same in PyTorch, and `bench/run.py engine` compares the two.
 //!
 //! `lanes` compares eight lanes with one lane of the same tokens, by the tokens in a lane (`--tokens`). `price` shows what being safe costs without a fault,
@@ -14,12 +16,15 @@
 
 use std::time::{Duration, Instant};
 
+use cohort_common::floats::sum_of_squares;
+use cohort_common::layout::CHUNK_LEN;
 use cohort_common::rng::philox;
 use cohort_common::spec::{
     Architecture, ModelConfig, Payload, Precision, ScheduleKind, TrainConfig,
 };
 use cohort_common::tree::Node;
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Gradient, Site, Update};
+use rayon::prelude::*;
 
 /// The allocator of the `cohort` binary, so that the figures are the product's.
 #[global_allocator]
@@ -83,6 +88,8 @@ fn case(name: &'static str) -> Case {
 struct How {
     precision: Precision,
     gradient_checkpointing: bool,
+    /// Whether the gradient is clipped by its norm.
+    clips: bool,
 }
 
 fn train(how: How) -> TrainConfig {
@@ -154,6 +161,7 @@ struct Training {
     engine: Engine,
     batches: Vec<Batch>,
     gradient: Gradient,
+    clips: bool,
     step: u64,
 }
 
@@ -167,6 +175,7 @@ impl Training {
             engine,
             batches: batches(case, lanes),
             gradient: Gradient::default(),
+            clips: how.clips,
             step: 0,
         }
     }
@@ -200,6 +209,19 @@ impl Training {
         sums.iter().map(|sums| sums.weight).sum()
     }
 
+    /// By what the update multiplies the gradient.
+    fn scale(&self, gradient: &[f32], weight: f64) -> f64 {
+        if !self.clips {
+            return 1.0 / weight;
+        }
+        let squares = || {
+            let chunks = gradient.par_chunks(CHUNK_LEN).map(sum_of_squares);
+            chunks.collect::<Vec<f64>>().iter().sum::<f64>()
+        };
+        let norm = self.engine.install(squares).sqrt() / weight;
+        1.0 / (weight * norm.max(1.0))
+    }
+
     /// One step: its seconds, and of those the update's.
     fn step(&mut self) -> (f64, f64) {
         let begin = Instant::now();
@@ -214,7 +236,7 @@ impl Training {
         let update = Update {
             step: self.step,
             count: self.step,
-            scale: 1.0 / weight,
+            scale: self.scale(&gradient, weight),
             learning_rate: 1e-3,
         };
         self.engine.update(&gradient, update).expect("an update");
@@ -226,7 +248,7 @@ impl Training {
     }
 }
 
-/// Median seconds per step, and of those the seconds of the update.
+/// Median seconds per step, and of those the seconds of the update. Of a run: the median over twenty stretches.
 fn measure(case: &Case, lanes: usize, place: Place, budget: Duration, how: How) -> (f64, f64) {
     let mut training = Training::new(case, lanes, place, how);
     let (mut steps, mut updates) = (Vec::new(), Vec::new());
@@ -236,6 +258,14 @@ fn measure(case: &Case, lanes: usize, place: Place, budget: Duration, how: How) 
         steps.push(step);
         updates.push(update);
     }
+    let mean = |stretch: &[f64]| stretch.iter().sum::<f64>() / stretch.len() as f64;
+    let steps = match how.clips {
+        true => {
+            let each = (steps.len() / 20).max(1);
+            steps.chunks_exact(each).map(mean).collect()
+        }
+        false => steps,
+    };
     (median(steps), median(updates))
 }
 
@@ -375,6 +405,7 @@ fn main() {
         let how = How {
             precision: Precision::Bf16,
             gradient_checkpointing: true,
+            clips: true,
         };
         measure(&case("a"), 4, place, Duration::ZERO, how);
         return;
@@ -401,6 +432,7 @@ fn main() {
             false => Precision::F32,
         },
         gradient_checkpointing: given("--gradient-checkpointing"),
+        clips: given("--as-a-run"),
     };
     let json = given("--json");
     if args.iter().any(|arg| arg == "lanes") {

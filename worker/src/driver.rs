@@ -124,17 +124,17 @@ impl Driver {
         }
     }
 
-    /// Waits for the next thing that happens on this side, and takes it in. Says what is to be said.
+    /// Waits for the next that happens on this side, and takes it in. Says what is to be said.
     pub async fn next(&mut self) -> Vec<FromWorker> {
         tokio::select! {
             report = self.reports.recv() => {
                 let (load, report) = report.expect("the trainer lives as long as the driver");
-                match &report {
-                    Report::LaneDone { step, lane, .. } => trace!(step, lane, "computed a lane"),
-                    Report::Applied { step, .. } => trace!(step, "applied"),
-                    _ => {}
+                let mut said = self.did(load, report);
+                // What goes out together costs as much as one of them.
+                while let Ok((load, report)) = self.reports.try_recv() {
+                    said.extend(self.did(load, report));
                 }
-                self.handle(WorkerEvent::Did { load, report })
+                said
             }
             fetch = self.fetched.recv() => {
                 let (load, step, fetched) = fetch.expect("the sender is right here");
@@ -142,6 +142,18 @@ impl Driver {
             }
             note = next_note(&mut self.run) => self.noted(note),
         }
+    }
+
+    fn did(&mut self, load: u64, report: Report) -> Vec<FromWorker> {
+        match &report {
+            Report::LanesDone { step, lanes, .. } => {
+                let lanes: Vec<Lane> = lanes.iter().map(|(lane, _)| *lane).collect();
+                trace!(step, ?lanes, "computed");
+            }
+            Report::Applied { step, .. } => trace!(step, "applied"),
+            _ => {}
+        }
+        self.handle(WorkerEvent::Did { load, report })
     }
 
     /// What an exchange tells of slices.

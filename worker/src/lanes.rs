@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cohort_common::aggregate::{Rounding, leaf, parent};
 use cohort_common::cluster::messages::LaneSums;
-use cohort_common::floats::sum_of_squares;
+use cohort_common::floats::{are_finite, sum_of_squares};
 use cohort_common::ids::{Lane, Step};
 use cohort_common::layout::CHUNK_LEN;
 use cohort_common::schedule::{clipped_scale, inner_learning_rate};
@@ -78,8 +78,8 @@ pub trait Hooks: Send {
         Gradient::default()
     }
 
-    /// A lane is computed: what it found, and how long it took.
-    fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration);
+    /// Lanes of one pass are computed: what they found, and how long each took.
+    fn done(&mut self, lanes: &[(Lane, LaneSums)], time: Duration);
 }
 
 /// What it takes to compute lanes of a run.
@@ -175,10 +175,8 @@ impl Work<'_> {
         self.check_finite(node, &mut gradient, finite, &found, &batches)?;
         let time = started.elapsed();
         self.hooks.computed(node, time);
-        let time = time / node.size;
-        for (lane, sums) in node.lanes().zip(found) {
-            self.hooks.done(lane, sums, time);
-        }
+        let lanes: Vec<_> = node.lanes().zip(found).collect();
+        self.hooks.done(&lanes, time / node.size);
         Ok(gradient)
     }
 
@@ -307,7 +305,7 @@ impl Work<'_> {
         self.engine.install(|| leaf(rounding, &mut gradient));
         let time = started.elapsed();
         self.hooks.computed(Node::leaf(lane), time);
-        self.hooks.done(lane, sums, time);
+        self.hooks.done(&[(lane, sums)], time);
         Ok(gradient)
     }
 
@@ -321,7 +319,11 @@ impl Work<'_> {
         found: &[LaneSums],
         batches: &[(Batch, Vec<u64>)],
     ) -> Result<(), Stop> {
-        let bad = self.engine.install(|| finite.first_that_is_not(gradient));
+        let bad = match gradient.len() - finite.0 {
+            // Not worth a way to the pool's threads and back.
+            ..=CHUNK_LEN => (!are_finite(&gradient[finite.0..])).then_some(finite.0),
+            _ => self.engine.install(|| finite.first_that_is_not(gradient)),
+        };
         if self.tolerant {
             if bad.is_some() || found.iter().any(|sums| !sums.loss.is_finite()) {
                 gradient.fill(f32::NAN);
@@ -361,7 +363,7 @@ impl Finite {
         use rayon::prelude::*;
         let bad = gradient[self.0..]
             .par_chunks(CHUNK_LEN)
-            .position_first(|chunk| !chunk.iter().fold(true, |ok, x| ok & x.is_finite()));
+            .position_first(|chunk| !are_finite(chunk));
         bad.map(|chunk| self.0 + chunk * CHUNK_LEN)
     }
 }

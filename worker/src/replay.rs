@@ -139,8 +139,10 @@ struct Player<'a> {
 struct Found<'a>(&'a mut [LaneSums]);
 
 impl Hooks for Found<'_> {
-    fn done(&mut self, lane: Lane, sums: LaneSums, _: Duration) {
-        self.0[lane as usize] = sums;
+    fn done(&mut self, lanes: &[(Lane, LaneSums)], _: Duration) {
+        for &(lane, sums) in lanes {
+            self.0[lane as usize] = sums;
+        }
     }
 }
 

@@ -33,6 +33,10 @@ const OUTBOX: usize = 4096;
 /// How long the coordinator may take to say welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long it may take until the coordinator hears what it does not wait for. What goes out together with something else costs
+/// next to nothing, and a message by itself wakes four threads on its way.
+const LATE: Duration = Duration::from_millis(50);
+
 /// What the worker says of itself.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -140,6 +144,8 @@ pub async fn serve(
         beat: at_least_10(welcome.heartbeat_ms),
         heartbeat: at_least_10(welcome.heartbeat_ms),
         last_said: tokio::time::Instant::now(),
+        late: Vec::new(),
+        late_since: None,
         started: Instant::now(),
         last_beat: Instant::now(),
     };
@@ -186,7 +192,10 @@ pub async fn serve(
                 return Err(closed(&format!("the exchange broke: {reason}")).into());
             }
             said = driver.next() => said,
-            () = tokio::time::sleep_until(session.due()) => vec![FromWorker::Heartbeat],
+            () = tokio::time::sleep_until(session.due()) => match session.say_late()? {
+                true => Vec::new(),
+                false => vec![FromWorker::Heartbeat],
+            },
             _ = beat.tick() => {
                 session.check_silence()?;
                 Vec::new()
@@ -212,6 +221,9 @@ struct Session {
     /// How long this worker may say nothing.
     heartbeat: Duration,
     last_said: tokio::time::Instant,
+    /// What nobody waits for: it goes out with the next that somebody does.
+    late: Vec<v1::FromWorker>,
+    late_since: Option<tokio::time::Instant>,
     started: Instant,
     last_beat: Instant,
 }
@@ -220,9 +232,29 @@ impl Session {
     /// Queues messages. A queue that is full means that the coordinator does not take any.
     fn say(&mut self, messages: Vec<FromWorker>) -> Result<(), Error> {
         for message in messages {
+            if let FromWorker::Applied {
+                state_hash: None, ..
+            } = message
+            {
+                self.late.push(wire::from_worker(message));
+                self.late_since
+                    .get_or_insert_with(tokio::time::Instant::now);
+                continue;
+            }
+            self.say_late()?;
             self.send(&wire::from_worker(message))?;
         }
         Ok(())
+    }
+
+    /// Queues what could wait. Says whether there was anything.
+    fn say_late(&mut self) -> Result<bool, Error> {
+        self.late_since = None;
+        let late = std::mem::take(&mut self.late);
+        for message in &late {
+            self.send(message)?;
+        }
+        Ok(!late.is_empty())
     }
 
     /// Queues figures.
@@ -235,7 +267,8 @@ impl Session {
 
     /// When something has to be said, whatever it is.
     fn due(&self) -> tokio::time::Instant {
-        self.last_said + self.heartbeat
+        let beat = self.last_said + self.heartbeat;
+        self.late_since.map_or(beat, |since| beat.min(since + LATE))
     }
 
     fn send(&mut self, message: &v1::FromWorker) -> Result<(), Error> {

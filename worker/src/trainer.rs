@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cohort_common::aggregate::totals_of;
+use cohort_common::aggregate::RootDigests;
 use cohort_common::checkpoint::bytes_of;
 use cohort_common::cluster::Keeper;
 use cohort_common::cluster::messages::{Commit, Found, LaneSums};
@@ -21,7 +21,7 @@ use cohort_common::cluster::worker::Report;
 use cohort_common::ids::{Lane, RunId, Step};
 use cohort_common::lanes;
 use cohort_common::layout::chunks_range;
-use cohort_common::spec::RunSpec;
+use cohort_common::spec::{Payload, RunSpec};
 use cohort_common::tree::{Node, Tree};
 use cohort_common::wire::MAX_PIECE;
 use cohort_proto::v1;
@@ -186,7 +186,18 @@ struct Loaded {
     free: Vec<Gradient>,
     /// Whether others read the nodes of the next step.
     lends: bool,
+    /// The root of the next step, if it stays here.
+    staying: Staying,
     out: Reports,
+}
+
+/// What becomes known of a root that stays here while it is computed.
+#[derive(Default)]
+struct Staying {
+    /// What its lanes have found, if they were computed in one pass: it is said with the root.
+    found: Option<Report>,
+    /// Of what is complete.
+    digests: RootDigests,
 }
 
 /// What there is of the next step.
@@ -284,6 +295,7 @@ impl Trainer {
             computed,
             free: Vec::new(),
             lends: false,
+            staying: Staying::default(),
             out: self.out.clone(),
         })
     }
@@ -336,10 +348,14 @@ struct Listener<'a> {
     signals: &'a Signals,
     computed: &'a mut Computed,
     exchange: &'a ExchangeClient,
-    /// The node that is pushed once it is computed, if it is not the root of this worker alone.
-    whole: Option<Node>,
+    /// The node that is computed.
+    node: Node,
     /// Whether others read the nodes.
     lends: bool,
+    /// Where the node is the root of this worker alone: what becomes known of it.
+    staying: Option<&'a mut Staying>,
+    /// Whether nodes are rounded when they are complete.
+    rounds: bool,
     /// Tokens of a lane.
     tokens: u64,
 }
@@ -385,9 +401,17 @@ impl Hooks for Listener<'_> {
     }
 
     fn progress(&mut self, node: Node, gradient: &Gradient, complete: usize) {
-        if self.whole == Some(node) {
-            self.exchange
-                .push_early(self.step, node, gradient, complete);
+        if node != self.node {
+            return;
+        }
+        match &mut self.staying {
+            Some(_) if self.rounds => {}
+            Some(staying) => staying.digests.look(gradient, complete),
+            None if self.lends => {
+                self.exchange
+                    .push_early(self.step, node, gradient, complete);
+            }
+            None => {}
         }
     }
 
@@ -400,21 +424,29 @@ impl Hooks for Listener<'_> {
         }
     }
 
-    fn done(&mut self, lane: Lane, sums: LaneSums, time: Duration) {
+    fn done(&mut self, lanes: &[(Lane, LaneSums)], time: Duration) {
         let micros = time.as_micros() as u64;
-        self.computed.lanes.insert(lane, (sums, micros));
-        self.say(lane, sums, micros);
+        let kept = lanes.iter().map(|(lane, sums)| (*lane, (*sums, micros)));
+        self.computed.lanes.extend(kept);
+        let report = self.report(lanes.to_vec(), micros);
+        match &mut self.staying {
+            Some(staying) if lanes.len() == self.node.size as usize => staying.found = Some(report),
+            _ => self.say(report),
+        }
     }
 }
 
 impl Listener<'_> {
-    fn say(&self, lane: Lane, sums: LaneSums, micros: u64) {
-        let report = Report::LaneDone {
-            step: self.step,
-            lane,
-            sums,
+    fn report(&self, lanes: Vec<(Lane, LaneSums)>, micros: u64) -> Report {
+        let step = self.step;
+        Report::LanesDone {
+            step,
+            lanes,
             micros,
-        };
+        }
+    }
+
+    fn say(&self, report: Report) {
         // A driver that is gone ends the process.
         let _ = self.out.blocking_send((self.load, report));
     }
@@ -423,7 +455,7 @@ impl Listener<'_> {
     fn say_lanes(&self, node: Node) {
         for lane in node.lanes() {
             if let Some(&(sums, micros)) = self.computed.lanes.get(&lane) {
-                self.say(lane, sums, micros);
+                self.say(self.report(vec![(lane, sums)], micros));
             }
         }
     }
@@ -469,8 +501,9 @@ impl Loaded {
         let tree = Tree::new(self.spec.train.lanes);
         for range in lanes::ranges(lanes) {
             for node in tree.cover(range) {
-                if let Some(sum) = self.node(step, node)? {
-                    match sole_owner && node == tree.root() {
+                let stays = sole_owner && node == tree.root();
+                if let Some(sum) = self.node(step, node, stays)? {
+                    match stays {
                         true => self.own(step, sum),
                         false => self.exchange.push(step, node, sum),
                     }
@@ -484,13 +517,18 @@ impl Loaded {
     }
 
     fn own(&mut self, step: Step, root: Arc<Gradient>) {
-        let totals = self.engine.install(|| totals_of(&root));
+        let Staying { found, digests } = std::mem::take(&mut self.staying);
+        let totals = self.engine.install(|| digests.totals(&root));
         self.own_root = Some(root);
+        if let Some(found) = found {
+            self.say(found);
+        }
         self.say(Report::RootReady { step, totals });
     }
 
-    /// The sum of a node, computed or kept from before.
-    fn node(&mut self, step: Step, node: Node) -> Result<Option<Arc<Gradient>>, Stop> {
+    /// The sum of a node, computed or kept from before. Where it stays here, what its lanes have found may not be said yet.
+    fn node(&mut self, step: Step, node: Node, stays: bool) -> Result<Option<Arc<Gradient>>, Stop> {
+        self.staying = Staying::default();
         let mut listener = Listener {
             load: self.load,
             step,
@@ -498,8 +536,10 @@ impl Loaded {
             signals: &self.signals,
             computed: &mut self.computed,
             exchange: &self.exchange,
-            whole: self.lends.then_some(node),
+            node,
             lends: self.lends,
+            staying: stays.then_some(&mut self.staying),
+            rounds: self.spec.train.payload != Payload::F32,
             tokens: self.spec.tokens_per_step() / u64::from(self.spec.train.lanes),
         };
         listener.go_on()?;

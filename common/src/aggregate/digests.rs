@@ -1,5 +1,7 @@
 //! What a commit needs to know of a root: digests of its chunks, and the totals that follow from them.
 
+use rayon::prelude::*;
+
 use crate::floats::{bytes_of, sum_of_squares};
 use crate::layout::CHUNK_LEN;
 
@@ -47,9 +49,60 @@ impl RootTotals {
     }
 }
 
-/// The totals of a root that one worker holds whole: the same numbers that an [`Aggregator`](super::Aggregator) finds.
+/// Digests of a root that one worker holds whole, from its first chunk on. They can be taken while what follows is computed, when
+/// the chunks are still in the cache. All on rayon's current pool.
+#[derive(Debug, Default)]
+pub struct RootDigests(Vec<ChunkDigest>);
+
+impl RootDigests {
+    /// Takes those of whole chunks that are new among so many elements, which do not change any more.
+    pub fn look(&mut self, root: &[f32], complete: usize) {
+        let known = self.0.len() * CHUNK_LEN;
+        let whole = complete / CHUNK_LEN * CHUNK_LEN;
+        if whole > known {
+            self.take(&root[known..whole]);
+        }
+    }
+
+    /// The totals of the root, which is complete: the same numbers that an [`Aggregator`](super::Aggregator) finds.
+    pub fn totals(mut self, root: &[f32]) -> RootTotals {
+        let known = self.0.len() * CHUNK_LEN;
+        self.take(&root[known..]);
+        RootTotals::of(&self.0)
+    }
+
+    fn take(&mut self, chunks: &[f32]) {
+        let chunks = chunks.par_chunks(CHUNK_LEN);
+        self.0.par_extend(chunks.map(ChunkDigest::of));
+    }
+}
+
+/// The totals of a complete root.
 pub fn totals_of(root: &[f32]) -> RootTotals {
-    use rayon::prelude::*;
-    let chunks: Vec<ChunkDigest> = root.par_chunks(CHUNK_LEN).map(ChunkDigest::of).collect();
-    RootTotals::of(&chunks)
+    RootDigests::default().totals(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_that_grows_comes_to_the_totals_of_the_whole() {
+        let root: Vec<f32> = (0..3 * CHUNK_LEN + 7).map(|i| i as f32 - 1e5).collect();
+        let mut grown = RootDigests::default();
+        for complete in [
+            5,
+            CHUNK_LEN - 1,
+            CHUNK_LEN,
+            CHUNK_LEN + 9,
+            3 * CHUNK_LEN + 2,
+        ] {
+            // What is not complete may still change.
+            let mut so_far = root.clone();
+            so_far[complete..].fill(f32::NAN);
+            grown.look(&so_far, complete);
+            assert_eq!(grown.0.len(), complete / CHUNK_LEN);
+        }
+        assert_eq!(grown.totals(&root), totals_of(&root));
+    }
 }

@@ -51,15 +51,13 @@ pub enum Report {
         /// The state's hash.
         state_hash: Option<[u8; 32]>,
     },
-    /// A lane's gradient is computed and kept.
-    LaneDone {
+    /// Gradients of lanes are computed and kept.
+    LanesDone {
         /// The step.
         step: Step,
-        /// The lane.
-        lane: Lane,
-        /// What it found.
-        sums: LaneSums,
-        /// Time it took, in microseconds.
+        /// The lanes, and what each found.
+        lanes: Vec<(Lane, LaneSums)>,
+        /// Time that each took, in microseconds.
         micros: u64,
     },
     /// The root of a step that this worker owns alone.
@@ -442,22 +440,25 @@ impl WorkerMachine {
                     state_hash,
                 }
             }
-            Report::LaneDone {
+            Report::LanesDone {
                 step,
-                lane,
-                sums,
+                lanes,
                 micros,
             } => {
                 if step == held.step + 1 {
-                    held.lanes.insert(lane);
+                    held.lanes.extend(lanes.iter().map(|(lane, _)| *lane));
                 }
-                FromWorker::LaneDone {
-                    run,
-                    step,
-                    lane,
-                    sums,
-                    micros,
-                }
+                let said = lanes.into_iter().filter(|_| self.up);
+                out.extend(said.map(|(lane, sums)| {
+                    Order::Say(FromWorker::LaneDone {
+                        run: run.clone(),
+                        step,
+                        lane,
+                        sums,
+                        micros,
+                    })
+                }));
+                return;
             }
             Report::RootReady { step, totals } => FromWorker::RootReady { run, step, totals },
             Report::Reaches { peers } => FromWorker::Reaches { run, peers },

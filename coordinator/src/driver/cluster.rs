@@ -57,6 +57,15 @@ impl Flow {
     }
 }
 
+/// Events of runs since the start. Steps may come many a second; whoever follows them need not look at each by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Committed steps.
+    pub steps: u64,
+    /// All others.
+    pub others: u64,
+}
+
 /// The way to the driver and to what all services share. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster(Arc<Shared>);
@@ -71,8 +80,8 @@ struct Shared {
     /// Workers that gave a sign of life, and said nothing else, since the last tick.
     heard: std::sync::Mutex<BTreeSet<SessionId>>,
     traffic: Traffic,
-    /// Bumped whenever a run has a new event, so that followers look.
-    pub events: watch::Sender<u64>,
+    /// Changed whenever a run has a new event, so that followers look.
+    events: watch::Sender<Counts>,
     histories: Histories,
     readers: Readers,
     remote: Option<Remote>,
@@ -102,7 +111,7 @@ impl Cluster {
             sessions: std::sync::Mutex::default(),
             heard: std::sync::Mutex::default(),
             traffic: Traffic::default(),
-            events: watch::Sender::new(0),
+            events: watch::Sender::default(),
             histories: Histories::default(),
             remote,
         }));
@@ -191,12 +200,16 @@ impl Cluster {
     }
 
     /// Wakes up whenever a run has a new event.
-    pub fn events(&self) -> watch::Receiver<u64> {
+    pub fn events(&self) -> watch::Receiver<Counts> {
         self.0.events.subscribe()
     }
 
     pub(crate) fn announce(&self) {
-        self.0.events.send_modify(|n| *n += 1);
+        self.0.events.send_modify(|counts| counts.others += 1);
+    }
+
+    pub(crate) fn announce_step(&self) {
+        self.0.events.send_modify(|counts| counts.steps += 1);
     }
 
     /// Hands an event to the driver. After the driver has ended nobody needs it.

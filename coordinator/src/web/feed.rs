@@ -13,7 +13,7 @@ use tonic::Status;
 use tracing::warn;
 
 use super::message::{of_event, of_rows};
-use crate::driver::{Cluster, Command};
+use crate::driver::{Cluster, Command, Counts};
 use crate::store::{EventRow, Store};
 use crate::view;
 
@@ -101,7 +101,7 @@ async fn serve(cluster: Cluster, mut asks: mpsc::Receiver<oneshot::Sender<Welcom
 /// What is remembered from look to look while somebody watches.
 struct Looker<'a> {
     cluster: &'a Cluster,
-    changes: watch::Receiver<u64>,
+    changes: watch::Receiver<Counts>,
     sender: broadcast::Sender<Arc<News>>,
     position: u64,
     shown: ClusterView,

@@ -478,10 +478,9 @@ impl Trainer {
             let gradient = (!skip).then(|| state.gradient(lane));
             if let Some(gradient) = &gradient {
                 self.kept.insert(lane, gradient.clone());
-                out.push(Effect::Report(Report::LaneDone {
+                out.push(Effect::Report(Report::LanesDone {
                     step,
-                    lane,
-                    sums: state.sums(lane),
+                    lanes: vec![(lane, state.sums(lane))],
                     micros: lane_ms * 1000,
                 }));
             }
