@@ -75,7 +75,10 @@ fn progress(iteration: u64, start: u64, end: u64) -> f64 {
     if iteration >= end {
         return 1.0;
     }
-    iteration.saturating_sub(start) as f64 / (end - start) as f64
+    if iteration <= start {
+        return 0.0;
+    }
+    (iteration - start) as f64 / (end - start) as f64
 }
 
 /// What a step's summed gradient is multiplied with: the mean over its Σ weight, clipped by the global norm of that mean
@@ -199,6 +202,13 @@ mod tests {
                 (101, 1e-4),
             ],
         );
+    }
+
+    #[test]
+    fn wsd_without_a_decay_keeps_the_peak_to_the_end() {
+        let mut train = train(ScheduleKind::Wsd, 100, 0);
+        train.decay_steps = 0;
+        check(&train, &[(1, 1e-3), (50, 1e-3), (100, 1e-3), (101, 1e-4)]);
     }
 
     #[test]

@@ -85,26 +85,25 @@ async fn next_look(
 mod tests {
     use super::*;
 
-    /// Whether a follower looks again, that has known nothing and rests for so long, once this has happened.
-    async fn looks(rest: Duration, what: fn(&mut Counts)) -> bool {
+    /// Whether a follower, that has known nothing and rests for so long, looks again within some time once this has happened.
+    async fn looks(rest: Duration, within: Duration, what: fn(&mut Counts)) -> bool {
         let sender = watch::Sender::<Counts>::default();
         let mut news = sender.subscribe();
         let known = *news.borrow_and_update();
         sender.send_modify(what);
         let rested = Instant::now() + rest;
-        tokio::select! {
-            biased;
-            looks = next_look(&mut news, known, rested) => looks.is_ok(),
-            () = std::future::ready(()) => false,
-        }
+        let looks = tokio::time::timeout(within, next_look(&mut news, known, rested));
+        looks.await.is_ok_and(|looks| looks.is_ok())
     }
 
     #[tokio::test]
     async fn steps_wait_for_each_other_and_nothing_else_waits() {
         const HOUR: Duration = Duration::from_secs(3600);
-        assert!(!looks(HOUR, |counts| counts.steps += 1).await);
-        assert!(looks(HOUR, |counts| counts.others += 1).await);
-        assert!(looks(Duration::ZERO, |counts| counts.steps += 1).await);
+        const MINUTE: Duration = Duration::from_secs(60);
+        let moment = Duration::from_millis(20);
+        assert!(!looks(HOUR, moment, |counts| counts.steps += 1).await);
+        assert!(looks(HOUR, MINUTE, |counts| counts.others += 1).await);
+        assert!(looks(Duration::ZERO, MINUTE, |counts| counts.steps += 1).await);
     }
 
     #[tokio::test]

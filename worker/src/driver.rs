@@ -147,8 +147,9 @@ impl Driver {
     fn did(&mut self, load: u64, report: Report) -> Vec<FromWorker> {
         match &report {
             Report::LanesDone { step, lanes, .. } => {
-                let lanes: Vec<Lane> = lanes.iter().map(|(lane, _)| *lane).collect();
-                trace!(step, ?lanes, "computed");
+                for (lane, _) in lanes {
+                    trace!(step, lane, "computed a lane");
+                }
             }
             Report::Applied { step, .. } => trace!(step, "applied"),
             _ => {}

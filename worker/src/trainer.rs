@@ -407,7 +407,8 @@ impl Hooks for Listener<'_> {
         match &mut self.staying {
             Some(_) if self.rounds => {}
             Some(staying) => staying.digests.look(gradient, complete),
-            None if self.lends => {
+            // The rest is pushed as it lies, without a copy.
+            None if self.lends && complete < gradient.len() => {
                 self.exchange
                     .push_early(self.step, node, gradient, complete);
             }
@@ -518,7 +519,10 @@ impl Loaded {
 
     fn own(&mut self, step: Step, root: Arc<Gradient>) {
         let Staying { found, digests } = std::mem::take(&mut self.staying);
-        let totals = self.engine.install(|| digests.totals(&root));
+        let totals = match digests.have(root.len()) {
+            true => digests.totals(&root),
+            false => self.engine.install(|| digests.totals(&root)),
+        };
         self.own_root = Some(root);
         if let Some(found) = found {
             self.say(found);

@@ -55,25 +55,29 @@ impl RootTotals {
 pub struct RootDigests(Vec<ChunkDigest>);
 
 impl RootDigests {
-    /// Takes those of whole chunks that are new among so many elements, which do not change any more.
+    /// Takes those of chunks that are new among so many elements, which do not change any more.
     pub fn look(&mut self, root: &[f32], complete: usize) {
-        let known = self.0.len() * CHUNK_LEN;
-        let whole = complete / CHUNK_LEN * CHUNK_LEN;
-        if whole > known {
-            self.take(&root[known..whole]);
+        let chunks = match complete == root.len() {
+            true => complete.div_ceil(CHUNK_LEN),
+            false => complete / CHUNK_LEN,
+        };
+        let new = self.0.len()..chunks;
+        if !new.is_empty() {
+            let new = root[new.start * CHUNK_LEN..complete.min(new.end * CHUNK_LEN)]
+                .par_chunks(CHUNK_LEN);
+            self.0.par_extend(new.map(ChunkDigest::of));
         }
+    }
+
+    /// Whether all of a root with so many elements has been looked at.
+    pub fn have(&self, len: usize) -> bool {
+        self.0.len() == len.div_ceil(CHUNK_LEN)
     }
 
     /// The totals of the root, which is complete: the same numbers that an [`Aggregator`](super::Aggregator) finds.
     pub fn totals(mut self, root: &[f32]) -> RootTotals {
-        let known = self.0.len() * CHUNK_LEN;
-        self.take(&root[known..]);
+        self.look(root, root.len());
         RootTotals::of(&self.0)
-    }
-
-    fn take(&mut self, chunks: &[f32]) {
-        let chunks = chunks.par_chunks(CHUNK_LEN);
-        self.0.par_extend(chunks.map(ChunkDigest::of));
     }
 }
 
@@ -102,7 +106,11 @@ mod tests {
             so_far[complete..].fill(f32::NAN);
             grown.look(&so_far, complete);
             assert_eq!(grown.0.len(), complete / CHUNK_LEN);
+            assert!(!grown.have(root.len()));
         }
-        assert_eq!(grown.totals(&root), totals_of(&root));
+        let mut whole = RootDigests::default();
+        whole.look(&root, root.len());
+        assert!(whole.have(root.len()));
+        assert_eq!(whole.totals(&root), grown.totals(&root));
     }
 }

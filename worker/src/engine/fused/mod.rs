@@ -265,6 +265,9 @@ impl Pass {
                 progress(&self.gradient(), self.fused.complete_after[place - 1]);
             }
         })?;
+        if let Some(progress) = progress {
+            progress(&self.gradient(), self.fused.trained);
+        }
         let mut sums = sums.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         Ok(std::mem::take(&mut *sums))
     }

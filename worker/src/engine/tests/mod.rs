@@ -216,7 +216,7 @@ fn gradient(engine: &mut Engine, batch: &Batch) -> (f64, Vec<f32>) {
 }
 
 /// What an engine says to be complete while backward goes on must be what the gradient has in the end, in one pass and when
-/// a second micro-batch is added; and there must be more of it after each block.
+/// a second micro-batch is added; and there must be more of it after each block, and all of it in the end.
 fn complete_early(engine: &mut Engine, batch: &Batch) {
     let blocks = engine.model().num_hidden_layers;
     let mut gradient = Gradient::default();
@@ -236,7 +236,8 @@ fn complete_early(engine: &mut Engine, batch: &Batch) {
                 found.expect("a gradient");
             }
         }
-        assert_eq!(told.len(), blocks);
+        assert_eq!(told.len(), blocks + 1);
+        assert!(told.pop().is_some_and(|all| all == gradient[..]));
         let mut before = 0;
         for part in told {
             assert!(part.len() > before && part.len() <= gradient.len());
