@@ -30,7 +30,7 @@ use crate::tree::{Node, Tree};
 use data::{Check, Form, Stamp, Waiting};
 
 pub use data::Data;
-pub use digests::{ChunkDigest, RootDigests, RootTotals, totals_of};
+pub use digests::{ChunkDigest, RootDigests, RootTotals, squares_of, totals_of};
 pub use duty::{Duty, Passed};
 pub use error::OfferError;
 pub use nodes::{NodeRounding, Rounding, add_all, encode, leaf, parent};

@@ -268,6 +268,14 @@ pub fn chunks_range(chunks: &Range<u32>, len: usize) -> Option<Range<usize>> {
     there.then(|| first * CHUNK_LEN..(below * CHUNK_LEN).min(len))
 }
 
+/// Of the first elements of a buffer of `len`, so many as are complete: those in chunks that are.
+pub fn in_complete_chunks(complete: usize, len: usize) -> usize {
+    match complete == len {
+        true => len,
+        false => complete / CHUNK_LEN * CHUNK_LEN,
+    }
+}
+
 /// Elements of chunk `index` of a buffer of `len` elements.
 pub fn chunk_range(index: usize, len: usize) -> Range<usize> {
     let start = index * CHUNK_LEN;

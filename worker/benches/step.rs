@@ -16,15 +16,14 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_common::floats::sum_of_squares;
-use cohort_common::layout::CHUNK_LEN;
+use cohort_common::aggregate::squares_of;
 use cohort_common::rng::philox;
+use cohort_common::schedule::clipped_scale;
 use cohort_common::spec::{
     Architecture, ModelConfig, Payload, Precision, ScheduleKind, TrainConfig,
 };
 use cohort_common::tree::Node;
 use cohort_worker::engine::{Batch, DeviceChoice, Engine, Gradient, Site, Update};
-use rayon::prelude::*;
 
 /// The allocator of the `cohort` binary, so that the figures are the product's.
 #[global_allocator]
@@ -88,8 +87,8 @@ fn case(name: &'static str) -> Case {
 struct How {
     precision: Precision,
     gradient_checkpointing: bool,
-    /// Whether the gradient is clipped by its norm.
-    clips: bool,
+    /// Whether the gradient is clipped by its norm, and speed is told by stretches.
+    as_a_run: bool,
 }
 
 fn train(how: How) -> TrainConfig {
@@ -161,7 +160,8 @@ struct Training {
     engine: Engine,
     batches: Vec<Batch>,
     gradient: Gradient,
-    clips: bool,
+    /// By what the gradient is clipped.
+    clip: Option<TrainConfig>,
     step: u64,
 }
 
@@ -175,7 +175,7 @@ impl Training {
             engine,
             batches: batches(case, lanes),
             gradient: Gradient::default(),
-            clips: how.clips,
+            clip: how.as_a_run.then_some(train),
             step: 0,
         }
     }
@@ -211,15 +211,11 @@ impl Training {
 
     /// By what the update multiplies the gradient.
     fn scale(&self, gradient: &[f32], weight: f64) -> f64 {
-        if !self.clips {
+        let Some(train) = &self.clip else {
             return 1.0 / weight;
-        }
-        let squares = || {
-            let chunks = gradient.par_chunks(CHUNK_LEN).map(sum_of_squares);
-            chunks.collect::<Vec<f64>>().iter().sum::<f64>()
         };
-        let norm = self.engine.install(squares).sqrt() / weight;
-        1.0 / (weight * norm.max(1.0))
+        let squares = self.engine.install(|| squares_of(gradient));
+        clipped_scale(train, squares.sqrt() / weight, weight)
     }
 
     /// One step: its seconds, and of those the update's.
@@ -259,7 +255,7 @@ fn measure(case: &Case, lanes: usize, place: Place, budget: Duration, how: How) 
         updates.push(update);
     }
     let mean = |stretch: &[f64]| stretch.iter().sum::<f64>() / stretch.len() as f64;
-    let steps = match how.clips {
+    let steps = match how.as_a_run {
         true => {
             let each = (steps.len() / 20).max(1);
             steps.chunks_exact(each).map(mean).collect()
@@ -405,7 +401,7 @@ fn main() {
         let how = How {
             precision: Precision::Bf16,
             gradient_checkpointing: true,
-            clips: true,
+            as_a_run: true,
         };
         measure(&case("a"), 4, place, Duration::ZERO, how);
         return;
@@ -432,7 +428,7 @@ fn main() {
             false => Precision::F32,
         },
         gradient_checkpointing: given("--gradient-checkpointing"),
-        clips: given("--as-a-run"),
+        as_a_run: given("--as-a-run"),
     };
     let json = given("--json");
     if args.iter().any(|arg| arg == "lanes") {

@@ -124,7 +124,7 @@ impl Driver {
         }
     }
 
-    /// Waits for the next that happens on this side, and takes it in. Says what is to be said.
+    /// Waits for the next thing that happens on this side, and takes it in. Says what is to be said.
     pub async fn next(&mut self) -> Vec<FromWorker> {
         tokio::select! {
             report = self.reports.recv() => {

@@ -5,11 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_common::aggregate::{Rounding, leaf, parent};
+use cohort_common::aggregate::{Rounding, leaf, parent, squares_of};
 use cohort_common::cluster::messages::LaneSums;
-use cohort_common::floats::{are_finite, sum_of_squares};
+use cohort_common::floats::are_finite;
 use cohort_common::ids::{Lane, Step};
-use cohort_common::layout::CHUNK_LEN;
+use cohort_common::layout::{CHUNK_LEN, in_complete_chunks};
 use cohort_common::schedule::{clipped_scale, inner_learning_rate};
 use cohort_common::spec::TrainConfig;
 use cohort_common::tree::Node;
@@ -66,8 +66,8 @@ pub trait Hooks: Send {
     /// A node is complete whose sibling is not, because a lane of it was skipped: it goes out by itself.
     fn part(&mut self, _node: Node, _sum: Gradient) {}
 
-    /// So many elements of a node's gradient, from the first on, are finite and what they will be, while the rest is computed. Not
-    /// told where what is not finite is tolerated, as that changes all of it.
+    /// So many elements of a node's gradient, from the first on, are finite and what they will be but for rounding, while the rest is
+    /// computed; and at last all. Not told where what is not finite is tolerated, as that changes all of it.
     fn progress(&mut self, _node: Node, _gradient: &Gradient, _complete: usize) {}
 
     /// The lanes of a node are computed in one pass, which took so long.
@@ -274,7 +274,7 @@ impl Work<'_> {
                 continue;
             }
             count += 1;
-            let norm = self.engine.install(|| squares(gradient)).sqrt() / found.weight;
+            let norm = self.engine.install(|| squares_of(gradient)).sqrt() / found.weight;
             if !norm.is_finite() {
                 let finite = Finite::default();
                 self.check_finite(Node::leaf(lane), gradient, finite, &[found], batches)?;
@@ -319,10 +319,9 @@ impl Work<'_> {
         found: &[LaneSums],
         batches: &[(Batch, Vec<u64>)],
     ) -> Result<(), Stop> {
-        let bad = match gradient.len() - finite.0 {
-            // Not worth a way to the pool's threads and back.
-            ..=CHUNK_LEN => (!are_finite(&gradient[finite.0..])).then_some(finite.0),
-            _ => self.engine.install(|| finite.first_that_is_not(gradient)),
+        let bad = match finite.0 == gradient.len() {
+            true => None,
+            false => self.engine.install(|| finite.first_that_is_not(gradient)),
         };
         if self.tolerant {
             if bad.is_some() || found.iter().any(|sums| !sums.loss.is_finite()) {
@@ -344,14 +343,14 @@ impl Work<'_> {
     }
 }
 
-/// How many elements of a gradient are known to be finite, from the first on: whole chunks.
+/// How many elements of a gradient are known to be finite, from the first on, in chunks that are complete.
 #[derive(Clone, Copy, Debug, Default)]
 struct Finite(usize);
 
 impl Finite {
     /// Looks at what is new of so many elements that are complete, while they are in the cache.
     fn look(&mut self, gradient: &[f32], complete: usize) -> usize {
-        let whole = complete / CHUNK_LEN * CHUNK_LEN;
+        let whole = in_complete_chunks(complete, gradient.len());
         if whole > self.0 {
             self.0 = self.first_that_is_not(&gradient[..whole]).unwrap_or(whole);
         }
@@ -366,13 +365,6 @@ impl Finite {
             .position_first(|chunk| !are_finite(chunk));
         bad.map(|chunk| self.0 + chunk * CHUNK_LEN)
     }
-}
-
-/// Σ x², chunks combined in index order.
-fn squares(gradient: &[f32]) -> f64 {
-    use rayon::prelude::*;
-    let chunks = gradient.par_chunks(CHUNK_LEN).map(sum_of_squares);
-    chunks.collect::<Vec<f64>>().iter().sum()
 }
 
 /// Sums of a lane; a loss that is not finite is always the same NaN.
@@ -410,6 +402,11 @@ mod tests {
             assert_eq!(finite.first_that_is_not(&gradient), Some(chunk));
             assert_eq!(Finite::default().first_that_is_not(&gradient), Some(chunk));
         }
+        let mut clean = Finite::default();
+        assert_eq!(
+            clean.look(&[1.0; CHUNK_LEN + 3], CHUNK_LEN + 3),
+            CHUNK_LEN + 3
+        );
         // What follows is not told to be finite, however much is complete.
         assert_eq!(finite.look(&gradient, gradient.len()), 2 * CHUNK_LEN);
         assert_eq!(finite.look(&gradient, gradient.len()), 2 * CHUNK_LEN);

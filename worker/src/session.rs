@@ -145,7 +145,6 @@ pub async fn serve(
         heartbeat: at_least_10(welcome.heartbeat_ms),
         last_said: tokio::time::Instant::now(),
         late: Vec::new(),
-        late_since: None,
         started: Instant::now(),
         last_beat: Instant::now(),
     };
@@ -221,9 +220,8 @@ struct Session {
     /// How long this worker may say nothing.
     heartbeat: Duration,
     last_said: tokio::time::Instant,
-    /// What nobody waits for: it goes out with the next that somebody does.
-    late: Vec<v1::FromWorker>,
-    late_since: Option<tokio::time::Instant>,
+    /// What nobody waits for, and since when it is there: it goes out with the next that somebody does.
+    late: Vec<(tokio::time::Instant, v1::FromWorker)>,
     started: Instant,
     last_beat: Instant,
 }
@@ -236,22 +234,20 @@ impl Session {
                 state_hash: None, ..
             } = message
             {
-                self.late.push(wire::from_worker(message));
-                self.late_since
-                    .get_or_insert_with(tokio::time::Instant::now);
-                continue;
+                let now = tokio::time::Instant::now();
+                self.late.push((now, wire::from_worker(message)));
+            } else {
+                self.say_late()?;
+                self.send(&wire::from_worker(message))?;
             }
-            self.say_late()?;
-            self.send(&wire::from_worker(message))?;
         }
         Ok(())
     }
 
     /// Queues what could wait. Says whether there was anything.
     fn say_late(&mut self) -> Result<bool, Error> {
-        self.late_since = None;
         let late = std::mem::take(&mut self.late);
-        for message in &late {
+        for (_, message) in &late {
             self.send(message)?;
         }
         Ok(!late.is_empty())
@@ -268,7 +264,8 @@ impl Session {
     /// When something has to be said, whatever it is.
     fn due(&self) -> tokio::time::Instant {
         let beat = self.last_said + self.heartbeat;
-        self.late_since.map_or(beat, |since| beat.min(since + LATE))
+        let oldest = self.late.first();
+        oldest.map_or(beat, |(since, _)| beat.min(*since + LATE))
     }
 
     fn send(&mut self, message: &v1::FromWorker) -> Result<(), Error> {

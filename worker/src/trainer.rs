@@ -3,6 +3,7 @@
 //! computed for the next step stays until the commit, so that it can be delivered again in another session.
 
 mod divided;
+mod listening;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -10,10 +11,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use bytes::Bytes;
-use cohort_common::aggregate::RootDigests;
 use cohort_common::checkpoint::bytes_of;
 use cohort_common::cluster::Keeper;
 use cohort_common::cluster::messages::{Commit, Found, LaneSums};
@@ -39,6 +38,7 @@ use crate::kept::{self, Kept};
 use crate::lanes::{Hooks, Stop, Work};
 use crate::state::Fetched;
 use divided::kept_error;
+use listening::{Listener, Staying};
 
 /// Pieces of a snapshot that wait for the connection.
 const PIECES: usize = 4;
@@ -191,15 +191,6 @@ struct Loaded {
     out: Reports,
 }
 
-/// What becomes known of a root that stays here while it is computed.
-#[derive(Default)]
-struct Staying {
-    /// What its lanes have found, if they were computed in one pass: it is said with the root.
-    found: Option<Report>,
-    /// Of what is complete.
-    digests: RootDigests,
-}
-
 /// What there is of the next step.
 #[derive(Default)]
 struct Computed {
@@ -340,128 +331,6 @@ impl Trainer {
     }
 }
 
-/// What the trainer does while a node is computed.
-struct Listener<'a> {
-    load: u64,
-    step: Step,
-    out: &'a Reports,
-    signals: &'a Signals,
-    computed: &'a mut Computed,
-    exchange: &'a ExchangeClient,
-    /// The node that is computed.
-    node: Node,
-    /// Whether others read the nodes.
-    lends: bool,
-    /// Where the node is the root of this worker alone: what becomes known of it.
-    staying: Option<&'a mut Staying>,
-    /// Whether nodes are rounded when they are complete.
-    rounds: bool,
-    /// Tokens of a lane.
-    tokens: u64,
-}
-
-impl Hooks for Listener<'_> {
-    fn go_on(&self) -> Result<(), Stop> {
-        if self.signals.cancelled.load(Ordering::Acquire) {
-            return Err(Stop::Cancelled);
-        }
-        match self.signals.committed.load(Ordering::Acquire) >= self.step {
-            true => Err(Stop::Obsolete),
-            false => Ok(()),
-        }
-    }
-
-    fn skips(&self, lane: Lane) -> bool {
-        self.signals.skips(self.step, lane)
-    }
-
-    fn keeps_part(&self, node: Node) -> bool {
-        self.computed
-            .nodes
-            .iter()
-            .any(|(kept, _)| node.contains(*kept))
-    }
-
-    fn kept(&mut self, node: Node) -> Option<Gradient> {
-        let found = self.computed.nodes.iter().find(|(n, _)| *n == node)?;
-        let sum = found.1.to_vec().into();
-        self.say_lanes(node);
-        Some(sum)
-    }
-
-    fn part(&mut self, node: Node, sum: Gradient) {
-        let sum = Arc::new(sum);
-        self.computed.nodes.push((node, sum.clone()));
-        self.exchange.push(self.step, node, sum);
-    }
-
-    fn buffer(&mut self) -> Gradient {
-        let lent = self.lends.then(|| self.exchange.buffer()).flatten();
-        lent.unwrap_or_default()
-    }
-
-    fn progress(&mut self, node: Node, gradient: &Gradient, complete: usize) {
-        if node != self.node {
-            return;
-        }
-        match &mut self.staying {
-            Some(_) if self.rounds => {}
-            Some(staying) => staying.digests.look(gradient, complete),
-            // The rest is pushed as it lies, without a copy.
-            None if self.lends && complete < gradient.len() => {
-                self.exchange
-                    .push_early(self.step, node, gradient, complete);
-            }
-            None => {}
-        }
-    }
-
-    fn computed(&mut self, node: Node, time: Duration) {
-        let lanes = u64::from(node.size);
-        let observer = self.exchange.observer();
-        observer.meter.computed(lanes, lanes * self.tokens, time);
-        if let Some(span) = observer.spans.begin(self.step) {
-            span.ago(time).end_lanes("lane", node);
-        }
-    }
-
-    fn done(&mut self, lanes: &[(Lane, LaneSums)], time: Duration) {
-        let micros = time.as_micros() as u64;
-        let kept = lanes.iter().map(|(lane, sums)| (*lane, (*sums, micros)));
-        self.computed.lanes.extend(kept);
-        let report = self.report(lanes.to_vec(), micros);
-        match &mut self.staying {
-            Some(staying) if lanes.len() == self.node.size as usize => staying.found = Some(report),
-            _ => self.say(report),
-        }
-    }
-}
-
-impl Listener<'_> {
-    fn report(&self, lanes: Vec<(Lane, LaneSums)>, micros: u64) -> Report {
-        let step = self.step;
-        Report::LanesDone {
-            step,
-            lanes,
-            micros,
-        }
-    }
-
-    fn say(&self, report: Report) {
-        // A driver that is gone ends the process.
-        let _ = self.out.blocking_send((self.load, report));
-    }
-
-    /// Says again what lanes of a kept node have found.
-    fn say_lanes(&self, node: Node) {
-        for lane in node.lanes() {
-            if let Some(&(sums, micros)) = self.computed.lanes.get(&lane) {
-                self.say(self.report(vec![(lane, sums)], micros));
-            }
-        }
-    }
-}
-
 impl Loaded {
     fn say(&self, report: Report) {
         // A driver that is gone ends the process.
@@ -519,7 +388,7 @@ impl Loaded {
 
     fn own(&mut self, step: Step, root: Arc<Gradient>) {
         let Staying { found, digests } = std::mem::take(&mut self.staying);
-        let totals = match digests.have(root.len()) {
+        let totals = match digests.known(root.len()) == root.len() {
             true => digests.totals(&root),
             false => self.engine.install(|| digests.totals(&root)),
         };

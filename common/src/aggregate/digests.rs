@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::floats::{bytes_of, sum_of_squares};
-use crate::layout::CHUNK_LEN;
+use crate::layout::{CHUNK_LEN, in_complete_chunks};
 
 /// What a commit wants to know of a chunk's root.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,21 +57,16 @@ pub struct RootDigests(Vec<ChunkDigest>);
 impl RootDigests {
     /// Takes those of chunks that are new among so many elements, which do not change any more.
     pub fn look(&mut self, root: &[f32], complete: usize) {
-        let chunks = match complete == root.len() {
-            true => complete.div_ceil(CHUNK_LEN),
-            false => complete / CHUNK_LEN,
-        };
-        let new = self.0.len()..chunks;
+        let new = self.known(root.len())..in_complete_chunks(complete, root.len());
         if !new.is_empty() {
-            let new = root[new.start * CHUNK_LEN..complete.min(new.end * CHUNK_LEN)]
-                .par_chunks(CHUNK_LEN);
-            self.0.par_extend(new.map(ChunkDigest::of));
+            let chunks = root[new].par_chunks(CHUNK_LEN);
+            self.0.par_extend(chunks.map(ChunkDigest::of));
         }
     }
 
-    /// Whether all of a root with so many elements has been looked at.
-    pub fn have(&self, len: usize) -> bool {
-        self.0.len() == len.div_ceil(CHUNK_LEN)
+    /// Elements of a root of `len` that have been looked at.
+    pub fn known(&self, len: usize) -> usize {
+        len.min(self.0.len() * CHUNK_LEN)
     }
 
     /// The totals of the root, which is complete: the same numbers that an [`Aggregator`](super::Aggregator) finds.
@@ -79,6 +74,12 @@ impl RootDigests {
         self.look(root, root.len());
         RootTotals::of(&self.0)
     }
+}
+
+/// Σ x² over a gradient, chunks combined in index order. On rayon's current pool.
+pub fn squares_of(gradient: &[f32]) -> f64 {
+    let chunks = gradient.par_chunks(CHUNK_LEN).map(sum_of_squares);
+    chunks.collect::<Vec<f64>>().iter().sum()
 }
 
 /// The totals of a complete root.
@@ -106,11 +107,11 @@ mod tests {
             so_far[complete..].fill(f32::NAN);
             grown.look(&so_far, complete);
             assert_eq!(grown.0.len(), complete / CHUNK_LEN);
-            assert!(!grown.have(root.len()));
+            assert!(grown.known(root.len()) < root.len());
         }
         let mut whole = RootDigests::default();
         whole.look(&root, root.len());
-        assert!(whole.have(root.len()));
+        assert_eq!(whole.known(root.len()), root.len());
         assert_eq!(whole.totals(&root), grown.totals(&root));
     }
 }

@@ -448,16 +448,17 @@ impl WorkerMachine {
                 if step == held.step + 1 {
                     held.lanes.extend(lanes.iter().map(|(lane, _)| *lane));
                 }
-                let said = lanes.into_iter().filter(|_| self.up);
-                out.extend(said.map(|(lane, sums)| {
-                    Order::Say(FromWorker::LaneDone {
-                        run: run.clone(),
-                        step,
-                        lane,
-                        sums,
-                        micros,
-                    })
-                }));
+                if self.up {
+                    out.extend(lanes.into_iter().map(|(lane, sums)| {
+                        Order::Say(FromWorker::LaneDone {
+                            run: run.clone(),
+                            step,
+                            lane,
+                            sums,
+                            micros,
+                        })
+                    }));
+                }
                 return;
             }
             Report::RootReady { step, totals } => FromWorker::RootReady { run, step, totals },
