@@ -332,8 +332,10 @@ fn chains<const CHAINS: usize, const WIDTH: usize>(rounds: usize, seed: f32) -> 
     let (factor, summand) = (black_box(0.999), black_box(seed));
     let mut sums = [[seed; WIDTH]; CHAINS];
     for _ in 0..rounds {
-        for sum in sums.iter_mut().flatten() {
-            *sum = sum.mul_add(factor, summand);
+        for sum in &mut sums {
+            for sum in sum {
+                *sum = sum.mul_add(factor, summand);
+            }
         }
     }
     sums.iter().flatten().sum()

@@ -1,5 +1,4 @@
-//! The innermost loops: a few rows of a result, up to [`PANEL`] columns wide, kept in registers while the inner
-//! dimension runs.
+//! The innermost loops: a few rows of a result, up to a strip wide, kept in registers while the inner dimension runs.
 //!
 //! Each instruction set has its own tile, but all compute an element in the same way (see [`super`]), so the choice is
 //! one of speed alone.
@@ -11,37 +10,49 @@ use crate::engine::ops::simd::{InstructionSet, fma, instruction_set};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-/// Columns of a packed panel.
+/// Columns of a packed panel: one strip of the widest kernel, or several.
 pub const PANEL: usize = 64;
 
 /// Rows of the largest tile.
 pub const ROWS: usize = 6;
 
-/// How far ahead the right operand is fetched, in rows of a panel.
+/// How far ahead a right operand that does not stay in the first cache is fetched, in rows.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8;
 
-/// Where the operands of one panel lie: element (i, p) of the left one at `a + i * a_row + p * a_col`, one of the two
-/// steps being 1; row p of the right one at `b + p * b_row`, its columns adjacent and readable up to a whole vector.
+/// Columns of a right operand that lie side by side: as many as the widest tile of this processor has. All rows of one
+/// strip are read, tile after tile, before the next strip's, so that a strip of a few vectors stays in the first cache.
+pub fn strip() -> usize {
+    match instruction_set() {
+        InstructionSet::Avx512 => 4 * 16,
+        InstructionSet::Avx2 | InstructionSet::Baseline => 2 * 8,
+    }
+}
+
+/// Where the operands of one panel lie: element (i, p) of tile t of the left one at `a + t * a_tile + i * a_row + p * a_col`,
+/// one of the last two steps being 1; row p of strip s of the right one at `b + s * b_strip + p * strip()`, its columns
+/// adjacent and readable up to a whole vector.
 #[derive(Clone, Copy)]
 pub struct Operands {
     pub depth: usize,
     pub a: *const f32,
+    pub a_tile: usize,
     pub a_row: usize,
     pub a_col: usize,
     pub b: *const f32,
-    pub b_row: usize,
+    pub b_strip: usize,
     pub scale: f32,
 }
 
-/// `c = scale * a b` or `c += scale * a b` for at most [`ROWS`] rows and [`PANEL`] columns, rows of c `step` apart.
+/// `c = scale * a b` or `c += scale * a b` for some rows, in tiles of [`ROWS`], and at most [`PANEL`] columns, rows of c
+/// `step` apart.
 ///
 /// # Safety
 ///
 /// All elements named by `o` must be readable; those of c writable, initialised if `add`, and nobody else's.
 #[inline]
 pub unsafe fn panel(o: Operands, rows: usize, cols: usize, c: *mut f32, step: usize, add: bool) {
-    debug_assert!(rows <= ROWS && cols <= PANEL && (o.a_row == 1 || o.a_col == 1));
+    debug_assert!(cols <= PANEL && (o.a_row == 1 || o.a_col == 1));
     // SAFETY: the caller's promise; the processor was found to have the instructions.
     unsafe {
         match instruction_set() {
@@ -49,7 +60,7 @@ pub unsafe fn panel(o: Operands, rows: usize, cols: usize, c: *mut f32, step: us
             InstructionSet::Avx512 => avx512(o, rows, cols, c, step, add),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => avx2(o, rows, cols, c, step, add),
-            _ => cut::<Portable, 2>(o, rows, cols, c, step, add),
+            _ => strips::<Portable, 2>(o, rows, cols, c, step, add),
         }
     }
 }
@@ -58,14 +69,14 @@ pub unsafe fn panel(o: Operands, rows: usize, cols: usize, c: *mut f32, step: us
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
 unsafe fn avx512(o: Operands, rows: usize, cols: usize, c: *mut f32, step: usize, add: bool) {
     // SAFETY: the caller's promise.
-    unsafe { cut::<__m512, 4>(o, rows, cols, c, step, add) }
+    unsafe { strips::<__m512, 4>(o, rows, cols, c, step, add) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(o: Operands, rows: usize, cols: usize, c: *mut f32, step: usize, add: bool) {
     // SAFETY: the caller's promise.
-    unsafe { cut::<__m256, 2>(o, rows, cols, c, step, add) }
+    unsafe { strips::<__m256, 2>(o, rows, cols, c, step, add) }
 }
 
 /// A register of f32. Every method needs the instructions of its type, and memory for `LEN` elements.
@@ -162,9 +173,36 @@ impl Vector for Portable {
     }
 }
 
-/// Cuts a panel into tiles of at most `NV` vectors. Columns that do not fill a vector go through memory of their own.
+/// Cuts a panel into strips of `NV` vectors, and these into tiles.
 #[inline(always)]
-unsafe fn cut<V: Vector, const NV: usize>(
+unsafe fn strips<V: Vector, const NV: usize>(
+    o: Operands,
+    rows: usize,
+    cols: usize,
+    c: *mut f32,
+    step: usize,
+    add: bool,
+) {
+    for first in (0..cols).step_by(NV * V::LEN) {
+        let wide = (cols - first).min(NV * V::LEN);
+        for row in (0..rows).step_by(ROWS) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let o = Operands {
+                    a: o.a.add(row / ROWS * o.a_tile),
+                    b: o.b.add(first / (NV * V::LEN) * o.b_strip),
+                    ..o
+                };
+                let c = c.add(row * step + first);
+                tile::<V, NV>(o, ROWS.min(rows - row), wide, c, step, add);
+            }
+        }
+    }
+}
+
+/// A tile of at most [`ROWS`] rows and `NV` vectors. Columns that do not fill a vector go through memory of their own.
+#[inline(always)]
+unsafe fn tile<V: Vector, const NV: usize>(
     o: Operands,
     rows: usize,
     cols: usize,
@@ -174,18 +212,18 @@ unsafe fn cut<V: Vector, const NV: usize>(
 ) {
     let whole = cols.is_multiple_of(V::LEN);
     let mut own = MaybeUninit::<[f32; ROWS * PANEL]>::uninit();
-    // SAFETY: within the panel that the caller vouches for; the right operand's last vector is readable whole.
+    // SAFETY: within the tile that the caller vouches for; the right operand's last vector is readable whole.
     unsafe {
         let (to, to_step) = match whole {
             true => (c, step),
-            false => (own.as_mut_ptr().cast::<f32>(), PANEL),
+            false => (own.as_mut_ptr().cast::<f32>(), NV * V::LEN),
         };
         if !whole {
-            to.write_bytes(0, ROWS * PANEL);
+            to.write_bytes(0, ROWS * to_step);
         }
         if !whole && add {
             for row in 0..rows {
-                to.add(row * PANEL)
+                to.add(row * to_step)
                     .copy_from_nonoverlapping(c.add(row * step), cols);
             }
         }
@@ -203,24 +241,24 @@ unsafe fn cut<V: Vector, const NV: usize>(
             };
             let to = to.add(done * V::LEN);
             match n {
-                2 => tiles::<V, 2>(o, rows, to, to_step, add),
-                1 => tiles::<V, 1>(o, rows, to, to_step, add),
-                _ => tiles::<V, NV>(o, rows, to, to_step, add),
+                2 => part::<V, 2, NV>(o, rows, to, to_step, add),
+                1 => part::<V, 1, NV>(o, rows, to, to_step, add),
+                _ => part::<V, NV, NV>(o, rows, to, to_step, add),
             }
             done += n;
         }
         if !whole {
             for row in 0..rows {
                 c.add(row * step)
-                    .copy_from_nonoverlapping(to.add(row * PANEL), cols);
+                    .copy_from_nonoverlapping(to.add(row * to_step), cols);
             }
         }
     }
 }
 
-/// Cuts rows into tiles of a few sizes: each size is code of its own.
+/// Cuts the rows of a tile into parts of a few sizes: each size is code of its own.
 #[inline(always)]
-unsafe fn tiles<V: Vector, const N: usize>(
+unsafe fn part<V: Vector, const N: usize, const NV: usize>(
     o: Operands,
     rows: usize,
     c: *mut f32,
@@ -237,20 +275,21 @@ unsafe fn tiles<V: Vector, const N: usize>(
             };
             let c = c.add(done * step);
             done += match (rows - done, o.a_col == 1) {
-                (6.., true) => run::<V, 6, N, true>(o, c, step, add),
-                (6.., false) => run::<V, 6, N, false>(o, c, step, add),
-                (3.., true) => run::<V, 3, N, true>(o, c, step, add),
-                (3.., false) => run::<V, 3, N, false>(o, c, step, add),
-                (_, true) => run::<V, 1, N, true>(o, c, step, add),
-                (_, false) => run::<V, 1, N, false>(o, c, step, add),
+                (6.., true) => run::<V, 6, N, NV, true>(o, c, step, add),
+                (6.., false) => run::<V, 6, N, NV, false>(o, c, step, add),
+                (3.., true) => run::<V, 3, N, NV, true>(o, c, step, add),
+                (3.., false) => run::<V, 3, N, NV, false>(o, c, step, add),
+                (_, true) => run::<V, 1, N, NV, true>(o, c, step, add),
+                (_, false) => run::<V, 1, N, NV, false>(o, c, step, add),
             };
         }
     }
 }
 
-/// One tile; returns its rows. `BY_ROWS`: the left operand's rows are contiguous; else its columns are.
+/// `M` rows and `N` vectors of a strip of `NV`; returns the rows. `BY_ROWS`: the left operand's rows are contiguous; else
+/// its columns are.
 #[inline(always)]
-unsafe fn run<V: Vector, const M: usize, const N: usize, const BY_ROWS: bool>(
+unsafe fn run<V: Vector, const M: usize, const N: usize, const NV: usize, const BY_ROWS: bool>(
     o: Operands,
     c: *mut f32,
     step: usize,
@@ -272,7 +311,9 @@ unsafe fn run<V: Vector, const M: usize, const N: usize, const BY_ROWS: bool>(
             for (j, right) in right.iter_mut().enumerate() {
                 *right = V::load(b.add(j * V::LEN));
                 #[cfg(target_arch = "x86_64")]
-                V::fetch(b.wrapping_add(j * V::LEN + AHEAD * PANEL));
+                if NV * V::LEN == PANEL {
+                    V::fetch(b.wrapping_add(j * V::LEN + AHEAD * PANEL));
+                }
             }
             for i in 0..M {
                 let left = V::splat(match BY_ROWS {
@@ -286,7 +327,7 @@ unsafe fn run<V: Vector, const M: usize, const N: usize, const BY_ROWS: bool>(
             for a in &mut a {
                 *a = a.wrapping_add(o.a_col);
             }
-            b = b.wrapping_add(o.b_row);
+            b = b.wrapping_add(NV * V::LEN);
         }
         let scale = V::splat(o.scale);
         for (i, sums) in sums.iter().enumerate() {
@@ -315,30 +356,39 @@ mod tests {
             return;
         }
         for depth in [1, 7, 256] {
-            let (a, b, before) = (
-                random(6 * depth, 1),
-                random(depth * PANEL, 2),
-                random(6 * PANEL, 3),
-            );
+            let (a, before) = (random(12 * depth, 1), random(12 * PANEL, 3));
+            let b = random(depth * PANEL, 2);
+            // The same columns in strips of 16.
+            let mut strips = Vec::new();
+            for first in (0..PANEL).step_by(16) {
+                b.chunks_exact(PANEL)
+                    .for_each(|row| strips.extend(&row[first..first + 16]));
+            }
             for (rows, cols) in
-                (1..=ROWS).flat_map(|rows| [1, 8, 17, 33, 64].map(|cols| (rows, cols)))
+                (1..=2 * ROWS).flat_map(|rows| [1, 8, 17, 33, 64].map(|cols| (rows, cols)))
             {
                 for add in [false, true] {
-                    for (a_row, a_col) in [(depth, 1), (1, 6)] {
+                    for (a_tile, a_row, a_col) in [(6 * depth, depth, 1), (6 * depth, 1, 6)] {
                         let o = Operands {
                             depth,
                             a: a.as_ptr(),
+                            a_tile,
                             a_row,
                             a_col,
                             b: b.as_ptr(),
-                            b_row: PANEL,
+                            b_strip: 0,
                             scale: 0.3,
+                        };
+                        let in_strips = Operands {
+                            b: strips.as_ptr(),
+                            b_strip: 16 * depth,
+                            ..o
                         };
                         let (mut wide, mut narrow) = (before.clone(), before.clone());
                         // SAFETY: the buffers hold whole tiles, and the processor has both instruction sets.
                         unsafe {
                             avx512(o, rows, cols, wide.as_mut_ptr(), PANEL, add);
-                            avx2(o, rows, cols, narrow.as_mut_ptr(), PANEL, add);
+                            avx2(in_strips, rows, cols, narrow.as_mut_ptr(), PANEL, add);
                         }
                         assert!(wide == narrow, "{rows} x {cols}, depth {depth}");
                     }

@@ -342,38 +342,27 @@ unsafe fn product(
             pack::pack_left(left, a);
             &*left
         });
+        let (from, a_tile, a_row, a_col) = match packed {
+            Some(left) => (left, ROWS * depth, 1, ROWS),
+            None => (a.data, ROWS * a.row_stride, a.row_stride, a.col_stride),
+        };
         for panel in panels.clone() {
             let (right, cols) = b.at(panel, start);
-            for row in (0..a.rows).step_by(ROWS) {
-                let (from, a_row, a_col) = match packed {
-                    Some(left) => (left[row * depth..].as_ptr(), 1, ROWS),
-                    None => {
-                        let a = a.rows_of(row, 1);
-                        (a.data.as_ptr(), a.row_stride, a.col_stride)
-                    }
-                };
-                let o = Operands {
-                    depth,
-                    a: from,
-                    a_row,
-                    a_col,
-                    b: right,
-                    b_row: PANEL,
-                    scale,
-                };
-                // SAFETY: the left operand's elements lie in its slice, the right one's in whole panels, and the
-                // caller answers for `out`.
-                unsafe {
-                    let to = out.add(row * stride + (panel - panels.start) * PANEL);
-                    kernel::panel(
-                        o,
-                        ROWS.min(a.rows - row),
-                        cols,
-                        to,
-                        stride,
-                        add || start > 0,
-                    );
-                }
+            let o = Operands {
+                depth,
+                a: from.as_ptr(),
+                a_tile,
+                a_row,
+                a_col,
+                b: right,
+                b_strip: b.strip_len(),
+                scale,
+            };
+            // SAFETY: the left operand's elements lie in its slice, the right one's in whole panels, and the caller
+            // answers for `out`.
+            unsafe {
+                let to = out.add((panel - panels.start) * PANEL);
+                kernel::panel(o, a.rows, cols, to, stride, add || start > 0);
             }
         }
     }

@@ -1,17 +1,19 @@
 //! Operands in the order in which the kernels read them.
 
-use super::kernel::{PANEL, ROWS};
+use super::kernel::{PANEL, ROWS, strip};
 use super::transpose::{LINE, transpose, transpose_tile};
 use super::{Matrix, Precision, bf16, packed_rows};
 use rayon::prelude::*;
 
-/// A right operand in panels of 64 columns, the last filled up with zeros: `[panel][depth][64]`, or in bfloat16
-/// `[panel][pair of terms][64]`.
+/// A right operand in panels of 64 columns, each in strips that suit the kernel: `[panel][strip][depth][columns of a strip]`,
+/// the last strip in use filled up with zeros; or in bfloat16 `[panel][pair of terms][64]`.
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {
     data: &'a [f32],
     /// Rows from one panel to the next.
     stride: usize,
+    /// Columns that lie side by side.
+    strip: usize,
     pub precision: Precision,
     pub depth: usize,
     pub cols: usize,
@@ -76,6 +78,10 @@ impl<'a> Panels<'a> {
         Self {
             data: out,
             stride: packed_rows(precision, depth),
+            strip: match precision {
+                Precision::F32 => strip(),
+                Precision::Bf16 => PANEL,
+            },
             precision,
             depth,
             cols,
@@ -104,36 +110,46 @@ impl<'a> Panels<'a> {
         self.cols.div_ceil(PANEL)
     }
 
-    /// Where row `row` of panel `index` begins, and how many columns the panel has.
+    /// Where row `row` of panel `index` begins in its first strip, and how many columns the panel has.
     pub fn at(&self, index: usize, row: usize) -> (*const f32, usize) {
-        let rest = &self.data[(index * self.stride + row) * PANEL..];
+        let rest = &self.data[index * self.stride * PANEL + row * self.strip..];
         (rest.as_ptr(), (self.cols - index * PANEL).min(PANEL))
+    }
+
+    /// Elements from one strip to the next.
+    pub fn strip_len(&self) -> usize {
+        self.stride * self.strip
     }
 }
 
 fn pack_panels(out: &mut [f32], b: Matrix) {
+    let strip = strip();
     if b.col_stride == 1 {
-        return copy_rows(out, b);
+        // The usual widths as constants: such a copy is a few moves.
+        return match strip {
+            LINE => copy_rows::<LINE>(out, b),
+            _ => copy_rows::<PANEL>(out, b),
+        };
     }
-    for (j, out) in out.chunks_exact_mut(PANEL * b.rows).enumerate() {
-        let first = j * PANEL;
-        transpose(
-            out,
-            PANEL,
-            b.columns(first, (b.cols - first).min(PANEL)).t(),
-        );
+    let firsts = (0..b.cols).step_by(strip);
+    for (first, out) in firsts.zip(out.chunks_exact_mut(strip * b.rows)) {
+        let columns = b.columns(first, (b.cols - first).min(strip));
+        transpose(out, strip, columns.t());
     }
 }
 
-/// Rows of `b`, cut into panels.
-fn copy_rows(out: &mut [f32], b: Matrix) {
-    let depth = b.rows;
+/// Rows of `b`, cut into strips.
+fn copy_rows<const STRIP: usize>(out: &mut [f32], b: Matrix) {
+    let (depth, out) = (b.rows, out.as_chunks_mut::<STRIP>().0);
     for p in 0..depth {
-        let row = &b.data[p * b.row_stride..][..b.cols];
-        for (j, part) in row.chunks(PANEL).enumerate() {
-            let out = &mut out[(j * depth + p) * PANEL..][..PANEL];
-            out[..part.len()].copy_from_slice(part);
-            out[part.len()..].fill(0.0);
+        let (whole, rest) = b.data[p * b.row_stride..][..b.cols].as_chunks();
+        for (j, part) in whole.iter().enumerate() {
+            out[j * depth + p] = *part;
+        }
+        if !rest.is_empty() {
+            let (own, beyond) = out[whole.len() * depth + p].split_at_mut(rest.len());
+            own.copy_from_slice(rest);
+            beyond.fill(0.0);
         }
     }
 }

@@ -11,6 +11,10 @@ use crate::engine::ops::simd::{InstructionSet, instruction_set};
 /// Elements that are finished before the next are begun: a cache line's worth.
 pub const LINE: usize = 16;
 
+/// Elements of a register of AVX2.
+#[cfg(target_arch = "x86_64")]
+const HALF: usize = LINE / 2;
+
 /// `out[p * width + i] = a[i][p]` for a matrix of contiguous rows; what is left of each `width` is set to zero where
 /// `a` has fewer rows.
 pub fn transpose(out: &mut [f32], width: usize, a: Matrix) {
@@ -25,6 +29,13 @@ pub fn transpose(out: &mut [f32], width: usize, a: Matrix) {
             let (most, rest) = out.split_at_mut(whole * width);
             // SAFETY: the processor has the instructions.
             unsafe { squares(most, width, a.columns(0, whole)) };
+            (rest, a.columns(whole, a.cols - whole))
+        }
+        InstructionSet::Avx2 if a.rows.is_multiple_of(HALF) => {
+            let whole = a.cols / HALF * HALF;
+            let (most, rest) = out.split_at_mut(whole * width);
+            // SAFETY: the processor has the instructions.
+            unsafe { small_squares(most, width, a.columns(0, whole)) };
             (rest, a.columns(whole, a.cols - whole))
         }
         _ => (out, a),
@@ -130,75 +141,157 @@ fn squares(out: &mut [f32], width: usize, a: Matrix) {
     }
 }
 
-/// [`transpose`] of a tile of a left operand.
-pub fn transpose_tile(out: &mut [f32], a: Matrix) {
-    #[cfg(target_arch = "x86_64")]
-    let (out, a) = match instruction_set() {
-        InstructionSet::Avx512 if a.rows == ROWS => {
-            let whole = a.cols / LINE * LINE;
-            let (most, rest) = out.split_at_mut(whole * ROWS);
-            // SAFETY: the processor has the instructions.
-            unsafe { six_rows(most, a.columns(0, whole)) };
-            (rest, a.columns(whole, a.cols - whole))
-        }
-        _ => (out, a),
-    };
-    transpose(out, ROWS, a);
-}
-
-/// [`transpose`] of a whole tile, [`LINE`] columns at a time.
+/// [`transpose`] of 8 x 8 elements at a time.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn six_rows(out: &mut [f32], a: Matrix) {
-    assert!(a.rows == ROWS && a.col_stride == 1);
+#[target_feature(enable = "avx2")]
+fn small_squares(out: &mut [f32], width: usize, a: Matrix) {
+    assert!(a.rows <= width && out.len() == a.cols * width && a.col_stride == 1);
     for (start, out) in (0..a.cols)
-        .step_by(LINE)
-        .zip(out.chunks_exact_mut(ROWS * LINE))
+        .step_by(HALF)
+        .zip(out.chunks_exact_mut(width * HALF))
     {
-        let mut rows = [_mm512_setzero_ps(); ROWS];
-        for (row, values) in rows.iter_mut().enumerate() {
-            let from = &a.data[row * a.row_stride + start..][..LINE];
-            // SAFETY: a line's worth.
-            *values = unsafe { _mm512_loadu_ps(from.as_ptr()) };
-        }
-        let [a, b, c, d, e, f] = rows;
-        // Neighbours in a column as one element of 64 bits: columns 0 and 1 of every four, and then 2 and 3.
-        let pairs = [
-            [
-                _mm512_castps_pd(_mm512_unpacklo_ps(a, b)),
-                _mm512_castps_pd(_mm512_unpacklo_ps(c, d)),
-                _mm512_castps_pd(_mm512_unpacklo_ps(e, f)),
-            ],
-            [
-                _mm512_castps_pd(_mm512_unpackhi_ps(a, b)),
-                _mm512_castps_pd(_mm512_unpackhi_ps(c, d)),
-                _mm512_castps_pd(_mm512_unpackhi_ps(e, f)),
-            ],
-        ];
-        for (half, [u, v, w]) in pairs.into_iter().enumerate() {
-            // Of each four columns, six elements in the order in which they are to lie.
-            let pieces = [
-                _mm512_unpacklo_pd(u, v),
-                _mm512_shuffle_pd::<0b1010_1010>(w, u),
-                _mm512_unpackhi_pd(v, w),
-            ];
-            for (place, piece) in pieces.into_iter().enumerate() {
-                let piece = _mm512_castpd_ps(piece);
-                let fours = [
-                    _mm512_extractf32x4_ps::<0>(piece),
-                    _mm512_extractf32x4_ps::<1>(piece),
-                    _mm512_extractf32x4_ps::<2>(piece),
-                    _mm512_extractf32x4_ps::<3>(piece),
+        for first in (0..a.rows).step_by(HALF) {
+            // Of four rows, column 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+            let mut fours = [[_mm256_setzero_ps(); 4]; 2];
+            for (quad, columns) in fours.iter_mut().enumerate() {
+                let mut rows = [_mm256_setzero_ps(); 4];
+                for (row, values) in rows.iter_mut().enumerate() {
+                    let row = first + 4 * quad + row;
+                    let from = &a.data[row * a.row_stride + start..][..HALF];
+                    // SAFETY: half a line's worth.
+                    *values = unsafe { _mm256_loadu_ps(from.as_ptr()) };
+                }
+                let [a, b, c, d] = rows;
+                let low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+                let low2 = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+                let high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+                let high2 = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+                *columns = [
+                    _mm256_castpd_ps(_mm256_unpacklo_pd(low, low2)),
+                    _mm256_castpd_ps(_mm256_unpackhi_pd(low, low2)),
+                    _mm256_castpd_ps(_mm256_unpacklo_pd(high, high2)),
+                    _mm256_castpd_ps(_mm256_unpackhi_pd(high, high2)),
                 ];
-                for (quad, four) in fours.into_iter().enumerate() {
-                    let to = &mut out[(4 * quad + 2 * half) * ROWS + 4 * place..][..4];
-                    // SAFETY: four elements.
-                    unsafe { _mm_storeu_ps(to.as_mut_ptr(), four) };
+            }
+            for column in 0..4 {
+                let (a, b) = (fours[0][column], fours[1][column]);
+                let columns = [
+                    _mm256_permute2f128_ps::<0x20>(a, b),
+                    _mm256_permute2f128_ps::<0x31>(a, b),
+                ];
+                for (group, values) in columns.into_iter().enumerate() {
+                    let to = &mut out[(4 * group + column) * width + first..][..HALF];
+                    // SAFETY: half a line's worth.
+                    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), values) };
                 }
             }
         }
     }
 }
+
+/// [`transpose`] of a tile of a left operand.
+pub fn transpose_tile(out: &mut [f32], a: Matrix) {
+    #[cfg(target_arch = "x86_64")]
+    let (out, a) = {
+        let line = match instruction_set() {
+            InstructionSet::Avx512 => LINE,
+            InstructionSet::Avx2 => HALF,
+            InstructionSet::Baseline => a.cols + 1,
+        };
+        let whole = match a.rows {
+            ROWS => a.cols / line * line,
+            _ => 0,
+        };
+        let (most, rest) = out.split_at_mut(whole * ROWS);
+        let columns = a.columns(0, whole);
+        match instruction_set() {
+            // SAFETY: the processor has the instructions.
+            InstructionSet::Avx512 => unsafe { six_rows_of_16(most, columns) },
+            // SAFETY: the processor has the instructions.
+            InstructionSet::Avx2 => unsafe { six_rows_of_8(most, columns) },
+            InstructionSet::Baseline => {}
+        }
+        (rest, a.columns(whole, a.cols - whole))
+    };
+    transpose(out, ROWS, a);
+}
+
+/// Defines [`transpose`] of whole tiles, a register of columns at a time.
+#[cfg(target_arch = "x86_64")]
+macro_rules! six_rows {
+    (
+        $name:ident, $feature:literal, $columns:expr, $load:ident, $zero:ident, $pd:ident, $ps:ident,
+        $low_ps:ident, $high_ps:ident, $low_pd:ident, $high_pd:ident, $shuffle:ident::<$control:literal>,
+        $extract:ident::<$($four:literal),*>
+    ) => {
+        #[target_feature(enable = $feature)]
+        fn $name(out: &mut [f32], a: Matrix) {
+            assert!((a.rows == ROWS || a.cols == 0) && a.col_stride == 1);
+            for (start, out) in (0..a.cols)
+                .step_by($columns)
+                .zip(out.chunks_exact_mut(ROWS * $columns))
+            {
+                let mut rows = [$zero(); ROWS];
+                for (row, values) in rows.iter_mut().enumerate() {
+                    let from = &a.data[row * a.row_stride + start..][..$columns];
+                    // SAFETY: a register's worth.
+                    *values = unsafe { $load(from.as_ptr()) };
+                }
+                let [a, b, c, d, e, f] = rows;
+                // Neighbours in a column as one element of 64 bits: columns 0 and 1 of every four, and then 2 and 3.
+                let pairs = [
+                    [$pd($low_ps(a, b)), $pd($low_ps(c, d)), $pd($low_ps(e, f))],
+                    [$pd($high_ps(a, b)), $pd($high_ps(c, d)), $pd($high_ps(e, f))],
+                ];
+                for (half, [u, v, w]) in pairs.into_iter().enumerate() {
+                    // Of each four columns, six elements in the order in which they are to lie.
+                    let pieces = [$low_pd(u, v), $shuffle::<$control>(w, u), $high_pd(v, w)];
+                    for (place, piece) in pieces.into_iter().enumerate() {
+                        let piece = $ps(piece);
+                        let fours = [$($extract::<$four>(piece)),*];
+                        for (quad, four) in fours.into_iter().enumerate() {
+                            let to = &mut out[(4 * quad + 2 * half) * ROWS + 4 * place..][..4];
+                            // SAFETY: four elements.
+                            unsafe { _mm_storeu_ps(to.as_mut_ptr(), four) };
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+six_rows!(
+    six_rows_of_16,
+    "avx512f",
+    LINE,
+    _mm512_loadu_ps,
+    _mm512_setzero_ps,
+    _mm512_castps_pd,
+    _mm512_castpd_ps,
+    _mm512_unpacklo_ps,
+    _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd,
+    _mm512_unpackhi_pd,
+    _mm512_shuffle_pd::<0b1010_1010>,
+    _mm512_extractf32x4_ps::<0, 1, 2, 3>
+);
+#[cfg(target_arch = "x86_64")]
+six_rows!(
+    six_rows_of_8,
+    "avx2",
+    HALF,
+    _mm256_loadu_ps,
+    _mm256_setzero_ps,
+    _mm256_castps_pd,
+    _mm256_castpd_ps,
+    _mm256_unpacklo_ps,
+    _mm256_unpackhi_ps,
+    _mm256_unpacklo_pd,
+    _mm256_unpackhi_pd,
+    _mm256_shuffle_pd::<0b1010>,
+    _mm256_extractf128_ps::<0, 1>
+);
 
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
@@ -224,6 +317,7 @@ mod tests {
         for (rows, cols, width, stride) in [
             (16, 16, 16, 16),
             (64, 35, 64, 40),
+            (8, 20, 16, 21),
             (32, 48, 64, 48),
             (3, 20, 6, 21),
             (61, 17, 64, 17),
