@@ -123,8 +123,9 @@ def engine(args):
                 script = ["bench/step_pytorch.py", *model.split(), "--seconds", str(args.seconds), "--json"]
                 row["theirs"] += run([args.python, *script, "--threads", str(os.cpu_count())])
         rows.append(row)
-    # With AMX the rows in bf16 say something else.
-    save(args, "engine_amx" if "amx_bf16" in machine(args).get("features", "") else "engine", rows)
+    # With AMX the rows in bf16 say something else, and without AVX-512 all of them do.
+    features = machine(args).get("features", "").split()
+    save(args, "engine_amx" if "amx_bf16" in features else "engine" if "avx512f" in features else "engine_avx2", rows)
 
 
 def gpu(args):
@@ -535,7 +536,8 @@ def table(_args):
     def lines(head, rows):
         out.extend(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""])
 
-    for name, title in [("engine", "One training step"), ("engine_amx", "One training step on a processor with AMX")]:
+    kinds = {"engine": "", "engine_amx": " on a processor with AMX", "engine_avx2": " on a processor without AVX-512"}
+    for name, title in ((name, f"One training step{where}") for name, where in kinds.items()):
         rows = section(name, title, "engine")
         if not rows:
             continue

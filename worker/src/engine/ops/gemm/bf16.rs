@@ -6,15 +6,19 @@
 //! sum to the element, groups in order. Every step is rounded to f32, and what lies below the normal range then becomes zero.
 //!
 //! This is what Intel's AMX does (`TDPBF16PS`, Intel SDM volume 2), which computes a group of 16 x 16 elements in one
-//! instruction. On other processors the same steps are taken one by one, to the same bits: with AVX-512 not much slower than
-//! products of f32 are. (`VDPBF16PS` of AVX512-BF16 takes two of the steps at a time, but at a quarter of the rate of a fused
+//! instruction. On other processors the same steps are taken one by one, to the same bits: with AVX-512 or AVX2 not much slower
+//! than products of f32 are. (`VDPBF16PS` of AVX512-BF16 takes two of the steps at a time, but at a quarter of the rate of a fused
 //! multiply-add on the Intel processor where it was measured.) Where a number is rounded to the least of the normal range itself
-//! the steps do what AVX-512 does; AMX has not been tried there.
+//! the steps do what AVX-512 and AVX2 do; AMX has not been tried there.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod group;
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -189,8 +193,10 @@ pub unsafe fn panel(operands: Operands, size: (usize, usize), target: Target) {
             return in_squares(amx::square, operands, size, target);
         }
         #[cfg(target_arch = "x86_64")]
-        if instruction_set() == InstructionSet::Avx512 {
-            return avx512::panel(operands, size, target);
+        match instruction_set() {
+            InstructionSet::Avx512 => return avx512::panel(operands, size, target),
+            InstructionSet::Avx2 => return avx2::panel(operands, size, target),
+            InstructionSet::Baseline => {}
         }
         in_squares(one_by_one, operands, size, target);
     }
@@ -425,6 +431,12 @@ mod tests {
         // SAFETY: `packed` has made the operands, `before` has the rows, and only ways are taken that there are.
         let square = |square| fill(&|to| unsafe { in_squares(square, operands, size, to) });
         let mut found = vec![("one by one", square(one_by_one))];
+        #[cfg(target_arch = "x86_64")]
+        if instruction_set() != InstructionSet::Baseline {
+            // SAFETY: as above.
+            let narrow = fill(&|to| unsafe { avx2::panel(operands, size, to) });
+            found.push(("AVX2", narrow));
+        }
         #[cfg(target_arch = "x86_64")]
         if instruction_set() == InstructionSet::Avx512 {
             // SAFETY: as above.
