@@ -1,9 +1,10 @@
 //! One transformer block as a candle operation:
 //! `x1 = x + drop(out(attention(qkv(norm1(x)))))`, `y = x1 + drop(down(act(up(norm2(x1)))))`.
 //!
-//! The weights are packed once for all rows. Then parts of a few samples each go through the whole block one beside the
-//! other, so that what one kernel leaves in the cache the next one finds there, and threads meet only at the end. Sums
-//! over rows (the gradients of weights) follow when all parts are done.
+//! The weights are packed once for all rows, or, large ones that are used but once, a piece at a time on the way. Then
+//! parts of a few samples each go through the whole block one beside the other, so that what one kernel leaves in the
+//! cache the next one finds there, and threads meet only at the end. Sums over rows (the gradients of weights) follow
+//! when all parts are done.
 
 use std::sync::{Arc, Mutex};
 
@@ -173,7 +174,7 @@ impl Pass {
     pub fn with_weights<R>(
         &self,
         block: &parameters::Block,
-        pack: for<'a> fn(linear::Shape, &'a mut [f32], &[f32]) -> Packed<'a>,
+        pack: for<'a> fn(linear::Shape, &'a mut [f32], &'a [f32], usize) -> Packed<'a>,
         work: impl FnOnce(&Weights) -> R,
     ) -> R {
         let linears = [&block.qkv, &block.out, &block.up, &block.down];
@@ -183,7 +184,7 @@ impl Pass {
             let parts = self.samples.div_ceil(self.part_samples());
             let packed = linears.into_par_iter().zip(pieces).map(|(l, to)| {
                 let weight = &self.params[l.weight.clone()];
-                pack(l.shape, to, weight).shared_by(parts)
+                pack(l.shape, to, weight, parts)
             });
             let packed: Vec<Packed> = packed.collect();
             let [qkv, out, up, down] = packed.try_into().ok().expect("four weights");

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, Panels, Precision, for_all_threads, gradient, matmul, multiply};
+use super::gemm::{Matrix, PACKED, Panels, Precision, for_all_threads, gradient, matmul, multiply};
 use super::lanes::Lanes;
 use super::{ROW_BLOCK, simd};
 
@@ -39,12 +39,19 @@ impl Shape {
     }
 }
 
-/// A weight in panels, for the products of one direction.
+/// A weight for the products of one direction.
 pub struct Packed<'a> {
     shape: Shape,
-    panels: Panels<'a>,
+    weight: Weight<'a>,
     /// Tasks of one product, roughly.
     tasks: usize,
+}
+
+enum Weight<'a> {
+    /// For any number of products.
+    Packed(Panels<'a>),
+    /// Packed on the way, a piece at a time.
+    Plain(Matrix<'a>),
 }
 
 impl Shape {
@@ -57,34 +64,45 @@ impl Shape {
         ))
     }
 
-    /// Packs the weight for [`Packed::forward`].
-    pub fn pack<'a>(self, out: &'a mut [f32], weight: &[f32]) -> Packed<'a> {
-        let out = &mut out[..Panels::len(self.inputs, self.outputs, self.precision)];
-        let panels = Panels::pack(out, self.weight(weight), self.precision);
-        Packed {
-            shape: self,
-            panels,
-            tasks: for_all_threads(),
-        }
+    /// Packs the weight for [`Packed::forward`], by `parts` products that run beside each other.
+    pub fn pack<'a>(self, out: &'a mut [f32], weight: &'a [f32], parts: usize) -> Packed<'a> {
+        self.packed(out, self.weight(weight), parts)
     }
 
-    /// Packs the weight for [`Packed::backward`].
-    pub fn pack_backward<'a>(self, out: &'a mut [f32], weight: &[f32]) -> Packed<'a> {
-        let out = &mut out[..Panels::len(self.outputs, self.inputs, self.precision)];
-        let panels = Panels::pack(out, self.weight(weight).t(), self.precision);
+    /// Packs the weight for [`Packed::backward`], by `parts` products that run beside each other.
+    pub fn pack_backward<'a>(
+        self,
+        out: &'a mut [f32],
+        weight: &'a [f32],
+        parts: usize,
+    ) -> Packed<'a> {
+        self.packed(out, self.weight(weight).t(), parts)
+    }
+
+    fn packed<'a>(self, out: &'a mut [f32], weight: Matrix<'a>, parts: usize) -> Packed<'a> {
+        // A large one would have left the cache before its only product.
+        let weight = match parts == 1 && weight.rows() * weight.cols() > PACKED {
+            true => Weight::Plain(weight),
+            false => {
+                let out = &mut out[..Panels::len(weight.rows(), weight.cols(), self.precision)];
+                Weight::Packed(Panels::pack(out, weight, self.precision))
+            }
+        };
         Packed {
             shape: self,
-            panels,
-            tasks: for_all_threads(),
+            weight,
+            tasks: for_all_threads().div_ceil(parts),
         }
     }
 }
 
 impl Packed<'_> {
-    /// The same weight for products that run `parts` at a time, beside each other.
-    pub fn shared_by(self, parts: usize) -> Self {
-        let tasks = self.tasks.div_ceil(parts);
-        Self { tasks, ..self }
+    /// `out = a w`, or `out += a w` if `add`; `out` has `cols` columns.
+    fn multiply(&self, out: &mut [f32], cols: usize, a: Matrix, add: bool) {
+        match &self.weight {
+            Weight::Packed(panels) => multiply(out, cols, a, panels, add, self.tasks),
+            Weight::Plain(weight) => matmul(out, a, *weight, add, self.shape.precision),
+        }
     }
 
     /// `y = x W + b (+ residual)`: x is `[rows, inputs]`, y and the residual are `[rows, outputs]`.
@@ -100,7 +118,7 @@ impl Packed<'_> {
         } = self.shape;
         let add = fill(y, outputs, bias, residual);
         let x = Matrix::new(x, x.len() / inputs, inputs);
-        multiply(y, outputs, x, &self.panels, add, self.tasks);
+        self.multiply(y, outputs, x, add);
     }
 
     /// `dx = dy Wᵀ`.
@@ -109,7 +127,7 @@ impl Packed<'_> {
             inputs, outputs, ..
         } = self.shape;
         let dy = Matrix::new(dy, dy.len() / outputs, outputs);
-        multiply(dx, inputs, dy, &self.panels, false, self.tasks);
+        self.multiply(dx, inputs, dy, false);
     }
 }
 

@@ -20,12 +20,16 @@ pub const ROWS: usize = 6;
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8;
 
+/// Vectors in a row of the widest tile: with AVX-512, and otherwise.
+const WIDE: usize = 4;
+const NARROW: usize = 2;
+
 /// Columns of a right operand that lie side by side: as many as the widest tile of this processor has. All rows of one
 /// strip are read, tile after tile, before the next strip's, so that a strip of a few vectors stays in the first cache.
 pub fn strip() -> usize {
     match instruction_set() {
-        InstructionSet::Avx512 => 4 * 16,
-        InstructionSet::Avx2 | InstructionSet::Baseline => 2 * 8,
+        InstructionSet::Avx512 => WIDE * 16,
+        InstructionSet::Avx2 | InstructionSet::Baseline => NARROW * 8,
     }
 }
 
@@ -60,7 +64,7 @@ pub unsafe fn panel(o: Operands, rows: usize, cols: usize, c: *mut f32, step: us
             InstructionSet::Avx512 => avx512(o, rows, cols, c, step, add),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => avx2(o, rows, cols, c, step, add),
-            _ => strips::<Portable, 2>(o, rows, cols, c, step, add),
+            _ => strips::<Portable, NARROW>(o, rows, cols, c, step, add),
         }
     }
 }
@@ -69,14 +73,14 @@ pub unsafe fn panel(o: Operands, rows: usize, cols: usize, c: *mut f32, step: us
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
 unsafe fn avx512(o: Operands, rows: usize, cols: usize, c: *mut f32, step: usize, add: bool) {
     // SAFETY: the caller's promise.
-    unsafe { strips::<__m512, 4>(o, rows, cols, c, step, add) }
+    unsafe { strips::<__m512, WIDE>(o, rows, cols, c, step, add) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(o: Operands, rows: usize, cols: usize, c: *mut f32, step: usize, add: bool) {
     // SAFETY: the caller's promise.
-    unsafe { strips::<__m256, 2>(o, rows, cols, c, step, add) }
+    unsafe { strips::<__m256, NARROW>(o, rows, cols, c, step, add) }
 }
 
 /// A register of f32. Every method needs the instructions of its type, and memory for `LEN` elements.

@@ -36,7 +36,7 @@ pub const DEPTH: usize = 256;
 const TASK_ROWS: usize = 192;
 
 /// Elements of a right operand that are packed at a time, if it need not be packed whole.
-const PACKED: usize = 1 << 20;
+pub const PACKED: usize = 1 << 20;
 
 /// Rows of a gradient's sum whose right operand is packed at a time.
 const GRADIENT_ROWS: usize = 8 * DEPTH;
