@@ -178,10 +178,10 @@ impl Pass {
         work: impl FnOnce(&Weights) -> R,
     ) -> R {
         let linears = [&block.qkv, &block.out, &block.up, &block.down];
-        let sizes = linears.map(|l| l.shape.packed_len());
+        let parts = self.samples.div_ceil(self.part_samples());
+        let sizes = linears.map(|l| l.shape.packed_len(parts));
         gemm::scratch(sizes.iter().sum(), |mut memory| {
             let pieces = sizes.map(|size| cut(&mut memory, size));
-            let parts = self.samples.div_ceil(self.part_samples());
             let packed = linears.into_par_iter().zip(pieces).map(|(l, to)| {
                 let weight = &self.params[l.weight.clone()];
                 pack(l.shape, to, weight, parts)

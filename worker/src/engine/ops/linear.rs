@@ -55,8 +55,11 @@ enum Weight<'a> {
 }
 
 impl Shape {
-    /// Elements of a packed weight, in either direction.
-    pub fn packed_len(&self) -> usize {
+    /// Elements of a packed weight, in either direction, of which `parts` products run beside each other.
+    pub fn packed_len(&self, parts: usize) -> usize {
+        if self.is_plain(parts) {
+            return 0;
+        }
         Panels::len(self.inputs, self.outputs, self.precision).max(Panels::len(
             self.outputs,
             self.inputs,
@@ -64,12 +67,17 @@ impl Shape {
         ))
     }
 
-    /// Packs the weight for [`Packed::forward`], by `parts` products that run beside each other.
+    /// Whether a weight is packed on the way: a large one would have left the cache before its only product.
+    fn is_plain(&self, parts: usize) -> bool {
+        parts == 1 && self.inputs * self.outputs > PACKED
+    }
+
+    /// Packs the weight into `out` for [`Packed::forward`], by `parts` products that run beside each other.
     pub fn pack<'a>(self, out: &'a mut [f32], weight: &'a [f32], parts: usize) -> Packed<'a> {
         self.packed(out, self.weight(weight), parts)
     }
 
-    /// Packs the weight for [`Packed::backward`], by `parts` products that run beside each other.
+    /// Packs the weight into `out` for [`Packed::backward`], by `parts` products that run beside each other.
     pub fn pack_backward<'a>(
         self,
         out: &'a mut [f32],
@@ -80,8 +88,7 @@ impl Shape {
     }
 
     fn packed<'a>(self, out: &'a mut [f32], weight: Matrix<'a>, parts: usize) -> Packed<'a> {
-        // A large one would have left the cache before its only product.
-        let weight = match parts == 1 && weight.rows() * weight.cols() > PACKED {
+        let weight = match self.is_plain(parts) {
             true => Weight::Plain(weight),
             false => {
                 let out = &mut out[..Panels::len(weight.rows(), weight.cols(), self.precision)];
@@ -235,6 +242,33 @@ mod tests {
             check_gradient(&x, &dx, 17, |x| loss(x, &w, &b));
             check_gradient(&w, &dw, 5, |w| loss(&x, w, &b));
             check_gradient(&b, &db, 1, |b| loss(&x, &w, b));
+        }
+    }
+
+    #[test]
+    fn a_large_weight_that_is_packed_on_the_way_gives_the_same_bits() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let shape = Shape {
+                inputs: 300,
+                outputs: 3600,
+                order: WeightOrder::OutputsFirst,
+                precision,
+            };
+            assert_eq!(shape.packed_len(1), 0);
+            let (x, w) = (random(7 * 300, 1), random(300 * 3600, 2));
+            let dy = random(7 * 3600, 3);
+            let [on_the_way, before] = [1, 2].map(|parts| {
+                let mut packed = vec![0.0; shape.packed_len(parts)];
+                let (mut y, mut dx) = (vec![f32::NAN; 7 * 3600], vec![f32::NAN; 7 * 300]);
+                shape
+                    .pack(&mut packed, &w, parts)
+                    .forward(&mut y, &x, None, None);
+                shape
+                    .pack_backward(&mut packed, &w, parts)
+                    .backward(&mut dx, &dy);
+                (y, dx)
+            });
+            assert!(on_the_way == before, "{precision:?}");
         }
     }
 
