@@ -55,7 +55,7 @@ enum Weight<'a> {
 }
 
 impl Shape {
-    /// Elements of a packed weight, in either direction, of which `parts` products run beside each other.
+    /// Elements of a weight that is packed for `parts` products beside each other, in either direction.
     pub fn packed_len(&self, parts: usize) -> usize {
         if self.is_plain(parts) {
             return 0;
@@ -72,12 +72,12 @@ impl Shape {
         parts == 1 && self.inputs * self.outputs > PACKED
     }
 
-    /// Packs the weight into `out` for [`Packed::forward`], by `parts` products that run beside each other.
+    /// Packs the weight into `out` for [`Packed::forward`], for `parts` products that run beside each other.
     pub fn pack<'a>(self, out: &'a mut [f32], weight: &'a [f32], parts: usize) -> Packed<'a> {
         self.packed(out, self.weight(weight), parts)
     }
 
-    /// Packs the weight into `out` for [`Packed::backward`], by `parts` products that run beside each other.
+    /// Packs the weight into `out` for [`Packed::backward`], for `parts` products that run beside each other.
     pub fn pack_backward<'a>(
         self,
         out: &'a mut [f32],

@@ -23,22 +23,15 @@ pub fn transpose(out: &mut [f32], width: usize, a: Matrix) {
         out.fill(0.0);
     }
     #[cfg(target_arch = "x86_64")]
-    let (out, a) = match instruction_set() {
-        InstructionSet::Avx512 if a.rows.is_multiple_of(LINE) => {
-            let whole = a.cols / LINE * LINE;
+    let (out, a) = match squares(a.rows) {
+        Some((side, squares)) => {
+            let whole = a.cols / side * side;
             let (most, rest) = out.split_at_mut(whole * width);
             // SAFETY: the processor has the instructions.
             unsafe { squares(most, width, a.columns(0, whole)) };
             (rest, a.columns(whole, a.cols - whole))
         }
-        InstructionSet::Avx2 if a.rows.is_multiple_of(HALF) => {
-            let whole = a.cols / HALF * HALF;
-            let (most, rest) = out.split_at_mut(whole * width);
-            // SAFETY: the processor has the instructions.
-            unsafe { small_squares(most, width, a.columns(0, whole)) };
-            (rest, a.columns(whole, a.cols - whole))
-        }
-        _ => (out, a),
+        None => (out, a),
     };
     let shared = Shared::new(out);
     // Four rows at a time; the last four overlap those before them.
@@ -78,17 +71,46 @@ pub fn transpose(out: &mut [f32], width: usize, a: Matrix) {
     }
 }
 
+/// [`transpose`] of whole squares: its side, and how it is done.
+#[cfg(target_arch = "x86_64")]
+type Squares = (usize, unsafe fn(&mut [f32], usize, Matrix));
+
+/// The best that this processor has for so many rows.
+#[cfg(target_arch = "x86_64")]
+fn squares(rows: usize) -> Option<Squares> {
+    match instruction_set() {
+        InstructionSet::Avx512 if rows.is_multiple_of(LINE) => Some((LINE, squares_of_16)),
+        InstructionSet::Avx2 if rows.is_multiple_of(HALF) => Some((HALF, squares_of_8)),
+        _ => None,
+    }
+}
+
+/// Of four rows and within every four columns: column 0, 1, 2 and 3. (Closures would be calls here.)
+#[cfg(target_arch = "x86_64")]
+macro_rules! fours {
+    ($rows:expr, $pd:ident, $ps:ident, $low_ps:ident, $high_ps:ident, $low_pd:ident, $high_pd:ident) => {{
+        let [a, b, c, d] = $rows;
+        let (low, low2) = ($pd($low_ps(a, b)), $pd($low_ps(c, d)));
+        let (high, high2) = ($pd($high_ps(a, b)), $pd($high_ps(c, d)));
+        [
+            $ps($low_pd(low, low2)),
+            $ps($high_pd(low, low2)),
+            $ps($low_pd(high, high2)),
+            $ps($high_pd(high, high2)),
+        ]
+    }};
+}
+
 /// [`transpose`] of 16 x 16 elements at a time.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn squares(out: &mut [f32], width: usize, a: Matrix) {
+fn squares_of_16(out: &mut [f32], width: usize, a: Matrix) {
     assert!(a.rows <= width && out.len() == a.cols * width && a.col_stride == 1);
     for (start, out) in (0..a.cols)
         .step_by(LINE)
         .zip(out.chunks_exact_mut(width * LINE))
     {
         for first in (0..a.rows).step_by(LINE) {
-            // Within every four columns: of four rows, column 0, 1, 2 and 3. (Closures would be calls here.)
             let mut fours = [[_mm512_setzero_ps(); 4]; 4];
             for (quad, columns) in fours.iter_mut().enumerate() {
                 let mut rows = [_mm512_setzero_ps(); 4];
@@ -98,17 +120,15 @@ fn squares(out: &mut [f32], width: usize, a: Matrix) {
                     // SAFETY: a line's worth.
                     *values = unsafe { _mm512_loadu_ps(from.as_ptr()) };
                 }
-                let [a, b, c, d] = rows;
-                let low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-                let low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-                let high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-                let high2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-                *columns = [
-                    _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2)),
-                    _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2)),
-                    _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2)),
-                    _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2)),
-                ];
+                *columns = fours!(
+                    rows,
+                    _mm512_castps_pd,
+                    _mm512_castpd_ps,
+                    _mm512_unpacklo_ps,
+                    _mm512_unpackhi_ps,
+                    _mm512_unpacklo_pd,
+                    _mm512_unpackhi_pd
+                );
             }
             for column in 0..4 {
                 let [a, b, c, d] = [
@@ -144,14 +164,13 @@ fn squares(out: &mut [f32], width: usize, a: Matrix) {
 /// [`transpose`] of 8 x 8 elements at a time.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn small_squares(out: &mut [f32], width: usize, a: Matrix) {
+fn squares_of_8(out: &mut [f32], width: usize, a: Matrix) {
     assert!(a.rows <= width && out.len() == a.cols * width && a.col_stride == 1);
     for (start, out) in (0..a.cols)
         .step_by(HALF)
         .zip(out.chunks_exact_mut(width * HALF))
     {
         for first in (0..a.rows).step_by(HALF) {
-            // Of four rows, column 0 and 4, 1 and 5, 2 and 6, 3 and 7.
             let mut fours = [[_mm256_setzero_ps(); 4]; 2];
             for (quad, columns) in fours.iter_mut().enumerate() {
                 let mut rows = [_mm256_setzero_ps(); 4];
@@ -161,17 +180,15 @@ fn small_squares(out: &mut [f32], width: usize, a: Matrix) {
                     // SAFETY: half a line's worth.
                     *values = unsafe { _mm256_loadu_ps(from.as_ptr()) };
                 }
-                let [a, b, c, d] = rows;
-                let low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
-                let low2 = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
-                let high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
-                let high2 = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
-                *columns = [
-                    _mm256_castpd_ps(_mm256_unpacklo_pd(low, low2)),
-                    _mm256_castpd_ps(_mm256_unpackhi_pd(low, low2)),
-                    _mm256_castpd_ps(_mm256_unpacklo_pd(high, high2)),
-                    _mm256_castpd_ps(_mm256_unpackhi_pd(high, high2)),
-                ];
+                *columns = fours!(
+                    rows,
+                    _mm256_castps_pd,
+                    _mm256_castpd_ps,
+                    _mm256_unpacklo_ps,
+                    _mm256_unpackhi_ps,
+                    _mm256_unpacklo_pd,
+                    _mm256_unpackhi_pd
+                );
             }
             for column in 0..4 {
                 let (a, b) = (fours[0][column], fours[1][column]);
@@ -192,28 +209,31 @@ fn small_squares(out: &mut [f32], width: usize, a: Matrix) {
 /// [`transpose`] of a tile of a left operand.
 pub fn transpose_tile(out: &mut [f32], a: Matrix) {
     #[cfg(target_arch = "x86_64")]
-    let (out, a) = {
-        let line = match instruction_set() {
-            InstructionSet::Avx512 => LINE,
-            InstructionSet::Avx2 => HALF,
-            InstructionSet::Baseline => a.cols + 1,
-        };
-        let whole = match a.rows {
-            ROWS => a.cols / line * line,
-            _ => 0,
-        };
-        let (most, rest) = out.split_at_mut(whole * ROWS);
-        let columns = a.columns(0, whole);
-        match instruction_set() {
+    let (out, a) = match six_rows().filter(|_| a.rows == ROWS) {
+        Some((columns, six_rows)) => {
+            let whole = a.cols / columns * columns;
+            let (most, rest) = out.split_at_mut(whole * ROWS);
             // SAFETY: the processor has the instructions.
-            InstructionSet::Avx512 => unsafe { six_rows_of_16(most, columns) },
-            // SAFETY: the processor has the instructions.
-            InstructionSet::Avx2 => unsafe { six_rows_of_8(most, columns) },
-            InstructionSet::Baseline => {}
+            unsafe { six_rows(most, a.columns(0, whole)) };
+            (rest, a.columns(whole, a.cols - whole))
         }
-        (rest, a.columns(whole, a.cols - whole))
+        None => (out, a),
     };
     transpose(out, ROWS, a);
+}
+
+/// [`transpose`] of whole tiles: its columns at a time, and how it is done.
+#[cfg(target_arch = "x86_64")]
+type SixRows = (usize, unsafe fn(&mut [f32], Matrix));
+
+/// The best that this processor has.
+#[cfg(target_arch = "x86_64")]
+fn six_rows() -> Option<SixRows> {
+    match instruction_set() {
+        InstructionSet::Avx512 => Some((LINE, six_rows_of_16)),
+        InstructionSet::Avx2 => Some((HALF, six_rows_of_8)),
+        InstructionSet::Baseline => None,
+    }
 }
 
 /// Defines [`transpose`] of whole tiles, a register of columns at a time.
@@ -226,7 +246,7 @@ macro_rules! six_rows {
     ) => {
         #[target_feature(enable = $feature)]
         fn $name(out: &mut [f32], a: Matrix) {
-            assert!((a.rows == ROWS || a.cols == 0) && a.col_stride == 1);
+            assert!(a.rows == ROWS && a.col_stride == 1);
             for (start, out) in (0..a.cols)
                 .step_by($columns)
                 .zip(out.chunks_exact_mut(ROWS * $columns))

@@ -5,7 +5,7 @@ use super::{Operands, TILE, Target};
 use crate::engine::ops::gemm::kernel::PANEL;
 
 /// Rows of a group, one more than are used, and rows and columns of the innermost loop, whose sums stay in registers.
-const ROWS: usize = 33;
+const ROWS: usize = (2 * TILE).next_multiple_of(BLOCK.0);
 const BLOCK: (usize, usize) = (3, 16);
 const PARTS: usize = PANEL / BLOCK.1;
 
