@@ -12,8 +12,12 @@ use crate::support::signal::{self, Signal};
 use crate::support::{Process, Scene, finished, look, text};
 
 const STORE: &str = "--store s3://bucket/cohort --failover";
-/// A run that is still under way when a lease has run out.
-const TRAIN: &str = "pretrain spec.toml --corpus text.txt --set train.steps=1500 --set checkpoint.every=40 --set train.eval_every=25";
+const TRAIN: &str =
+    "pretrain spec.toml --corpus text.txt --set checkpoint.every=40 --set train.eval_every=25";
+/// Steps of a run that has no leader for a while.
+const STEPS: usize = 600;
+/// Steps of one that keeps its leader, and is still under way when a lease has run out.
+const MANY_STEPS: usize = 1000;
 const RUN: &str = "kept";
 
 fn scene(s3: &S3) -> Scene {
@@ -22,13 +26,25 @@ fn scene(s3: &S3) -> Scene {
     scene
 }
 
+fn train(steps: usize) -> String {
+    format!("{TRAIN} --set train.steps={steps}")
+}
+
 /// What an undisturbed run ends with.
+fn undisturbed(steps: usize) -> Value {
+    let end = Scene::new().finished(&format!("{} --local 1 --name whole", train(steps)));
+    end["state_hash"].clone()
+}
+
+/// That of a run without a leader for a while.
 fn expected() -> &'static Value {
     static EXPECTED: OnceLock<Value> = OnceLock::new();
-    EXPECTED.get_or_init(|| {
-        let end = Scene::new().finished(&format!("{TRAIN} --local 1 --name whole"));
-        end["state_hash"].clone()
-    })
+    EXPECTED.get_or_init(|| undisturbed(STEPS))
+}
+
+fn submit(scene: &Scene, steps: usize, rest: &str) {
+    let line = train(steps);
+    scene.run(&format!("{line} --name {RUN} --detach {rest}"));
 }
 
 /// A coordinator on a home of its own.
@@ -90,7 +106,7 @@ fn the_leaders_machine_is_lost_and_a_standby_goes_on_with_what_the_workers_have(
     let both = format!("{a},{b}");
     let _workers = [worker(&scene, &both, "w1"), worker(&scene, &both, "w2")];
     // Whoever asks the one that stands by is led to the other.
-    scene.run(&format!("{TRAIN} --coordinator {b} --name {RUN} --detach"));
+    submit(&scene, STEPS, &format!("--coordinator {b}"));
     let asked = Http::new(&b);
     let ready = asked.get("/readyz");
     assert_eq!(ready.status, 503, "{}", ready.text);
@@ -120,7 +136,7 @@ fn the_leaders_machine_is_lost_and_a_standby_goes_on_with_what_the_workers_have(
     scene.run(&format!("verify {RUN} --coordinator {both}"));
     // The curve has all steps, and the validations are there.
     let steps = scene.events(&format!("metrics {RUN} --coordinator {b}"));
-    assert_eq!(steps.len(), 1500);
+    assert_eq!(steps.len(), STEPS);
 }
 
 #[test]
@@ -136,9 +152,7 @@ fn workers_and_leader_are_lost_and_the_newest_checkpoint_goes_on() {
     second.wait_for("standing by");
     let both = format!("{a},{b}");
     let mut lost = worker(&scene, &both, "w1");
-    scene.run(&format!(
-        "{TRAIN} --coordinator {both} --name {RUN} --detach"
-    ));
+    submit(&scene, STEPS, &format!("--coordinator {both}"));
     wait_for_step(&scene, &both, 100);
     look("a checkpoint in the store", || {
         let stored = run_of(&scene, &both)["stored"]["steps"].clone();
@@ -169,9 +183,7 @@ fn a_leader_that_stood_still_commits_no_more_and_stands_by() {
     second.wait_for("standing by");
     let both = format!("{a},{b}");
     let mut working = worker(&scene, &both, "w1");
-    scene.run(&format!(
-        "{TRAIN} --coordinator {both} --name {RUN} --detach"
-    ));
+    submit(&scene, STEPS, &format!("--coordinator {both}"));
     wait_for_step(&scene, &both, 40);
     signal::send(first.pid(), Signal::Stop);
     assert_eq!(leads(&mut second), 2);
@@ -194,15 +206,13 @@ fn a_leader_that_stood_still_commits_no_more_and_stands_by() {
 
 #[test]
 fn a_leader_without_its_store_is_fenced_and_comes_back() {
-    let expected = expected();
+    let expected = undisturbed(MANY_STEPS);
     let s3 = S3::serve();
     let scene = scene(&s3);
     let (mut only, url) = coordinator(&scene, "a", 2.0);
     leads(&mut only);
     let _worker = worker(&scene, &url, "w1");
-    scene.run(&format!(
-        "{TRAIN} --coordinator {url} --name {RUN} --detach"
-    ));
+    submit(&scene, MANY_STEPS, &format!("--coordinator {url}"));
     wait_for_step(&scene, &url, 40);
     s3.mood(Mood::Away);
     let why = only.wait_for("this coordinator leads no more");
@@ -210,7 +220,7 @@ fn a_leader_without_its_store_is_fenced_and_comes_back() {
     s3.mood(Mood::Well);
     assert_eq!(leads(&mut only), 2);
     let events = end(&scene, &url);
-    assert_eq!(&finished(&events)["state_hash"], expected);
+    assert_eq!(finished(&events)["state_hash"], expected);
     scene.run(&format!("verify {RUN} --coordinator {url}"));
 }
 
@@ -225,10 +235,7 @@ fn a_leader_that_is_asked_to_end_gives_its_lease_back() {
     second.wait_for("standing by");
     let both = format!("{a},{b}");
     let _worker = worker(&scene, &both, "w1");
-    let line = "pretrain spec.toml --corpus text.txt --set train.steps=400";
-    scene.run(&format!(
-        "{line} --coordinator {both} --name {RUN} --detach"
-    ));
+    submit(&scene, 400, &format!("--coordinator {both}"));
     wait_for_step(&scene, &both, 10);
     signal::send(first.pid(), Signal::Terminate);
     assert_eq!(leads(&mut second), 2);
@@ -268,9 +275,7 @@ fn in_an_encrypted_cluster_both_have_its_authority() {
         "worker --coordinator {both} --threads 1 --home w1 {token}"
     ));
     let operator = format!("--token-file {}", security.join("operator.token").display());
-    scene.run(&format!(
-        "{TRAIN} --coordinator {both} --name {RUN} --detach {operator}"
-    ));
+    submit(&scene, STEPS, &format!("--coordinator {both} {operator}"));
     let step = |least: u64| {
         look("a step", || {
             let runs = scene.events(&format!("runs --coordinator {both} {operator}"));

@@ -185,7 +185,7 @@ def finished(events):
     return next(e for e in reversed(events) if e.get("event") == "finished")
 
 
-def main(binary, steps=3000):
+def main(binary, steps=1500):
     from moto.server import ThreadedMotoServer
     import boto3
 

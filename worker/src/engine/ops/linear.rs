@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, PACKED, Panels, Precision, for_all_threads, gradient, matmul, multiply};
+use super::gemm::{Matrix, Panels, Precision, for_all_threads, gradient, matmul, multiply};
 use super::lanes::Lanes;
 use super::{ROW_BLOCK, simd};
 
@@ -67,9 +67,9 @@ impl Shape {
         ))
     }
 
-    /// Whether a weight is packed on the way: a large one would have left the cache before its only product.
+    /// Whether a weight is packed on the way: it has a single product.
     fn is_plain(&self, parts: usize) -> bool {
-        parts == 1 && self.inputs * self.outputs > PACKED
+        parts == 1
     }
 
     /// Packs the weight into `out` for [`Packed::forward`], for `parts` products that run beside each other.
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_weight_that_is_packed_on_the_way_gives_the_same_bits() {
+    fn a_weight_that_is_packed_on_the_way_gives_the_same_bits() {
         for precision in [Precision::F32, Precision::Bf16] {
             let shape = Shape {
                 inputs: 300,

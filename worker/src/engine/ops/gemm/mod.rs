@@ -12,6 +12,7 @@
 
 mod bf16;
 mod kernel;
+mod once;
 mod pack;
 #[cfg(test)]
 mod tests;
@@ -35,8 +36,11 @@ pub const DEPTH: usize = 256;
 /// Rows of a left operand that one task takes at most: with [`DEPTH`] columns they fill a part of the second cache.
 const TASK_ROWS: usize = 192;
 
-/// Elements of a right operand that are packed at a time, if it need not be packed whole.
-pub const PACKED: usize = 1 << 20;
+/// Elements from which on a right operand of [`matmul`] does not stay in the second cache.
+const LARGE: usize = 1 << 17;
+
+/// Elements of a right operand in bfloat16 that are packed at a time, if it need not be packed whole.
+const PACKED: usize = 1 << 20;
 
 /// Rows of a gradient's sum whose right operand is packed at a time.
 const GRADIENT_ROWS: usize = 8 * DEPTH;
@@ -119,11 +123,15 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `out = a b`, or `out += a b` if `add`; `out` is row-major without gaps. Runs on the threads of the current pool.
+/// `out = a b`, or `out += a b` if `add`; `out` is row-major without gaps. Runs on the threads of the current pool, and packs
+/// both operands on the way.
 pub fn matmul(out: &mut [f32], a: Matrix, b: Matrix, add: bool, precision: Precision) {
     let (depth, cols) = (b.rows, b.cols);
+    if precision == Precision::F32 && depth * cols >= LARGE {
+        return once::multiply(out, a, b, add);
+    }
     assert_eq!(a.cols, depth, "inner sizes differ");
-    // Large right operands are packed a piece at a time: first along the inner dimension, then along the columns.
+    // A piece of the right operand at a time: first along the inner dimension, then along the columns.
     let rows = GRADIENT_ROWS.min(depth);
     let width = (PACKED / rows).next_multiple_of(PANEL).min(cols);
     scratch(Panels::len(rows, width, precision), |packed| {

@@ -122,7 +122,8 @@ impl<'a> Panels<'a> {
     }
 }
 
-fn pack_panels(out: &mut [f32], b: Matrix) {
+/// Packs panels in full precision, on the calling thread.
+pub fn pack_panels(out: &mut [f32], b: Matrix) {
     let strip = strip();
     if b.col_stride == 1 {
         // The usual widths as constants: such a copy is a few moves.

@@ -33,6 +33,8 @@ fn products_follow_the_rule_to_the_bit_in_every_orientation() {
         [200, 70, 513],
         [1, 200, 64],
         [33, 64, 2100],
+        // Large: in two pieces, in blocks of rows, and with tasks that share columns.
+        [400, 70, 1900],
     ] {
         let (a, b, before) = (random(m * k, 1), random(k * n, 2), random(m * n, 3));
         for (left, right) in [(false, false), (true, false), (false, true), (true, true)] {
