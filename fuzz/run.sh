@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes every target for some seconds, and prints how often each ran: fuzz/run.sh [SECONDS] [TARGET…]
-# Needs a C++ compiler, no nightly. For a run so short that optimising takes longer: COHORT_FUZZ_OPT_LEVEL=0 (the crates here alone). What is found lies in fuzz/artifacts/TARGET; what was learned in fuzz/corpus/TARGET.
+# Needs a C++ compiler, no nightly. COHORT_FUZZ_OPT_LEVEL=0 builds the crates of this repository in less time, for a short run. What is found lies in fuzz/artifacts/TARGET; what was learned in fuzz/corpus/TARGET.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

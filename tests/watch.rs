@@ -133,8 +133,11 @@ fn a_finished_run_is_shown_from_the_home_directory() {
     let scene = Scene::new();
     scene.run(&format!("{TRAIN} --local 1 --name done"));
     let mut watch = Terminal::start_with(&scene, "watch done", USUAL, &[("NO_COLOR", "1")]);
+    // The curves come after the events.
     let screen = watch.wait_until("the run", |screen| {
-        screen.contains("finished after step 12") && screen.contains("best")
+        ["finished after step 12", "best", " learning rate "]
+            .iter()
+            .all(|part| screen.contains(part))
     });
     let home = scene.path("home").display().to_string();
     // The path of the home directory may be cut.

@@ -17,7 +17,7 @@ const LEFT: usize = 1 << 19;
 const BLOCK_ROWS: usize = 32 * ROWS;
 
 /// Rows after which the next few lines of the right operand are asked for.
-const STRIDE: usize = 2 * ROWS;
+const FETCH_EVERY: usize = 2 * ROWS;
 
 thread_local! {
     /// The part of a right operand that is being used. Never borrowed while other tasks may run on the thread.
@@ -129,11 +129,11 @@ impl Product<'_> {
         let mut ahead = 0..contiguous(next).0;
         let each = ahead
             .len()
-            .div_ceil(wide.div_ceil(strip) * rows.div_ceil(STRIDE));
+            .div_ceil(wide.div_ceil(strip) * rows.div_ceil(FETCH_EVERY));
         for block in (0..rows).step_by(BLOCK_ROWS) {
             let block = block..(block + BLOCK_ROWS).min(rows);
             for at in (0..wide).step_by(strip) {
-                for row in block.clone().step_by(STRIDE) {
+                for row in block.clone().step_by(FETCH_EVERY) {
                     let o = Operands {
                         depth,
                         a: left[row * depth..].as_ptr(),
@@ -145,7 +145,7 @@ impl Product<'_> {
                         scale: 1.0,
                     };
                     let to = self.out.at((first + row) * self.b.cols + column + at);
-                    let (rows, cols) = (STRIDE.min(block.end - row), strip.min(wide - at));
+                    let (rows, cols) = (FETCH_EVERY.min(block.end - row), strip.min(wide - at));
                     let add = self.add || start > 0;
                     // SAFETY: whole tiles and strips are packed; this task's rows and columns of `out` are its own, and inside it.
                     unsafe { kernel::panel(o, rows, cols, to, self.b.cols, add) };
