@@ -5,7 +5,7 @@
 # Build scripts run without libFuzzer.
 case " $* " in *" --crate-name build_script_"*) exec "$@" ;; esac
 
-exec "$@" ${COHORT_FUZZ_OPT_LEVEL:+"-Copt-level=$COHORT_FUZZ_OPT_LEVEL"} -Cpasses=sancov-module \
+exec "$@" -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes every target for some seconds, and prints how often each ran: fuzz/run.sh [SECONDS] [TARGET…]
-# Needs a C++ compiler, no nightly. COHORT_FUZZ_OPT_LEVEL=0 builds the crates of this repository in less time, for a short run. What is found lies in fuzz/artifacts/TARGET; what was learned in fuzz/corpus/TARGET.
+# Needs a C++ compiler, no nightly. What is found lies in fuzz/artifacts/TARGET; what was learned in fuzz/corpus/TARGET.
+# COHORT_FUZZ_OPT_LEVEL=0 compiles what is fuzzed without optimisation: for runs shorter than what that takes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,8 +12,13 @@ if [[ ${#targets[@]} == 0 ]]; then
     mapfile -t targets < <(ls fuzz/seeds)
 fi
 
+options=()
+if [[ -n ${COHORT_FUZZ_OPT_LEVEL:-} ]]; then
+    options=(--config "profile.dev.package.cohort-common.opt-level=$COHORT_FUZZ_OPT_LEVEL")
+fi
 # Not `-p`: with all packages selected, dependencies are the same as in `cargo build`, and are not built again.
-RUSTC_WORKSPACE_WRAPPER=$PWD/fuzz/instrument.sh cargo build --quiet --features cohort-fuzz/libfuzzer --bin all
+RUSTC_WORKSPACE_WRAPPER=$PWD/fuzz/instrument.sh cargo build --quiet "${options[@]}" \
+    --features cohort-fuzz/libfuzzer --bin all
 program=${CARGO_TARGET_DIR:-target}/debug/all
 
 # 2 GiB and 10 seconds are far more than any of these inputs may take.

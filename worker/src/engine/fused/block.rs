@@ -1,7 +1,7 @@
 //! One transformer block as a candle operation:
 //! `x1 = x + drop(out(attention(qkv(norm1(x)))))`, `y = x1 + drop(down(act(up(norm2(x1)))))`.
 //!
-//! The weights are packed once for all rows, or, large ones that are used but once, a piece at a time on the way. Then
+//! The weights are packed once for all rows, or, where all go through at once, a piece at a time on the way. Then
 //! parts of a few samples each go through the whole block one beside the other, so that what one kernel leaves in the
 //! cache the next one finds there, and threads meet only at the end. Sums over rows (the gradients of weights) follow
 //! when all parts are done.

@@ -57,7 +57,7 @@ enum Weight<'a> {
 impl Shape {
     /// Elements of a weight that is packed for `parts` products beside each other, in either direction.
     pub fn packed_len(&self, parts: usize) -> usize {
-        if self.is_plain(parts) {
+        if packed_on_the_way(parts) {
             return 0;
         }
         Panels::len(self.inputs, self.outputs, self.precision).max(Panels::len(
@@ -65,11 +65,6 @@ impl Shape {
             self.inputs,
             self.precision,
         ))
-    }
-
-    /// Whether a weight is packed on the way: it has a single product.
-    fn is_plain(&self, parts: usize) -> bool {
-        parts == 1
     }
 
     /// Packs the weight into `out` for [`Packed::forward`], for `parts` products that run beside each other.
@@ -88,7 +83,7 @@ impl Shape {
     }
 
     fn packed<'a>(self, out: &'a mut [f32], weight: Matrix<'a>, parts: usize) -> Packed<'a> {
-        let weight = match self.is_plain(parts) {
+        let weight = match packed_on_the_way(parts) {
             true => Weight::Plain(weight),
             false => {
                 let out = &mut out[..Panels::len(weight.rows(), weight.cols(), self.precision)];
@@ -101,6 +96,11 @@ impl Shape {
             tasks: for_all_threads().div_ceil(parts),
         }
     }
+}
+
+/// Whether a weight need not be packed before it is used: a single product does that better by itself.
+fn packed_on_the_way(parts: usize) -> bool {
+    parts == 1
 }
 
 impl Packed<'_> {
