@@ -36,6 +36,7 @@ ratio is the median of the rounds' ratios. Results lie in bench/results/NAME.jso
 """
 
 import argparse
+import atexit
 import concurrent.futures
 import contextlib
 import json
@@ -174,8 +175,10 @@ def train(binary, spec, text, workers, threads, steps):
 
 
 def text_for_runs():
-    """Some text that every checkout has: the project's own sources."""
-    file = Path(tempfile.mkdtemp(prefix="cohort-bench-text-")) / "sources.txt"
+    """Some text that every checkout has: the project's own sources. It is gone with this process."""
+    directory = tempfile.mkdtemp(prefix="cohort-bench-text-")
+    atexit.register(shutil.rmtree, directory)
+    file = Path(directory) / "sources.txt"
     sources = sorted(p for p in ROOT.glob("*/src/**/*.rs"))
     file.write_text("\n".join(p.read_text() for p in sources))
     return file

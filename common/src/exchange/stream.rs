@@ -27,6 +27,9 @@ use crate::wire;
 /// Bytes of a worker's segment, at most. It is address space; memory is what the worker uses of it.
 const MAX_SEGMENT: u64 = 4 << 40;
 
+/// Chunks of a push for which another core is worth being woken: a millisecond of work.
+const EACH: usize = 8;
+
 /// A worker's stream for one state of a run.
 pub(super) struct Stream {
     pub(super) exchange: Arc<Exchange>,
@@ -238,7 +241,7 @@ fn is_unreadable(status: &Status) -> bool {
     )
 }
 
-/// Offers chunks on all cores, nearly in order: roots go out from the first chunk on.
+/// Offers chunks, many of them on several cores, nearly in order: roots go out from the first chunk on.
 fn in_parallel(
     chunks: Range<usize>,
     offer: impl Fn(usize) -> Result<Offered, OfferError> + Sync,
@@ -258,7 +261,10 @@ fn in_parallel(
         all.join(more);
         Ok(all)
     };
-    let threads = rayon::current_num_threads().min(chunks.len());
+    let threads = rayon::current_num_threads().min(chunks.len() / EACH);
+    if threads <= 1 {
+        return some(0);
+    }
     (0..threads)
         .into_par_iter()
         .map(some)

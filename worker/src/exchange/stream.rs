@@ -26,6 +26,9 @@ use crate::trace::Open;
 /// Messages in which a node is shared: few, as each wakes somebody up, but enough for the owner to begin early.
 const BATCHES: usize = 24;
 
+/// Chunks in such a message, if there are as many: to sum fewer is not worth another waking.
+const SMALL: usize = 16;
+
 /// What is to be sent next.
 enum Next {
     /// That steps are applied.
@@ -131,7 +134,7 @@ impl State {
             best.place.clone()
         });
         let count = match place {
-            Some(_) => shape.chunks().div_ceil(BATCHES).max(2),
+            Some(_) => shape.chunks().div_ceil(BATCHES).max(SMALL),
             None => 1,
         };
         let end = best.chunks.start + count;
