@@ -27,7 +27,7 @@ use crate::trace::Open;
 const BATCHES: usize = 24;
 
 /// Chunks in such a message, if there are as many: to sum fewer is not worth another waking.
-const SMALL: usize = 16;
+const SMALL: usize = 32;
 
 /// What is to be sent next.
 enum Next {
