@@ -27,8 +27,8 @@ use crate::wire;
 /// Bytes of a worker's segment, at most. It is address space; memory is what the worker uses of it.
 const MAX_SEGMENT: u64 = 4 << 40;
 
-/// Chunks of a push for which another core is worth being woken: a millisecond of work.
-const EACH: usize = 8;
+/// Chunks of a push for which a core is worth being woken: a millisecond of work.
+const PER_CORE: usize = 8;
 
 /// A worker's stream for one state of a run.
 pub(super) struct Stream {
@@ -261,7 +261,7 @@ fn in_parallel(
         all.join(more);
         Ok(all)
     };
-    let threads = rayon::current_num_threads().min(chunks.len() / EACH);
+    let threads = rayon::current_num_threads().min(chunks.len() / PER_CORE);
     if threads <= 1 {
         return some(0);
     }

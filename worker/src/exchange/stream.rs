@@ -23,11 +23,11 @@ use super::outgoing::Content;
 use super::{Shared, State};
 use crate::trace::Open;
 
-/// Messages in which a node is shared: few, as each wakes somebody up, but enough for the owner to begin early.
+/// Messages in which a node is shared, at most: few, as each wakes somebody up, but enough for the owner to begin early.
 const BATCHES: usize = 24;
 
-/// Chunks in such a message, if there are as many: to sum fewer is not worth another waking.
-const SMALL: usize = 32;
+/// Chunks that such a message has room for, at least: to sum fewer is not worth another waking.
+const ROOM: usize = 32;
 
 /// What is to be sent next.
 enum Next {
@@ -134,7 +134,7 @@ impl State {
             best.place.clone()
         });
         let count = match place {
-            Some(_) => shape.chunks().div_ceil(BATCHES).max(SMALL),
+            Some(_) => shape.chunks().div_ceil(BATCHES).max(ROOM),
             None => 1,
         };
         let end = best.chunks.start + count;
